@@ -1,0 +1,27 @@
+"""bdl: Bayesian deep learning for Keras 3.
+
+Variational layers, one honest ELBO, and predictions that know how sure they are, on TensorFlow, JAX and Torch.
+"""
+
+from bdl import calibration, layers, likelihoods, plots, posteriors, priors, random
+from bdl.elbo import ELBO, kl_divergence
+from bdl.layers import mean_weights
+from bdl.model import VariationalModel
+from bdl.prediction import predict_distribution
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELBO",
+    "VariationalModel",
+    "calibration",
+    "kl_divergence",
+    "layers",
+    "likelihoods",
+    "mean_weights",
+    "plots",
+    "posteriors",
+    "predict_distribution",
+    "priors",
+    "random",
+]

@@ -1,0 +1,379 @@
+"""The evidence lower bound and its KL schedules: the only place where NLL and KL meet.
+
+Per example, in nats, with `N` the number of training examples:
+
+    -ELBO / N = mean NLL + (sum of the weights' KL) / N + mean of the examples' local KL
+    loss      = mean NLL + T * (the two KL terms)
+
+Weights are global latent variables: one posterior serves all N examples, so their KL is divided by N. Alignments and
+codes are local: each example pays its own. T is the effective temperature; T = 1 is Bayes. The ELBO is always reported
+at T = 1, whatever T the loss was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from bdl.keras_internals import flatten_layers, keras_mask, num_replicas
+from bdl.likelihoods import Likelihood
+from bdl.random import Tensor
+from bdl.serialization import Serializable
+
+_register = keras.saving.register_keras_serializable(package="bdl")
+
+
+def kl_divergence(model: keras.Layer) -> Tensor:
+    """Divergence of all weight posteriors of a model from their priors.
+
+    Args:
+        model: A built Keras model or layer. A shared layer counts once.
+
+    Returns:
+        Scalar, total over the model, in nats; zero if no layer has a `kl_divergence` method.
+
+    Example:
+    >>> layer = bdl.layers.DenseFlipout(3)
+    >>> layer.build((None, 4))
+    >>> model = keras.Sequential([layer, layer])
+    >>> bool(kl_divergence(model) == layer.kl_divergence())
+    True
+    """
+    terms = [layer.kl_divergence() for layer in flatten_layers(model) if hasattr(layer, "kl_divergence")]
+    return sum(terms, ops.zeros(()))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The parts of the ELBO on a batch; all scalars, in nats.
+
+    Args:
+        loss: Tempered objective, per example.
+        nll: Mean negative log likelihood, per example.
+        kl: Total divergence: the weights', plus N times the mean local one.
+        elbo: Evidence lower bound at T = 1, per example.
+        temperature: T.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    kl: Tensor
+    elbo: Tensor
+    temperature: Tensor
+
+
+def evidence(
+    nll: Tensor,
+    weights_kl: Tensor,
+    num_examples: Tensor | int,
+    temperature: Tensor | float = 1.0,
+    local_kl: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Evidence:
+    """Puts the parts together; see the module's formula.
+
+    Args:
+        nll: Of each example, `(batch,)`, in nats.
+        weights_kl: Scalar, total, in nats.
+        num_examples: Number of training examples.
+        temperature: T.
+        local_kl: Of each example, `(batch,)`, in nats.
+        sample_weight: `(batch,)`; scales an example's NLL and local KL, never the weights' KL.
+
+    Example:
+    >>> parts = evidence(nll=np.array([1.0, 3.0], "float32"), weights_kl=50.0, num_examples=100, temperature=0.5)
+    >>> float(parts.loss), float(parts.elbo)
+    (2.25, -2.5)
+    """
+
+    def batch_mean(values: Tensor) -> Tensor:
+        return ops.mean(values if sample_weight is None else values * ops.cast(sample_weight, values.dtype))
+
+    mean_nll = batch_mean(ops.convert_to_tensor(nll))
+    size = ops.cast(num_examples, "float32")
+    kl_per_example = weights_kl / size
+    if local_kl is not None:
+        kl_per_example = kl_per_example + batch_mean(local_kl)
+    temperature = ops.cast(temperature, "float32")
+    return Evidence(
+        loss=mean_nll + temperature * kl_per_example,
+        nll=mean_nll,
+        kl=kl_per_example * size,
+        elbo=-(mean_nll + kl_per_example),
+        temperature=temperature,
+    )
+
+
+@_register
+class ELBO(keras.losses.Loss):
+    """The negative ELBO as a Keras loss, for a plain `keras.Model` or a custom training loop.
+
+    `bdl.VariationalModel` does the same and more (logs of the parts, schedules, inference of N); this is for code that
+    must keep its own model class.
+
+    Args:
+        likelihood: `bdl.likelihoods.Likelihood` of the labels given the outputs. Under `compile` it may not have
+            weights of its own (a learned scale), for the compiled model would not train them.
+        num_examples: Positive number of training examples, N. Without it the KL cannot be scaled, so it has no default.
+        kl_weight: Temperature T: non-negative, 1 is Bayes. A schedule needs `VariationalModel`.
+        model: The network whose weights' KL belongs in the loss. None leaves the KL to `kl=` of `evidence`.
+        name: Name of the loss.
+
+    Returns:
+        Scalar, per example, in nats.
+
+    Raises:
+        ValueError: if `num_examples` is not a positive integer, `kl_weight` is no such number, `model` is missing
+            on a call, or the likelihood's weights would go untrained.
+
+    Source: Graves 2011, "Practical variational inference for neural networks", eq. 3; N and minibatches as in
+    Blundell et al. 2015, section 3.4.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
+    >>> network.compile("adam", loss=ELBO(bdl.likelihoods.Categorical(), num_examples=100, model=network))
+    >>> history = network.fit(np.ones((100, 4)), np.zeros(100, int), verbose=0)
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        num_examples: int,
+        kl_weight: float = 1.0,
+        model: keras.Model | None = None,
+        name: str = "elbo",
+    ) -> None:
+        super().__init__(name=name, reduction="none")
+        self.likelihood = check_likelihood(likelihood)
+        self.num_examples = check_num_examples(num_examples)
+        if isinstance(kl_weight, KLSchedule):
+            raise ValueError("`kl_weight` must be a number here: a schedule needs a step counter. Use VariationalModel.")
+        self.kl_weight = check_kl_weight(kl_weight)
+        self.model = model
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """The loss of a batch; under a distribution strategy the replica's share of it."""
+        return self.evidence(y_true, y_pred, sample_weight).loss / num_replicas()
+
+    def evidence(self, y: Tensor, outputs: Tensor, sample_weight: Tensor | None = None) -> Evidence:
+        """All parts of the ELBO on a batch, for custom loops and logs.
+
+        Args:
+            y: Labels, `(batch, ...)`.
+            outputs: Network outputs; a Keras mask on them is honoured.
+            sample_weight: `(batch,)` or None.
+        """
+        if self.model is None:
+            raise ValueError("`model` is None, so the KL is unknown. Build the loss with ELBO(..., model=network).")
+        trained = {id(weight) for weight in self.model.trainable_weights}
+        if any(id(weight) not in trained for weight in self.likelihood.trainable_weights):
+            raise ValueError(
+                f"`likelihood` {type(self.likelihood).__name__} learns a scale that `model` does not hold, so it would "
+                "stay untrained. Use VariationalModel, fix the scale, or let the network predict it."
+            )
+        nll = self.likelihood.nll(y, outputs, keras_mask(outputs))
+        return evidence(
+            nll,
+            kl_divergence(self.model),
+            self.num_examples,
+            self.kl_weight,
+            local_kl=local_kl(self.model.losses),
+            sample_weight=check_sample_weight(sample_weight),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration without the model, which holds the loss and not the other way round."""
+        return {
+            "likelihood": keras.saving.serialize_keras_object(self.likelihood),
+            "num_examples": self.num_examples,
+            "kl_weight": self.kl_weight,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ELBO:
+        """Builds the loss again; set `.model` before use."""
+        likelihood = keras.saving.deserialize_keras_object(config["likelihood"])
+        return cls(**{**config, "likelihood": likelihood})
+
+
+def local_kl(losses: list[Tensor]) -> Tensor | None:
+    """Sum of the per-example divergences `(batch,)` that layers reported by `add_loss`; None if there are none.
+
+    A layer with a local latent variable (an alignment, a code) reports one number for each example. Scalars in the same
+    list are regularizers.
+    """
+    terms = [loss for loss in losses if len(loss.shape) == 1]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+class KLSchedule(Serializable):
+    """Base of schedules of the KL weight (the temperature T) over training."""
+
+    needs_total_steps: bool = True
+
+    def __call__(self, step: Tensor, total_steps: Tensor) -> Tensor:
+        """The weight at a step.
+
+        Args:
+            step: Training steps done so far, scalar float32.
+            total_steps: Steps of the whole training, scalar float32.
+        """
+        raise NotImplementedError
+
+
+@_register
+@dataclass(frozen=True)
+class LinearWarmup(KLSchedule):
+    """T rises linearly from 0 to 1, then stays 1: the means find the data before the KL bites.
+
+    Args:
+        fraction: Part of the training over which T rises, in (0, 1].
+        steps: Number of steps over which it rises instead, for training without a known end.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Sources: Bowman et al. 2015; Sønderby et al. 2016, "Ladder variational autoencoders", section 2.3.
+
+    Example:
+    >>> [float(LinearWarmup(0.5)(np.float32(step), np.float32(100))) for step in (0, 25, 50, 100)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+
+    fraction: float = 0.5
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"`fraction` must be in (0, 1], not {self.fraction!r}.")
+        if self.steps is not None and not (isinstance(self.steps, int) and self.steps > 0):
+            raise ValueError(f"`steps` must be a positive integer or None, not {self.steps!r}.")
+
+    @property
+    def needs_total_steps(self) -> bool:  # type: ignore[override]
+        """False where the length of the ramp is given in steps."""
+        return self.steps is None
+
+    def __call__(self, step: Tensor, total_steps: Tensor) -> Tensor:
+        """`min(1, step / ramp)`."""
+        ramp = float(self.steps) if self.steps is not None else self.fraction * total_steps
+        return ops.minimum(1.0, step / ops.maximum(ramp, 1e-6))
+
+
+@_register
+@dataclass(frozen=True)
+class CyclicalWarmup(KLSchedule):
+    """Several linear warm-ups in a row; at 1 after the last.
+
+    Args:
+        cycles: Positive number of cycles.
+        fraction: Part of each cycle over which T rises, in (0, 1].
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: Fu et al. 2019, "Cyclical annealing schedule", eq. 6-7.
+
+    Example:
+    >>> [float(CyclicalWarmup(2)(np.float32(step), np.float32(100))) for step in (0, 25, 50, 75, 100)]
+    [0.0, 1.0, 0.0, 1.0, 1.0]
+    """
+
+    cycles: int = 4
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.cycles, int) and self.cycles > 0):
+            raise ValueError(f"`cycles` must be a positive integer, not {self.cycles!r}.")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"`fraction` must be in (0, 1], not {self.fraction!r}.")
+
+    def __call__(self, step: Tensor, total_steps: Tensor) -> Tensor:
+        """Position in the cycle over its rising part, at most 1."""
+        period = ops.maximum(total_steps / self.cycles, 1e-6)
+        position = step / period
+        phase = position - ops.floor(position)
+        return ops.where(step >= total_steps, 1.0, ops.minimum(1.0, phase / self.fraction))
+
+
+@_register
+@dataclass(frozen=True)
+class MinibatchWeights(KLSchedule):
+    """Within each pass over M minibatches, batch i pays `M 2^(M-i) / (2^M - 1)` times its share; 1 on average.
+
+    Args:
+        num_batches: Positive number of minibatches in a pass, M.
+
+    Raises:
+        ValueError: if it is not a positive integer.
+
+    Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.4.
+
+    Example:
+    >>> [round(float(MinibatchWeights(2)(np.float32(step), 0.0)), 4) for step in range(4)]
+    [1.3333, 0.6667, 1.3333, 0.6667]
+    """
+
+    num_batches: int = 1
+    needs_total_steps = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.num_batches, int) and self.num_batches > 0):
+            raise ValueError(f"`num_batches` must be a positive integer, not {self.num_batches!r}.")
+
+    def __call__(self, step: Tensor, total_steps: Tensor) -> Tensor:
+        """The weight of this minibatch, written without `2^M`, which overflows."""
+        batch = step - self.num_batches * ops.floor(step / self.num_batches) + 1.0
+        return self.num_batches * ops.exp(-math.log(2.0) * batch) / -math.expm1(-self.num_batches * math.log(2.0))
+
+
+def check_likelihood(likelihood: Any) -> Likelihood:
+    """Checks the type of a likelihood argument."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    raise ValueError(
+        f"`likelihood` must be a bdl.likelihoods.Likelihood instance, such as Categorical() or Normal(), "
+        f"not {likelihood!r}."
+    )
+
+
+def check_num_examples(num_examples: Any) -> int:
+    """Checks the number of training examples."""
+    is_integer = hasattr(num_examples, "__index__") and not isinstance(num_examples, bool)
+    if not is_integer or int(num_examples) <= 0:
+        raise ValueError(
+            f"`num_examples` must be the number of training examples, a positive integer, not {num_examples!r}. "
+            "It divides the KL; without it the temperature of the ELBO is unknown."
+        )
+    return int(num_examples)
+
+
+def check_kl_weight(kl_weight: Any) -> float:
+    """Checks a constant temperature."""
+    is_number = isinstance(kl_weight, (int, float)) and not isinstance(kl_weight, bool)
+    if not (is_number and kl_weight >= 0 and math.isfinite(kl_weight)):
+        raise ValueError(
+            f"`kl_weight` must be a finite number >= 0 (the temperature T; 1 is Bayes) or a bdl.elbo.KLSchedule, "
+            f"not {kl_weight!r}. Do not divide it by the number of examples: the ELBO does."
+        )
+    return float(kl_weight)
+
+
+def check_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
+    """Brings sample weights to `(batch,)`; weights of single events would make an example's NLL ambiguous."""
+    if sample_weight is None:
+        return None
+    sample_weight = ops.convert_to_tensor(sample_weight)
+    if len(sample_weight.shape) == 2 and sample_weight.shape[-1] == 1:
+        sample_weight = ops.squeeze(sample_weight, -1)
+    if len(sample_weight.shape) != 1:
+        raise ValueError(
+            f"`sample_weight` must have one weight for each example, shape (batch,), not {tuple(sample_weight.shape)}. "
+            "To leave out single events of a sequence, use a Keras mask."
+        )
+    return sample_weight

@@ -1,0 +1,45 @@
+"""The few things that Keras offers no public way to do. Nothing else in bdl touches a private Keras name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """The layer and every layer inside it, at any depth, each once.
+
+    `Model.layers` lists direct children only, and a plain `Layer` has no public list at all.
+
+    Example:
+    >>> len(flatten_layers(keras.Sequential([keras.Sequential([keras.layers.Dense(1)])])))
+    3
+    """
+    unique: dict[int, keras.Layer] = {}
+    for inner in layer._flatten_layers():
+        unique.setdefault(id(inner), inner)
+    return list(unique.values())
+
+
+def keras_mask(tensor: Any) -> Any:
+    """The mask that Keras attached to a layer's output, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_signature(layer_class: type, signature: Any) -> None:
+    """Gives a class whose `__init__` takes `**kwargs` the signature that its users should see."""
+    layer_class.__signature__ = signature  # type: ignore[attr-defined]
+
+
+def num_replicas() -> int:
+    """Replicas over which Keras sums the gradient of a loss: it expects each to return its share.
+
+    Keras divides what goes through `compile(loss=...)` itself, but not the result of an overridden `compute_loss` or of
+    a loss with its own `__call__`.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync

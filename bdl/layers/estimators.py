@@ -1,0 +1,207 @@
+"""The four ways to evaluate a layer under its weight posterior.
+
+For `y = x @ W` with `W = M + D`, `M` the mean and `D` the random part:
+
+- reparameterization: one `W` for the whole batch (Kingma & Welling 2014; Blundell et al. 2015);
+- flipout: `x @ M + ((x * s) @ D) * t` with random signs `s`, `t` for each example (Wen et al. 2018, eq. 4);
+- local reparameterization: `N(x @ M, x^2 @ scale^2)` drawn at each output (Kingma et al. 2015, eq. 6);
+- rank-1: `((x * r) @ M) * s` with random factors for each example (Dusenberry et al. 2020, eq. 4).
+
+All leave the layer's bias and activation in place. Each takes the layer's `Weights` and returns the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from bdl import random
+from bdl.layers.linear import Stage, Values, feature_shape
+from bdl.posteriors import Posterior, Variables
+from bdl.priors import Prior
+from bdl.random import Tensor
+
+_whole_functions: ContextVar[bool] = ContextVar("whole_functions", default=False)
+
+
+@contextlib.contextmanager
+def whole_functions() -> Iterator[None]:
+    """Within this context each call of a layer draws one function for all of its inputs, whatever the estimator.
+
+    The noise of a call then depends on the layer's seed alone and not on the batch, so that with equal seeds equal
+    functions are evaluated on different batches.
+    """
+    token = _whole_functions.set(True)
+    try:
+        yield
+    finally:
+        _whole_functions.reset(token)
+
+
+def draws_whole_functions() -> bool:
+    """Whether `whole_functions` is in force."""
+    return _whole_functions.get()
+
+
+@dataclass(frozen=True)
+class SampledWeight:
+    """One weight with a posterior.
+
+    Args:
+        mean: The wrapped layer's variable.
+        posterior: Its posterior.
+        prior: Its prior; None where the posterior holds priors of its own.
+        input_axes: Its fan-in axes.
+        variables: The posterior's variables.
+        index: Its number within the layer, which selects its noise.
+    """
+
+    mean: keras.Variable
+    posterior: Posterior
+    prior: Prior | None
+    input_axes: tuple[int, ...]
+    variables: Variables
+    index: int
+
+    def kl(self) -> Tensor:
+        """Divergence from the prior: scalar, total, in nats."""
+        return self.posterior.kl(self.mean, self.variables, self.prior, self.input_axes)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Randomness of one call of a layer.
+
+    Args:
+        key: Key of the call.
+        strength: Scalar, 1, or 0 where the posterior mean is asked for.
+    """
+
+    key: Tensor
+    strength: Tensor
+
+    def perturbation(self, weight: SampledWeight) -> Tensor:
+        """One draw of the weight minus its mean."""
+        posterior: Any = weight.posterior
+        draw = posterior.perturbation(weight.variables, random.fold_in(self.key, weight.index))
+        return self.strength * draw
+
+    def normal(self, shape: Sequence[Any], stream: int) -> Tensor:
+        """Standard normal noise; streams from `FIRST_FREE_STREAM` up are not used by any weight."""
+        return self.strength * random.normal(shape, random.fold_in(self.key, stream))
+
+    def signs(self, shape: Sequence[Any], stream: int) -> Tensor:
+        """Random signs."""
+        return random.rademacher(shape, random.fold_in(self.key, stream))
+
+
+FIRST_FREE_STREAM = 1_000
+"""Streams below belong to the weights' own perturbations, by their index."""
+
+Weights = dict[str, SampledWeight]
+"""The sampled weights of a layer by name."""
+
+StageEstimator = Callable[[Stage, dict[str, Any], Weights, Tensor, Noise, int], Tensor]
+
+
+def sample_weights(weights: Weights, noise: Noise) -> Values:
+    """One value of every sampled weight, in float32."""
+    return {
+        name: ops.cast(ops.convert_to_tensor(weight.mean), "float32") + noise.perturbation(weight)
+        for name, weight in weights.items()
+    }
+
+
+def flipout(
+    stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int
+) -> Tensor:
+    """One perturbation for the batch, decorrelated across examples by random signs (Wen et al. 2018, eq. 4)."""
+    outputs = stage.apply(means, inputs)
+    perturbations = {name: noise.perturbation(weights[name]) for name in stage.weights if name in weights}
+    if not perturbations:
+        return outputs
+    batch = ops.shape(inputs)[0]
+    signs_in = noise.signs((batch, *feature_shape(inputs.shape, stage.input_axes)), stream)
+    signs_out = noise.signs((batch, *feature_shape(outputs.shape, stage.output_axes)), stream + 1)
+    shift = stage.apply(perturbations, inputs * ops.cast(signs_in, inputs.dtype))
+    return outputs + shift * ops.cast(signs_out, outputs.dtype)
+
+
+def local_reparameterization(
+    stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int
+) -> Tensor:
+    """Gaussian noise of the right mean and variance on each output (Kingma et al. 2015, eq. 6)."""
+    outputs = stage.apply(means, inputs)
+    scales = {}
+    for name in stage.weights:
+        if name in weights:
+            posterior: Any = weights[name].posterior
+            scales[name] = posterior.scale(weights[name].variables)
+    if not scales:
+        return outputs
+    deviation = _propagate_scales(stage, scales, inputs)
+    draw = noise.normal(ops.shape(outputs), stream)
+    return outputs + deviation * ops.cast(draw, outputs.dtype)
+
+
+def rank1(
+    stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int
+) -> Tensor:
+    """Random factors on the inputs and outputs of each example (Dusenberry et al. 2020, eq. 4)."""
+    name = stage.weights[0]
+    posterior: Any = weights[name].posterior
+    variables = weights[name].variables
+    batch = 1 if draws_whole_functions() else ops.shape(inputs)[0]
+
+    def factor(side: str, stream: int) -> Tensor:
+        shape = variables[f"{side}_mean"].shape
+        return posterior.factor(variables, side, noise.normal((batch, *shape), stream))
+
+    outputs = stage.apply({name: means[name]}, inputs * ops.cast(factor("input", stream), inputs.dtype))
+    outputs = outputs * ops.cast(factor("output", stream + 1), outputs.dtype)
+    return stage.add_bias(outputs, means["bias"]) if "bias" in stage.weights else outputs
+
+
+def _propagate_scales(stage: Stage, scales: Values, inputs: Tensor) -> Tensor:
+    """Standard deviation of each output, `sqrt(x^2 @ scale^2)`, with a finite gradient where it is zero."""
+    if keras.backend.standardize_dtype(inputs.dtype) == "float16":
+        return _propagate_scales_in_half_precision(stage, scales, inputs)
+    variance = stage.apply({name: ops.square(scale) for name, scale in scales.items()}, ops.square(inputs))
+    return _safe_sqrt(variance)
+
+
+def _propagate_scales_in_half_precision(stage: Stage, scales: Values, inputs: Tensor) -> Tensor:
+    """The same with scales and inputs brought to at most one: squares of float16 over- and underflow early."""
+    largest_input = ops.maximum(ops.max(ops.abs(inputs)), ops.cast(1.0, inputs.dtype))
+    largest = ops.max(ops.stack([ops.max(scale) for scale in scales.values()]))
+    # A bias multiplies the constant input one, so it is divided by the inputs' unit as well.
+    unit_input = ops.cast(largest_input, "float32")
+    squares = {
+        name: ops.square(scale / largest / (unit_input if name == "bias" else 1.0)) for name, scale in scales.items()
+    }
+    variance = stage.apply(squares, ops.square(inputs / largest_input))
+    return _safe_sqrt(variance) * ops.cast(unit_input * largest, inputs.dtype)
+
+
+def _safe_sqrt(variance: Tensor) -> Tensor:
+    """Square root whose gradient at zero is zero, as the mean gradient over the noise is."""
+    positive = variance > 0
+    return ops.where(positive, ops.sqrt(ops.where(positive, variance, ops.ones_like(variance))), 0.0)
+
+
+STAGE_ESTIMATORS: dict[str, StageEstimator] = {
+    "flipout": flipout,
+    "local_reparameterization": local_reparameterization,
+    "rank1": rank1,
+}
+"""Estimators that need the layer's affine stages."""
+
+ESTIMATORS = ("reparameterization", "flipout", "local_reparameterization")
+"""Estimators that a user may choose for a weight posterior; rank-1 factors follow from their posterior."""
+

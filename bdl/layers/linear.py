@@ -1,0 +1,215 @@
+"""What makes a Keras layer linear in its kernel, and how to evaluate it as such.
+
+Flipout, local reparameterization and rank-1 factors need the affine part of a layer, without its activation, for
+weights of their choice. It is taken from the layer's own `call`, so that strides, padding, groups and data formats
+are Keras' business. A `Stage` is one such affine map; most layers are one, a separable convolution is two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from bdl.random import Tensor
+
+Values = dict[str, Tensor]
+"""Weight values by name (`kernel`, `bias`); what is missing counts as zero."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One affine map inside a layer.
+
+    Args:
+        weights: Names of the weights in which it is jointly linear, the kernel first.
+        apply: Evaluates it for given weight values, without activation.
+        input_axes: Axes of the input along which the kernel has weights of their own (negative: from the end). Along
+            all others but the batch it is the same map at each position.
+        output_axes: The same of the output.
+        bias_shape: Shape that makes the bias broadcast over the output, or None where it does so already.
+    """
+
+    weights: tuple[str, ...]
+    apply: Callable[[Values, Tensor], Tensor]
+    input_axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
+    bias_shape: tuple[int, ...] | None = None
+
+    def add_bias(self, outputs: Tensor, bias: Tensor) -> Tensor:
+        """Adds a bias to outputs that were computed without one."""
+        bias = bias if self.bias_shape is None else ops.reshape(bias, self.bias_shape)
+        return outputs + ops.cast(bias, outputs.dtype)
+
+
+def stages(layer: keras.Layer) -> list[Stage]:
+    """The affine maps of a built layer, in the order in which they apply.
+
+    Args:
+        layer: A built Dense, EinsumDense or convolution layer.
+
+    Raises:
+        ValueError: if the layer is not linear in its kernel.
+
+    Example:
+    >>> layer = layers.Dense(2)
+    >>> layer.build((None, 3))
+    >>> stages(layer)[0].weights
+    ('kernel', 'bias')
+    """
+    if isinstance(layer, (layers.SeparableConv1D, layers.SeparableConv2D)):
+        return _separable_stages(layer)
+    names = tuple(weight_name(weight) for weight in layer.trainable_weights)
+    if not is_linear(layer) or not set(names) <= {"kernel", "bias"}:
+        raise ValueError(
+            f"`layer` must be linear in its kernel for this estimator: a Dense, EinsumDense or convolution layer "
+            f"without LoRA, not {type(layer).__name__} with weights {names}. Use estimator='reparameterization'."
+        )
+    input_axes, output_axes = feature_axes(layer)
+    bias_shape = _channel_bias_shape(layer) if isinstance(layer, _CHANNEL_LAYERS) else None
+    return [Stage(names, lambda values, inputs: _affine(layer, values, inputs), input_axes, output_axes, bias_shape)]
+
+
+def is_linear(layer: keras.Layer) -> bool:
+    """Whether the affine part of this layer is known: Dense, EinsumDense, and the convolutions."""
+    return isinstance(layer, (layers.Dense, layers.EinsumDense, *_CHANNEL_LAYERS))
+
+
+def is_exact_for_local_reparameterization(layer: keras.Layer, inputs: Tensor) -> bool:
+    """Whether independent noise on each output has the joint distribution of a random kernel: Dense on vectors."""
+    return isinstance(layer, layers.Dense) and len(inputs.shape) == 2
+
+
+def feature_axes(layer: keras.Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Axes of the input and of the output of a linear layer along which its kernel has weights of their own."""
+    if isinstance(layer, layers.Dense):
+        return (-1,), (-1,)
+    if isinstance(layer, layers.EinsumDense):
+        inputs, kernel, outputs = _einsum_labels(layer)
+        return _label_axes(inputs, kernel), _label_axes(outputs, kernel)
+    axis = -1 if layer.data_format == "channels_last" else 1
+    return (axis,), (axis,)
+
+
+def kernel_input_axes(layer: keras.Layer, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Axes of a weight that are summed over (its fan-in); for an unknown layer all but the last, as Keras counts.
+
+    Args:
+        layer: The layer that owns the weight.
+        name: Name of the weight, such as `"kernel"`.
+        shape: Shape of the weight. A vector has no fan-in.
+
+    Example:
+    >>> kernel_input_axes(layers.Conv2DTranspose(8, 3), "kernel", (3, 3, 8, 4))
+    (0, 1, 3)
+    """
+    rank = len(shape)
+    if name.endswith("bias") or rank < 2:
+        return ()
+    if isinstance(layer, layers.EinsumDense):
+        _, kernel, outputs = _einsum_labels(layer)
+        return tuple(axis for axis, label in enumerate(kernel) if label not in outputs)
+    if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
+        return (*range(rank - 2), rank - 1)
+    if isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)) or name == "depthwise_kernel":
+        return tuple(range(rank - 2))
+    return tuple(range(rank - 1))
+
+
+def weight_name(weight: keras.Variable) -> str:
+    """Last part of a variable's path: `kernel`, `bias`, `recurrent_kernel`, ..."""
+    return weight.path.rsplit("/", 1)[-1]
+
+
+def feature_shape(shape: Sequence[Any], axes: Sequence[int]) -> tuple[Any, ...]:
+    """Shape of a factor that varies along the given axes of a tensor and is one on all others, without the batch.
+
+    Example:
+    >>> feature_shape((32, 28, 28, 3), axes=(-1,))
+    (1, 1, 3)
+    """
+    kept = {axis % len(shape) for axis in axes}
+    return tuple(size if axis in kept else 1 for axis, size in enumerate(shape))[1:]
+
+
+_CHANNEL_LAYERS = (
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+)
+
+
+def _affine(layer: keras.Layer, values: Values, inputs: Tensor) -> Tensor:
+    trainable = [_value_or_zeros(values, weight) for weight in layer.trainable_weights]
+    with _without_activation(layer):
+        outputs, _ = layer.stateless_call(trainable, layer.non_trainable_variables, inputs)
+    return outputs
+
+
+def _value_or_zeros(values: Values, weight: keras.Variable) -> Tensor:
+    value = values.get(weight_name(weight))
+    return ops.zeros(weight.shape, dtype=weight.dtype) if value is None else value
+
+
+@contextlib.contextmanager
+def _without_activation(layer: keras.Layer) -> Iterator[None]:
+    activation = layer.activation
+    layer.activation = None
+    try:
+        yield
+    finally:
+        layer.activation = activation
+
+
+def _separable_stages(layer: Any) -> list[Stage]:
+    axes = (-1 if layer.data_format == "channels_last" else 1,)
+
+    def depthwise(values: Values, inputs: Tensor) -> Tensor:
+        return ops.depthwise_conv(
+            inputs,
+            ops.cast(values["depthwise_kernel"], inputs.dtype),
+            strides=layer.strides,
+            padding=layer.padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+        )
+
+    def pointwise(values: Values, inputs: Tensor) -> Tensor:
+        kernel = ops.cast(values["pointwise_kernel"], inputs.dtype)
+        outputs = ops.conv(inputs, kernel, strides=1, padding="valid", data_format=layer.data_format)
+        return second.add_bias(outputs, values["bias"]) if "bias" in values else outputs
+
+    names = ("pointwise_kernel", "bias") if layer.use_bias else ("pointwise_kernel",)
+    second = Stage(names, pointwise, axes, axes, _channel_bias_shape(layer))
+    return [Stage(("depthwise_kernel",), depthwise, axes, axes), second]
+
+
+def _channel_bias_shape(layer: Any) -> tuple[int, ...]:
+    spatial = (1,) * len(layer.kernel_size)
+    return (1, *spatial, -1) if layer.data_format == "channels_last" else (1, -1, *spatial)
+
+
+def _einsum_labels(layer: Any) -> tuple[str, str, str]:
+    """Labels of the input, the kernel and the output of an EinsumDense equation; `...` stays in the first and last."""
+    inputs, rest = layer.equation.replace(" ", "").split(",")
+    kernel, outputs = rest.split("->")
+    return inputs, kernel.replace("...", ""), outputs
+
+
+def _label_axes(labels: str, kernel: str) -> tuple[int, ...]:
+    """Axes of the labels that the kernel has too; counted from the end where an ellipsis stands before them."""
+    if "..." not in labels:
+        return tuple(axis for axis, label in enumerate(labels) if label in kernel)
+    before, after = labels.split("...")
+    front = tuple(axis for axis, label in enumerate(before) if label in kernel)
+    back = tuple(axis - len(after) for axis, label in enumerate(after) if label in kernel)
+    return front + back

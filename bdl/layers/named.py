@@ -1,0 +1,169 @@
+"""How the named drop-in layers (`DenseFlipout`, `Conv2DRank1`, ...) are made from the mechanism."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar, Self
+
+import keras
+
+from bdl import posteriors, priors
+from bdl.keras_internals import set_signature
+from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
+from bdl.posteriors import Posterior, Rank1
+from bdl.priors import Normal, Prior
+
+_LAYER_ARGUMENTS = ("name", "dtype", "trainable", "seed")
+_SEPARABLE_KERNELS = ("depthwise_kernel", "pointwise_kernel")
+DEFAULT_FACTOR_PRIOR = Normal(1.0, 1.0)
+
+
+class NamedVariational(Variational):
+    """A Keras layer and an estimator under one name: the arguments of the Keras layer, then those of the posterior.
+
+    Args:
+        *args: Positional arguments of the Keras layer.
+        kernel_prior: `bdl.priors.Prior` of the kernel, or its name. Default: row x column empirical Bayes.
+        kernel_posterior: `bdl.posteriors.Posterior` of the kernel, or its name. Default: `MeanFieldNormal()`.
+        bias_prior: Prior of the bias. None, with `bias_posterior` None, leaves the bias a point estimate.
+        bias_posterior: Posterior of the bias. None with a `bias_prior` means `MeanFieldNormal()`.
+        seed: Integer seed of the layer's noise, or None for a random one.
+        **kwargs: Keyword arguments of the Keras layer.
+
+    Raises:
+        ValueError: as the Keras layer and `Variational` do; if `bias_posterior` comes without `bias_prior`.
+    """
+
+    keras_layer: ClassVar[type[keras.Layer]]
+    estimator_name: ClassVar[str]
+
+    def __init_subclass__(cls, wraps: type[keras.Layer] | None = None, estimator: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if wraps is None:
+            return
+        cls.keras_layer = wraps
+        cls.estimator_name = estimator
+        set_signature(cls, _joint_signature(wraps, cls.__init__))
+        keras.saving.register_keras_serializable(package="bdl")(cls)
+
+    def __init__(
+        self,
+        *args: Any,
+        kernel_prior: Prior | str | dict[str, Any] = DEFAULT_PRIOR,
+        kernel_posterior: Posterior | str | dict[str, Any] = DEFAULT_POSTERIOR,
+        bias_prior: Prior | str | dict[str, Any] | None = None,
+        bias_posterior: Posterior | str | dict[str, Any] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.kernel_prior = priors.get(kernel_prior, "kernel_prior")
+        self.kernel_posterior = posteriors.get(kernel_posterior, "kernel_posterior")
+        if bias_posterior is not None and bias_prior is None:
+            raise ValueError(
+                "`bias_posterior` was given without `bias_prior`. Give a prior, such as bias_prior='normal', "
+                "or neither to keep the bias a point estimate."
+            )
+        self.bias_prior = None if bias_prior is None else priors.get(bias_prior, "bias_prior")
+        bias_posterior = bias_posterior or (None if bias_prior is None else DEFAULT_POSTERIOR)
+        self.bias_posterior = None if bias_posterior is None else posteriors.get(bias_posterior, "bias_posterior")
+        kernels = _SEPARABLE_KERNELS if "Separable" in self.keras_layer.__name__ else ("kernel",)
+        families: dict[str, tuple[Any, Any]] = {name: (self.kernel_prior, self.kernel_posterior) for name in kernels}
+        if self.bias_prior is not None:
+            families["bias"] = (self.bias_prior, self.bias_posterior)
+        self._wrap(args, kwargs, self.estimator_name, families, seed)
+
+    def _wrap(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], estimator: str, families: dict[str, Any], seed: int | None
+    ) -> None:
+        own = {name: kwargs.pop(name) for name in _LAYER_ARGUMENTS if name in kwargs}
+        inner = {name: own[name] for name in ("dtype", "trainable") if name in own}
+        layer = self.keras_layer(*args, **kwargs, **inner, name="mean")
+        own.setdefault("dtype", layer.dtype_policy)
+        super().__init__(layer, estimator=estimator, weights=families, seed=seed, **own)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the Keras layer's arguments and the posterior's."""
+        config = self.layer.get_config()
+        own = {"name": self.name, "trainable": self.trainable, "seed": self.seed}
+        return {**config, **own, **self._posterior_config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
+        """Builds the layer again from `get_config()`."""
+        # The Keras layer turns its own arguments (initializers, ...) back; a class's from_config may do more.
+        ours = {name: config[name] for name in (*_posterior_arguments(cls), "name", "trainable", "seed") if name in config}
+        theirs = {name: value for name, value in config.items() if name not in ours}
+        arguments = cls.keras_layer.from_config({**theirs, "name": "mean"}).get_config()
+        return cls(**{**arguments, **ours})
+
+    def _posterior_config(self) -> dict[str, Any]:
+        return {
+            name: None if getattr(self, name) is None else keras.saving.serialize_keras_object(getattr(self, name))
+            for name in _posterior_arguments(type(self))
+        }
+
+
+class NamedRank1(NamedVariational):
+    """A Keras layer with a rank-1 posterior: the arguments of the Keras layer, then the priors of the factors.
+
+    Every example has random factors of its own on the layer's inputs and outputs. The weights are point estimates,
+    fitted by maximum likelihood: variational EM, not full Bayes. A first layer with
+    `input_factor_prior=bdl.priors.Normal(1.0, 10.0)` leaves the factors of features that the data never use broad,
+    and so knows inputs that it has never seen.
+
+    Args:
+        *args: Positional arguments of the Keras layer.
+        input_factor_prior: `bdl.priors.Prior` of the input features' factors, around 1. Default: `Normal(1, 1)`.
+        output_factor_prior: Prior of the output features' factors, around 1. Default: `Normal(1, 1)`.
+        initial_scale: Positive standard deviation of every factor at the start.
+        seed: Integer seed of the layer's noise, or None for a random one.
+        **kwargs: Keyword arguments of the Keras layer.
+
+    Raises:
+        ValueError: as the Keras layer and `Variational` do; if a prior is no prior.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        input_factor_prior: Prior | str | dict[str, Any] = DEFAULT_FACTOR_PRIOR,
+        output_factor_prior: Prior | str | dict[str, Any] = DEFAULT_FACTOR_PRIOR,
+        initial_scale: float = Rank1.initial_scale,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.input_factor_prior = priors.get(input_factor_prior, "input_factor_prior")
+        self.output_factor_prior = priors.get(output_factor_prior, "output_factor_prior")
+        self.initial_scale = initial_scale
+        posterior = Rank1(self.input_factor_prior, self.output_factor_prior, initial_scale)
+        # The kernel itself has no prior; Variational's default one is not used by factors.
+        self._wrap(args, kwargs, "reparameterization", {"kernel": (DEFAULT_PRIOR, posterior)}, seed)
+
+    def _posterior_config(self) -> dict[str, Any]:
+        config = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("input_factor_prior", "output_factor_prior")
+        }
+        return {**config, "initial_scale": self.initial_scale}
+
+
+def _posterior_arguments(cls: type) -> list[str]:
+    if issubclass(cls, NamedRank1):
+        return ["input_factor_prior", "output_factor_prior", "initial_scale"]
+    return ["kernel_prior", "kernel_posterior", "bias_prior", "bias_posterior"]
+
+
+def _joint_signature(wraps: type, init: Any) -> inspect.Signature:
+    """The Keras layer's arguments, then our keyword arguments, then `**kwargs`."""
+    theirs = [
+        parameter
+        for parameter in list(inspect.signature(wraps.__init__).parameters.values())[1:]  # type: ignore[misc]
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    ours = [
+        parameter
+        for parameter in inspect.signature(init).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+    return inspect.Signature([*theirs, *ours, rest])

@@ -1,0 +1,264 @@
+"""The mechanism: any Keras layer plus a posterior over its weights.
+
+The wrapped layer keeps its own weights, and they are the posterior means; the wrapper adds the scales. A call evaluates
+the layer as a pure function of its weights (`stateless_call`) with sampled values in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl import posteriors, priors, random
+from bdl.keras_internals import flatten_layers
+from bdl.layers import estimators, linear
+from bdl.layers.estimators import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
+from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
+from bdl.priors import EmpiricalBayes, Prior
+from bdl.random import Tensor
+
+DEFAULT_PRIOR = EmpiricalBayes("row_column")
+DEFAULT_POSTERIOR = MeanFieldNormal()
+
+
+@keras.saving.register_keras_serializable(package="bdl")
+class Variational(keras.layers.Wrapper):
+    """Makes any Keras layer variational: some of its weights get a posterior and a prior.
+
+    The layer samples in training and at inference; within `bdl.mean_weights(model)` it uses the posterior mean. Its
+    `kl_divergence()` belongs in the objective once a step, divided by the number of training examples, which
+    `bdl.VariationalModel` and `bdl.ELBO` do; a plain `compile(loss=...)` would drop it.
+
+    A layer that is called several times in one pass (a shared layer) draws new noise on each call.
+
+    Args:
+        layer: Any Keras layer. A built layer keeps its weights, which become the posterior means.
+        estimator: `"reparameterization"` for any layer; `"flipout"` or `"local_reparameterization"` for layers that
+            are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
+            on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
+            marginals match. There it trains, and outside training whole weights are drawn.
+        prior: `bdl.priors.Prior` or its name. Default: row x column empirical Bayes.
+        posterior: `bdl.posteriors.Posterior` or its name. Default: `MeanFieldNormal()`. `Rank1()` replaces sampled
+            weights by factors.
+        weights: Names of the weights that get a posterior, each the last part of a variable's path. A mapping
+            from name to `(prior, posterior)` gives each weight its own.
+        seed: Integer seed of the layer's noise, or None for a random one.
+        **kwargs: `name`, `dtype` and other arguments of `keras.Layer`.
+
+    Input and output shape: those of the wrapped layer.
+
+    Raises:
+        ValueError: if an argument is of the wrong kind; when built, if a weight does not exist, carries a regularizer
+            (which would be a second prior), or cannot be used with the estimator.
+
+    Sources: Blundell et al. 2015 (arXiv 1505.05424); Wen et al. 2018 (1803.04386); Kingma et al. 2015 (1506.02557);
+    Dusenberry et al. 2020 (2005.07186).
+
+    Example:
+    >>> layer = Variational(keras.layers.Dense(3), estimator="flipout", seed=0)
+    >>> layer(np.ones((2, 4))).shape == (2, 3) and float(layer.kl_divergence()) > 0
+    True
+    """
+
+    def __init__(
+        self,
+        layer: keras.Layer,
+        estimator: str = "reparameterization",
+        prior: Prior | str | dict[str, Any] = DEFAULT_PRIOR,
+        posterior: Posterior | str | dict[str, Any] = DEFAULT_POSTERIOR,
+        weights: Sequence[str] | Mapping[str, tuple[Any, Any]] = ("kernel",),
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(layer, keras.Layer):
+            raise ValueError(f"`layer` must be a keras.Layer instance, such as keras.layers.Dense(3), not {layer!r}.")
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"`estimator` must be one of {ESTIMATORS}, not {estimator!r}.")
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs.setdefault("activity_regularizer", getattr(layer, "activity_regularizer", None))
+        super().__init__(layer, **kwargs)
+        self.estimator = estimator
+        self._families = _families(weights, prior, posterior)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = layer.supports_masking
+        self._sampled: dict[str, SampledWeight] = {}
+
+    @property
+    def sampled_weights(self) -> dict[str, SampledWeight]:
+        """The weights that have a posterior, by name; empty until the layer is built."""
+        return dict(self._sampled)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Builds the wrapped layer and adds the posteriors' variables."""
+        super().build(input_shape)
+        self.noise_strength = self.add_weight(
+            name="noise_strength", shape=(), initializer="ones", trainable=False, dtype="float32", autocast=False
+        )
+        self._stages = self._linear_stages()
+        for index, (name, (prior, posterior)) in enumerate(self._families.items()):
+            self._sampled[name] = self._sampled_weight(index, name, prior, posterior, input_shape)
+        self.built = True
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        """Evaluates the layer for one draw of its weights."""
+        noise = Noise(random.draw_key(self.seed_generator), ops.convert_to_tensor(self.noise_strength))
+        if self._evaluates_stages(inputs, training):
+            return self._call_stages(inputs, noise)
+        return self._call_whole(inputs, noise, training, mask)
+
+    def kl_divergence(self) -> Tensor:
+        """Divergence of all weight posteriors from their priors: scalar, total, in nats.
+
+        A function of the variables alone, however often the layer was called.
+        """
+        if not self.built:
+            raise ValueError(f"Layer {self.name} has no weights yet: build it, or call it once, before kl_divergence().")
+        return sum((weight.kl() for weight in self._sampled.values()), ops.zeros(()))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the wrapped layer."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """That of the wrapped layer."""
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns everything that `from_config` needs."""
+        families = {
+            name: [keras.saving.serialize_keras_object(part) for part in family if part is not None]
+            for name, family in self._families.items()
+        }
+        return {**super().get_config(), "estimator": self.estimator, "weights": families, "seed": self.seed}
+
+    def _linear_stages(self) -> list[linear.Stage]:
+        rank1 = [isinstance(posterior, Rank1) for _, posterior in self._families.values()]
+        self._stage_estimator = "rank1" if any(rank1) else self.estimator
+        if any(rank1) and not all(rank1):
+            raise ValueError("`posterior`: Rank1 factors and sampled weights cannot be mixed in one layer.")
+        return [] if self._stage_estimator == "reparameterization" else linear.stages(self.layer)
+
+    def _sampled_weight(
+        self, index: int, name: str, prior: Prior, posterior: Posterior, input_shape: Any
+    ) -> SampledWeight:
+        variable = self._find_weight(name)
+        axes = linear.kernel_input_axes(self.layer, name, variable.shape)
+        if isinstance(posterior, Rank1):
+            stage = next((stage for stage in self._stages if stage.weights[0] == name), None)
+            if stage is None or len(self._stages) != 1:
+                raise ValueError(f"`posterior`: Rank1 factors need a layer with one kernel, not {name!r} of {self.layer}.")
+            output_shape = self.layer.compute_output_shape(input_shape)
+            shapes = {
+                "input": linear.feature_shape(input_shape, stage.input_axes),
+                "output": linear.feature_shape(output_shape, stage.output_axes),
+            }
+            return SampledWeight(
+                variable, posterior, None, axes, posterior.create_factors(self, name, shapes), index
+            )
+        variables = posterior.create(self, name.replace("/", "_"), variable, axes)
+        return SampledWeight(variable, posterior, prior, axes, variables, index)
+
+    def _find_weight(self, name: str) -> keras.Variable:
+        found = [weight for weight in self.layer.trainable_weights if f"/{weight.path}".endswith(f"/{name}")]
+        if len(found) != 1:
+            known = sorted(weight.path for weight in self.layer.trainable_weights)
+            raise ValueError(
+                f"`weights` must name weights of layer {self.layer.name}, each once: {name!r} matches {len(found)}. "
+                f"Its trainable weights are {known}; a longer end of the path picks one of several."
+            )
+        if found[0].regularizer is not None:
+            raise ValueError(
+                f"`{name}_regularizer` of layer {self.layer.name} is {found[0].regularizer!r}, but {name!r} has a prior: "
+                "the two would count twice. Remove the regularizer, or express it as the prior."
+            )
+        return found[0]
+
+    def _evaluates_stages(self, inputs: Tensor, training: bool | None) -> bool:
+        if self._stage_estimator == "reparameterization":
+            return False
+        if self._stage_estimator == "rank1":
+            return True
+        if estimators.draws_whole_functions():
+            return False
+        is_flipout = self._stage_estimator == "flipout"
+        return is_flipout or bool(training) or linear.is_exact_for_local_reparameterization(self.layer, inputs)
+
+    def _call_stages(self, inputs: Tensor, noise: Noise) -> Tensor:
+        means = {linear.weight_name(weight): ops.convert_to_tensor(weight) for weight in self.layer.trainable_weights}
+        estimate = STAGE_ESTIMATORS[self._stage_estimator]
+        outputs = inputs
+        for number, stage in enumerate(self._stages):
+            outputs = estimate(stage, means, self._sampled, outputs, noise, FIRST_FREE_STREAM + 2 * number)
+        activation = self.layer.activation
+        return outputs if activation is None else activation(outputs)
+
+    def _call_whole(self, inputs: Tensor, noise: Noise, training: bool | None, mask: Tensor | None) -> Any:
+        values = estimators.sample_weights(self._sampled, noise)
+        samples = {id(self._sampled[name].mean): value for name, value in values.items()}
+        trainable = [samples.get(id(weight), weight) for weight in self.layer.trainable_variables]
+        accepted = inspect.signature(self.layer.call).parameters
+        offered = {"training": training, "mask": mask}
+        kwargs = {name: value for name, value in offered.items() if name in accepted}
+        outputs, state, losses = self.layer.stateless_call(
+            trainable, self.layer.non_trainable_variables, inputs, return_losses=True, **kwargs
+        )
+        for variable, value in zip(self.layer.non_trainable_variables, state, strict=True):
+            variable.assign(value)
+        # Regularizers come last in this list; Keras counts those itself, from the variables.
+        num_regularizers = sum(weight.regularizer is not None for weight in self.layer.trainable_weights)
+        for loss in losses[: len(losses) - num_regularizers]:
+            self.add_loss(loss)
+        return outputs
+
+
+@contextlib.contextmanager
+def mean_weights(model: keras.Layer) -> Iterator[None]:
+    """Within this context every variational layer of the model uses its posterior mean instead of a sample.
+
+    It works by a variable of each layer, so compiled functions (`fit`, `predict`, `evaluate`) follow without being
+    compiled again. A model saved inside the context is saved with its noise off.
+
+    Args:
+        model: A Keras model or layer, built.
+
+    Raises:
+        ValueError: if it holds no built variational layer.
+
+    Example:
+    >>> layer = Variational(keras.layers.Dense(3))
+    >>> x = np.ones((2, 4), "float32")
+    >>> _ = layer(x)
+    >>> with mean_weights(layer):
+    ...     bool(np.allclose(layer(x), layer.layer(x)))
+    True
+    """
+    layers = [layer for layer in flatten_layers(model) if isinstance(layer, Variational) and layer.built]
+    if not layers:
+        raise ValueError(f"`model` has no built variational layer: {model!r}. Build it, or call it once.")
+    before = [np.asarray(layer.noise_strength) for layer in layers]
+    try:
+        for layer in layers:
+            layer.noise_strength.assign(0.0)
+        yield
+    finally:
+        for layer, strength in zip(layers, before, strict=True):
+            layer.noise_strength.assign(strength)
+
+
+def _families(
+    weights: Sequence[str] | Mapping[str, Any], prior: Any, posterior: Any
+) -> dict[str, tuple[Prior, Posterior]]:
+    """Prior and posterior of each named weight."""
+    if isinstance(weights, str) or not weights:
+        raise ValueError(f"`weights` must name at least one weight, such as ('kernel',), not {weights!r}.")
+    pairs = weights if isinstance(weights, Mapping) else {name: (prior, posterior) for name in weights}
+    return {
+        name: (priors.get(pair[0], "prior"), posteriors.get(pair[1], "posterior")) for name, pair in pairs.items()
+    }

@@ -1,0 +1,380 @@
+"""`VariationalModel`: a Keras model that trains on the ELBO and predicts with uncertainty."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl import training_data
+from bdl.elbo import (
+    KLSchedule,
+    LinearWarmup,
+    check_kl_weight,
+    check_likelihood,
+    check_num_examples,
+    check_sample_weight,
+    evidence,
+    kl_divergence,
+    local_kl,
+)
+from bdl.keras_internals import flatten_layers, keras_mask, num_replicas
+from bdl.likelihoods import Likelihood
+from bdl.prediction import predict_with
+from bdl.random import Tensor
+from bdl.sampling import Sampler, check_output_activation
+
+FORMAT_VERSION = 1
+"""Version of the configuration that `get_config` writes."""
+
+
+@keras.saving.register_keras_serializable(package="bdl")
+class VariationalModel(keras.Model):
+    """Any Keras network with variational layers, trained on the ELBO.
+
+    Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
+    loss's place. Logs hold `loss` (tempered, per example), `nll` (per example, of one weight sample), `kl` (total),
+    `elbo` (per example, always at T = 1) and `temperature`, all in nats; `val_loss` is at T = 1 whatever the schedule.
+
+    Args:
+        network: Any Keras model with bdl layers; it ends in raw outputs (logits).
+        likelihood: `bdl.likelihoods.Likelihood`; a dict of them for a network whose outputs are a dict.
+        num_examples: Number of training examples, N. None infers it in `fit` from arrays, a `tf.data.Dataset` of known
+            cardinality and static batch size, a `PyDataset` or a Torch `DataLoader`.
+        kl_weight: Temperature T: a number (1.0 is Bayes throughout) or a `bdl.elbo.KLSchedule`. None is the default
+            schedule: T rises linearly from 0 to 1 over the first half of the first `fit`, then stays at 1.
+        name: Name of the model.
+        **kwargs: Other arguments of `keras.Model`.
+
+    Raises:
+        ValueError: if an argument is of the wrong kind, or the network ends in softmax where logits are expected.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
+    >>> model = VariationalModel(network, bdl.likelihoods.Categorical())
+    >>> model.compile("adam")
+    >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
+    >>> sorted(history.history)
+    ['elbo', 'kl', 'loss', 'nll', 'temperature']
+    >>> model.predict_distribution(np.ones((2, 4))).epistemic.shape
+    (2,)
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        likelihood: Likelihood | Mapping[str, Likelihood],
+        num_examples: int | None = None,
+        kl_weight: float | KLSchedule | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(network, keras.Layer):
+            raise ValueError(f"`network` must be a Keras model, not {network!r}.")
+        super().__init__(name=name, **kwargs)
+        heads = likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]
+        for head in heads:
+            check_likelihood(head)
+        check_output_activation(network, likelihood)
+        self.network = network
+        self.likelihood = dict(likelihood) if isinstance(likelihood, Mapping) else likelihood
+        self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule | None) else check_kl_weight(kl_weight)
+        given = 0 if num_examples is None else check_num_examples(num_examples)
+        self._is_size_given = num_examples is not None
+        # Variables, so that they are saved, and so that compiled functions follow a change.
+        self._num_examples = self._counter("num_examples", given)
+        self._step = self._counter("step", 0)
+        self._total_steps = self._counter("total_steps", 0)
+        self._trackers = [keras.metrics.Mean(name=part) for part in ("nll", "kl", "elbo", "temperature")]
+        self._sampler: Sampler | None = None
+        if network.built:
+            self._warn_if_deterministic()
+            self.built = True
+
+    @property
+    def num_examples(self) -> int | None:
+        """Number of training examples, or None before it is known."""
+        return int(self._num_examples) or None
+
+    def build(self, input_shape: Any = None) -> None:
+        """Builds the network."""
+        if not self.network.built:
+            self.network.build(input_shape)
+        self._warn_if_deterministic()
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Raw network outputs for one draw of the weights."""
+        return self.network(inputs, training=training)
+
+    def compile(self, optimizer: Any = "adam", loss: None = None, **kwargs: Any) -> None:
+        """As `keras.Model.compile`, without a loss: the likelihood says what the loss is.
+
+        Raises:
+            ValueError: if a loss is given.
+        """
+        if loss is not None:
+            raise ValueError(
+                f"`loss` must be None, not {loss!r}: VariationalModel trains on the ELBO of its likelihood. "
+                "Choose the likelihood instead (Normal for mse, Categorical for cross-entropy)."
+            )
+        super().compile(optimizer=optimizer, loss=None, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles again after loading."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        **kwargs: Any,
+    ) -> Any:
+        """As `keras.Model.fit`; finds N and the length of the schedule first.
+
+        Raises:
+            ValueError: if N is not known and cannot be inferred, the schedule needs a length that is not known, or the
+                data are not sound (not finite, or labels that do not fit the likelihood).
+        """
+        size = training_data.measure(x, batch_size, validation_split)
+        self._set_num_examples(size.num_examples, x)
+        self._set_total_steps(kwargs.get("steps_per_epoch") or size.steps_per_epoch, epochs)
+        self._check_data(x, y)
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, validation_split=validation_split, **kwargs
+        )
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, for one weight sample a batch."""
+        self._require_num_examples()
+        self._check_data(x, y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`; needs `num_examples` and a `kl_weight` that knows its length.
+
+        Raises:
+            ValueError: if either is missing.
+        """
+        self._require_num_examples()
+        if self._schedule_needs_length():
+            raise ValueError(
+                "`kl_weight` is a schedule over the whole training, whose length train_on_batch does not know. Give "
+                "kl_weight=1.0, or bdl.elbo.LinearWarmup(steps=...)."
+            )
+        return super().train_on_batch(*args, **kwargs)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+        num_samples: int = 64,
+    ) -> Any:
+        """The predictive mean over weight samples: class probabilities, or the mean of the targets.
+
+        Args:
+            x: Inputs, as `keras.Model.predict` takes them.
+            batch_size: Number of inputs evaluated at a time.
+            verbose: Accepted for Keras' sake; there is no progress display.
+            steps: Batches to read from a data set; None reads all.
+            callbacks: Not supported.
+            num_samples: Number of Monte Carlo samples.
+
+        Returns:
+            Array `(n, ...)`; a dict for several outputs. `predict_distribution` gives the uncertainty as well.
+        """
+        if callbacks:
+            raise ValueError("`callbacks` are not supported by predict: all samples of a batch are one compiled loop.")
+        x = training_data.inputs_as_arrays(x, steps)
+        prediction = self.predict_distribution(x, num_samples, batch_size or training_data.DEFAULT_BATCH_SIZE)
+        return {name: part.mean for name, part in prediction.items()} if isinstance(prediction, dict) else prediction.mean
+
+    def predict_distribution(
+        self,
+        x: Any,
+        num_samples: int = 64,
+        batch_size: int = 32,
+        consistent: bool = False,
+        seed: int | None = None,
+        keep_outputs: bool = False,
+    ) -> Any:
+        """Predicts with uncertainty; arguments, result and errors as `bdl.predict_distribution`."""
+        if self._sampler is None:
+            self._sampler = Sampler(self.network, self.likelihood)
+        return predict_with([self._sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        """The tempered negative ELBO per example, in nats; at T = 1 outside training."""
+        sample_weight = check_sample_weight(sample_weight)
+        parts = evidence(
+            self._nll(y, y_pred),
+            kl_divergence(self.network),
+            ops.convert_to_tensor(self._num_examples),
+            self._temperature() if training else 1.0,
+            local_kl(self.losses),
+            sample_weight,
+        )
+        if training:
+            self._step.assign_add(1)
+        batch = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+        for tracker in self._trackers:
+            tracker.update_state(getattr(parts, tracker.name), sample_weight=batch)
+        regularizers = sum((ops.sum(loss) for loss in self.losses if len(loss.shape) == 0), ops.zeros(()))
+        return (parts.loss + regularizers) / num_replicas()
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Metrics of `compile` see the likelihood's mean (probabilities) of one weight sample."""
+        if isinstance(self.likelihood, dict):
+            means = {name: head.mean(y_pred[name]) for name, head in self.likelihood.items()}
+        else:
+            means = self.likelihood.mean(y_pred)
+        return super().compute_metrics(x, y, means, sample_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns everything that `from_config` needs."""
+        return {
+            "name": self.name,
+            "network": keras.saving.serialize_keras_object(self.network),
+            "likelihood": keras.saving.serialize_keras_object(self.likelihood),
+            "num_examples": self.num_examples if self._is_size_given else None,
+            "kl_weight": keras.saving.serialize_keras_object(self.kl_weight),
+            "format_version": FORMAT_VERSION,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> VariationalModel:
+        """Builds the model again.
+
+        Raises:
+            ValueError: if the configuration was written by a newer version of bdl.
+        """
+        config = dict(config)
+        version = config.pop("format_version", 1)
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"This model was saved in format {version}, newer than format {FORMAT_VERSION} of this bdl. "
+                "Upgrade bdl to load it."
+            )
+        for name in ("network", "likelihood", "kl_weight"):
+            config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+        return cls(**config)
+
+    def _counter(self, name: str, value: int) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=(),
+            dtype="int32",
+            initializer=keras.initializers.Constant(value),
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+
+    def _nll(self, y: Any, y_pred: Any) -> Tensor:
+        if not isinstance(self.likelihood, dict):
+            return self.likelihood.nll(y, y_pred, keras_mask(y_pred))
+        return sum(
+            head.nll(y[name], y_pred[name], keras_mask(y_pred[name])) for name, head in self.likelihood.items()
+        )
+
+    def _temperature(self) -> Tensor | float:
+        if isinstance(self.kl_weight, float):
+            return self.kl_weight
+        step, total = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (self._step, self._total_steps))
+        return self._schedule(step, total)
+
+    @property
+    def _schedule(self) -> KLSchedule:
+        return LinearWarmup() if self.kl_weight is None else self.kl_weight
+
+    def _schedule_needs_length(self) -> bool:
+        return (
+            not isinstance(self.kl_weight, float) and self._schedule.needs_total_steps and int(self._total_steps) == 0
+        )
+
+    def _set_num_examples(self, measured: int | None, x: Any) -> None:
+        if self._is_size_given:
+            if measured is not None and measured != self.num_examples:
+                warnings.warn(
+                    f"num_examples={self.num_examples}, but fit was given {measured} training examples. The KL is "
+                    f"divided by {self.num_examples}: the effective temperature is {measured / self.num_examples:.3g}.",
+                    stacklevel=3,
+                )
+            return
+        if measured is None:
+            raise ValueError(
+                f"`num_examples` is unknown: {type(x).__name__} does not tell how many examples it holds. Pass "
+                "VariationalModel(..., num_examples=N); the KL cannot be scaled without it."
+            )
+        self._num_examples.assign(measured)
+
+    def _set_total_steps(self, steps_per_epoch: int | None, epochs: int) -> None:
+        """The schedule runs over the first fit; later ones go on where it ended, at T = 1."""
+        if not self._schedule_needs_length():
+            return
+        if steps_per_epoch is None:
+            raise ValueError(
+                "`steps_per_epoch` is unknown, so the KL schedule has no length. Pass steps_per_epoch to fit, or "
+                "kl_weight=1.0 or bdl.elbo.LinearWarmup(steps=...) to VariationalModel."
+            )
+        self._total_steps.assign(steps_per_epoch * epochs)
+
+    def _require_num_examples(self) -> None:
+        if self.num_examples is None:
+            raise ValueError("`num_examples` is unknown before fit. Pass VariationalModel(..., num_examples=N).")
+
+    def _check_data(self, x: Any, y: Any) -> None:
+        """Checks arrays whole and the first batch of a data set."""
+        if y is None:
+            pair = training_data.first_batch(x)
+            if pair is None:
+                return
+            x, y = pair
+        training_data.check_finite(x, "x")
+        training_data.check_finite(y, "y")
+        self._build_on(x)
+        specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor((None, *leaf.shape[1:]), "float32"), x)
+        outputs = self.network.compute_output_spec(specs)
+        if not isinstance(self.likelihood, dict):
+            self.likelihood.check_labels(_to_numpy(y), tuple(outputs.shape))
+            return
+        for name, head in self.likelihood.items():
+            head.check_labels(_to_numpy(y[name]), tuple(outputs[name].shape))
+
+    def _build_on(self, x: Any) -> None:
+        if self.network.built:
+            return
+        with self._strategy_scope():
+            self(keras.tree.map_structure(lambda leaf: ops.convert_to_tensor(leaf[:1]), x))
+
+    def _strategy_scope(self) -> Any:
+        strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's trainer alone has one
+        return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+    def _warn_if_deterministic(self) -> None:
+        if not any(hasattr(layer, "kl_divergence") for layer in flatten_layers(self.network)):
+            warnings.warn(
+                "`network` has no variational layer: the KL is zero, training is by maximum likelihood, and the "
+                "epistemic uncertainty will be zero unless the network is random in another way. Use bdl.layers.",
+                stacklevel=3,
+            )
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    return ops.convert_to_numpy(values) if ops.is_tensor(values) else np.asarray(values)

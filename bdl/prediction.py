@@ -1,0 +1,274 @@
+"""Monte Carlo prediction and the split of its uncertainty, for any Keras model.
+
+For each input the network is evaluated `num_samples` times. Class probabilities are averaged (never logits):
+
+    total = H[mean p],   aleatoric = mean H[p],   epistemic = total - aleatoric = mutual information   [nats]
+
+and for a real target with components `p(y | x, w_s)` of mean `m_s` and variance `v_s`
+
+    total = var,   aleatoric = mean v_s,   epistemic = var of m_s   (law of total variance).
+
+Sources: Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep learning", eq. 2-5; Kendall & Gal 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from bdl.likelihoods import Likelihood
+from bdl.sampling import Sampler, label_entropy
+
+_QUANTILE_STEPS = 80  # bisections of the mixture's quantile: the interval shrinks below float64's resolution
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationPrediction:
+    """Predictive distribution over classes.
+
+    Args:
+        likelihood: The likelihood of the labels.
+        probabilities: Mean probabilities, `(n, ..., classes)`; for Bernoulli, of label 1, the outputs' shape.
+        total_uncertainty: Entropy of the mean probabilities, `(n, ...)`, in nats.
+        aleatoric: Mean entropy of the samples, `(n, ...)`, in nats: noise in the data.
+        num_samples: Number of samples behind it.
+        outputs: Raw network outputs `(num_samples, n, ...)` if they were asked for, else None.
+    """
+
+    likelihood: Likelihood
+    probabilities: np.ndarray
+    total_uncertainty: np.ndarray
+    aleatoric: np.ndarray
+    num_samples: int
+    outputs: np.ndarray | None = None
+
+    @property
+    def epistemic(self) -> np.ndarray:
+        """Mutual information of label and weights, `(n, ...)`, in nats: what more data could remove."""
+        return np.maximum(self.total_uncertainty - self.aleatoric, 0.0)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean probabilities."""
+        return self.probabilities
+
+    def log_prob(self, y: Any) -> np.ndarray:
+        """Log predictive probability of labels.
+
+        Args:
+            y: Labels, `(n, ...)`.
+
+        Returns:
+            `(n, ...)`, in nats.
+        """
+        p = self.probabilities
+        if self.likelihood.has_class_axis:
+            labels = np.asarray(y).reshape(p.shape[:-1]).astype(int)
+            chosen = np.take_along_axis(p, labels[..., None], axis=-1)[..., 0]
+        else:
+            p = p.reshape(self.total_uncertainty.shape)
+            chosen = np.where(np.asarray(y).reshape(p.shape) == 1, p, 1.0 - p)
+        return np.log(np.maximum(chosen, np.finfo(chosen.dtype).tiny))
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionPrediction:
+    """Predictive distribution of a real target or a count: an equal mixture of the samples' distributions.
+
+    Args:
+        likelihood: The likelihood of the components.
+        parameters: The components' parameters by name, each `(num_samples, n, ...)`; a single target has no axis.
+        outputs: Raw network outputs `(num_samples, n, ...)` if they were asked for, else None.
+    """
+
+    likelihood: Likelihood
+    parameters: dict[str, np.ndarray]
+    outputs: np.ndarray | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Number of components."""
+        return len(next(iter(self.parameters.values())))
+
+    @property
+    def components(self) -> Any:
+        """The components as one frozen scipy.stats distribution of batch shape `(num_samples, n, ...)`."""
+        return self.likelihood.distribution({name: np.float64(value) for name, value in self.parameters.items()})
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Predictive mean, `(n, ...)`."""
+        return self.components.mean().mean(axis=0)
+
+    @property
+    def aleatoric(self) -> np.ndarray:
+        """Mean variance of the components, `(n, ...)`: noise in the data."""
+        return self.components.var().mean(axis=0)
+
+    @property
+    def epistemic(self) -> np.ndarray:
+        """Variance of the components' means, `(n, ...)`: what more data could remove."""
+        return self.components.mean().var(axis=0)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Predictive variance, `(n, ...)`, the sum of both."""
+        return self.aleatoric + self.epistemic
+
+    @property
+    def total_uncertainty(self) -> np.ndarray:
+        """The predictive variance."""
+        return self.variance
+
+    @property
+    def std(self) -> np.ndarray:
+        """Predictive standard deviation, `(n, ...)`."""
+        return np.sqrt(self.variance)
+
+    def log_prob(self, y: Any) -> np.ndarray:
+        """Log density (of counts: log probability) of targets under the mixture.
+
+        Args:
+            y: Targets, `(n, ...)`.
+
+        Returns:
+            `(n, ...)`, in nats.
+        """
+        components = self.components
+        y = np.asarray(y, dtype=np.float64).reshape(components.mean().shape[1:])
+        log_densities = components.logpmf(y) if self._is_discrete else components.logpdf(y)
+        return np.logaddexp.reduce(log_densities, axis=0) - np.log(self.num_samples)
+
+    def quantile(self, q: float | Sequence[float]) -> np.ndarray:
+        """Quantiles of the mixture.
+
+        Args:
+            q: A level in (0, 1), or several.
+
+        Returns:
+            `(n, ...)`, or `(levels, n, ...)` for several levels. Of counts: the smallest count whose cumulative
+            probability reaches the level.
+
+        Raises:
+            ValueError: if a level lies outside (0, 1).
+        """
+        levels = np.asarray(q, dtype=np.float64)
+        if not np.all((levels > 0) & (levels < 1)):
+            raise ValueError(f"`q` must hold levels between 0 and 1, both excluded, not {q!r}.")
+        found = np.stack([self._quantile(float(level)) for level in levels.ravel()])
+        return found[0] if levels.ndim == 0 else found
+
+    @property
+    def _is_discrete(self) -> bool:
+        return hasattr(self.components.dist, "pmf")
+
+    def _quantile(self, level: float) -> np.ndarray:
+        """Bisection; the mixture's quantile lies between the least and the greatest of its components'."""
+        components = self.components
+        ends = components.ppf(level)
+        low, high = ends.min(axis=0), ends.max(axis=0)
+        if self._is_discrete:
+            low = low - 1.0  # the search keeps cdf(low) < level <= cdf(high)
+        for _ in range(_QUANTILE_STEPS):
+            middle = np.floor((low + high) / 2) if self._is_discrete else (low + high) / 2
+            reached = components.cdf(middle).mean(axis=0) >= level
+            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+        return high
+
+
+Prediction = ClassificationPrediction | RegressionPrediction
+
+
+def predict_distribution(
+    model: keras.Model | Sequence[keras.Model],
+    x: Any,
+    likelihood: Likelihood | dict[str, Likelihood],
+    num_samples: int = 64,
+    batch_size: int = 32,
+    consistent: bool = False,
+    seed: int | None = None,
+    keep_outputs: bool = False,
+) -> Any:
+    """Predicts with uncertainty from any Keras model: variational, MC dropout, or a list of models (an ensemble).
+
+    Args:
+        model: A built Keras model, or a list of them that share the samples equally (each gets at least one).
+        x: Inputs: an array, or a list or dict of arrays, as `model.predict` takes.
+        likelihood: What the outputs mean. `Categorical(from_logits=False)` for a network that ends in softmax. A dict
+            for a network whose outputs are a dict.
+        num_samples: Positive number of Monte Carlo samples.
+        batch_size: Positive number of inputs evaluated at a time. Classification keeps running sums, so that memory
+            does not grow with `num_samples`.
+        consistent: True to draw whole functions: sample s uses the same weights for all inputs, so that samples may
+            be compared across inputs (`keep_outputs`). False draws afresh for each batch.
+        seed: Integer to make the prediction repeatable; None goes on with the layers' own seeds.
+        keep_outputs: True to keep the raw network outputs as well, `(num_samples, n, ...)`.
+
+    Returns:
+        `ClassificationPrediction` or `RegressionPrediction`; a dict of them for a dict of likelihoods.
+
+    Raises:
+        ValueError: if an argument is out of range, an input is not finite, or outputs and likelihood do not fit.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
+    >>> prediction = predict_distribution(network, np.ones((5, 4)), bdl.likelihoods.Categorical(), num_samples=8)
+    >>> prediction.probabilities.shape, prediction.epistemic.shape
+    ((5, 3), (5,))
+    """
+    models = list(model) if isinstance(model, (list, tuple)) else [model]
+    if not models:
+        raise ValueError("`model` is an empty list; give at least one Keras model.")
+    samplers = [Sampler(member, likelihood) for member in models]
+    return predict_with(samplers, x, num_samples, batch_size, consistent, seed, keep_outputs)
+
+
+def predict_with(
+    samplers: Sequence[Sampler],
+    x: Any,
+    num_samples: int,
+    batch_size: int,
+    consistent: bool = False,
+    seed: int | None = None,
+    keep_outputs: bool = False,
+) -> Any:
+    """`predict_distribution` with samplers that keep their compiled functions between calls."""
+    for argument, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < 1:
+            raise ValueError(f"`{argument}` must be an integer of at least 1, not {value!r}.")
+    share = -(-int(num_samples) // len(samplers))
+    draws = [
+        sampler.sample(x, share, int(batch_size), consistent, None if seed is None else seed + number, keep_outputs)
+        for number, sampler in enumerate(samplers)
+    ]
+    heads = samplers[0].heads
+    predictions = {
+        name: _prediction(head, [draw[name] for draw in draws], share * len(samplers)) for name, head in heads.items()
+    }
+    return predictions[None] if set(predictions) == {None} else predictions
+
+
+def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_samples: int) -> Prediction:
+    """Joins the draws of the members of an ensemble."""
+    outputs = np.concatenate([draw["outputs"] for draw in draws]) if "outputs" in draws[0] else None
+    if likelihood.is_classifier:
+        p = sum(draw["p_sum"] for draw in draws) / num_samples
+        total = entropy(likelihood, p)
+        aleatoric = sum(draw["entropy_sum"] for draw in draws) / num_samples
+        return ClassificationPrediction(likelihood, p, total, aleatoric.reshape(total.shape), num_samples, outputs)
+    names = [name for name in draws[0] if name != "outputs"]
+    joined = {name: np.concatenate([draw[name] for draw in draws]) for name in names}
+    is_single_target = all(value.ndim == 3 and value.shape[-1] == 1 for value in joined.values())
+    parameters = {name: value[..., 0] if is_single_target else value for name, value in joined.items()}
+    return RegressionPrediction(likelihood, parameters, outputs)
+
+
+def entropy(likelihood: Likelihood, p: np.ndarray) -> np.ndarray:
+    """Entropy of probabilities in nats: over the class axis, or of each label; a single label has no axis."""
+    values = keras.ops.convert_to_numpy(label_entropy(likelihood, p))
+    is_single_label = not likelihood.has_class_axis and values.ndim == 2 and values.shape[-1] == 1
+    return values[..., 0] if is_single_label else values

@@ -1,0 +1,244 @@
+"""Many forward passes of one network, compiled: the engine under every Monte Carlo prediction.
+
+A batch is evaluated `num_samples` times inside one compiled loop that carries the network's state (its seeds), so that
+a prediction costs one call a batch and not one a sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.keras_internals import flatten_layers
+from bdl.layers.estimators import whole_functions
+from bdl.likelihoods import Likelihood
+from bdl.random import Tensor
+from bdl.training_data import check_finite
+
+_SEED_STATE = "seed_generator_state"  # Keras' name of the variable of a SeedGenerator
+_SUMS = ("p_sum", "entropy_sum")
+_SQUASHING = {"softmax": "Categorical", "sigmoid": "Bernoulli"}
+
+
+class Sampler:
+    """Evaluates one network many times; keeps its compiled functions.
+
+    Args:
+        network: A built Keras model.
+        likelihood: What its outputs mean; a dict for a dict of outputs.
+
+    Raises:
+        ValueError: if the network ends in softmax or sigmoid and the likelihood expects logits.
+    """
+
+    def __init__(self, network: keras.Model, likelihood: Likelihood | Mapping[str, Likelihood]) -> None:
+        self.network = network
+        self.heads: dict[str | None, Likelihood] = (
+            dict(likelihood) if isinstance(likelihood, Mapping) else {None: likelihood}
+        )
+        check_output_activation(network, likelihood)
+        self._compiled: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
+
+    def sample(
+        self, x: Any, num_samples: int, batch_size: int, consistent: bool, seed: int | None, keep_outputs: bool
+    ) -> dict[str | None, dict[str, np.ndarray]]:
+        """Draws from the predictive distribution of every head.
+
+        Returns:
+            For a classifier the sums over samples, `p_sum` and `entropy_sum`; otherwise the likelihood's parameters,
+            `(num_samples, n, ...)`. With `keep_outputs` also `outputs`, `(num_samples, n, ...)`.
+        """
+        check_finite(x, "x")
+        x = keras.tree.map_structure(_as_array, x)
+        if not self.network.built:
+            self.network(keras.tree.map_structure(lambda leaf: leaf[:1], x))
+        run = self._function(num_samples, consistent, keep_outputs)
+        trainable = [variable.value for variable in self.network.trainable_variables]
+        start = self._state(seed)
+        state = start
+        results = []
+        with _without_gradients():
+            for batch, size in batches(x, batch_size):
+                # Whole functions: every batch starts from the same seeds, so sample s has the same weights in all.
+                state, filled = run(trainable, start if consistent else state, batch)
+                results.append(self._to_arrays(filled, size))
+        if seed is None:
+            for variable, value in zip(self.network.non_trainable_variables, state, strict=True):
+                variable.assign(value)
+        return {head: _join([result[head] for result in results]) for head in self.heads}
+
+    def _function(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
+        key = (num_samples, consistent, keep_outputs)
+        if key not in self._compiled:
+            self._compiled[key] = _compile(self._loop(*key), self.network)
+        return self._compiled[key]
+
+    def _loop(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
+        accepts_training = "training" in inspect.signature(self.network.call).parameters
+        kwargs = {"training": False} if accepts_training else {}
+
+        def evaluate(trainable: Any, state: Any, x: Any) -> tuple[dict[str | None, Tensor], Any]:
+            with whole_functions() if consistent else contextlib.nullcontext():
+                outputs, state = self.network.stateless_call(trainable, state, x, **kwargs)
+            outputs = outputs if isinstance(outputs, dict) else {None: outputs}
+            return {head: ops.cast(outputs[head], "float32") for head in self.heads}, state
+
+        def run(trainable: Any, state: Any, x: Any) -> tuple[Any, Any]:
+            def step(number: Any, carry: Any) -> Any:
+                state, results = carry
+                outputs, state = evaluate(trainable, state, x)
+                return list(state), self._record(results, outputs, number)
+
+            return ops.fori_loop(0, num_samples, step, (list(state), self._empty(x, num_samples, keep_outputs)))
+
+        return run
+
+    def _empty(self, x: Any, num_samples: int, keep_outputs: bool) -> dict[str, dict[str, Tensor]]:
+        """What the loop fills: sums over samples for classifiers, and the outputs of every sample where they are kept."""
+        specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype), x)
+        spec = self.network.compute_output_spec(specs)
+        empty: dict[str, dict[str, Tensor]] = {}
+        for name, head in self.heads.items():
+            shape = tuple(spec.shape if name is None else spec[name].shape)
+            found = empty.setdefault(str(name), {})
+            if head.is_classifier:
+                found["p_sum"] = ops.zeros(shape)
+                found["entropy_sum"] = ops.zeros(shape[:-1] if head.has_class_axis else shape)
+            if keep_outputs or not head.is_classifier:
+                found["outputs"] = ops.zeros((num_samples, *shape))
+        return empty
+
+    def _record(self, results: Any, outputs: dict[str | None, Tensor], number: Any) -> dict[str, dict[str, Tensor]]:
+        """The results with one more sample in them."""
+        updated: dict[str, dict[str, Tensor]] = {}
+        for name, head in self.heads.items():
+            before = results[str(name)]
+            after = updated.setdefault(str(name), {})
+            if head.is_classifier:
+                p = head.mean(outputs[name])
+                after["p_sum"] = before["p_sum"] + p
+                after["entropy_sum"] = before["entropy_sum"] + label_entropy(head, p)
+            if "outputs" in before:
+                start = (number, *(0 for _ in outputs[name].shape))
+                after["outputs"] = ops.slice_update(before["outputs"], start, ops.expand_dims(outputs[name], 0))
+        return updated
+
+    def _to_arrays(self, results: Any, size: int) -> dict[str | None, dict[str, np.ndarray]]:
+        """One batch's results as NumPy arrays, without the padding; parameters come from the kept outputs."""
+        arrays: dict[str | None, dict[str, np.ndarray]] = {}
+        for name, head in self.heads.items():
+            found = dict(results[str(name)])
+            if not head.is_classifier:
+                found.update(head.parameters(found["outputs"]))
+            arrays[name] = {
+                key: ops.convert_to_numpy(value)[slice(size) if key in _SUMS else (slice(None), slice(size))]
+                for key, value in found.items()
+            }
+        return arrays
+
+    def _state(self, seed: int | None) -> list[Any]:
+        """Values of the network's state variables, the seeds among them replaced if a seed is given."""
+        values = []
+        for number, variable in enumerate(self.network.non_trainable_variables):
+            value = variable.value
+            if seed is not None and variable.path.endswith(_SEED_STATE):
+                word = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) & 0x7FFFFFFF
+                value = ops.convert_to_tensor(np.array([word, 0]), dtype=variable.dtype)
+            values.append(value)
+        return values
+
+
+def label_entropy(likelihood: Likelihood, p: Any) -> Any:
+    """Entropy in nats of class probabilities, over the class axis, or of the probability of each label."""
+    p = ops.convert_to_tensor(p)
+    if likelihood.has_class_axis:
+        return -ops.sum(_xlogx(p), axis=-1)
+    return -_xlogx(p) - _xlogx(1.0 - p)
+
+
+def batches(x: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
+    """Slices of an array structure with their sizes; the last is padded, so that nothing is compiled twice."""
+    total = len(keras.tree.flatten(x)[0])
+    width = min(batch_size, total)
+    for start in range(0, total, width):
+        rows = np.minimum(np.arange(start, start + width), total - 1)
+        yield keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], x), min(width, total - start)
+
+
+def check_output_activation(network: keras.Model, likelihood: Any) -> None:
+    """Raises ValueError where the network visibly squashes what the likelihood will squash again."""
+    if isinstance(likelihood, Mapping) or not getattr(likelihood, "from_logits", False):
+        return
+    activation = _output_activation(network)
+    if activation in _SQUASHING:
+        name = type(likelihood).__name__
+        raise ValueError(
+            f"The network ends in {activation}, but `likelihood` is {name}(from_logits=True), which expects raw logits. "
+            f"Remove the {activation} (better conditioned), or use {name}(from_logits=False)."
+        )
+
+
+def _output_activation(network: Any) -> str | None:
+    """Name of the activation of the network's last layer, where it can be seen."""
+    layers = getattr(network, "layers", None)
+    while layers:
+        last: Any = layers[-1]
+        if isinstance(last, keras.layers.Softmax):
+            return "softmax"
+        if isinstance(last, keras.layers.Wrapper):
+            last = last.layer
+        activation = getattr(last, "activation", None)
+        if activation is not None:
+            return getattr(activation, "__name__", None)
+        layers = getattr(last, "layers", None)
+    return None
+
+
+def _compile(function: Callable[..., Any], network: keras.Model) -> Callable[..., Any]:
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        supported = all(layer.supports_jit for layer in flatten_layers(network))
+        one_device = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        return tf.function(function, jit_compile=supported and one_device, autograph=False)
+    return function
+
+
+@contextlib.contextmanager
+def _without_gradients() -> Iterator[None]:
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.no_grad():
+        yield
+
+
+def _as_array(leaf: Any) -> np.ndarray:
+    array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf)
+    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
+
+
+def _join(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Batches put together: sums are `(n, ...)`, everything else `(num_samples, n, ...)`."""
+    return {
+        key: np.concatenate([result[key] for result in results], axis=0 if key in _SUMS else 1)
+        for key in results[0]
+    }
+
+
+def _xlogx(p: Any) -> Any:
+    """`p log p` with its limit 0 at 0, and no infinite gradient there."""
+    return p * ops.log(ops.maximum(p, 1e-30))

@@ -1,0 +1,311 @@
+"""How long does a training step with variational layers take, beside the deterministic network's and other libraries'?
+
+Run `python benchmarks/layers.py --help`; README.md in this folder explains the method and the peers' environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from layer_contestants import (
+    CONTESTANTS,
+    DETERMINISTIC,
+    NETWORKS,
+    PROMISED_RUNTIMES,
+    TWIN_TARGETS,
+    WORKERS,
+    Contestant,
+    peer_target,
+    rivals_of,
+    select,
+    twin_of,
+)
+from layer_workers import MAX_STEPS
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from timing import Round, Spread, Worker, WorkerError, interleave, ratio_of, time_of
+
+HERE = Path(__file__).resolve().parent
+MIN_STEPS = 5  # of a burst, however slow a contestant is
+PREPARE_TIMEOUT = 300.0  # seconds; torch.compile takes the longest
+BURST_TIMEOUT = 120.0
+PACKAGE_OF = {
+    "blitz": "blitz-bayesian-pytorch",
+    "bayesian_torch": "bayesian-torch",
+    "keras_proba": "keras-proba",
+    "torch_uncertainty": "torch-uncertainty",
+}
+REPORT_WIDTH = 120  # where the output is not a terminal
+console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH, highlight=False)
+
+
+@dataclass
+class Outcome:
+    """What was measured on one network.
+
+    Attributes:
+        contestants: Everyone selected, in the order of a round.
+        steps: Steps in a burst, of each contestant that could be prepared.
+        start_up_seconds: To build, compile and warm up, of the same.
+        rounds: The measurements.
+        skipped: Why a contestant did not take part, or not to the end.
+    """
+
+    contestants: list[Contestant]
+    steps: dict[str, int] = field(default_factory=dict)
+    start_up_seconds: dict[str, float] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Crew:
+    """The workers, each started when it is first needed and kept to the end.
+
+    Args:
+        peer_python: Interpreter of the peers' environment.
+    """
+
+    def __init__(self, peer_python: str):
+        self._peer_python = peer_python
+        self._workers: dict[str, Worker] = {}
+
+    def __getitem__(self, name: str) -> Worker:
+        if name not in self._workers:
+            spec = WORKERS[name]
+            python = self._peer_python if spec.peers else sys.executable
+            # Let a plain checkout be measured; the peers' environment need not have bdl.
+            path = {} if spec.peers else {"PYTHONPATH": _path_with(HERE.parent)}
+            self._workers[name] = Worker([python, str(HERE / "layer_workers.py"), spec.framework], path)
+        return self._workers[name]
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """Versions of the installed packages, by worker."""
+        return {name: worker.ask("versions", PREPARE_TIMEOUT)["versions"] for name, worker in self._alive()}
+
+    def release(self) -> None:
+        """Make every worker forget its contestants."""
+        for _, worker in self._alive():
+            worker.ask("release", BURST_TIMEOUT)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def _alive(self) -> list[tuple[str, Worker]]:
+        return [(name, worker) for name, worker in self._workers.items() if worker.is_alive]
+
+
+def _path_with(folder: Path) -> str:
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+def reason(contestant: Contestant, error: WorkerError) -> str:
+    """Why a contestant does not take part, with the cure where there is one."""
+    if error.missing_module is None:
+        return str(error)
+    package = PACKAGE_OF.get(error.missing_module, error.missing_module)
+    if WORKERS[contestant.worker].peers:
+        return f"not installed: {package} (pip install -r benchmarks/requirements-peers.txt, see benchmarks/README.md)"
+    return f"not installed: {package} (pip install -e '.[jax,torch]')"
+
+
+def measure(network: str, contestants: list[Contestant], crew: Crew, rounds: int, burst_seconds: float) -> Outcome:
+    """Prepare the contestants, let them take turns, and collect the times."""
+    outcome = Outcome(contestants)
+    by_name = {contestant.name: contestant for contestant in contestants}
+    for name, contestant in by_name.items():
+        identity = {key: getattr(contestant, key) for key in ("name", "library", "estimator", "runtime")}
+        try:
+            ready = crew[contestant.worker].ask("prepare", PREPARE_TIMEOUT, network=network, **identity)
+        except WorkerError as error:
+            outcome.skipped[name] = reason(contestant, error)
+            console.print(f"{network}: {name}: {outcome.skipped[name]}", style="yellow", markup=False, soft_wrap=True)
+            continue
+        outcome.start_up_seconds[name] = ready["start_up_seconds"]
+        outcome.steps[name] = min(max(round(burst_seconds / ready["step_seconds"]), MIN_STEPS), MAX_STEPS)
+        console.print(f"{network}: {name}: ready, {1e3 * ready['step_seconds']:.1f} ms a step")
+
+    def burst_of(name: str) -> float:
+        worker = crew[by_name[name].worker]
+        return worker.ask("burst", BURST_TIMEOUT, name=name, steps=outcome.steps[name])["step_seconds"]
+
+    def drop(name: str, error: WorkerError) -> None:
+        outcome.skipped[name] = reason(by_name[name], error)
+
+    bursts = {name: lambda name=name: burst_of(name) for name in outcome.steps}
+    # One round more than asked for: the first warms up and is thrown away.
+    turns = track(interleave(bursts, rounds + 1, drop), f"{network}: rounds", total=rounds + 1, console=console)
+    outcome.rounds = list(turns)[1:]
+    return outcome
+
+
+def verdict(met: bool | None) -> str:
+    """The last column of the tables."""
+    return {True: "[green]met[/]", False: "[red]missed[/]", None: ""}[met]
+
+
+def twin_target(contestant: Contestant) -> float | None:
+    """The greatest ratio to the twin that bdl has promised, if it has."""
+    if contestant.library != "bdl" or contestant.runtime not in PROMISED_RUNTIMES:
+        return None
+    return TWIN_TARGETS[contestant.estimator]
+
+
+def compare_with_twins(outcome: Outcome) -> dict[str, dict]:
+    """Figures of each contestant that ran, ready for JSON and the table."""
+    measured = {}
+    for contestant in outcome.contestants:
+        name = contestant.name
+        time = time_of(name, outcome.rounds)
+        if time is None:
+            continue
+        ratio = ratio_of(name, twin_of(contestant).name, outcome.rounds)
+        target = twin_target(contestant)
+        measured[name] = {
+            "milliseconds_per_step": asdict(time),
+            "ratio_to_twin": ratio and asdict(ratio),
+            "target": target,
+            "met": None if target is None or ratio is None else ratio.median <= target,
+            "steps_per_burst": outcome.steps[name],
+            "start_up_seconds": round(outcome.start_up_seconds[name], 2),
+            "bursts_milliseconds": [round(1e3 * r[name], 4) for r in outcome.rounds if name in r],
+        }
+    return measured
+
+
+def compare_with_bdl(outcome: Outcome) -> list[dict]:
+    """Figures of each meeting of a peer with bdl, ready for JSON and the table."""
+    meetings = []
+    for peer in filter(lambda c: c.is_peer, outcome.contestants):
+        for rival in rivals_of(peer):
+            ratio = ratio_of(peer.name, rival.name, outcome.rounds)
+            twins = ratio_of(twin_of(peer).name, twin_of(rival).name, outcome.rounds)
+            if ratio is None:
+                continue
+            meetings.append(
+                {
+                    "peer": peer.name,
+                    "rival": rival.name,
+                    "ratio": asdict(ratio),
+                    "ratio_of_their_twins": twins and asdict(twins),
+                    "target": peer_target(peer),
+                    "met": ratio.median >= peer_target(peer),
+                }
+            )
+    return meetings
+
+
+def print_twin_table(network: str, outcome: Outcome, measured: dict[str, dict]) -> None:
+    """All contestants beside the deterministic network on the same runtime."""
+    table = Table(title=f"{network}: training step; median (10-90 %) of {len(outcome.rounds)} rounds")
+    for column in ("library", "estimator", "runtime", "ms / step", "x deterministic", "target", ""):
+        table.add_column(column, justify="left" if column in ("library", "estimator", "runtime") else "right")
+    for contestant in outcome.contestants:
+        who = (contestant.library, contestant.estimator, contestant.runtime)
+        figures = measured.get(contestant.name)
+        if figures is None:
+            table.add_row(*who, "-", "-", "", "")
+            continue
+        ratio = figures["ratio_to_twin"]
+        shown = "" if ratio is None or contestant.estimator == DETERMINISTIC else str(Spread(**ratio))
+        target = "" if figures["target"] is None else f"<= {figures['target']}"
+        time = Spread(**figures["milliseconds_per_step"])
+        table.add_row(*who, str(time), shown, target, verdict(figures["met"]))
+    console.print(table)
+    for name, why in outcome.skipped.items():
+        console.print(f"{network}: {name}: {why}", style="yellow", markup=False, soft_wrap=True)
+
+
+def print_peer_table(network: str, meetings: list[dict]) -> None:
+    """The peers beside bdl; their deterministic twins' ratio tells what is the frameworks' and not the layers'."""
+    table = Table(title=f"{network}: a peer's step over bdl's for the same estimator")
+    for column in ("peer", "bdl", "peer / bdl", "their twins", "target", ""):
+        table.add_column(column, justify="left" if column in ("peer", "bdl") else "right")
+    for row in meetings:
+        ratio, twins = (Spread(**row[key]) if row[key] else "" for key in ("ratio", "ratio_of_their_twins"))
+        table.add_row(row["peer"], row["rival"], str(ratio), str(twins), f">= {row['target']}", verdict(row["met"]))
+    console.print(table)
+
+
+def machine() -> dict[str, object]:
+    """What the figures were taken on."""
+    cpu = platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "system": platform.system(), "load_average": os.getloadavg()}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write the whole file or, if interrupted, nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(path.suffix + ".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def main(
+    contestants: Annotated[
+        str, typer.Option(help="Patterns of names (library/estimator/runtime), comma-separated; see --list.")
+    ] = "*",
+    networks: Annotated[str, typer.Option(help="mlp, conv or both, comma-separated.")] = ",".join(NETWORKS),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; one more warms up.")] = 15,
+    burst_seconds: Annotated[float, typer.Option(min=0.01, help="About how long each contestant's turn lasts.")] = 0.4,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    peer_python: Annotated[str, typer.Option(help="Interpreter of the peers' environment.")] = sys.executable,
+    list_: Annotated[bool, typer.Option("--list", help="Show the contestants and stop.")] = False,
+) -> None:
+    """Time training steps of variational layers, with bdl and its peers taking turns.
+
+    Whoever a selected contestant is compared with takes part too.
+    """
+    if list_:
+        print(*(contestant.name for contestant in CONTESTANTS), sep="\n")
+        return
+    chosen = [name.strip() for name in networks.split(",")]
+    if unknown := set(chosen) - set(NETWORKS):
+        raise typer.BadParameter(f"Unknown network {sorted(unknown)}; expected some of {NETWORKS}.")
+    try:
+        selected = {name: select([p.strip() for p in contestants.split(",")], name) for name in chosen}
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    start = machine()
+    results: dict[str, dict] = {}
+    crew = Crew(peer_python)
+    try:
+        for network, line_up in selected.items():
+            outcome = measure(network, line_up, crew, rounds, burst_seconds)
+            measured, meetings = compare_with_twins(outcome), compare_with_bdl(outcome)
+            print_twin_table(network, outcome, measured)
+            if meetings:
+                print_peer_table(network, meetings)
+            results[network] = {"contestants": measured, "peers_over_bdl": meetings, "skipped": outcome.skipped}
+            crew.release()
+        content = {
+            "benchmark": "layers",
+            "date": datetime.now(UTC).isoformat(timespec="minutes"),
+            "settings": {"rounds": rounds, "burst_seconds": burst_seconds},
+            "machine": {**start, "load_average_at_the_end": os.getloadavg()},
+            "versions": crew.versions(),
+            "networks": results,
+        }
+    finally:
+        crew.close()
+    if output is not None:
+        write_json(output, content)
+        console.print(f"Results written to {output}", markup=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
