@@ -93,7 +93,7 @@ def normal(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
         key: Tensor of shape `(2,)` from `draw_key` or `fold_in`. The same key gives the same noise.
 
     Returns:
-        `float32` tensor of that shape; its 2^24 distinct values lie within 5.4 standard deviations.
+        `float32` tensor of that shape; its 2^23 distinct values lie within 5.4 standard deviations.
 
     Example:
     >>> noise = np.asarray(normal((1000, 100), draw_key(0)))
@@ -102,9 +102,10 @@ def normal(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
     """
     if keras.backend.backend() == "torch":
         return keras.random.normal(shape, dtype="float32", seed=_torch_seed(key))
-    # The top 24 bits, centred in their cells: uniform on (-1, 1), symmetric and never at an end, exactly in float32.
-    cells = ops.cast(ops.bitwise_right_shift(_bits(shape, key), _word(8)), "float32")
-    uniform = (cells + 0.5) * np.float32(2.0**-23) - 1.0
+    # The top 23 bits, centred in their cells: uniform on (-1, 1) and symmetric. With 24 bits the half would not fit a
+    # float32 mantissa, the last cell would round up to 1, and one draw in 2^25 would be infinite.
+    cells = ops.cast(ops.bitwise_right_shift(_bits(shape, key), _word(9)), "float32")
+    uniform = (cells + 0.5) * np.float32(2.0**-22) - 1.0
     return np.float32(math.sqrt(2.0)) * ops.erfinv(uniform)
 
 

@@ -10,10 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from layer_contestants import BATCH_SIZE, DETERMINISTIC, LEARNING_RATE, NUM_EXAMPLES, TF_KERAS_RUNTIMES, XLA_RUNTIMES
+from layer_contestants import BATCH_SIZE, LEARNING_RATE, NUM_EXAMPLES, TF_KERAS_RUNTIMES, XLA_RUNTIMES
 
+LAYER_MODULES = {
+    "bdl": ("bdl", "Conv2D"),
+    "keras-proba": ("keras_proba", "Conv2D"),
+    "tfp": ("tensorflow_probability", "Convolution2D"),
+}
 CLASS_SUFFIXES = {
-    DETERMINISTIC: "",
     "reparameterization": "Reparameterization",
     "local_reparameterization": "LocalReparameterization",
     "flipout": "Flipout",
@@ -76,9 +80,10 @@ def layer_makers(keras: ModuleType, library: str, estimator: str) -> tuple[Layer
     """
     if library in ("keras", "tf-keras"):
         return keras.layers.Dense, keras.layers.Conv2D
-    layers = importlib.import_module({"tfp": "tensorflow_probability"}.get(library, library.replace("-", "_"))).layers
-    suffix = CLASS_SUFFIXES[estimator]
-    dense, conv = getattr(layers, f"Dense{suffix}"), getattr(layers, f"Conv2D{suffix}", None)
+    module, conv_prefix = LAYER_MODULES[library]
+    layers = importlib.import_module(module).layers
+    dense = getattr(layers, f"Dense{CLASS_SUFFIXES[estimator]}")
+    conv = getattr(layers, f"{conv_prefix}{CLASS_SUFFIXES[estimator]}", None)
     scaled_kl: dict[str, Any] = {}
     if library == "keras-proba":
         scaled_kl = {"kl_weight": 1 / NUM_EXAMPLES}

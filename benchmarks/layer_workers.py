@@ -17,6 +17,7 @@ from timing import serve
 
 MAX_STEPS = 200  # of a burst: so much data is kept in memory
 WARM_UP_STEPS = 5  # more than the two or three calls that trace, compile and, with torch.compile, recompile
+TRIAL_STEPS = 10  # to choose how many steps a burst needs
 REPORTED_PACKAGES = (
     "bdl", "keras", "tensorflow", "jax", "torch", "tensorflow-probability", "tf-keras",
     "keras-proba", "bayesian-torch", "blitz-bayesian-pytorch", "torch-uncertainty", "numpy",
@@ -58,7 +59,7 @@ class Garage:
         trainer.burst(WARM_UP_STEPS)
         start_up = time.perf_counter() - start
         self._trainers[name] = trainer
-        return {"start_up_seconds": start_up, "step_seconds": trainer.burst(WARM_UP_STEPS)}
+        return {"start_up_seconds": start_up, "step_seconds": trainer.burst(TRIAL_STEPS)}
 
     def burst(self, name: str, steps: int) -> dict:
         """Train a prepared contestant for `steps` steps."""

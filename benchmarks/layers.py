@@ -11,6 +11,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ from layer_workers import MAX_STEPS
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import Round, Spread, Worker, WorkerError, interleave, ratio_of, time_of
+from timing import Interleaving, Round, Spread, Worker, WorkerError, ratio_of, time_of
 
 HERE = Path(__file__).resolve().parent
 MIN_STEPS = 5  # of a burst, however slow a contestant is
@@ -44,7 +45,7 @@ PACKAGE_OF = {
     "keras_proba": "keras-proba",
     "torch_uncertainty": "torch-uncertainty",
 }
-REPORT_WIDTH = 120  # where the output is not a terminal
+REPORT_WIDTH = 150  # where the output is not a terminal
 console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH, highlight=False)
 
 
@@ -58,6 +59,7 @@ class Outcome:
         start_up_seconds: To build, compile and warm up, of the same.
         rounds: The measurements.
         skipped: Why a contestant did not take part, or not to the end.
+        disturbed_share: Share of the bursts that began while other processes kept the machine busy.
     """
 
     contestants: list[Contestant]
@@ -65,6 +67,7 @@ class Outcome:
     start_up_seconds: dict[str, float] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    disturbed_share: float = 0.0
 
 
 class Crew:
@@ -119,21 +122,39 @@ def reason(contestant: Contestant, error: WorkerError) -> str:
     return f"not installed: {package} (pip install -e '.[jax,torch]')"
 
 
-def measure(network: str, contestants: list[Contestant], crew: Crew, rounds: int, burst_seconds: float) -> Outcome:
-    """Prepare the contestants, let them take turns, and collect the times."""
-    outcome = Outcome(contestants)
-    by_name = {contestant.name: contestant for contestant in contestants}
-    for name, contestant in by_name.items():
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: see the options of the command."""
+
+    rounds: int
+    burst_seconds: float
+    patience: float
+
+    def steps(self, step_seconds: float) -> int:
+        """How many steps fill a burst."""
+        return min(max(round(self.burst_seconds / max(step_seconds, 1e-4)), MIN_STEPS), MAX_STEPS)
+
+
+def prepare(network: str, outcome: Outcome, crew: Crew, settings: Settings) -> None:
+    """Have every contestant built, compiled and warmed up; note who cannot be."""
+    for contestant in outcome.contestants:
+        name = contestant.name
         identity = {key: getattr(contestant, key) for key in ("name", "library", "estimator", "runtime")}
         try:
             ready = crew[contestant.worker].ask("prepare", PREPARE_TIMEOUT, network=network, **identity)
         except WorkerError as error:
             outcome.skipped[name] = reason(contestant, error)
-            console.print(f"{network}: {name}: {outcome.skipped[name]}", style="yellow", markup=False, soft_wrap=True)
             continue
         outcome.start_up_seconds[name] = ready["start_up_seconds"]
-        outcome.steps[name] = min(max(round(burst_seconds / ready["step_seconds"]), MIN_STEPS), MAX_STEPS)
-        console.print(f"{network}: {name}: ready, {1e3 * ready['step_seconds']:.1f} ms a step")
+        outcome.steps[name] = settings.steps(ready["step_seconds"])
+
+
+def measure(network: str, contestants: list[Contestant], crew: Crew, settings: Settings) -> Outcome:
+    """Prepare the contestants, let them take turns, and collect the times."""
+    outcome = Outcome(contestants)
+    with console.status(f"{network}: {len(contestants)} contestants prepare themselves"):
+        prepare(network, outcome, crew, settings)
+    by_name = {contestant.name: contestant for contestant in contestants}
 
     def burst_of(name: str) -> float:
         worker = crew[by_name[name].worker]
@@ -142,10 +163,16 @@ def measure(network: str, contestants: list[Contestant], crew: Crew, rounds: int
     def drop(name: str, error: WorkerError) -> None:
         outcome.skipped[name] = reason(by_name[name], error)
 
-    bursts = {name: lambda name=name: burst_of(name) for name in outcome.steps}
-    # One round more than asked for: the first warms up and is thrown away.
-    turns = track(interleave(bursts, rounds + 1, drop), f"{network}: rounds", total=rounds + 1, console=console)
-    outcome.rounds = list(turns)[1:]
+    turns = Interleaving({name: partial(burst_of, name) for name in outcome.steps}, drop, settings.patience)
+    # One round more than asked for: the first warms up, tells how long a burst has to be, and is thrown away.
+    total = settings.rounds + 1
+    played = enumerate(turns.rounds(total))
+    for number, measured in track(played, f"{network}: rounds", total=total, console=console):
+        if number == 0:
+            outcome.steps = {name: settings.steps(seconds) for name, seconds in measured.items()}
+        else:
+            outcome.rounds.append(measured)
+    outcome.disturbed_share = turns.num_disturbed / max(turns.num_bursts, 1)
     return outcome
 
 
@@ -195,7 +222,7 @@ def compare_with_bdl(outcome: Outcome) -> list[dict]:
             meetings.append(
                 {
                     "peer": peer.name,
-                    "rival": rival.name,
+                    "bdl_runtime": rival.runtime,
                     "ratio": asdict(ratio),
                     "ratio_of_their_twins": twins and asdict(twins),
                     "target": peer_target(peer),
@@ -209,7 +236,8 @@ def print_twin_table(network: str, outcome: Outcome, measured: dict[str, dict]) 
     """All contestants beside the deterministic network on the same runtime."""
     table = Table(title=f"{network}: training step; median (10-90 %) of {len(outcome.rounds)} rounds")
     for column in ("library", "estimator", "runtime", "ms / step", "x deterministic", "target", ""):
-        table.add_column(column, justify="left" if column in ("library", "estimator", "runtime") else "right")
+        left = column in ("library", "estimator", "runtime")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for contestant in outcome.contestants:
         who = (contestant.library, contestant.estimator, contestant.runtime)
         figures = measured.get(contestant.name)
@@ -222,6 +250,7 @@ def print_twin_table(network: str, outcome: Outcome, measured: dict[str, dict]) 
         time = Spread(**figures["milliseconds_per_step"])
         table.add_row(*who, str(time), shown, target, verdict(figures["met"]))
     console.print(table)
+    console.print(f"{network}: {outcome.disturbed_share:.0%} of the bursts began on a machine busy with something else")
     for name, why in outcome.skipped.items():
         console.print(f"{network}: {name}: {why}", style="yellow", markup=False, soft_wrap=True)
 
@@ -229,11 +258,14 @@ def print_twin_table(network: str, outcome: Outcome, measured: dict[str, dict]) 
 def print_peer_table(network: str, meetings: list[dict]) -> None:
     """The peers beside bdl; their deterministic twins' ratio tells what is the frameworks' and not the layers'."""
     table = Table(title=f"{network}: a peer's step over bdl's for the same estimator")
-    for column in ("peer", "bdl", "peer / bdl", "their twins", "target", ""):
-        table.add_column(column, justify="left" if column in ("peer", "bdl") else "right")
+    for column in ("peer", "bdl's runtime", "peer / bdl", "their twins", "target", ""):
+        left = column in ("peer", "bdl's runtime")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in meetings:
         ratio, twins = (Spread(**row[key]) if row[key] else "" for key in ("ratio", "ratio_of_their_twins"))
-        table.add_row(row["peer"], row["rival"], str(ratio), str(twins), f">= {row['target']}", verdict(row["met"]))
+        table.add_row(
+            row["peer"], row["bdl_runtime"], str(ratio), str(twins), f">= {row['target']}", verdict(row["met"])
+        )
     console.print(table)
 
 
@@ -262,6 +294,7 @@ def main(
     networks: Annotated[str, typer.Option(help="mlp, conv or both, comma-separated.")] = ",".join(NETWORKS),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; one more warms up.")] = 15,
     burst_seconds: Annotated[float, typer.Option(min=0.01, help="About how long each contestant's turn lasts.")] = 0.4,
+    patience: Annotated[float, typer.Option(min=0.0, help="Seconds to wait before a burst for a busy machine.")] = 1.0,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     peer_python: Annotated[str, typer.Option(help="Interpreter of the peers' environment.")] = sys.executable,
     list_: Annotated[bool, typer.Option("--list", help="Show the contestants and stop.")] = False,
@@ -280,22 +313,28 @@ def main(
         selected = {name: select([p.strip() for p in contestants.split(",")], name) for name in chosen}
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    settings = Settings(rounds, burst_seconds, patience)
     start = machine()
     results: dict[str, dict] = {}
     crew = Crew(peer_python)
     try:
         for network, line_up in selected.items():
-            outcome = measure(network, line_up, crew, rounds, burst_seconds)
+            outcome = measure(network, line_up, crew, settings)
             measured, meetings = compare_with_twins(outcome), compare_with_bdl(outcome)
             print_twin_table(network, outcome, measured)
             if meetings:
                 print_peer_table(network, meetings)
-            results[network] = {"contestants": measured, "peers_over_bdl": meetings, "skipped": outcome.skipped}
+            results[network] = {
+                "contestants": measured,
+                "peers_over_bdl": meetings,
+                "skipped": outcome.skipped,
+                "disturbed_share": round(outcome.disturbed_share, 3),
+            }
             crew.release()
         content = {
             "benchmark": "layers",
             "date": datetime.now(UTC).isoformat(timespec="minutes"),
-            "settings": {"rounds": rounds, "burst_seconds": burst_seconds},
+            "settings": asdict(settings),
             "machine": {**start, "load_average_at_the_end": os.getloadavg()},
             "versions": crew.versions(),
             "networks": results,

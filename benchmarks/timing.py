@@ -24,7 +24,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-PAUSE_SECONDS = 0.05  # between two bursts: thread pools spin for some milliseconds before they sleep
+PAUSE_SECONDS = 0.1  # between two bursts: thread pools spin for some milliseconds before they sleep
+BUSY_SHARE = 0.2  # of the cores' time taken by others in a pause, above which a burst had better wait
 LOG_TAIL_LINES = 3  # of a dead worker's standard error, for the report
 SUMMARY_LINES = 2  # of an error's message, for the report
 ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -135,30 +136,66 @@ def _summary(error: Exception) -> str:
     return " ".join(lines[:SUMMARY_LINES]) or "no message"
 
 
-def interleave(
-    bursts: Mapping[str, Callable[[], float]], rounds: int, drop: Callable[[str, WorkerError], None]
-) -> Iterator[Round]:
-    """Let the contestants take turns, every second round in reversed order, so that none always follows the same one.
+def busy_share(seconds: float) -> float:
+    """Wait, and return the share of the cores' time that was used meanwhile; 0 where the system does not tell."""
+    before = _core_times()
+    time.sleep(seconds)
+    after = _core_times()
+    return (after[0] - before[0]) / max(after[1] - before[1], 1)
 
-    Args:
+
+def _core_times() -> tuple[int, int]:
+    """Busy and total time of all cores since the start, in ticks of the system's clock."""
+    try:
+        with open("/proc/stat") as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]
+    except OSError:
+        return 0, 0
+    idle = ticks[3] + ticks[4]  # the second of them waits for a disk
+    return sum(ticks) - idle, sum(ticks)
+
+
+def wait_for_quiet(patience: float) -> bool:
+    """Pause until the other processes of the machine leave it alone, at most `patience` seconds; `False` if in vain."""
+    deadline = time.monotonic() + patience
+    while busy_share(PAUSE_SECONDS) > BUSY_SHARE:
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+@dataclass
+class Interleaving:
+    """Contestants that take turns.
+
+    Attributes:
         bursts: For each contestant a function that runs one burst and returns its seconds per step.
-        rounds: Number of rounds.
         drop: Called with a contestant whose burst failed; it takes no further part.
-
-    Yields:
-        One `Round` after the other.
+        patience: Seconds to wait, before a burst, for a machine that is busy with something else.
+        num_bursts: How many bursts were started ...
+        num_disturbed: ... and how many of them on a machine that was still busy.
     """
-    running = dict(bursts)
-    for number in range(rounds):
-        measured: Round = {}
-        for name in sorted(running, key=list(bursts).index, reverse=number % 2 == 1):
-            time.sleep(PAUSE_SECONDS)
-            try:
-                measured[name] = running[name]()
-            except WorkerError as error:
-                del running[name]
-                drop(name, error)
-        yield measured
+
+    bursts: Mapping[str, Callable[[], float]]
+    drop: Callable[[str, WorkerError], None]
+    patience: float
+    num_bursts: int = 0
+    num_disturbed: int = 0
+
+    def rounds(self, number: int) -> Iterator[Round]:
+        """Play `number` rounds, every second one in reversed order, so that nobody always follows the same one."""
+        running = dict(self.bursts)
+        for index in range(number):
+            measured: Round = {}
+            for name in list(running)[:: -1 if index % 2 else 1]:
+                self.num_bursts += 1
+                self.num_disturbed += not wait_for_quiet(self.patience)
+                try:
+                    measured[name] = running[name]()
+                except WorkerError as error:
+                    del running[name]
+                    self.drop(name, error)
+            yield measured
 
 
 @dataclass(frozen=True)

@@ -190,8 +190,12 @@ def _propagate_scales_in_half_precision(stage: Stage, scales: Values, inputs: Te
 
 
 def _safe_sqrt(variance: Tensor) -> Tensor:
-    """Square root whose gradient at zero is zero, as the mean gradient over the noise is."""
-    positive = variance > 0
+    """Square root whose gradient at zero is zero, as the mean gradient over the noise is.
+
+    Below the smallest variance the square root may be flushed to zero and its gradient overflow, so that counts as zero.
+    """
+    smallest = 1e-7 if keras.backend.standardize_dtype(variance.dtype) == "float16" else 1e-30
+    positive = variance > smallest
     return ops.where(positive, ops.sqrt(ops.where(positive, variance, ops.ones_like(variance))), 0.0)
 
 
