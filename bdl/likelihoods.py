@@ -81,6 +81,7 @@ class Likelihood(keras.layers.Layer):
         y = ops.convert_to_tensor(y)
         outputs = ops.cast(outputs, "float32")
         y = self._align(y, outputs)
+        self._check_aligned(y, outputs)
         if mask is not None:
             # Padding may hold any label; it must not reach the density, for 0 * nan is nan.
             y = ops.where(_expand_to_rank(ops.cast(mask, "bool"), len(y.shape)), y, ops.zeros_like(y))
@@ -90,9 +91,23 @@ class Likelihood(keras.layers.Layer):
             events = events * keep
         return -ops.sum(ops.reshape(events, (ops.shape(events)[0], -1)), axis=-1)
 
+    def event_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Shape of the labels that belong to outputs of a shape, both with the batch."""
+        return output_shape[:-1] if self.has_class_axis else output_shape
+
+    def _check_aligned(self, y: Tensor, outputs: Tensor) -> None:
+        """Labels and outputs of different shapes would broadcast to a density of nothing in particular."""
+        found, expected = tuple(y.shape), self.event_shape(tuple(outputs.shape))
+        pairs = zip(found[1:], expected[1:], strict=False)
+        if len(found) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in pairs):
+            raise ValueError(
+                f"`y` has shape {found}, but {type(self).__name__} needs {expected} for outputs of shape "
+                f"{tuple(outputs.shape)}."
+            )
+
     def _align(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Labels in the shape of the events: a missing or superfluous last axis of one is no mistake."""
-        rank = len(outputs.shape) - (1 if self.is_classifier and self.has_class_axis else 0)
+        rank = len(self.event_shape(tuple(outputs.shape)))
         if len(y.shape) == rank - 1:
             return ops.expand_dims(y, -1)
         if len(y.shape) == rank + 1 and y.shape[-1] == 1:
@@ -147,7 +162,7 @@ class Categorical(Likelihood):
             raise ValueError(
                 f"`y` looks one-hot (shape {y.shape}) but Categorical takes class indices. Use y.argmax(-1)."
             )
-        _check_shape(y, output_shape[:-1], "Categorical", f"one class index for each output of {classes} logits")
+        _check_shape(y, self.event_shape(output_shape), "Categorical", f"one class index for each output of {classes} logits")
         if classes == 1:
             raise ValueError(
                 "`likelihood` is Categorical but the network has one output. Use Bernoulli() for two classes, or "
@@ -253,14 +268,19 @@ class _LocationScale(Likelihood):
                     f"`likelihood` {name}(heteroscedastic=True) reads mean and raw scale from the network's last axis, "
                     f"which must be even, not {output_shape[-1]}."
                 )
-            output_shape = (*output_shape[:-1], (output_shape[-1] or 0) // 2)
-        _check_shape(y, output_shape, name, "one target for each output")
+        _check_shape(y, self.event_shape(output_shape), name, "one target for each output")
         if y.dtype.kind not in "fiub":
             raise ValueError(f"`y` must hold numbers for {name}, not {y.dtype}.")
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
         return {**super().get_config(), "scale": self.scale, "heteroscedastic": self.heteroscedastic}
+
+    def event_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The outputs' shape, or half of their last axis where they hold mean and scale."""
+        last = output_shape[-1]
+        halved = last if last is None or not self.heteroscedastic else last // 2
+        return (*output_shape[:-1], halved)
 
     def _shared_scale(self) -> Tensor:
         if self.scale is not None:

@@ -23,7 +23,7 @@ from bdl.priors import Normal, Prior, _check_positive, fan_in
 from bdl.random import Tensor
 from bdl.serialization import Serializable, resolve
 
-_register = keras.saving.register_keras_serializable(package="bdl")
+_register = keras.saving.register_keras_serializable(package="bdl.posteriors")
 
 MIN_SCALE = 1e-6
 """Floor of a posterior scale: keeps its logarithm finite where softplus underflows."""

@@ -20,7 +20,7 @@ from keras import ops
 from bdl.random import Tensor
 from bdl.serialization import Serializable, resolve
 
-_register = keras.saving.register_keras_serializable(package="bdl")
+_register = keras.saving.register_keras_serializable(package="bdl.priors")  # `Normal` is a likelihood as well
 
 EMPIRICAL_BAYES_GROUPS = ("layer", "row", "column", "row_column")
 _SMALLEST_VARIANCE = 1e-12  # keeps an empirical-Bayes scale positive where a whole group is exactly zero

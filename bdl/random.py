@@ -82,7 +82,9 @@ def fold_in(key: Tensor, number: int | Tensor) -> Tensor:
         # Torch has no unsigned 32-bit arithmetic: the key stays two integers, mixed where the generator is seeded.
         return ops.stack([key[0], key[1] * 1_000_003 + (number + 1) * 7_919])
     word = _mix(ops.add(ops.bitwise_xor(key[1], _word(_GOLDEN)), _multiply_golden(number)))
-    return ops.stack([ops.bitwise_xor(key[0], word), _mix(ops.bitwise_xor(key[1], word))])
+    # The factor keeps the two halves apart: with `word` in both, keys whose seeds and steps differ in the same bits
+    # would meet as often as 32-bit numbers do.
+    return ops.stack([ops.bitwise_xor(key[0], word), _mix(ops.bitwise_xor(key[1], _multiply_golden(word)))])
 
 
 def normal(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:

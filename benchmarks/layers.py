@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -33,7 +34,7 @@ from layer_workers import MAX_STEPS
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import Interleaving, Round, Spread, Worker, WorkerError, ratio_of, time_of
+from timing import Burst, Interleaving, Round, Spread, Worker, WorkerError, ratio_of, time_of
 
 HERE = Path(__file__).resolve().parent
 MIN_STEPS = 5  # of a burst, however slow a contestant is
@@ -45,6 +46,7 @@ PACKAGE_OF = {
     "keras_proba": "keras-proba",
     "torch_uncertainty": "torch-uncertainty",
 }
+TOLERABLE_DISTURBED_SHARE = 0.3  # of the bursts: medians bear that much
 REPORT_WIDTH = 150  # where the output is not a terminal
 console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH, highlight=False)
 
@@ -59,7 +61,7 @@ class Outcome:
         start_up_seconds: To build, compile and warm up, of the same.
         rounds: The measurements.
         skipped: Why a contestant did not take part, or not to the end.
-        disturbed_share: Share of the bursts that began while other processes kept the machine busy.
+        disturbed_share: Share of the bursts that other processes disturbed, repetitions not counted.
     """
 
     contestants: list[Contestant]
@@ -156,9 +158,9 @@ def measure(network: str, contestants: list[Contestant], crew: Crew, settings: S
         prepare(network, outcome, crew, settings)
     by_name = {contestant.name: contestant for contestant in contestants}
 
-    def burst_of(name: str) -> float:
+    def burst_of(name: str) -> Burst:
         worker = crew[by_name[name].worker]
-        return worker.ask("burst", BURST_TIMEOUT, name=name, steps=outcome.steps[name])["step_seconds"]
+        return Burst(**worker.ask("burst", BURST_TIMEOUT, name=name, steps=outcome.steps[name]))
 
     def drop(name: str, error: WorkerError) -> None:
         outcome.skipped[name] = reason(by_name[name], error)
@@ -172,7 +174,7 @@ def measure(network: str, contestants: list[Contestant], crew: Crew, settings: S
             outcome.steps = {name: settings.steps(seconds) for name, seconds in measured.items()}
         else:
             outcome.rounds.append(measured)
-    outcome.disturbed_share = turns.num_disturbed / max(turns.num_bursts, 1)
+    outcome.disturbed_share = turns.num_disturbed / max(turns.num_turns, 1)
     return outcome
 
 
@@ -250,7 +252,9 @@ def print_twin_table(network: str, outcome: Outcome, measured: dict[str, dict]) 
         time = Spread(**figures["milliseconds_per_step"])
         table.add_row(*who, str(time), shown, target, verdict(figures["met"]))
     console.print(table)
-    console.print(f"{network}: {outcome.disturbed_share:.0%} of the bursts began on a machine busy with something else")
+    share = outcome.disturbed_share
+    warning = "; measure again in a quieter hour" if share > TOLERABLE_DISTURBED_SHARE else ""
+    console.print(f"{network}: {share:.0%} of the bursts were disturbed by other processes{warning}")
     for name, why in outcome.skipped.items():
         console.print(f"{network}: {name}: {why}", style="yellow", markup=False, soft_wrap=True)
 
@@ -287,6 +291,37 @@ def write_json(path: Path, content: dict) -> None:
     unfinished.replace(path)
 
 
+def contest(line_ups: dict[str, list[Contestant]], crew: Crew, settings: Settings) -> dict[str, dict]:
+    """Measure and report one network after the other; the results as they go into the JSON file."""
+    results = {}
+    for network, line_up in line_ups.items():
+        outcome = measure(network, line_up, crew, settings)
+        measured, meetings = compare_with_twins(outcome), compare_with_bdl(outcome)
+        print_twin_table(network, outcome, measured)
+        if meetings:
+            print_peer_table(network, meetings)
+        results[network] = {
+            "contestants": measured,
+            "peers_over_bdl": meetings,
+            "skipped": outcome.skipped,
+            "disturbed_share": round(outcome.disturbed_share, 3),
+        }
+        crew.release()
+    return results
+
+
+def line_ups_of(contestants: str, networks: str) -> dict[str, list[Contestant]]:
+    """Read the options of the same names."""
+    chosen = [name.strip() for name in networks.split(",")]
+    if unknown := set(chosen) - set(NETWORKS):
+        raise typer.BadParameter(f"Unknown network {sorted(unknown)}; expected some of {NETWORKS}.")
+    patterns = [pattern.strip() for pattern in contestants.split(",")]
+    try:
+        return {network: select(patterns, network) for network in chosen}
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def main(
     contestants: Annotated[
         str, typer.Option(help="Patterns of names (library/estimator/runtime), comma-separated; see --list.")
@@ -294,7 +329,7 @@ def main(
     networks: Annotated[str, typer.Option(help="mlp, conv or both, comma-separated.")] = ",".join(NETWORKS),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; one more warms up.")] = 15,
     burst_seconds: Annotated[float, typer.Option(min=0.01, help="About how long each contestant's turn lasts.")] = 0.4,
-    patience: Annotated[float, typer.Option(min=0.0, help="Seconds to wait before a burst for a busy machine.")] = 1.0,
+    patience: Annotated[float, typer.Option(min=0.0, help="Seconds a turn may wait for a quiet machine.")] = 3.0,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     peer_python: Annotated[str, typer.Option(help="Interpreter of the peers' environment.")] = sys.executable,
     list_: Annotated[bool, typer.Option("--list", help="Show the contestants and stop.")] = False,
@@ -306,44 +341,29 @@ def main(
     if list_:
         print(*(contestant.name for contestant in CONTESTANTS), sep="\n")
         return
-    chosen = [name.strip() for name in networks.split(",")]
-    if unknown := set(chosen) - set(NETWORKS):
-        raise typer.BadParameter(f"Unknown network {sorted(unknown)}; expected some of {NETWORKS}.")
-    try:
-        selected = {name: select([p.strip() for p in contestants.split(",")], name) for name in chosen}
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    line_ups = line_ups_of(contestants, networks)
+    if shutil.which(peer_python) is None:
+        raise typer.BadParameter(f"No such interpreter: {peer_python}", param_hint="--peer-python")
     settings = Settings(rounds, burst_seconds, patience)
-    start = machine()
-    results: dict[str, dict] = {}
+    before = machine()
     crew = Crew(peer_python)
     try:
-        for network, line_up in selected.items():
-            outcome = measure(network, line_up, crew, settings)
-            measured, meetings = compare_with_twins(outcome), compare_with_bdl(outcome)
-            print_twin_table(network, outcome, measured)
-            if meetings:
-                print_peer_table(network, meetings)
-            results[network] = {
-                "contestants": measured,
-                "peers_over_bdl": meetings,
-                "skipped": outcome.skipped,
-                "disturbed_share": round(outcome.disturbed_share, 3),
-            }
-            crew.release()
-        content = {
-            "benchmark": "layers",
-            "date": datetime.now(UTC).isoformat(timespec="minutes"),
-            "settings": asdict(settings),
-            "machine": {**start, "load_average_at_the_end": os.getloadavg()},
-            "versions": crew.versions(),
-            "networks": results,
-        }
+        results = contest(line_ups, crew, settings)
+        versions = crew.versions()
     finally:
         crew.close()
-    if output is not None:
-        write_json(output, content)
-        console.print(f"Results written to {output}", markup=False)
+    if output is None:
+        return
+    content = {
+        "benchmark": "layers",
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "settings": asdict(settings),
+        "machine": {**before, "load_average_at_the_end": os.getloadavg()},
+        "versions": versions,
+        "networks": results,
+    }
+    write_json(output, content)
+    console.print(f"Results written to {output}", markup=False)
 
 
 if __name__ == "__main__":

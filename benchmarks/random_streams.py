@@ -58,10 +58,9 @@ NEIGHBOURS: dict[str, Callable[[int, int], Words]] = {
 """Ways in which keys can be neighbours: functions of the number of keys and a seed."""
 
 
-@jax.jit
-def fold_in(keys: Any, numbers: Any) -> Any:
+def fold_in(keys: Words, numbers: NDArray[Any]) -> Words:
     """Folds every number into every key: shape `(keys, numbers, 2)`."""
-    return jax.vmap(lambda key: jax.vmap(lambda number: random.fold_in(key, number))(numbers))(keys)
+    return np.asarray(_fold_in(keys, numbers))
 
 
 def words(keys: Words, size: int) -> Words:
@@ -115,7 +114,7 @@ STREAMS: dict[str, Callable[[int], Iterator[Words]]] = {
     "interleaved": interleaved,
     "control": control,
 }
-"""Endless streams of blocks of words by name: functions of a seed."""
+"""Streams of 2^31 words, in blocks, by name: functions of a seed."""
 
 
 def reference_words(keys: Words, size: int) -> Words:
@@ -132,6 +131,11 @@ def reference_mix(word: Words) -> Words:
     word = (word ^ (word >> np.uint32(16))) * np.uint32(0x21F0AAAD)
     word = (word ^ (word >> np.uint32(15))) * np.uint32(0x735A2D97)
     return word ^ (word >> np.uint32(15))
+
+
+@jax.jit
+def _fold_in(keys: Any, numbers: Any) -> Any:
+    return jax.vmap(lambda key: jax.vmap(lambda number: random.fold_in(key, number))(numbers))(keys)
 
 
 @jax.jit

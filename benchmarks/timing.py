@@ -2,7 +2,8 @@
 
 On a machine that others use too, a number measured now cannot be compared with one measured ten minutes ago. So every
 contestant is started and warmed up once, and then they take turns: in each round everyone runs one short burst while
-all the others sleep. A ratio is formed inside a round, and its median and spread are taken over the rounds.
+all the others sleep. A ratio is formed inside a round, and its median and spread are taken over the rounds. A burst
+that other processes of the machine disturbed is repeated.
 
 Parent and worker talk in JSON, one line a message, over the worker's standard input and output. Only the standard
 library is imported here, for a worker may run in another environment than its parent.
@@ -25,7 +26,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 PAUSE_SECONDS = 0.1  # between two bursts: thread pools spin for some milliseconds before they sleep
-BUSY_SHARE = 0.2  # of the cores' time taken by others in a pause, above which a burst had better wait
+BUSY_SHARE = 0.1  # of the cores' time: if others take more of it, they disturb
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc/stat
 LOG_TAIL_LINES = 3  # of a dead worker's standard error, for the report
 SUMMARY_LINES = 2  # of an error's message, for the report
 ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -136,32 +138,36 @@ def _summary(error: Exception) -> str:
     return " ".join(lines[:SUMMARY_LINES]) or "no message"
 
 
-def busy_share(seconds: float) -> float:
-    """Wait, and return the share of the cores' time that was used meanwhile; 0 where the system does not tell."""
-    before = _core_times()
-    time.sleep(seconds)
-    after = _core_times()
-    return (after[0] - before[0]) / max(after[1] - before[1], 1)
+@dataclass(frozen=True)
+class Burst:
+    """What a worker tells of a burst: wall-clock seconds per step, and the processor time of the whole burst."""
+
+    step_seconds: float
+    cpu_seconds: float
 
 
-def _core_times() -> tuple[int, int]:
-    """Busy and total time of all cores since the start, in ticks of the system's clock."""
-    try:
-        with open("/proc/stat") as file:
-            ticks = [int(field) for field in file.readline().split()[1:9]]
-    except OSError:
-        return 0, 0
-    idle = ticks[3] + ticks[4]  # the second of them waits for a disk
-    return sum(ticks) - idle, sum(ticks)
+@dataclass(frozen=True)
+class CoreClock:
+    """Seconds that all cores together have spent busy, and altogether, up to a moment."""
 
+    busy: float
+    total: float
 
-def wait_for_quiet(patience: float) -> bool:
-    """Pause until the other processes of the machine leave it alone, at most `patience` seconds; `False` if in vain."""
-    deadline = time.monotonic() + patience
-    while busy_share(PAUSE_SECONDS) > BUSY_SHARE:
-        if time.monotonic() > deadline:
-            return False
-    return True
+    @classmethod
+    def now(cls) -> CoreClock:
+        """Read the system's counters; where there are none, the machine looks idle."""
+        try:
+            with open("/proc/stat") as file:
+                ticks = [int(field) for field in file.readline().split()[1:9]]
+        except OSError:
+            return cls(0.0, time.monotonic())
+        idle = ticks[3] + ticks[4]  # the second of them waits for a disk
+        return cls((sum(ticks) - idle) / CLOCK_TICKS, sum(ticks) / CLOCK_TICKS)
+
+    def share_of_others(self, cpu_seconds: float = 0.0) -> float:
+        """Share of the cores' time since this moment that was used, but for our own `cpu_seconds`."""
+        now = CoreClock.now()
+        return (now.busy - self.busy - cpu_seconds) / max(now.total - self.total, 1 / CLOCK_TICKS)
 
 
 @dataclass
@@ -169,17 +175,17 @@ class Interleaving:
     """Contestants that take turns.
 
     Attributes:
-        bursts: For each contestant a function that runs one burst and returns its seconds per step.
+        bursts: For each contestant a function that runs one burst.
         drop: Called with a contestant whose burst failed; it takes no further part.
-        patience: Seconds to wait, before a burst, for a machine that is busy with something else.
-        num_bursts: How many bursts were started ...
-        num_disturbed: ... and how many of them on a machine that was still busy.
+        patience: Seconds that one turn may be prolonged to wait for a quiet machine, and to repeat a disturbed burst.
+        num_turns: How many turns have been taken ...
+        num_disturbed: ... and how many ended with a burst that others disturbed all the same.
     """
 
-    bursts: Mapping[str, Callable[[], float]]
+    bursts: Mapping[str, Callable[[], Burst]]
     drop: Callable[[str, WorkerError], None]
     patience: float
-    num_bursts: int = 0
+    num_turns: int = 0
     num_disturbed: int = 0
 
     def rounds(self, number: int) -> Iterator[Round]:
@@ -188,14 +194,34 @@ class Interleaving:
         for index in range(number):
             measured: Round = {}
             for name in list(running)[:: -1 if index % 2 else 1]:
-                self.num_bursts += 1
-                self.num_disturbed += not wait_for_quiet(self.patience)
                 try:
-                    measured[name] = running[name]()
+                    measured[name] = self._turn(running[name])
                 except WorkerError as error:
                     del running[name]
                     self.drop(name, error)
             yield measured
+
+    def _turn(self, burst: Callable[[], Burst]) -> float:
+        deadline = time.monotonic() + self.patience
+        while True:
+            _wait_for_quiet(deadline)
+            start = CoreClock.now()
+            result = burst()
+            disturbed = start.share_of_others(result.cpu_seconds) > BUSY_SHARE
+            if not disturbed or time.monotonic() > deadline:
+                break
+        self.num_turns += 1
+        self.num_disturbed += disturbed
+        return result.step_seconds
+
+
+def _wait_for_quiet(deadline: float) -> None:
+    """Pause, and longer while other processes are busy; our own workers all sleep now."""
+    while True:
+        start = CoreClock.now()
+        time.sleep(PAUSE_SECONDS)
+        if start.share_of_others() <= BUSY_SHARE or time.monotonic() > deadline:
+            return
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def stages(layer: keras.Layer) -> list[Stage]:
     """
     if isinstance(layer, (layers.SeparableConv1D, layers.SeparableConv2D)):
         return _separable_stages(layer)
-    names = tuple(weight_name(weight) for weight in layer.trainable_weights)
+    names = tuple(weight_name(weight) for weight in layer.weights)
     if not is_linear(layer) or not set(names) <= {"kernel", "bias"}:
         raise ValueError(
             f"`layer` must be linear in its kernel for this estimator: a Dense, EinsumDense or convolution layer "
@@ -149,9 +149,11 @@ _CHANNEL_LAYERS = (
 
 
 def _affine(layer: keras.Layer, values: Values, inputs: Tensor) -> Tensor:
-    trainable = [_value_or_zeros(values, weight) for weight in layer.trainable_weights]
+    # In both lists: the weights of a frozen layer are among its non-trainable variables.
+    trainable = [_value_or_zeros(values, weight) for weight in layer.trainable_variables]
+    non_trainable = [_value_or_zeros(values, weight) for weight in layer.non_trainable_variables]
     with _without_activation(layer):
-        outputs, _ = layer.stateless_call(trainable, layer.non_trainable_variables, inputs)
+        outputs, _ = layer.stateless_call(trainable, non_trainable, inputs)
     return outputs
 
 

@@ -166,9 +166,11 @@ class Variational(keras.layers.Wrapper):
         return SampledWeight(variable, posterior, prior, axes, variables, index)
 
     def _find_weight(self, name: str) -> keras.Variable:
-        found = [weight for weight in self.layer.trainable_weights if f"/{weight.path}".endswith(f"/{name}")]
+        # A frozen layer has no trainable weights, but may be unfrozen later: its posterior exists all the same.
+        candidates = self.layer.trainable_weights if self.layer.trainable else self.layer.weights
+        found = [weight for weight in candidates if f"/{weight.path}".endswith(f"/{name}")]
         if len(found) != 1:
-            known = sorted(weight.path for weight in self.layer.trainable_weights)
+            known = sorted(weight.path for weight in candidates)
             raise ValueError(
                 f"`weights` must name weights of layer {self.layer.name}, each once: {name!r} matches {len(found)}. "
                 f"Its trainable weights are {known}; a longer end of the path picks one of several."
@@ -191,7 +193,7 @@ class Variational(keras.layers.Wrapper):
         return is_flipout or bool(training) or linear.is_exact_for_local_reparameterization(self.layer, inputs)
 
     def _call_stages(self, inputs: Tensor, noise: Noise) -> Tensor:
-        means = {linear.weight_name(weight): ops.convert_to_tensor(weight) for weight in self.layer.trainable_weights}
+        means = {linear.weight_name(weight): ops.convert_to_tensor(weight) for weight in self.layer.weights}
         estimate = STAGE_ESTIMATORS[self._stage_estimator]
         outputs = inputs
         for number, stage in enumerate(self._stages):
@@ -202,15 +204,18 @@ class Variational(keras.layers.Wrapper):
     def _call_whole(self, inputs: Tensor, noise: Noise, training: bool | None, mask: Tensor | None) -> Any:
         values = estimators.sample_weights(self._sampled, noise)
         samples = {id(self._sampled[name].mean): value for name, value in values.items()}
+        # The means of a frozen layer are among its non-trainable variables.
         trainable = [samples.get(id(weight), weight) for weight in self.layer.trainable_variables]
+        non_trainable = [samples.get(id(weight), weight) for weight in self.layer.non_trainable_variables]
         accepted = inspect.signature(self.layer.call).parameters
         offered = {"training": training, "mask": mask}
         kwargs = {name: value for name, value in offered.items() if name in accepted}
         outputs, state, losses = self.layer.stateless_call(
-            trainable, self.layer.non_trainable_variables, inputs, return_losses=True, **kwargs
+            trainable, non_trainable, inputs, return_losses=True, **kwargs
         )
         for variable, value in zip(self.layer.non_trainable_variables, state, strict=True):
-            variable.assign(value)
+            if id(variable) not in samples:
+                variable.assign(value)
         # Regularizers come last in this list; Keras counts those itself, from the variables.
         num_regularizers = sum(weight.regularizer is not None for weight in self.layer.trainable_weights)
         for loss in losses[: len(losses) - num_regularizers]:

@@ -1,0 +1,180 @@
+"""The `bdl` command.
+
+Each subcommand is a function here; what it does lives in a room of its own, which is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from bdl.report import Table
+
+app = typer.Typer(
+    name="bdl",
+    help="Bayesian deep learning for Keras 3.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+_console = Console()
+
+_DEMO_EPOCHS = 100  # with these the demo takes half a minute on two cores
+
+
+class Backend(StrEnum):
+    """Keras backends that bdl runs on."""
+
+    TENSORFLOW = "tensorflow"
+    JAX = "jax"
+    TORCH = "torch"
+
+
+def main() -> None:
+    """Entry point of the `bdl` command."""
+    app(prog_name="bdl")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from bdl import __version__
+
+        typer.echo(f"bdl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Bayesian deep learning for Keras 3."""
+
+
+@app.command()
+def demo(
+    backend: Annotated[
+        Backend | None, typer.Option(help="Keras backend.", show_default="the one Keras is configured for")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the test digits and all noise.")] = 0,
+    output: Annotated[Path, typer.Option(help="HTML page to write; its folder must exist.")] = Path("bdl-demo.html"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = _DEMO_EPOCHS,
+) -> None:
+    """Train a Bayesian network and its deterministic twin on real digits, and show which one knows its limits."""
+    _check_output(output)
+    _use_backend(backend)
+    # Keras is loaded by now, on the right backend; these modules need it.
+    from bdl.demo import BAYESIAN, TWIN, run_demo
+    from bdl.demo_page import build_page, comparison_table
+    from bdl.report import render, write_atomically
+
+    with _TrainingProgress((TWIN, BAYESIAN), epochs) as progress:
+        result = run_demo(seed, epochs, on_epoch=progress.update)
+    _print_table(comparison_table(result), title="Bayesian network and deterministic twin on test digits")
+    try:
+        write_atomically(output, render(build_page(result)))
+    except OSError as error:
+        typer.echo(f"Error: cannot write {output}: {error.strerror or error}.", err=True)
+        raise typer.Exit(1) from error
+    _console.print(f"Page: {output.resolve()}", soft_wrap=True, highlight=False)
+
+
+def _check_output(output: Path) -> None:
+    """Refuses before any work is done what could not be written after it."""
+    problem = ""
+    try:
+        if output.is_dir():
+            problem = f"{output} is a folder. Give a file, such as {output / 'bdl-demo.html'}."
+        elif output.exists() and not output.is_file():
+            problem = f"{output} is not a regular file."
+        elif not output.parent.is_dir():
+            problem = f"the folder {output.parent} does not exist. Make it first."
+        else:
+            with tempfile.TemporaryFile(dir=output.resolve().parent):
+                pass
+    except OSError as error:
+        problem = f"cannot write {output}: {error.strerror or error}."
+    if problem:
+        raise typer.BadParameter(problem, param_hint="--output")
+
+
+def _use_backend(backend: Backend | None) -> None:
+    """Runs the same command again if Keras was loaded with another backend: it reads its choice once, when imported.
+
+    `bdl` itself imports Keras, and so before any option is read; only a new process can choose anew.
+    """
+    import keras
+
+    loaded = keras.config.backend()
+    wanted = backend or loaded
+    if wanted not in list(Backend):
+        raise typer.BadParameter(
+            f"Keras is configured for {loaded!r}, on which bdl does not run. Choose one of {', '.join(Backend)}.",
+            param_hint="--backend",
+        )
+    if wanted == loaded:
+        return
+    if importlib.util.find_spec(wanted) is None:
+        raise typer.BadParameter(
+            f"{wanted} is not installed. Install it with: pip install 'bdl[{wanted}]'", param_hint="--backend"
+        )
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, "KERAS_BACKEND": wanted})
+
+
+class _TrainingProgress:
+    """A line for each training: epochs done, and the figures of the last one."""
+
+    def __init__(self, names: tuple[str, ...], epochs: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=_console,
+        )
+        self._tasks: dict[str, TaskID] = {
+            name: self._progress.add_task(name, total=epochs, start=False, figures="") for name in names
+        }
+
+    def __enter__(self) -> _TrainingProgress:
+        self._progress.start()
+        self._progress.start_task(next(iter(self._tasks.values())))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def update(self, name: str, epoch: int, logs: Mapping[str, float]) -> None:
+        """Shows an epoch; a network without a KL has no T, and its loss is its NLL."""
+        figures = f"loss {logs['loss']:.3f}  nll {logs.get('nll', logs['loss']):.3f}"
+        if "temperature" in logs:
+            figures += f"  T {logs['temperature']:.2f}"
+        self._progress.start_task(self._tasks[name])
+        self._progress.update(self._tasks[name], completed=epoch, figures=figures)
+
+
+def _print_table(table: Table, title: str) -> None:
+    """Prints a report's table in the terminal, without the explanations that the page gives."""
+    terminal = TerminalTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    terminal.add_column("")
+    for column in table.columns:
+        terminal.add_column(column, justify="right")
+    for row in table.rows:
+        terminal.add_row(*(Text(cell) for cell in (row.name, *row.cells)))  # as Text: [nats] is no markup
+    _console.print(terminal)

@@ -1,0 +1,293 @@
+"""What every variational layer promises: the catalogue of layers, and one check for each promise.
+
+In the spirit of `keras.src.testing.TestCase.run_layer_test`, which `check_as_keras_does` runs; the others are ours.
+Each check takes a `Case` and fails by assertion. `tests/layers/test_contract.py` runs all of them over all cases.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from gradients import weight_gradients
+from keras import layers, ops
+from keras.src.testing import TestCase
+from numpy.testing import assert_allclose, assert_array_equal
+
+import bdl
+
+_FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    # Name of the Keras layer: small arguments, and an input shape.
+    "Dense": ({"units": 3}, (2, 4)),
+    "EinsumDense": ({"equation": "abc,cd->abd", "output_shape": (None, 3), "bias_axes": "d"}, (2, 3, 4)),
+    "Conv1D": ({"filters": 3, "kernel_size": 2}, (2, 4, 2)),
+    "Conv2D": ({"filters": 3, "kernel_size": 2}, (2, 4, 3, 2)),
+    "Conv3D": ({"filters": 3, "kernel_size": 2}, (2, 3, 2, 3, 2)),
+    "Conv1DTranspose": ({"filters": 3, "kernel_size": 2}, (2, 3, 2)),
+    "Conv2DTranspose": ({"filters": 3, "kernel_size": 2}, (2, 3, 2, 2)),
+    "Conv3DTranspose": ({"filters": 3, "kernel_size": 2}, (2, 2, 2, 2, 2)),
+    "DepthwiseConv1D": ({"kernel_size": 2, "depth_multiplier": 2}, (2, 4, 2)),
+    "DepthwiseConv2D": ({"kernel_size": 2, "depth_multiplier": 2}, (2, 4, 3, 2)),
+    "SeparableConv1D": ({"filters": 3, "kernel_size": 2}, (2, 4, 2)),
+    "SeparableConv2D": ({"filters": 3, "kernel_size": 2}, (2, 4, 3, 2)),
+    "LSTM": ({"units": 3}, (2, 4, 2)),
+    "GRU": ({"units": 3}, (2, 4, 2)),
+}
+
+_CORE = {
+    "DenseReparameterization",
+    "DenseFlipout",
+    "DenseRank1",
+    "EinsumDenseLocalReparameterization",
+    "Conv1DFlipout",
+    "SeparableConv1DLocalReparameterization",
+    "Variational-LSTM-reparameterization",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer under test.
+
+    Args:
+        name: Name of the case.
+        make: Builds the layer from arguments of the Keras layer, `name` and `seed`.
+        keras_layer: The Keras layer that it makes variational.
+        arguments: Arguments that `make` and the Keras layer need.
+        input_shape: Shape of an input, the batch included.
+    """
+
+    name: str
+    make: Callable[..., bdl.layers.Variational]
+    keras_layer: type[keras.Layer]
+    arguments: dict[str, Any]
+    input_shape: tuple[int, ...]
+
+    @property
+    def is_core(self) -> bool:
+        """Whether it runs on all three backends."""
+        return self.name in _CORE
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is a drop-in class, and not `Variational` around a layer."""
+        return not self.name.startswith("Variational")
+
+    def layer(self, **arguments: Any) -> bdl.layers.Variational:
+        """A layer of the case, not built."""
+        return self.make(**{**self.arguments, **arguments})
+
+    def built(self, **arguments: Any) -> bdl.layers.Variational:
+        """A layer of the case, built."""
+        layer = self.layer(**arguments)
+        layer.build(self.input_shape)
+        return layer
+
+    def input(self, seed: int = 0) -> np.ndarray:
+        """A random input."""
+        return np.random.default_rng(seed).normal(size=self.input_shape).astype("float32")
+
+
+def _named_case(name: str) -> Case:
+    layer_class = getattr(bdl.layers, name)
+    arguments, input_shape = _FAMILIES[layer_class.keras_layer.__name__]
+    return Case(name, layer_class, layer_class.keras_layer, arguments, input_shape)
+
+
+def _generic_case(kind: str, estimator: str, weights: tuple[str, ...] = ("kernel",)) -> Case:
+    keras_layer = getattr(layers, kind)
+
+    def make(
+        name: str | None = None, seed: int | None = None, trainable: bool = True, **arguments: Any
+    ) -> bdl.layers.Variational:
+        layer = keras_layer(**arguments)
+        ours = {"estimator": estimator, "weights": weights, "prior": "normal", "seed": seed}
+        return bdl.layers.Variational(layer, **ours, name=name, trainable=trainable)
+
+    return Case(f"Variational-{kind}-{estimator}", make, keras_layer, *_FAMILIES[kind])
+
+
+def named_layers() -> list[str]:
+    """Names of all drop-in layer classes."""
+    return [name for name in bdl.layers.__all__ if name not in ("Variational", "mean_weights")]
+
+
+CASES = [
+    *(_named_case(name) for name in named_layers()),
+    _generic_case("Dense", "reparameterization", ("kernel", "bias")),
+    _generic_case("Dense", "local_reparameterization", ("kernel", "bias")),
+    _generic_case("Conv2D", "flipout", ("kernel", "bias")),
+    _generic_case("EinsumDense", "flipout"),
+    _generic_case("LSTM", "reparameterization", ("kernel", "recurrent_kernel")),
+    _generic_case("GRU", "reparameterization", ("kernel", "recurrent_kernel", "bias")),
+]
+
+
+def array(tensor: Any) -> np.ndarray:
+    """A tensor of any backend and precision as a NumPy array, half precisions in float32."""
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+
+
+def reset_noise(model: keras.Layer, seed: int) -> None:
+    """Sets the seeds of all variational layers in a model."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, bdl.layers.Variational):
+            layer.seed_generator.state.assign(np.array([seed, 0]))
+
+
+def check_as_keras_does(case: Case) -> None:
+    """Build, shapes, dtype, symbolic and eager call, serialisation, one compiled training step, mixed precision."""
+    keras_layer = case.keras_layer(**case.arguments)
+    TestCase().run_layer_test(
+        case.make,
+        {**case.arguments, "seed": 1},
+        input_shape=case.input_shape,
+        expected_output_shape=keras_layer.compute_output_shape(case.input_shape),
+        expected_output_dtype="float32",
+        expected_num_seed_generators=1 + hasattr(keras_layer, "cell"),  # a cell has one for its dropout
+        expected_num_losses=0,
+        supports_masking=keras_layer.supports_masking,
+    )
+
+
+def check_config_round_trip(case: Case) -> None:
+    """`from_config(get_config())` gives an equal configuration, with arguments that are not the defaults."""
+    layer = case.layer(name="renamed", seed=5, activation="tanh", bias_initializer="ones", trainable=False)
+    config = layer.get_config()
+    twin = type(layer).from_config(layer.get_config())
+    assert twin.get_config() == config
+    assert (twin.name, twin.seed, twin.trainable) == ("renamed", 5, False)
+    assert isinstance(twin.layer.bias_initializer, keras.initializers.Ones)
+
+
+def check_save_and_load(case: Case) -> None:
+    """A `.keras` file of a sequential and of a functional model gives parameters, configuration and samples back."""
+    layer = case.layer()
+    inputs = keras.Input(case.input_shape[1:])
+    models = [
+        keras.Sequential([keras.Input(case.input_shape[1:]), layer]),
+        keras.Model(inputs, layers.Activation("tanh")(case.layer()(inputs))),
+    ]
+    x = case.input()
+    for model in models:
+        for weight in model.trainable_weights:  # move the posterior away from its start
+            weight.assign_add(np.full(weight.shape, 0.01))
+        with tempfile.TemporaryDirectory() as folder:
+            model.save(Path(folder) / "model.keras")
+            loaded = keras.saving.load_model(Path(folder) / "model.keras")
+        # Through JSON, where Keras' own tuples become lists.
+        assert json.loads(json.dumps(loaded.get_config())) == json.loads(json.dumps(model.get_config()))
+        assert len(loaded.weights) == len(model.weights)
+        for one, other in zip(model.weights, loaded.weights, strict=True):
+            assert_array_equal(array(one), array(other))
+        # Keras saves no seeds, so they are set; then the samples are the same, and differ from call to call.
+        reset_noise(model, 7)
+        reset_noise(loaded, 7)
+        first = array(model(x))
+        assert_array_equal(array(loaded(x)), first)
+        assert not np.array_equal(array(loaded(x)), first), "the layer does not sample"
+
+
+def check_clone_and_summary(case: Case) -> None:
+    """`clone_model` gives new weights of the same configuration; `summary` names the layer and counts its weights."""
+    model = keras.Sequential([keras.Input(case.input_shape[1:]), case.layer(name="the_layer")])
+    clone = keras.models.clone_model(model)
+    assert clone.get_config() == model.get_config()
+    assert {id(weight) for weight in clone.weights}.isdisjoint(id(weight) for weight in model.weights)
+    assert clone(case.input()).shape == model(case.input()).shape
+    lines: list[str] = []
+    model.summary(print_fn=lambda text, line_break=False: lines.append(text))
+    assert "the_layer" in "".join(lines)
+    assert f"Total params: {model.count_params():,}" in "".join(lines)
+
+
+def check_half_precision(case: Case, policy: str) -> None:
+    """Outputs have the compute dtype and are finite; scales and the divergence stay float32, and their values exact."""
+    layer, reference = case.built(dtype=policy), case.built()
+    expected = keras.DTypePolicy(policy).compute_dtype
+    for training in (True, False):
+        output = layer(case.input(), training=training)
+        assert keras.backend.standardize_dtype(output.dtype) == expected
+        assert np.all(np.isfinite(array(output)))
+    for weight in layer.weights:
+        assert keras.backend.standardize_dtype(weight.dtype) == "float32", weight.path
+    for one, other in zip(layer.weights, reference.weights, strict=True):
+        one.assign(other)
+    kl = layer.kl_divergence()
+    assert keras.backend.standardize_dtype(kl.dtype) == "float32"
+    assert array(kl) == array(reference.kl_divergence()) > 0
+
+
+def check_mean_weights(case: Case) -> None:
+    """Within `mean_weights` the layer is its Keras layer, in training and outside it."""
+    layer, x = case.built(), case.input()
+    expected = array(layer.layer(x))
+    with bdl.mean_weights(layer):
+        for training in (True, False):
+            assert_allclose(array(layer(x, training=training)), expected, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(array(layer(x)), expected, rtol=1e-3, atol=1e-3)
+
+
+def check_gradients_with_a_zero_row(case: Case) -> None:
+    """An all-zero example leaves the gradient of every weight finite, and the other example moves every weight."""
+    layer = case.built()
+    x = case.input()
+    x[0] = 0.0
+    # The square of a distance from one, so that factors, means, scales and biases all matter.
+    found = weight_gradients(layer, x, lambda y: ops.sum(ops.square(y - 1.0)))
+    assert set(found) == {weight.path for weight in layer.trainable_weights}
+    for path, gradient in found.items():
+        assert np.all(np.isfinite(gradient)), path
+        assert np.any(gradient != 0), path
+    zero = weight_gradients(layer, np.zeros_like(x), lambda y: ops.sum(ops.square(y - 1.0)))
+    for path, gradient in zero.items():
+        assert np.all(np.isfinite(gradient)), path
+
+
+def check_regularizers(case: Case) -> None:
+    """A regularizer of a sampled weight is refused; those of the outputs and of other weights count once."""
+    kernel = "depthwise" if "Separable" in case.name or "Depthwise" in case.name else "kernel"
+    if "Rank1" not in case.name:
+        with pytest.raises(ValueError, match="has a prior: the two would count twice"):
+            case.built(**{f"{kernel}_regularizer": "l2"})
+    regularizers: dict[str, Any] = {"activity_regularizer": keras.regularizers.L1(0.5)}
+    if "bias" not in case.built().sampled_weights:
+        regularizers |= {"bias_regularizer": keras.regularizers.L2(0.25), "bias_initializer": "ones"}
+    layer, x = case.built(**regularizers), case.input()
+    twin = case.keras_layer(**{**case.arguments, **regularizers})
+    twin.build(case.input_shape)
+    twin.set_weights(layer.layer.get_weights())
+    for training in (True, False):
+        twin(x)
+        with bdl.mean_weights(layer):
+            model = keras.Sequential([layer])
+            model(x, training=training)
+            assert_allclose(sum(map(array, model.losses)), sum(map(array, twin.losses)), rtol=1e-5)
+
+
+def check_freezing(case: Case) -> None:
+    """`trainable=False` freezes means and scales, before and after building, and does not change the distribution."""
+    layer = case.built(trainable=False) if case.is_named else case.built()
+    layer.trainable = True
+    names = [weight.path for weight in layer.trainable_weights]
+    x, kl = case.input(), array(layer.kl_divergence())
+    assert any("rho" in name for name in names)
+    samples = []
+    for trainable in (True, False):
+        layer.trainable = trainable
+        assert [weight.path for weight in layer.trainable_weights] == (names if trainable else [])
+        assert array(layer.kl_divergence()) == kl
+        for training in (True, False):
+            reset_noise(layer, 3)
+            samples.append(array(layer(x, training=training)))
+    before = [array(weight) for weight in layer.weights]
+    assert_allclose(samples[2:], samples[:2], rtol=1e-6, atol=1e-6)
+    for weight, value in zip(layer.weights, before, strict=True):
+        assert_array_equal(array(weight), value)

@@ -1,0 +1,262 @@
+"""The four estimators against closed forms: moments, covariances across positions and examples, gradients."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from gradients import draw, draw_gradients
+from keras import layers, ops
+from layer_contract import array, reset_noise
+from numpy.testing import assert_allclose, assert_array_equal
+from standard_errors import assert_covariance, assert_mean, assert_moments, assert_within_standard_errors
+
+import bdl
+from bdl.layers import Variational
+from bdl.layers.estimators import ESTIMATORS, whole_functions
+from bdl.posteriors import MIN_SCALE, MeanFieldNormal, Rank1
+
+pytestmark = pytest.mark.core
+
+COPIES = 64  # output features with equal parameters: as many independent draws of one output
+DRAWS = 400
+
+
+def with_equal_features(layer: keras.Layer, x: np.ndarray, estimator: str, **arguments: Any) -> Variational:
+    """A layer all of whose output features have the same random means and scales."""
+    layer = Variational(layer, estimator=estimator, prior="normal", seed=1, **arguments)
+    layer.build(x.shape)
+    generator = np.random.default_rng(5)
+    for weight in layer.trainable_weights:
+        values = generator.uniform(0.3, 1.0, size=(*weight.shape[:-1], 1)) * np.ones(weight.shape)
+        weight.assign(values / layer_speed(layer) if "rho" in weight.path else values)
+    return layer
+
+
+def layer_speed(layer: Variational) -> float:
+    return next(iter(layer.sampled_weights.values())).posterior.speed
+
+
+def scale_of(layer: Variational, name: str = "kernel") -> np.ndarray:
+    weight = layer.sampled_weights[name]
+    return array(weight.posterior.scale(weight.variables))
+
+
+def pooled(samples: np.ndarray) -> np.ndarray:
+    """Equal output features, on the last axis, as independent draws on the first."""
+    return np.moveaxis(samples, -1, 1).reshape(-1, *samples.shape[1:-1])
+
+
+def inputs(*shape: int) -> np.ndarray:
+    return np.random.default_rng(6).uniform(0.5, 1.5, size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("bias", ["point", "sampled"])
+def test_dense_outputs_have_the_moments_of_the_weights(bias: str, estimator: str, training: bool):
+    x = inputs(2, 3)
+    weights = ("kernel", "bias") if bias == "sampled" else ("kernel",)
+    layer = with_equal_features(layers.Dense(COPIES), x, estimator, weights=weights)
+    variance = x**2 @ scale_of(layer)[:, 0] ** 2
+    if bias == "sampled":
+        variance = variance + scale_of(layer, "bias")[0] ** 2
+    assert_moments(pooled(draw(layer, x, DRAWS, training)), array(layer.layer(x))[:, 0], variance)
+
+
+def test_flipout_decorrelates_examples_and_reparameterization_does_not():
+    x = np.repeat(inputs(1, 3), 2, axis=0)
+    for estimator, shared in (("reparameterization", 1.0), ("flipout", 0.0), ("local_reparameterization", 0.0)):
+        layer = with_equal_features(layers.Dense(COPIES), x, estimator)
+        variance = float(x[0] ** 2 @ scale_of(layer)[:, 0] ** 2)
+        expected = variance * np.array([[1, shared], [shared, 1]])
+        assert_covariance(pooled(draw(layer, x, DRAWS)), array(layer.layer(x))[:, 0], expected)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_mean_gradients_equal_the_closed_form(estimator: str):
+    """Of L = sum of y^2 / 2: E dL/dmean = x^T x mean + ..., E dL/dscale = sum of x^2 over the batch times scale."""
+    x = inputs(4, 3)
+    layer = with_equal_features(layers.Dense(COPIES), x, estimator)
+    found = draw_gradients(layer, x, lambda y: ops.sum(ops.square(y)) / 2, DRAWS)
+    by_name = {path.rsplit("/", 1)[-1]: pooled(value) for path, value in found.items()}
+    y, scale = array(layer.layer(x))[:, 0], scale_of(layer)[:, 0]
+    assert_mean(by_name["kernel"], x.T @ y)
+    assert_mean(by_name["bias"], y.sum())
+    # The scale is MIN_SCALE + softplus(speed * rho), whose slope is speed * (1 - exp(-softplus)).
+    slope = layer_speed(layer) * -np.expm1(-(scale - MIN_SCALE))
+    assert_mean(by_name["kernel_rho"], (x**2).sum(axis=0) * scale * slope)
+
+
+def test_gradient_variances_at_batch_64_are_ordered():
+    """Of L = sum of y^2 / (2 B), with the scale s in each weight, the trace of the gradient's covariance is closed.
+
+    Reparameterization: s^2 |x^T x / B|^2; flipout and local reparameterization: s^2 sum |x_b|^4 / B^2.
+    """
+    x = inputs(64, 3)
+    traces = {}
+    for estimator in ESTIMATORS:
+        layer = with_equal_features(layers.Dense(COPIES), x, estimator)
+        rho = next(weight for weight in layer.trainable_weights if "rho" in weight.path)
+        rho.assign(np.full(rho.shape, 0.5 / layer_speed(layer)))
+        found = draw_gradients(layer, x, lambda y: ops.sum(ops.square(y)) / (2 * len(x)), DRAWS)
+        kernel = pooled(next(value for path, value in found.items() if path.endswith("/kernel")))
+        squares = np.square(kernel - x.T @ array(layer.layer(x))[:, 0] / len(x)).sum(axis=1)
+        s = scale_of(layer)[0, 0]
+        norms = {"reparameterization": np.sum((x.T @ x) ** 2)}.get(estimator, np.sum(np.sum(x**2, axis=1) ** 2))
+        assert_mean(squares, s**2 * norms / len(x) ** 2)
+        traces[estimator] = squares.mean()
+    assert traces["reparameterization"] > 10 * traces["flipout"]
+    assert traces["reparameterization"] > 10 * traces["local_reparameterization"]
+
+
+POSITIONAL = [
+    pytest.param(lambda: layers.Dense(COPIES), (1, 3, 2), id="Dense on a sequence"),
+    pytest.param(lambda: layers.Conv1D(COPIES, 2), (1, 4, 2), id="Conv1D"),
+    pytest.param(lambda: layers.Conv2D(COPIES, 2), (1, 3, 2, 2), id="Conv2D"),
+    pytest.param(lambda: layers.EinsumDense("...b,bc->...c", COPIES, bias_axes="c"), (1, 3, 2), id="EinsumDense"),
+]
+
+
+def covariance_across_positions(layer: Variational, x: np.ndarray) -> np.ndarray:
+    """Of one output feature: J diag(scale^2) J^T, the Jacobian J taken by unit kernels, as outputs are linear in them."""
+    kernel, bias = layer.layer.get_weights()
+    columns = []
+    for place in np.ndindex(kernel.shape[:-1]):
+        unit = np.zeros_like(kernel)
+        unit[place] = 1.0
+        layer.layer.set_weights([unit, 0 * bias])
+        columns.append(array(layer.layer(x))[0, ..., 0].ravel() * scale_of(layer)[(*place, 0)])
+    layer.layer.set_weights([kernel, bias])
+    J = np.stack(columns, axis=1)
+    return J @ J.T
+
+
+@pytest.mark.parametrize(
+    ("estimator", "training"),
+    [("reparameterization", True), ("flipout", True), ("flipout", False), ("local_reparameterization", False)],
+)
+@pytest.mark.parametrize(("make", "shape"), POSITIONAL)
+def test_one_weight_draw_serves_all_positions(make: Any, shape: tuple[int, ...], estimator: str, training: bool):
+    x = inputs(*shape)
+    layer = with_equal_features(make(), x, estimator)
+    expected = covariance_across_positions(layer, x)
+    assert np.min(np.abs(expected - np.diag(np.diag(expected)))[~np.eye(len(expected), dtype=bool)]) >= 0
+    mean = array(layer.layer(x))[0, ..., 0].ravel()
+    samples = pooled(draw(layer, x, DRAWS, training)[:, 0]).reshape(DRAWS * COPIES, -1)
+    assert_covariance(samples, mean, expected)
+
+
+@pytest.mark.parametrize(("make", "shape"), POSITIONAL)
+def test_local_reparameterization_trains_with_the_right_marginals_only(make: Any, shape: tuple[int, ...]):
+    x = inputs(*shape)
+    layer = with_equal_features(make(), x, "local_reparameterization")
+    variances = np.diag(covariance_across_positions(layer, x))
+    mean = array(layer.layer(x))[0, ..., 0].ravel()
+    samples = pooled(draw(layer, x, DRAWS, training=True)[:, 0]).reshape(DRAWS * COPIES, -1)
+    assert_covariance(samples, mean, np.diag(variances))
+
+
+def test_einsum_dense_with_several_kernel_axes_in_the_output():
+    x = inputs(2, 2, 3)
+    layer = Variational(layers.EinsumDense("abc,cde->abde", (None, 2, 3)), estimator="flipout", seed=1)
+    layer.build(x.shape)
+    variance = np.einsum("abc,cde->abde", x**2, scale_of(layer) ** 2)
+    assert_moments(draw(layer, x, 2_000), array(layer.layer(x)), variance)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_separable_convolution_samples_both_of_its_kernels(estimator: str, training: bool):
+    """Given the depthwise kernel, D outputs are linear in P: E = D P, Var = E[D]^2 V[P] + V[D] (E[P]^2 + V[P])."""
+    x = inputs(1, 2, 3)  # one position: D is a vector of two numbers a channel, independent across channels
+    names = ("depthwise_kernel", "pointwise_kernel")
+    layer = with_equal_features(layers.SeparableConv1D(COPIES, 2), x, estimator, weights=names)
+    depthwise, pointwise, bias = layer.layer.get_weights()
+    mean_d = np.einsum("tc,tc->c", x[0], depthwise[..., 0])
+    variance_d = np.einsum("tc,tc->c", x[0] ** 2, scale_of(layer, names[0])[..., 0] ** 2)
+    mean_p, variance_p = pointwise[0, :, 0], scale_of(layer, names[1])[0, :, 0] ** 2
+    mean = mean_d @ mean_p + bias[0]
+    variance = mean_d**2 @ variance_p + variance_d @ (mean_p**2 + variance_p)
+    # Features share the depthwise draw: only draws are independent, so each draw's mean over features is one sample.
+    deviations = draw(layer, x, 2_000, training)[:, 0, 0] - mean
+    assert_mean(deviations.mean(axis=1), 0.0)
+    assert_mean(np.square(deviations).mean(axis=1), variance)
+
+
+@pytest.mark.parametrize(
+    ("make", "example"),
+    [
+        pytest.param(lambda: layers.Dense(3), (2,), id="Dense"),
+        pytest.param(lambda: layers.Conv1D(3, 2), (2, 2), id="Conv1D"),
+        pytest.param(lambda: layers.EinsumDense("abc,cd->abd", (None, 3), bias_axes="d"), (1, 2), id="EinsumDense"),
+    ],
+)
+def test_rank1_factors_have_their_moments_and_differ_by_example(make: Any, example: tuple[int, ...]):
+    """y = s (sum of r_i z_i) + b with z_i the output of input i alone: mean and variance in closed form."""
+    batch = 64
+    x = np.repeat(inputs(1, *example), batch, axis=0)
+    layer = Variational(make(), posterior=Rank1(), seed=1)
+    layer.build(x.shape)
+    generator = np.random.default_rng(7)
+    for weight in layer.trainable_weights:
+        values = generator.uniform(0.3, 1.0, size=weight.shape)
+        weight.assign(values / layer_speed(layer) if "rho" in weight.path else values)
+    factors = layer.sampled_weights["kernel"].variables
+    means = {side: array(factors[f"{side}_mean"]).ravel() for side in ("input", "output")}
+    scales = {
+        side: MIN_SCALE + np.logaddexp(0, layer_speed(layer) * array(factors[f"{side}_rho"]).ravel())
+        for side in ("input", "output")
+    }
+    bias = array(layer.layer.bias)
+    z = np.stack([array(layer.layer(x[:1] * unit))[0].reshape(-1, 3)[0] - bias for unit in np.eye(2, dtype="float32")])
+    inner_mean, inner_variance = means["input"] @ z, scales["input"] ** 2 @ z**2
+    mean = means["output"] * inner_mean + bias
+    variance = (means["output"] ** 2 + scales["output"] ** 2) * inner_variance + (scales["output"] * inner_mean) ** 2
+    samples = draw(layer, x, 200).reshape(200 * batch, -1, 3)[:, 0]  # examples have factors of their own: all independent
+    assert_moments(samples, mean, variance)
+    two = samples.reshape(200, batch // 2, 2, 3)
+    products = np.prod(two - mean, axis=2).reshape(-1, 3)
+    assert_mean(products, 0.0)
+
+
+@pytest.mark.parametrize("posterior", [MeanFieldNormal(), Rank1()], ids=["mean_field", "rank1"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_whole_functions_are_one_function_for_the_batch(estimator: str, posterior: Any):
+    x = np.repeat(inputs(1, 3), 3, axis=0)
+    layer = Variational(layers.Dense(4), estimator=estimator, posterior=posterior)
+    layer(x)
+    with whole_functions():
+        reset_noise(layer, 3)
+        batch = array(layer(x))
+        reset_noise(layer, 3)
+        single = array(layer(x[:1]))
+        another = array(layer(x[:1]))
+    assert_allclose(batch, np.repeat(single, 3, axis=0), rtol=1e-6)
+    assert not np.allclose(single, another)
+    if estimator == "flipout" or isinstance(posterior, Rank1):
+        outside = array(layer(x))
+        assert not np.allclose(outside[0], outside[1])
+
+
+@pytest.mark.parametrize("posterior", [MeanFieldNormal(), Rank1()], ids=["mean_field", "rank1"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_equal_seeds_give_equal_samples_and_calls_differ(estimator: str, posterior: Any):
+    x = inputs(2, 3)
+    made = [Variational(layers.Dense(4), estimator, posterior=posterior, seed=seed) for seed in (1, 1, 2)]
+    for layer in made:
+        layer.build(x.shape)
+        layer.layer.set_weights(made[0].layer.get_weights())
+    first, same, other = (array(layer(x)) for layer in made)
+    assert_array_equal(first, same)
+    assert not np.allclose(first, other)
+    assert not np.allclose(first, array(made[0](x)))
+
+
+def test_standard_errors_can_fail():
+    samples = np.random.default_rng(0).normal(size=10_000)
+    assert_mean(samples, 0.0)
+    with pytest.raises(AssertionError, match="standard errors away"):
+        assert_mean(samples, 0.1)
+    with pytest.raises(AssertionError, match="comparison by equality"):
+        assert_within_standard_errors(1.0, 1.0, 0.0)

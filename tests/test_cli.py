@@ -1,0 +1,150 @@
+"""The `bdl` command: what it prints and writes, and what it refuses before it costs any time."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+from typer.testing import CliRunner
+
+import bdl
+from bdl import cli, demo
+
+ROOT = Path(bdl.__file__).parent.parent
+
+
+def run(*arguments: str) -> Any:
+    """The command in this process, in a terminal wide enough that no message is broken."""
+    return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+
+
+def message(result: Any) -> str:
+    return re.sub(r"[\s│]+", " ", result.stderr)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "page.html"
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the demo trained before it had checked its arguments")
+
+    monkeypatch.setattr(demo, "run_demo", fail)
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"bdl {bdl.__version__}\n"
+
+
+def test_help_lists_the_commands_and_options() -> None:
+    assert "demo" in run("--help").stdout
+    for option in ("--backend", "--seed", "--output", "--epochs"):
+        assert option in run("demo", "--help").stdout
+
+
+def test_demo_prints_the_table_and_writes_the_page(output: Path) -> None:
+    output.write_text("old")
+    result = run("demo", "--epochs", "1", "--seed", "1", "--output", str(output))
+    assert result.exit_code == 0, result.output
+    for text in ("Bayesian", "deterministic twin", "1/1", "Accuracy", "NLL [nats]", "Brier score", "ECE", "AUROC"):
+        assert text in result.stdout
+    assert str(output) in result.stdout
+    assert output.read_text().startswith("<!DOCTYPE html>")
+    assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--epochs", "0", "0 is not in the range x>=1"),
+        ("--epochs", "many", "'many' is not a valid int"),
+        ("--seed", "-1", "-1 is not in the range"),
+        ("--backend", "theano", "'theano' is not one of 'tensorflow', 'jax', 'torch'"),
+        ("--output", "no/such/folder/page.html", "the folder no/such/folder does not exist"),
+        ("--output", ".", ". is a folder. Give a file, such as bdl-demo.html"),
+        ("--output", os.devnull, f"{os.devnull} is not a regular file"),
+        ("--output", "x" * 300, "cannot write x"),
+    ],
+)
+def test_a_bad_option_is_refused_with_its_reason(option: str, value: str, reason: str) -> None:
+    result = run("demo", option, value)
+    assert result.exit_code == 2
+    assert reason in message(result)
+    assert option in message(result)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_folder_that_cannot_be_written_is_refused(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refuse)
+    result = run("demo", "--output", str(output))
+    assert result.exit_code == 2
+    assert f"cannot write {output}: Permission denied." in message(result)
+
+
+def test_an_existing_page_survives_a_failing_run(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    output.write_text("old")
+    monkeypatch.setattr(demo, "run_demo", fail)
+    result = run("demo", "--output", str(output))
+    assert result.exit_code == 1
+    assert output.read_text() == "old"
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_another_backend_runs_the_same_command_again(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cli.os, "execve", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **kwargs: pytest.exit("never reached in a replaced process"))
+    other = next(backend for backend in cli.Backend if backend != keras.config.backend())
+    cli._use_backend(other)
+    ((program, arguments, environment),) = calls
+    assert program == sys.executable
+    assert arguments == sys.orig_argv
+    assert environment["KERAS_BACKEND"] == other
+
+
+def test_the_backend_that_is_loaded_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.os, "execve", lambda *arguments: pytest.fail("ran again"))
+    cli._use_backend(cli.Backend(keras.config.backend()))
+    cli._use_backend(None)
+
+
+def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    other = next(backend for backend in cli.Backend if backend != keras.config.backend())
+    result = run("demo", "--backend", other)
+    assert result.exit_code == 2
+    assert f"{other} is not installed. Install it with: pip install 'bdl[{other}]'" in message(result)
+
+
+def test_a_backend_that_bdl_does_not_support_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.config, "backend", lambda: "numpy")
+    result = run("demo")
+    assert result.exit_code == 2
+    assert "Keras is configured for 'numpy', on which bdl does not run" in message(result)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs a second backend")
+def test_the_module_runs_on_the_backend_of_the_option(output: Path) -> None:
+    command = [sys.executable, "-m", "bdl", "demo", "--backend", "jax", "--epochs", "1", "--output", str(output)]
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert " on jax " in output.read_text()

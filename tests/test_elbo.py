@@ -1,0 +1,278 @@
+"""The ELBO's arithmetic, its Keras loss and its schedules."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bdl
+from bdl.elbo import ELBO, CyclicalWarmup, LinearWarmup, MinibatchWeights, evidence, local_kl
+
+pytestmark = pytest.mark.core
+
+RNG = np.random.default_rng(0)
+
+
+def to_float(value):
+    return float(keras.ops.convert_to_numpy(value))
+
+
+def network_and_data(num_examples=24):
+    keras.utils.set_random_seed(1)
+    x = RNG.normal(size=(num_examples, 4)).astype("float32")
+    y = RNG.integers(0, 3, num_examples)
+    network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseReparameterization(3, seed=5)])
+    return network, x, y
+
+
+def test_kl_divergence_is_the_sum_over_layers_and_counts_a_shared_layer_once():
+    shared = bdl.layers.DenseReparameterization(4)
+    other = bdl.layers.DenseFlipout(2)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, other(shared(shared(inputs))))
+    expected = to_float(shared.kl_divergence()) + to_float(other.kl_divergence())
+    assert to_float(bdl.kl_divergence(model)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kl_divergence_of_a_deterministic_model_is_zero():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    assert to_float(bdl.kl_divergence(model)) == 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(0, 10), min_size=1, max_size=6),
+    st.floats(0, 1000),
+    st.integers(1, 10_000),
+    st.floats(0, 2),
+)
+def test_evidence_is_the_formula(nll, kl, num_examples, temperature):
+    parts = evidence(np.array(nll, "float32"), kl, num_examples, temperature)
+    assert to_float(parts.nll) == pytest.approx(np.mean(nll), rel=1e-5, abs=1e-6)
+    assert to_float(parts.kl) == pytest.approx(kl, rel=1e-5, abs=1e-6)
+    assert to_float(parts.loss) == pytest.approx(np.mean(nll) + temperature * kl / num_examples, rel=1e-5, abs=1e-6)
+    assert to_float(parts.elbo) == pytest.approx(-np.mean(nll) - kl / num_examples, rel=1e-5, abs=1e-6)
+
+
+def test_sample_weights_scale_an_examples_nll_and_local_kl_but_not_the_weights_kl():
+    nll, local = np.array([1.0, 2.0], "float32"), np.array([0.5, 0.25], "float32")
+    weight = np.array([0.0, 2.0], "float32")
+    parts = evidence(nll, 30.0, 10, local_kl=local, sample_weight=weight)
+    assert to_float(parts.nll) == 2.0
+    assert to_float(parts.elbo) == -(2.0 + 3.0 + 0.25)
+
+
+def test_local_kl_takes_per_example_terms_and_leaves_regularizers():
+    terms = [keras.ops.ones(3), keras.ops.ones(()), 2 * keras.ops.ones(3)]
+    assert keras.ops.convert_to_numpy(local_kl(terms)).tolist() == [3.0, 3.0, 3.0]
+    assert local_kl([keras.ops.ones(())]) is None
+
+
+def test_the_loss_under_a_plain_compile_equals_that_of_variational_model():
+    network, x, y = network_and_data()
+    likelihood = bdl.likelihoods.Categorical()
+    network.compile(keras.optimizers.SGD(0.0), loss=ELBO(likelihood, num_examples=24, model=network))
+    model = bdl.VariationalModel(network, likelihood, num_examples=24, kl_weight=1.0)
+    model.compile(keras.optimizers.SGD(0.0))
+    with bdl.mean_weights(network):
+        plain = network.train_on_batch(x, y)
+        ours = model.train_on_batch(x, y, return_dict=True)["loss"]
+    assert to_float(plain) == pytest.approx(to_float(ours), rel=1e-6)
+
+
+def test_the_loss_in_a_custom_loop_gives_all_parts():
+    network, x, y = network_and_data()
+    loss = ELBO(bdl.likelihoods.Categorical(), num_examples=24, kl_weight=0.5, model=network)
+    parts = loss.evidence(y, network(x))
+    kl = to_float(bdl.kl_divergence(network))
+    assert to_float(parts.loss) == pytest.approx(to_float(parts.nll) + 0.5 * kl / 24, rel=1e-6)
+    assert to_float(parts.elbo) == pytest.approx(-to_float(parts.nll) - kl / 24, rel=1e-6)
+    assert to_float(parts.temperature) == 0.5
+
+
+def test_the_loss_round_trips_its_config_without_the_model():
+    loss = ELBO(bdl.likelihoods.Normal(scale=0.5), num_examples=7, kl_weight=0.3)
+    again = ELBO.from_config(loss.get_config())
+    assert (again.num_examples, again.kl_weight, again.likelihood.scale) == (7, 0.3, 0.5)
+
+
+@pytest.mark.parametrize("num_examples", [0, -3, 1.5, None, True])
+def test_num_examples_must_be_a_positive_integer(num_examples):
+    with pytest.raises(ValueError, match="`num_examples` must be the number of training examples"):
+        ELBO(bdl.likelihoods.Categorical(), num_examples=num_examples)
+
+
+@pytest.mark.parametrize("kl_weight", [-1.0, float("nan"), "warmup"])
+def test_kl_weight_must_be_a_finite_number(kl_weight):
+    with pytest.raises(ValueError, match="`kl_weight` must be a finite number >= 0"):
+        ELBO(bdl.likelihoods.Categorical(), 10, kl_weight=kl_weight)
+
+
+def test_a_schedule_in_the_plain_loss_points_to_variational_model():
+    with pytest.raises(ValueError, match="Use VariationalModel"):
+        ELBO(bdl.likelihoods.Categorical(), 10, kl_weight=LinearWarmup())
+
+
+def test_a_missing_model_and_an_untrained_scale_are_named():
+    network, x, y = network_and_data()
+    with pytest.raises(ValueError, match="`model` is None"):
+        ELBO(bdl.likelihoods.Categorical(), 24)(y, network(x))
+    with pytest.raises(ValueError, match="stay untrained"):
+        ELBO(bdl.likelihoods.Normal(), 24, model=network)(x[:, :3], network(x))
+
+
+def test_sample_weights_of_single_events_are_refused():
+    network, x, y = network_and_data()
+    loss = ELBO(bdl.likelihoods.Categorical(), 24, model=network)
+    with pytest.raises(ValueError, match="one weight for each example"):
+        loss(y, network(x), np.ones((24, 3), "float32"))
+
+
+def values(schedule, steps, total):
+    return np.array([to_float(schedule(np.float32(step), np.float32(total))) for step in steps])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.05, 1.0), st.integers(1, 1000))
+def test_linear_warmup_rises_to_one_and_stays(fraction, total):
+    steps = np.linspace(0, total, 11)
+    expected = np.minimum(1.0, steps / (fraction * total))
+    np.testing.assert_allclose(values(LinearWarmup(fraction), steps, total), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_warmup_in_steps_ignores_the_total():
+    schedule = LinearWarmup(steps=10)
+    assert not schedule.needs_total_steps
+    np.testing.assert_allclose(values(schedule, [0, 5, 10, 50], 0), [0.0, 0.5, 1.0, 1.0])
+
+
+def test_cyclical_warmup_restarts_and_ends_at_one():
+    schedule = CyclicalWarmup(cycles=4, fraction=0.5)
+    np.testing.assert_allclose(
+        values(schedule, [0, 5, 10, 20, 25, 40, 60, 79, 80, 500], 80), [0, 0.5, 1, 0, 0.5, 0, 0, 1, 1, 1], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 7, 5000])
+def test_minibatch_weights_average_to_one_and_halve(num_batches):
+    steps = np.arange(num_batches) if num_batches < 100 else np.arange(40)
+    found = values(MinibatchWeights(num_batches), steps, 0)
+    np.testing.assert_allclose(found[1:] / found[:-1], 0.5, rtol=1e-5)
+    # The tail beyond 40 batches is below float32's resolution of the sum.
+    assert found.sum() == pytest.approx(num_batches, rel=1e-5)
+    again = to_float(MinibatchWeights(num_batches)(np.float32(num_batches), np.float32(0)))
+    assert again == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: LinearWarmup(0.0), "fraction"),
+        (lambda: LinearWarmup(1.5), "fraction"),
+        (lambda: LinearWarmup(steps=0), "steps"),
+        (lambda: CyclicalWarmup(cycles=0), "cycles"),
+        (lambda: CyclicalWarmup(fraction=2.0), "fraction"),
+        (lambda: MinibatchWeights(0), "num_batches"),
+    ],
+)
+def test_schedules_check_their_arguments(make, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be"):
+        make()
+
+
+def test_schedules_round_trip_through_keras():
+    for schedule in (LinearWarmup(0.3), LinearWarmup(steps=5), CyclicalWarmup(3, 0.2), MinibatchWeights(9)):
+        assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule)) == schedule
+
+
+class ConjugateRegression:
+    """`y = X w + noise` with `w ~ N(0, prior^2)`: everything in closed form, and exact expectations of our loss.
+
+    The log likelihood is quadratic in the weights, so its expectation over Gaussian noise equals the mean over all
+    patterns of +1 and -1 in the noise's place: an exact quadrature through the real code, without Monte Carlo error.
+    """
+
+    noise, prior, num_examples = 0.5, 0.8, 40
+
+    def __init__(self, orthogonal):
+        rng = np.random.default_rng(3)
+        x = rng.normal(size=(self.num_examples, 3))
+        self.x = np.linalg.qr(x)[0] * 4.0 if orthogonal else x @ np.array([[1, 0.5, 0], [0, 1, 0.5], [0, 0, 1]])
+        self.y = self.x @ np.array([0.7, -1.2, 0.3]) + self.noise * rng.normal(size=self.num_examples)
+        self.layer = bdl.layers.DenseReparameterization(
+            1, use_bias=False, kernel_prior=bdl.priors.Normal(scale=self.prior)
+        )
+        self.network = keras.Sequential([keras.Input((3,)), self.layer])
+        likelihood = bdl.likelihoods.Normal(scale=self.noise)
+        self.loss = ELBO(likelihood, self.num_examples, model=self.network)
+
+    def log_evidence(self):
+        covariance = self.prior**2 * self.x @ self.x.T + self.noise**2 * np.eye(self.num_examples)
+        _, log_determinant = np.linalg.slogdet(2 * np.pi * covariance)
+        return -0.5 * (log_determinant + self.y @ np.linalg.solve(covariance, self.y))
+
+    def mean_field_optimum(self):
+        """Mean of the exact posterior, and scales from the diagonal of its precision."""
+        precision = self.x.T @ self.x / self.noise**2 + np.eye(3) / self.prior**2
+        mean = np.linalg.solve(precision, self.x.T @ self.y / self.noise**2)
+        return mean, 1.0 / np.sqrt(np.diag(precision)), precision
+
+    def optimal_elbo(self):
+        """Log evidence minus KL(q || posterior) of the mean-field optimum, both Gaussian with one mean."""
+        _, scale, precision = self.mean_field_optimum()
+        _, log_determinant = np.linalg.slogdet(precision)
+        return self.log_evidence() - 0.5 * (-2 * np.log(scale).sum() - log_determinant)
+
+    def set_posterior(self, mean, scale):
+        weight = self.layer.sampled_weights["kernel"]
+        weight.mean.assign(np.reshape(mean, (3, 1)))
+        rho = np.log(np.expm1(np.asarray(scale) - bdl.posteriors.MIN_SCALE)) / weight.posterior.speed
+        weight.variables["rho"].assign(np.reshape(rho, (3, 1)))
+
+    def elbo(self, monkeypatch):
+        """Exact ELBO, total, in nats, of the layer's present posterior."""
+        x, y = self.x.astype("float32"), self.y.astype("float32")
+        values = []
+        for signs in itertools.product((-1.0, 1.0), repeat=3):
+            noise = np.reshape(signs, (3, 1)).astype("float32")
+            monkeypatch.setattr(bdl.random, "normal", lambda shape, key, noise=noise: keras.ops.convert_to_tensor(noise))
+            values.append(to_float(self.loss.evidence(y, self.network(x)).elbo))
+        return self.num_examples * np.mean(values)
+
+
+def test_the_elbo_equals_the_log_evidence_where_the_family_contains_the_posterior(monkeypatch):
+    problem = ConjugateRegression(orthogonal=True)
+    problem.set_posterior(*problem.mean_field_optimum()[:2])
+    assert problem.elbo(monkeypatch) == pytest.approx(problem.log_evidence(), abs=1e-3)
+
+
+def test_the_elbo_of_mean_field_is_its_closed_form_optimum(monkeypatch):
+    problem = ConjugateRegression(orthogonal=False)
+    problem.set_posterior(*problem.mean_field_optimum()[:2])
+    assert problem.elbo(monkeypatch) == pytest.approx(problem.optimal_elbo(), abs=1e-3)
+    assert problem.optimal_elbo() < problem.log_evidence() - 0.05  # the family's gap is real in this problem
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_the_elbo_never_exceeds_the_log_evidence(monkeypatch, orthogonal):
+    problem = ConjugateRegression(orthogonal)
+    mean, scale, _ = problem.mean_field_optimum()
+    rng = np.random.default_rng(7)
+    for spread in (0.0, 0.01, 0.1, 1.0):
+        problem.set_posterior(mean + spread * rng.normal(size=3), scale * np.exp(spread * rng.normal(size=3)))
+        assert problem.elbo(monkeypatch) <= problem.log_evidence() + 1e-3
+
+
+def test_training_reaches_the_mean_field_optimum(monkeypatch):
+    problem = ConjugateRegression(orthogonal=False)
+    model = bdl.VariationalModel(problem.network, problem.loss.likelihood, kl_weight=1.0)
+    rate = keras.optimizers.schedules.CosineDecay(0.02, 1500)
+    model.compile(keras.optimizers.Adam(rate))
+    keras.utils.set_random_seed(0)
+    x, y = problem.x.astype("float32"), problem.y.astype("float32")
+    model.fit(x, y, batch_size=40, epochs=1500, verbose=0)
+    gap = problem.optimal_elbo() - problem.elbo(monkeypatch)
+    assert -1e-3 <= gap < 0.02

@@ -1,0 +1,85 @@
+"""Rooms import only rooms above them, and `import bdl` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import bdl
+
+PACKAGE = Path(bdl.__file__).parent
+
+# From the top down; docs/design says why. A folder is one room.
+ROOMS = [
+    "keras_internals",
+    "random",
+    "serialization",
+    "priors",
+    "posteriors",
+    "likelihoods",
+    "elbo",
+    "layers",
+    "training_data",
+    "sampling",
+    "prediction",
+    "model",
+    "calibration",
+    "plots",
+    "report",
+    "demo",
+    "demo_page",
+    "cli",
+]
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """Rooms that a file imports from bdl, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "bdl" and len(parts) > 1 and parts[1] in ROOMS:
+                yield parts[1]
+
+
+def test_rooms_import_only_rooms_above_them():
+    files = [path for path in PACKAGE.rglob("*.py") if room(path) not in ("__init__", "__main__")]
+    assert {room(path) for path in files} == set(ROOMS)
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for path in files
+        for other in imported_rooms(path)
+        if ROOMS.index(other) > ROOMS.index(room(path))
+    ]
+    assert wrong == []
+
+
+def test_private_keras_names_stay_in_one_file():
+    offenders = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "keras_internals.py" and ("keras.src" in path.read_text() or "._flatten_layers" in path.read_text())
+    ]
+    assert offenders == []
+
+
+def modules_after(statement):
+    code = f"{statement}; import sys; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_importing_bdl_loads_no_heavy_module_that_keras_does_not():
+    added = modules_after("import keras, bdl") - modules_after("import keras")
+    heavy = {"tensorflow_probability", "tf_keras", "matplotlib", "sklearn", "scipy", "rich", "typer", "tensorflow", "jax"}
+    assert added & (heavy | {"torch", "pandas", "IPython"}) == set()
+    assert "bdl" in added

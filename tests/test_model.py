@@ -1,0 +1,413 @@
+"""VariationalModel: the objective is the ELBO at the stated temperature, whatever stands around it."""
+
+import json
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import bdl
+from bdl.elbo import LinearWarmup, MinibatchWeights
+from bdl.likelihoods import Bernoulli, Categorical, Normal, Poisson
+from bdl.model import VariationalModel
+
+RNG = np.random.default_rng(0)
+N = 24
+X = RNG.normal(size=(N, 4)).astype("float32")
+Y = RNG.integers(0, 3, N)
+PRIOR = {"kernel_prior": "normal"}  # a prior that does not follow the posterior: the divergence is easy to compute
+
+
+def build(layer=bdl.layers.DenseReparameterization, kl_weight=1.0, likelihood=None, rate=0.0, **kwargs):
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential([keras.Input((4,)), layer(5, activation="relu", seed=1), layer(3, seed=2)])
+    model = VariationalModel(network, likelihood or Categorical(), num_examples=N, kl_weight=kl_weight)
+    model.compile(keras.optimizers.SGD(rate), **kwargs)
+    return model
+
+
+def values(model):
+    return [keras.ops.convert_to_numpy(weight).astype("float64") for weight in model.trainable_weights]
+
+
+def effective_temperature(model, x, y, **kwargs):
+    """T measured on the compiled loss: change the posterior's scales, which at zero noise moves the KL alone."""
+    losses, divergences = [], []
+    with bdl.mean_weights(model):
+        for change in (0.0, 0.1):
+            for weight in model.trainable_weights:
+                if weight.path.endswith("rho"):
+                    weight.assign(weight + change)
+            losses.append(float(model.train_on_batch(x, y, return_dict=True, **kwargs)["loss"]))
+            divergences.append(float(keras.ops.convert_to_numpy(bdl.kl_divergence(model))))
+    return model.num_examples * (losses[1] - losses[0]) / (divergences[1] - divergences[0])
+
+
+ONE_DIMENSIONAL = {"filters": 3, "kernel_size": 2}
+LAYERS = {
+    "Dense": ({"units": 3}, (4,)),
+    "EinsumDense": ({"equation": "abc,cd->abd", "output_shape": (None, 3)}, (5, 4)),
+    "Conv1D": (ONE_DIMENSIONAL, (5, 4)),
+    "Conv2D": (ONE_DIMENSIONAL, (5, 5, 2)),
+    "Conv3D": (ONE_DIMENSIONAL, (4, 4, 4, 2)),
+    "Conv1DTranspose": (ONE_DIMENSIONAL, (5, 4)),
+    "Conv2DTranspose": (ONE_DIMENSIONAL, (5, 5, 2)),
+    "Conv3DTranspose": (ONE_DIMENSIONAL, (3, 3, 3, 2)),
+    "DepthwiseConv1D": ({"kernel_size": 2}, (5, 4)),
+    "DepthwiseConv2D": ({"kernel_size": 2}, (5, 5, 2)),
+    "SeparableConv1D": (ONE_DIMENSIONAL, (5, 4)),
+    "SeparableConv2D": (ONE_DIMENSIONAL, (5, 5, 2)),
+}
+ALL_LAYERS = sorted(
+    name for name in bdl.layers.__all__ if name not in ("Variational", "mean_weights")
+)
+
+
+@pytest.mark.parametrize("name", ALL_LAYERS)
+def test_the_temperature_of_the_compiled_loss_is_one_for_every_layer(name):
+    family = max((family for family in LAYERS if name.startswith(family)), key=len)
+    arguments, shape = LAYERS[family]
+    prior = {} if name.endswith("Rank1") else PRIOR
+    network = keras.Sequential([keras.Input(shape), getattr(bdl.layers, name)(**arguments, **prior)])
+    model = VariationalModel(network, Normal(scale=1.0), num_examples=50, kl_weight=1.0)
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    x = RNG.normal(size=(6, *shape)).astype("float32")
+    y = np.zeros((6, *network.output_shape[1:]), "float32")
+    assert effective_temperature(model, x, y) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_the_temperature_is_the_one_asked_for_under_jit(temperature):
+    model = build(kl_weight=temperature, jit_compile=keras.backend.backend() != "torch")
+    assert effective_temperature(model, X, Y) == pytest.approx(temperature, abs=1e-3)
+
+
+@pytest.mark.core
+def test_the_temperature_is_one_with_sample_weights():
+    weights = RNG.uniform(0, 2, N).astype("float32")
+    assert effective_temperature(build(), X, Y, sample_weight=weights) == pytest.approx(1.0, abs=1e-3)
+    assert effective_temperature(build(), X, Y, sample_weight=0 * weights) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_the_temperature_is_one_with_mixed_precision(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = build()
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert effective_temperature(model, X, Y) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.core
+def test_the_temperature_is_one_with_a_shared_layer():
+    inputs = keras.Input((4,))
+    shared = bdl.layers.DenseFlipout(4, activation="relu", **PRIOR)
+    network = keras.Model(inputs, bdl.layers.DenseFlipout(3, **PRIOR)(shared(shared(inputs))))
+    model = VariationalModel(network, Categorical(), num_examples=N, kl_weight=1.0)
+    model.compile(keras.optimizers.SGD(0.0))
+    assert effective_temperature(model, X, Y) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("masked", [False, True])
+def test_sequences_sum_their_events_so_that_the_temperature_is_one(masked):
+    tokens = np.array([[1, 2, 3, 0, 0], [4, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    labels = np.where(tokens == 0, 0, tokens % 3)
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [keras.Input((5,)), keras.layers.Embedding(5, 4, mask_zero=masked), bdl.layers.DenseFlipout(3, **PRIOR)]
+    )
+    model = VariationalModel(network, Categorical(), num_examples=3, kl_weight=1.0)
+    model.compile(keras.optimizers.SGD(0.0))
+    assert effective_temperature(model, tokens, labels) == pytest.approx(1.0, abs=1e-3)
+    with bdl.mean_weights(model):
+        logits = keras.ops.convert_to_numpy(network(tokens)).astype("float64")
+        logs = model.evaluate(tokens, labels, verbose=0, return_dict=True)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    events = -np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+    keep = (tokens != 0) if masked else np.ones_like(events)
+    assert logs["nll"] == pytest.approx((events * keep).sum(1).mean(), rel=1e-5)
+
+
+@pytest.mark.core
+def test_the_mean_of_the_minibatch_gradients_is_the_full_gradient():
+    """With SGD at rate 1 a step is the gradient; the noise is fixed by resetting the seeds before each step."""
+    model = build(rate=1.0)
+    start = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+
+    def gradient(rows):
+        for variable, value in zip(model.variables, start, strict=True):
+            variable.assign(value)
+        before = values(model)
+        model.train_on_batch(X[rows], Y[rows])
+        return [b - a for b, a in zip(before, values(model), strict=True)]
+
+    full = gradient(np.arange(N))
+    batches = [gradient(np.arange(first, first + 6)) for first in range(0, N, 6)]
+    for index, expected in enumerate(full):
+        mean = np.mean([batch[index] for batch in batches], axis=0)
+        np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.core
+def test_logs_hold_the_parts_and_they_add_up():
+    model = build(kl_weight=0.5)
+    history = model.fit(X, Y, batch_size=8, epochs=1, validation_data=(X, Y), verbose=0).history
+    logs = {name: history[name][0] for name in history}
+    assert set(logs) == {prefix + name for prefix in ("", "val_") for name in ("loss", "nll", "kl", "elbo", "temperature")}
+    assert logs["temperature"] == 0.5
+    assert logs["loss"] == pytest.approx(logs["nll"] + 0.5 * logs["kl"] / N, rel=1e-5)
+    assert logs["elbo"] == pytest.approx(-logs["nll"] - logs["kl"] / N, rel=1e-5)
+    assert logs["val_temperature"] == 1.0
+    assert logs["val_loss"] == pytest.approx(-logs["val_elbo"], rel=1e-5)
+
+
+@pytest.mark.core
+def test_the_default_schedule_warms_up_over_half_of_the_first_fit_and_stays_at_one():
+    model = build(kl_weight=None)
+    first = model.fit(X, Y, batch_size=6, epochs=4, verbose=0).history["temperature"]
+    np.testing.assert_allclose(first, [1.5 / 8, 5.5 / 8, 1.0, 1.0], rtol=1e-5)
+    assert model.fit(X, Y, batch_size=6, epochs=2, verbose=0).history["temperature"] == [1.0, 1.0]
+
+
+@pytest.mark.core
+def test_the_schedules_state_is_saved(tmp_path):
+    model = build(kl_weight=None)
+
+    class StopAfterOne(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    model.fit(X, Y, batch_size=6, epochs=4, verbose=0, callbacks=[StopAfterOne()])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    again = loaded.fit(X, Y, batch_size=6, epochs=1, verbose=0).history["temperature"]
+    np.testing.assert_allclose(again, [5.5 / 8], rtol=1e-5)
+
+
+@pytest.mark.core
+def test_metrics_see_probabilities():
+    model = build(metrics=["accuracy", keras.metrics.SparseCategoricalCrossentropy(from_logits=False, name="ce")])
+    with bdl.mean_weights(model):
+        logs = model.evaluate(X, Y, verbose=0, return_dict=True)
+        hits = keras.ops.convert_to_numpy(model.network(X)).argmax(1) == Y
+    assert logs["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
+    assert logs["ce"] == pytest.approx(logs["nll"], rel=1e-4)
+
+
+@pytest.mark.core
+def test_predict_is_the_predictive_mean():
+    model = build()
+    with bdl.mean_weights(model):
+        expected = keras.ops.convert_to_numpy(keras.ops.softmax(model.network(X)))
+        np.testing.assert_allclose(model.predict(X, num_samples=3), expected, rtol=1e-4, atol=1e-6)
+    assert model.predict_distribution(X, num_samples=2).probabilities.shape == (N, 3)
+    with pytest.raises(ValueError, match="`callbacks` are not supported"):
+        model.predict(X, callbacks=[keras.callbacks.Callback()])
+
+
+@pytest.mark.core
+def test_save_and_load_gives_the_same_model_and_the_same_samples(tmp_path):
+    model = build(kl_weight=LinearWarmup(0.3), rate=0.1)
+    model.fit(X, Y, epochs=1, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    # Keras writes tuples as lists.
+    assert json.dumps(loaded.get_config()) == json.dumps(model.get_config())
+    assert loaded.num_examples == N
+    for ours, theirs in zip(model.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs))
+    np.testing.assert_array_equal(
+        model.predict_distribution(X, 4).probabilities, loaded.predict_distribution(X, 4).probabilities
+    )
+    assert loaded.optimizer.learning_rate == pytest.approx(0.1)
+    loaded.fit(X, Y, epochs=1, verbose=0)
+
+
+@pytest.mark.core
+def test_a_learned_scale_and_a_dict_of_likelihoods_train_and_load(tmp_path):
+    inputs = keras.Input((4,))
+    outputs = {"kind": bdl.layers.DenseFlipout(3)(inputs), "size": bdl.layers.DenseFlipout(1)(inputs)}
+    model = VariationalModel(keras.Model(inputs, outputs), {"kind": Categorical(), "size": Normal()}, kl_weight=1.0)
+    model.compile("adam")
+    y = {"kind": Y, "size": X[:, 0]}
+    before = keras.ops.convert_to_numpy(model.likelihood["size"].raw_scale)
+    model.fit(X, y, epochs=2, verbose=0)
+    assert keras.ops.convert_to_numpy(model.likelihood["size"].raw_scale) != before
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    ours, theirs = (m.predict_distribution(X, 3, seed=1) for m in (model, loaded))
+    np.testing.assert_array_equal(ours["kind"].probabilities, theirs["kind"].probabilities)
+    np.testing.assert_array_equal(ours["size"].std, theirs["size"].std)
+    assert set(model.predict(X, num_samples=2)) == {"kind", "size"}
+
+
+@keras.saving.register_keras_serializable(package="bdl-tests")
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = bdl.layers.DenseFlipout(5, activation="relu")
+        self.norm = keras.layers.BatchNormalization()
+        self.head = bdl.layers.DenseRank1(3)
+
+    def call(self, x, training=None):
+        return self.head(self.norm(self.hidden(x), training=training))
+
+
+@pytest.mark.core
+def test_subclassed_networks_that_are_not_built_train_predict_and_load(tmp_path):
+    model = VariationalModel(Subclassed(), Categorical())
+    model.compile("adam")
+    model.fit(X, Y, epochs=2, verbose=0)
+    assert model.num_examples == N
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        model.predict_distribution(X, 3, seed=1).probabilities, loaded.predict_distribution(X, 3, seed=1).probabilities
+    )
+
+
+@pytest.mark.core
+def test_clone_model_and_summary(capsys):
+    model = build()
+    clone = keras.models.clone_model(model)
+    assert clone.get_config()["network"]["config"]["layers"][1]["config"]["units"] == 5
+    model.summary()
+    assert "dense_reparameterization" in capsys.readouterr().out
+
+
+class LatentNoise(keras.layers.Layer):
+    """A local latent variable that reports one divergence for each example."""
+
+    def call(self, x):
+        self.add_loss(keras.ops.sum(keras.ops.square(x), axis=-1))
+        return x
+
+
+@pytest.mark.core
+def test_local_divergences_count_per_example_and_regularizers_stay_outside_the_elbo():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.1))(LatentNoise()(inputs))
+    layer = bdl.layers.DenseFlipout(3, **PRIOR)
+    model = VariationalModel(keras.Model(inputs, layer(hidden)), Categorical(), num_examples=N, kl_weight=0.5)
+    model.compile(keras.optimizers.SGD(0.0))
+    with bdl.mean_weights(model):
+        logs = model.train_on_batch(X, Y, return_dict=True)
+    local = np.square(X).sum(1).mean()
+    weights = float(keras.ops.convert_to_numpy(layer.kl_divergence()))
+    penalty = 0.1 * np.square(keras.ops.convert_to_numpy(model.network.layers[2].kernel)).sum()
+    assert logs["kl"] == pytest.approx(weights + N * local, rel=1e-5)
+    assert logs["elbo"] == pytest.approx(-logs["nll"] - weights / N - local, rel=1e-5)
+    assert logs["loss"] == pytest.approx(logs["nll"] + 0.5 * (weights / N + local) + penalty, rel=1e-5)
+
+
+def generator():
+    while True:
+        yield X[:6], Y[:6]
+
+
+@pytest.mark.core
+def test_fit_on_a_generator_needs_num_examples_and_a_length():
+    network = build().network
+    model = VariationalModel(network, Categorical())
+    model.compile("adam")
+    with pytest.raises(ValueError, match="`num_examples` is unknown"):
+        model.fit(generator(), steps_per_epoch=2, verbose=0)
+    model = VariationalModel(network, Categorical(), num_examples=N)
+    model.compile("adam")
+    with pytest.raises(ValueError, match="`steps_per_epoch` is unknown"):
+        model.fit(generator(), verbose=0)
+    model.fit(generator(), steps_per_epoch=2, verbose=0)
+    assert float(keras.ops.convert_to_numpy(model._total_steps)) == 2
+
+
+@pytest.mark.core
+def test_bad_arguments_are_named():
+    network = build().network
+    with pytest.raises(ValueError, match="`num_examples` must be the number of training examples"):
+        VariationalModel(network, Categorical(), num_examples=0)
+    with pytest.raises(ValueError, match="`likelihood` must be a bdl.likelihoods.Likelihood"):
+        VariationalModel(network, "categorical")
+    with pytest.raises(ValueError, match="`network` must be a Keras model"):
+        VariationalModel("network", Categorical())
+    with pytest.raises(ValueError, match="`kl_weight` must be a finite number"):
+        VariationalModel(network, Categorical(), kl_weight=-1.0)
+    with pytest.raises(ValueError, match="`loss` must be None"):
+        VariationalModel(network, Categorical()).compile("adam", loss="mse")
+    with pytest.raises(ValueError, match="before fit"):
+        model = VariationalModel(network, Categorical())
+        model.compile("adam")
+        model.evaluate(X, Y)
+    with pytest.raises(ValueError, match="train_on_batch does not know"):
+        model = VariationalModel(network, Categorical(), num_examples=N)
+        model.compile("adam")
+        model.train_on_batch(X, Y)
+    model = VariationalModel(network, Categorical(), num_examples=N, kl_weight=MinibatchWeights(4))
+    model.compile("adam")
+    model.train_on_batch(X, Y)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("activation", "likelihood"), [("softmax", Categorical()), ("sigmoid", Bernoulli())])
+def test_a_network_that_squashes_its_outputs_is_refused(activation, likelihood):
+    name = type(likelihood).__name__
+    for layers in (
+        [bdl.layers.DenseFlipout(3, activation=activation)],
+        [bdl.layers.DenseFlipout(3), keras.layers.Activation(activation)],
+        [keras.Sequential([bdl.layers.DenseFlipout(3, activation=activation)])],
+    ):
+        network = keras.Sequential([keras.Input((4,)), *layers])
+        with pytest.raises(ValueError, match=f"ends in {activation}, but `likelihood` is {name}"):
+            VariationalModel(network, likelihood)
+        VariationalModel(network, type(likelihood)(from_logits=False))
+
+
+@pytest.mark.core
+def test_labels_and_inputs_are_checked_before_training():
+    model = build()
+    with pytest.raises(ValueError, match=r"class index from 0 to 2; y\[5\] is 7"):
+        model.fit(X, np.where(np.arange(N) == 5, 7, Y), verbose=0)
+    bad = X.copy()
+    bad[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"x\[3, 2\] is nan"):
+        model.fit(bad, Y, verbose=0)
+    with pytest.raises(ValueError, match=r"y\[1\] is inf"):
+        build(likelihood=Normal()).fit(X, np.where(np.arange(N) == 1, np.inf, 0.0), verbose=0)
+    with pytest.raises(ValueError, match="non-negative integer"):
+        build(likelihood=Poisson()).fit(X, -np.ones((N, 3)), verbose=0)
+    with pytest.raises(ValueError, match="one-hot"):
+        model.fit(X, np.eye(3)[Y], verbose=0)
+    with pytest.raises(ValueError, match="one target for each output"):
+        build(likelihood=Normal()).fit(X, np.zeros(N), verbose=0)
+
+
+@pytest.mark.core
+def test_a_num_examples_that_contradicts_the_data_warns_with_the_temperature():
+    model = VariationalModel(build().network, Categorical(), num_examples=2 * N, kl_weight=1.0)
+    model.compile("adam")
+    with pytest.warns(UserWarning, match="effective temperature is 0.5"):
+        model.fit(X, Y, verbose=0)
+
+
+@pytest.mark.core
+def test_a_network_without_variational_layers_warns():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    with pytest.warns(UserWarning, match="no variational layer: the KL is zero"):
+        VariationalModel(network, Categorical())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build()
+
+
+@pytest.mark.core
+def test_a_newer_format_is_refused():
+    config = build().get_config()
+    config["format_version"] += 1
+    with pytest.raises(ValueError, match="newer than format"):
+        VariationalModel.from_config(config)

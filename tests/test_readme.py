@@ -1,0 +1,43 @@
+"""The README's Python code runs as it stands, and names only what exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import bdl
+
+README = Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=[f"block {number}" for number in range(1, len(BLOCKS) + 1)])
+def test_code_blocks_run(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_first_example_has_fifteen_lines():
+    assert len(BLOCKS[0].strip().splitlines()) <= 15
+
+
+def test_every_name_exists():
+    for name in set(re.findall(r"\bbdl((?:\.\w+)+)", TEXT)):
+        found = bdl
+        for part in name.strip(".").split("."):
+            found = getattr(found, part)
+        assert found is not None
+
+
+def test_every_layer_of_the_table_exists():
+    families = {
+        "Rank1": ["Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"],
+        **dict.fromkeys(
+            ["Reparameterization", "Flipout", "LocalReparameterization"],
+            ["Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose"]
+            + ["Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"],
+        ),
+    }
+    expected = {base + suffix for suffix, bases in families.items() for base in bases}
+    assert expected | {"Variational", "mean_weights"} == set(bdl.layers.__all__)
