@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -83,6 +83,7 @@ def demo(
     from bdl.demo_page import build_page, comparison_table
     from bdl.report import render, write_atomically
 
+    _let_backend_log()
     with _TrainingProgress((TWIN, BAYESIAN), epochs) as progress:
         result = run_demo(seed, epochs, on_epoch=progress.update)
     _print_table(comparison_table(result), title="Bayesian network and deterministic twin on test digits")
@@ -136,25 +137,37 @@ def _use_backend(backend: Backend | None) -> None:
     os.execve(sys.executable, sys.orig_argv, {**os.environ, "KERAS_BACKEND": wanted})
 
 
+def _let_backend_log() -> None:
+    """A prediction of a tiny network, which has the backend say now what it says once.
+
+    TensorFlow writes about devices and its compiler from C++, and would tear the progress display apart.
+    """
+    import keras
+    import numpy as np
+
+    import bdl
+
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    bdl.predict_distribution(network, np.zeros((1, 1)), bdl.likelihoods.Categorical(), num_samples=1)
+
+
 class _TrainingProgress:
     """A line for each training: epochs done, and the figures of the last one."""
 
     def __init__(self, names: tuple[str, ...], epochs: int) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
             console=_console,
         )
         self._tasks: dict[str, TaskID] = {
-            name: self._progress.add_task(name, total=epochs, start=False, figures="") for name in names
+            name: self._progress.add_task(name, total=epochs, figures="") for name in names
         }
 
     def __enter__(self) -> _TrainingProgress:
         self._progress.start()
-        self._progress.start_task(next(iter(self._tasks.values())))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -165,7 +178,6 @@ class _TrainingProgress:
         figures = f"loss {logs['loss']:.3f}  nll {logs.get('nll', logs['loss']):.3f}"
         if "temperature" in logs:
             figures += f"  T {logs['temperature']:.2f}"
-        self._progress.start_task(self._tasks[name])
         self._progress.update(self._tasks[name], completed=epoch, figures=figures)
 
 

@@ -59,7 +59,7 @@ def comparison_table(result: DemoResult) -> Table:
 def build_page(result: DemoResult) -> Page:
     """The whole page."""
     return Page(
-        title="How sure is the network? Bayesian and deterministic digits",
+        title="How sure is the network?",
         summary=_summary(result),
         sections=[
             _comparison_section(result),
@@ -105,9 +105,9 @@ def _summary(result: DemoResult) -> str:
     return (
         f"On {len(result.digits.y_test)} handwritten digits that training never saw, the Bayesian network is right on "
         f"{result.bayesian.accuracy:.1%}, its deterministic twin on {result.twin.accuracy:.1%}. "
-        "Show both a picture that is no upright digit. The Bayesian network's epistemic uncertainty ranks it above a "
-        f"test digit in {_rates(epistemic)} of pairs; the twin's entropy, the only uncertainty that it has, "
-        f"in {_rates(entropy)}. Chance is 50 %."
+        "Then both are shown pictures that are no upright digits. The Bayesian network's epistemic uncertainty ranks "
+        f"them above a test digit in {_rates(epistemic)} of all pairs; the twin's entropy, the only uncertainty that "
+        f"it has, in {_rates(entropy)}. Chance is 50%."
     )
 
 

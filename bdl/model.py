@@ -104,7 +104,8 @@ class VariationalModel(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Builds the network."""
         if not self.network.built:
-            self.network.build(input_shape)
+            # A symbolic call builds any network; `network.build` would not build a subclassed one.
+            self.network(_symbolic_inputs(input_shape))
         self._warn_if_deterministic()
         self.built = True
 
@@ -374,6 +375,15 @@ class VariationalModel(keras.Model):
                 "epistemic uncertainty will be zero unless the network is random in another way. Use bdl.layers.",
                 stacklevel=3,
             )
+
+
+def _symbolic_inputs(shape: Any) -> Any:
+    """Keras tensors of a shape, or of a list or dict of shapes."""
+    if isinstance(shape, dict):
+        return {name: _symbolic_inputs(part) for name, part in shape.items()}
+    if len(shape) and isinstance(shape[0], (tuple, list)):
+        return [_symbolic_inputs(part) for part in shape]
+    return keras.KerasTensor(tuple(shape), "float32")
 
 
 def _to_numpy(values: Any) -> np.ndarray:

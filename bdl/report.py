@@ -242,8 +242,11 @@ footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--lin
   main { padding-top: 1.5rem; }
   h1 { font-size: 1.5rem; }
   .summary { font-size: 1.05rem; }
-  thead th, tbody td { padding-left: 0.6rem; font-size: 0.9rem; }
-  tbody th { font-size: 0.95rem; }
+  tr { display: flex; flex-wrap: wrap; }
+  thead td { display: none; }
+  thead th, tbody td { flex: 1; padding-left: 0; text-align: left; }
+  tbody th { flex: 0 0 100%; padding-bottom: 0; }
+  tbody td { padding-top: 0.25rem; border-top: 0; }
 }
 @media print { h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 """

@@ -135,7 +135,7 @@ def check_table(checks: list[Check], threshold: float) -> Table:
     table.add_column("value", justify="right")
     table.add_column("p", justify="right")
     for check in checks:
-        style = None if check.p_value >= threshold else "bold red"
+        style = "bold red" if check.alarms(threshold) else None
         table.add_row(
             check.test, check.streams, check.statistic, f"{check.value:.6g}", f"{check.p_value:.2g}", style=style
         )
@@ -199,7 +199,7 @@ def main(
         for name, number in track(tasks, "dieharder", console=console):
             results += judge(name, number, seed)
         console.print(dieharder_table(results))
-    alarms = [check for check in checks if check.p_value < threshold] + [r for r in results if not r.passed]
+    alarms = [check for check in checks if check.alarms(threshold)] + [r for r in results if not r.passed]
     if not quick:
         content = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -53,6 +53,10 @@ class Check:
     value: float
     p_value: float
 
+    def alarms(self, threshold: float) -> bool:
+        """Whether the p-value is too small, or not a number, as infinite noise would make it."""
+        return not self.p_value >= threshold
+
 
 def all_checks(seed: int) -> Iterator[Check]:
     """Every check of this file, on streams that start at this seed."""
@@ -129,7 +133,7 @@ def correlations(test: str, name: str, streams: Array, shift: int = 0) -> Iterat
     product = rows.astype(np.float64) @ others.T.astype(np.float64)
     r = product.ravel() if shift else product[np.triu_indices(len(product), 1)]
     largest = abs(r).max()
-    tail = 2 * stats.t.sf(largest * np.sqrt((n - 1) / (1 - largest**2)), n - 1)
+    tail = 2 * stats.t.sf(largest * np.sqrt((n - 1) / max(1 - largest**2, 1e-300)), n - 1)  # equal streams have r = 1
     yield Check(test, name, f"max |r| sqrt(n) of {r.size}", largest * np.sqrt(n), any_of(tail, r.size))
     # Correlations of independent normals are uncorrelated in pairs, so their squares add up as in Schott (2005).
     excess = (r**2).sum() - r.size / n

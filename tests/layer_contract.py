@@ -43,7 +43,6 @@ _FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 _CORE = {
     "DenseReparameterization",
-    "DenseFlipout",
     "DenseRank1",
     "EinsumDenseLocalReparameterization",
     "Conv1DFlipout",
@@ -179,6 +178,7 @@ def check_save_and_load(case: Case) -> None:
     for model in models:
         for weight in model.trainable_weights:  # move the posterior away from its start
             weight.assign_add(np.full(weight.shape, 0.01))
+        model(x)
         with tempfile.TemporaryDirectory() as folder:
             model.save(Path(folder) / "model.keras")
             loaded = keras.saving.load_model(Path(folder) / "model.keras")
@@ -187,9 +187,7 @@ def check_save_and_load(case: Case) -> None:
         assert len(loaded.weights) == len(model.weights)
         for one, other in zip(model.weights, loaded.weights, strict=True):
             assert_array_equal(array(one), array(other))
-        # Keras saves no seeds, so they are set; then the samples are the same, and differ from call to call.
-        reset_noise(model, 7)
-        reset_noise(loaded, 7)
+        # The file holds where the noise is: the loaded model draws what the saved one would.
         first = array(model(x))
         assert_array_equal(array(loaded(x)), first)
         assert not np.array_equal(array(loaded(x)), first), "the layer does not sample"

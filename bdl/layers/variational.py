@@ -23,6 +23,7 @@ from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
 from bdl.priors import EmpiricalBayes, Prior
 from bdl.random import Tensor
 
+_SEED_KEY = "seed_generator_state"
 DEFAULT_PRIOR = EmpiricalBayes("row_column")
 DEFAULT_POSTERIOR = MeanFieldNormal()
 
@@ -137,6 +138,16 @@ class Variational(keras.layers.Wrapper):
             for name, family in self._families.items()
         }
         return {**super().get_config(), "estimator": self.estimator, "weights": families, "seed": self.seed}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the seed's state with the variables, which Keras does not: a loaded layer draws what this one would."""
+        super().save_own_variables(store)
+        store[_SEED_KEY] = self.seed_generator.state
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the variables and the seed's state."""
+        super().load_own_variables({key: store[key] for key in store.keys() if key != _SEED_KEY})
+        self.seed_generator.state.assign(store[_SEED_KEY])
 
     def _linear_stages(self) -> list[linear.Stage]:
         rank1 = [isinstance(posterior, Rank1) for _, posterior in self._families.values()]

@@ -1,0 +1,218 @@
+"""The mechanism: what `Variational` accepts, adds, samples and puts back."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from layer_contract import array, reset_noise
+from numpy.testing import assert_allclose, assert_array_equal
+
+import bdl
+from bdl.layers import Variational, mean_weights
+from bdl.posteriors import MeanFieldNormal, Rank1
+from bdl.priors import Normal
+
+X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": layers.Dense}, "`layer` must be a keras.Layer instance"),
+        ({"estimator": "flip_out"}, "`estimator` must be one of .*'flipout'.*, not 'flip_out'"),
+        ({"prior": "normals"}, "`prior` must be a bdl.priors.Prior or one of the names"),
+        ({"posterior": 0.1}, "`posterior` must be a bdl.posteriors.Posterior or one of the names"),
+        ({"weights": "kernel"}, r"`weights` must name at least one weight, such as \('kernel',\)"),
+        ({"weights": ()}, "`weights` must name at least one weight"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Variational(**{"layer": layers.Dense(2), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "message"),
+    [
+        (layers.Dense(2), {"weights": ("weight",)}, "'weight' matches 0. Its trainable weights are"),
+        (layers.BatchNormalization(), {"weights": ("moving_mean",)}, "'moving_mean' matches 0"),
+        (layers.Dense(2, kernel_regularizer="l2"), {}, "`kernel_regularizer` .* the two would count twice"),
+        (layers.BatchNormalization(), {"weights": ("gamma",), "estimator": "flipout"}, "must be linear in its kernel"),
+        (layers.BatchNormalization(), {"weights": ("gamma",), "posterior": "rank1"}, "must be linear in its kernel"),
+        (
+            layers.Dense(2),
+            {"weights": {"kernel": ("normal", "rank1"), "bias": ("normal", "mean_field")}},
+            "Rank1 factors and sampled weights cannot be mixed",
+        ),
+        (layers.Dense(2), {"weights": ("bias",), "posterior": "rank1"}, "Rank1 factors need a layer with one kernel"),
+    ],
+    ids=["missing", "not trainable", "regularizer", "flipout", "rank1", "mixed", "rank1 bias"],
+)
+def test_what_building_refuses(layer: keras.Layer, arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Variational(layer, **arguments).build((None, 3))
+
+
+def test_ambiguous_weights_are_refused_and_a_longer_path_picks_one():
+    network = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="one"), layers.Dense(2, name="two")])
+    with pytest.raises(ValueError, match="'kernel' matches 2"):
+        Variational(network).build((None, 3))
+    layer = Variational(network, weights=("two/kernel",))
+    layer.build((None, 3))
+    assert layer.sampled_weights["two/kernel"].mean is network.layers[1].kernel
+    assert not np.allclose(array(layer(X)), array(layer(X)))
+
+
+@pytest.mark.core
+def test_a_built_layer_keeps_its_weights_as_the_means():
+    dense = layers.Dense(2, kernel_initializer="random_normal")
+    expected = array(dense(X))
+    kernel = array(dense.kernel)
+    layer = Variational(dense)
+    layer(X)
+    assert_array_equal(array(layer.sampled_weights["kernel"].mean), kernel)
+    with mean_weights(layer):
+        assert_allclose(array(layer(X)), expected, rtol=1e-6)
+
+
+def test_divergence_is_the_sum_over_weights_and_needs_a_built_layer():
+    layer = Variational(layers.Dense(2), weights={"kernel": (Normal(scale=2.0), "mean_field"), "bias": ("normal", "mean_field")})
+    with pytest.raises(ValueError, match=r"has no weights yet: build it, or call it once, before kl_divergence"):
+        layer.kl_divergence()
+    layer(X)
+    before = array(layer.kl_divergence())
+    expected = 0.0
+    for name, scale in (("kernel", 2.0), ("bias", 1.0)):
+        weight = layer.sampled_weights[name]
+        mean, sigma = array(weight.mean), array(weight.posterior.scale(weight.variables))
+        expected += np.sum(np.log(scale / sigma) + (sigma**2 + mean**2) / (2 * scale**2) - 0.5)
+    assert_allclose(before, expected, rtol=1e-5)
+    layer(X)
+    layer(X)
+    assert array(layer.kl_divergence()) == before, "it depends on how often the layer was called"
+
+
+def test_sampled_weights_is_a_copy():
+    layer = Variational(layers.Dense(2))
+    assert layer.sampled_weights == {}
+    layer(X)
+    layer.sampled_weights.clear()
+    assert list(layer.sampled_weights) == ["kernel"]
+
+
+@pytest.mark.core
+def test_state_of_the_wrapped_layer_is_put_back():
+    layer = Variational(layers.BatchNormalization(momentum=0.5), weights=("gamma",), prior="normal")
+    layer(X, training=True)
+    assert_allclose(array(layer.layer.moving_mean), 0.5 * X.mean(axis=0), rtol=1e-5, atol=1e-6)
+    layer(X, training=False)
+    assert_allclose(array(layer.layer.moving_mean), 0.5 * X.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_training_reaches_the_wrapped_layer():
+    layer = Variational(keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dropout(0.9, seed=0)]))
+    layer(X)
+    with mean_weights(layer):
+        assert_array_equal(array(layer(X, training=False)), array(layer.layer(X, training=False)))
+        assert np.any(array(layer(X, training=True)) == 0)
+
+
+def test_losses_inside_the_wrapped_layer_are_kept():
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.ActivityRegularization(l2=1.0)])
+    layer = Variational(inner)
+    with_noise = layer(X)
+    assert_allclose(sum(map(array, layer.losses)), np.sum(array(with_noise) ** 2) / len(X), rtol=1e-5)
+
+
+@pytest.mark.core
+def test_mean_weights_is_undone_also_after_an_error():
+    layer = Variational(layers.Dense(2))
+    layer(X)
+    with pytest.raises(RuntimeError, match="stop"), mean_weights(layer):  # noqa: PT012
+        assert_array_equal(array(layer(X)), array(layer(X)))
+        raise RuntimeError("stop")
+    assert array(layer.noise_strength) == 1.0
+    assert not np.allclose(array(layer(X)), array(layer(X)))
+
+
+def test_mean_weights_reaches_every_layer_of_a_compiled_model_and_nests():
+    model = keras.Sequential(
+        [keras.Input((3,)), bdl.layers.DenseFlipout(4), keras.Sequential([bdl.layers.DenseRank1(2)])]
+    )
+    assert not np.allclose(model.predict(X, verbose=0), model.predict(X, verbose=0))
+    with mean_weights(model):
+        first = model.predict(X, verbose=0)
+        with mean_weights(model):
+            pass
+        assert_array_equal(model.predict(X, verbose=0), first)
+    assert not np.allclose(model.predict(X, verbose=0), first)
+
+
+def test_mean_weights_without_a_variational_layer_is_refused():
+    for model in (layers.Dense(2), Variational(layers.Dense(2))):
+        with pytest.raises(ValueError, match="has no built variational layer"), mean_weights(model):
+            pass
+
+
+def test_a_shared_layer_draws_anew_on_each_call():
+    layer = Variational(layers.Dense(3, use_bias=False))
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, [layer(inputs), layer(inputs)])
+    one, two = map(array, model(X))
+    assert not np.allclose(one, two)
+    assert sum(weight.path.endswith("rho") for weight in model.trainable_weights) == 1
+
+
+def test_weights_of_one_layer_have_noise_of_their_own():
+    layer = Variational(layers.LSTM(3), weights=("kernel", "recurrent_kernel"))
+    layer.build((2, 4, 3))  # both kernels are 3 x 12
+    kernel, recurrent = layer.sampled_weights["kernel"], layer.sampled_weights["recurrent_kernel"]
+    noise = bdl.layers.estimators.Noise(bdl.random.draw_key(0), ops.ones(()))
+    assert not np.allclose(array(noise.perturbation(kernel)), array(noise.perturbation(recurrent)))
+    assert_array_equal(array(noise.perturbation(kernel)), array(noise.perturbation(kernel)))
+
+
+def test_multi_head_attention_by_longer_paths():
+    attention = layers.MultiHeadAttention(2, 3)
+    x = np.random.default_rng(0).normal(size=(2, 4, 6)).astype("float32")
+    attention(x, x)
+
+    class SelfAttention(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+            self.built = True
+
+        def call(self, x):
+            return self.attention(x, x)
+
+    layer = Variational(SelfAttention(), weights=("query/kernel", "value/kernel"))
+    assert layer(x).shape == (2, 4, 6)
+    assert not np.allclose(array(layer(x)), array(layer(x)))
+    with mean_weights(layer):
+        assert_allclose(array(layer(x)), array(attention(x, x)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("posterior", [MeanFieldNormal(), Rank1()], ids=["mean_field", "rank1"])
+def test_fit_moves_means_and_scales(posterior: Any):
+    layer = Variational(layers.Dense(1), posterior=posterior, seed=0)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    before = {weight.path: array(weight) for weight in model.trainable_weights}
+    model.compile("sgd", "mse")
+    model.fit(X, np.ones((4, 1)), verbose=0)
+    for weight in model.trainable_weights:
+        assert np.all(np.isfinite(array(weight)))
+        assert np.any(array(weight) != before[weight.path]), weight.path
+
+
+def test_noise_goes_on_between_compiled_calls_and_repeats_from_a_seed():
+    model = keras.Sequential([keras.Input((3,)), bdl.layers.DenseReparameterization(2, seed=0)])
+    reset_noise(model, 5)
+    first, second = model.predict(X, verbose=0), model.predict(X, verbose=0)
+    assert not np.allclose(first, second)
+    reset_noise(model, 5)
+    assert_array_equal(model.predict(X, verbose=0), first)

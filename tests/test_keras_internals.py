@@ -1,0 +1,68 @@
+"""The private Keras names that bdl leans on: these tests fail first when Keras changes them."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from bdl.keras_internals import flatten_layers, keras_mask, num_replicas, set_signature
+
+pytestmark = pytest.mark.core
+
+
+def test_flatten_layers_finds_each_layer_once_at_any_depth():
+    shared = layers.Dense(2)
+    inputs = keras.Input((2,))
+    inner = keras.Sequential([keras.Input((2,)), shared, layers.TimeDistributed(layers.Dense(1))][:2])
+    model = keras.Model(inputs, layers.Add()([inner(inputs), shared(shared(inputs))]))
+    found = flatten_layers(model)
+    assert found[0] is model
+    assert len(found) == len({id(layer) for layer in found})
+    assert sum(layer is shared for layer in found) == 1
+    assert any(layer is inner for layer in found)
+
+
+def test_flatten_layers_looks_into_wrappers_and_plain_layers():
+    class Plain(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inside = [layers.Dense(2)]
+
+    plain = Plain()
+    wrapper = layers.TimeDistributed(plain)
+    assert {id(layer) for layer in flatten_layers(wrapper)} == {id(wrapper), id(plain), id(plain.inside[0])}
+
+
+def test_keras_mask_reads_what_embedding_attached():
+    tokens = np.array([[1, 2, 0]])
+    masked = layers.Embedding(3, 2, mask_zero=True)(tokens)
+    assert np.array_equal(ops.convert_to_numpy(keras_mask(masked)), tokens != 0)
+    assert keras_mask(layers.Embedding(3, 2)(tokens)) is None
+    assert keras_mask(np.ones(2)) is None
+
+
+def test_set_signature_is_what_inspect_shows():
+    class Anything:
+        def __init__(self, **kwargs: object) -> None: ...
+
+    set_signature(Anything, inspect.signature(lambda units, activation=None: None))
+    assert str(inspect.signature(Anything)) == "(units, activation=None)"
+
+
+def test_one_replica_without_a_strategy():
+    assert num_replicas() == 1
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="distribution strategies are TensorFlow's")
+def test_replicas_under_a_strategy():
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) > 1:
+        with tf.distribute.MirroredStrategy(devices[:2]).scope():
+            assert num_replicas() == 2
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        assert num_replicas() == 1
