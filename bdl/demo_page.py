@@ -156,7 +156,7 @@ def _reliability_section(result: DemoResult) -> Section:
         plots.reliability_diagram(bins, list(outcomes)),
         "Accuracy against confidence on the test digits. A network whose probabilities mean what they say lies on the "
         "diagonal; below it is overconfident, above it too modest. The area of a point is the share of digits in its "
-        "bin, also drawn on top: nearly all are in the last one, and small points are mostly chance.",
+        "bin, also drawn on top; small points stand for few digits and are mostly chance.",
         "Reliability diagram of both networks.",
     )
     return Section("Do the probabilities mean what they say?", [diagram])

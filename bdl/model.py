@@ -47,7 +47,7 @@ class VariationalModel(keras.Model):
         num_examples: Number of training examples, N. None infers it in `fit` from arrays, a `tf.data.Dataset` of known
             cardinality and static batch size, a `PyDataset` or a Torch `DataLoader`.
         kl_weight: Temperature T: a number (1.0 is Bayes throughout) or a `bdl.elbo.KLSchedule`. None is the default
-            schedule: T rises linearly from 0 to 1 over the first half of the first `fit`, then stays at 1.
+            schedule: T rises linearly from 0 to 1 over the first 70 % of the first `fit`, then stays at 1.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 
@@ -99,7 +99,7 @@ class VariationalModel(keras.Model):
     @property
     def num_examples(self) -> int | None:
         """Number of training examples, or None before it is known."""
-        return int(self._num_examples) or None
+        return _to_int(self._num_examples) or None
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the network."""
@@ -306,7 +306,7 @@ class VariationalModel(keras.Model):
 
     def _schedule_needs_length(self) -> bool:
         return (
-            not isinstance(self.kl_weight, float) and self._schedule.needs_total_steps and int(self._total_steps) == 0
+            not isinstance(self.kl_weight, float) and self._schedule.needs_total_steps and _to_int(self._total_steps) == 0
         )
 
     def _set_num_examples(self, measured: int | None, x: Any) -> None:
@@ -384,6 +384,11 @@ def _symbolic_inputs(shape: Any) -> Any:
     if len(shape) and isinstance(shape[0], (tuple, list)):
         return [_symbolic_inputs(part) for part in shape]
     return keras.KerasTensor(tuple(shape), "float32")
+
+
+def _to_int(variable: keras.Variable) -> int:
+    # By way of a tensor, for a variable mirrored over replicas is no number.
+    return int(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
 
 
 def _to_numpy(values: Any) -> np.ndarray:

@@ -33,7 +33,11 @@ def gradients(function: Callable[[list[Any]], Any], values: list[Any]) -> list[A
 
 def weight_gradients(layer: keras.Layer, x: Any, loss: Loss, training: bool = True) -> dict[str, np.ndarray]:
     """Gradient of `loss(layer(x))`, for one draw, by the path of each trainable weight."""
-    x, weights, state = ops.convert_to_tensor(x), _values(layer.trainable_variables), _values(layer.non_trainable_variables)
+    x, weights, state = (
+        ops.convert_to_tensor(x),
+        _values(layer.trainable_variables),
+        _values(layer.non_trainable_variables),
+    )
 
     def evaluate(values: list[Any]) -> list[Any]:
         return gradients(lambda values: loss(layer.stateless_call(values, state, x, training=training)[0]), values)

@@ -10,7 +10,9 @@ def assert_within_standard_errors(observed: Any, expected: Any, standard_error: 
 
     With k = 5 one correct comparison in 1.7 million fails by chance; the seeds are fixed, so it then fails always.
     """
-    observed, expected, standard_error = (np.asarray(value, "float64") for value in (observed, expected, standard_error))
+    observed, expected, standard_error = (
+        np.asarray(value, "float64") for value in (observed, expected, standard_error)
+    )
     assert np.all(standard_error > 0), "a standard error of zero is a comparison by equality; use one"
     distance = np.abs(observed - expected) / standard_error
     worst = np.unravel_index(np.argmax(distance), distance.shape)

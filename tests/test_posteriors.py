@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_arrays
+from keras import ops
 from layer_contract import array
 from numpy.testing import assert_allclose, assert_array_equal
 from standard_errors import assert_moments
@@ -82,7 +83,7 @@ def test_perturbations_have_the_scale_and_follow_the_key():
 def test_mean_field_divergence_is_that_of_its_prior(prior: Any):
     posterior = MeanFieldNormal(0.3)
     mean, variables = variables_of(posterior, (4, 3), (0,))
-    expected = array(prior.kl(array(mean), array(posterior.scale(variables)), (0,)))
+    expected = array(prior.kl(ops.convert_to_tensor(mean), posterior.scale(variables), (0,)))
     observed = posterior.kl(mean, variables, prior, (0,))
     assert_allclose(array(observed), expected, rtol=1e-6)
     assert observed.shape == ()
@@ -120,7 +121,7 @@ def test_numbers_must_be_positive_and_finite(value: Any):
         lambda: Rank1(initial_scale=value),
         lambda: Rank1(speed=value),
     ):
-        with pytest.raises(ValueError, match="`(initial_scale|speed)` must be .*a finite positive number"):
+        with pytest.raises(ValueError, match=r"`(initial_scale|speed)` must be .*a finite positive number"):
             build()
 
 
@@ -137,7 +138,7 @@ def test_get_takes_names_objects_and_configurations():
     assert posteriors.get(rank1) is rank1
     assert posteriors.get(keras.saving.serialize_keras_object(rank1)) == rank1
     for bad in ("full", 0.1, Normal()):
-        with pytest.raises(ValueError, match=r"`q` must be a bdl.posteriors.Posterior or one of the names \['mean_field'"):
+        with pytest.raises(ValueError, match=r"`q` must be a bdl.posteriors.Posterior or one of"):
             posteriors.get(bad, "q")
 
 

@@ -152,7 +152,7 @@ def test_normal_kl_broadcasts_and_is_elementwise():
 @pytest.mark.parametrize("scale", BAD_SCALES)
 @pytest.mark.parametrize("prior", [Normal, FanInNormal, TiedMean])
 def test_scales_must_be_positive_and_finite(prior: type[Prior], scale: Any):
-    with pytest.raises(ValueError, match="`scale` must be .*a finite positive number"):
+    with pytest.raises(ValueError, match=r"`scale` must be .*a finite positive number"):
         prior(scale=scale)
 
 

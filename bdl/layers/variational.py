@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from bdl import posteriors, priors, random
@@ -258,7 +257,7 @@ def mean_weights(model: keras.Layer) -> Iterator[None]:
     layers = [layer for layer in flatten_layers(model) if isinstance(layer, Variational) and layer.built]
     if not layers:
         raise ValueError(f"`model` has no built variational layer: {model!r}. Build it, or call it once.")
-    before = [np.asarray(layer.noise_strength) for layer in layers]
+    before = [ops.convert_to_numpy(ops.convert_to_tensor(layer.noise_strength)) for layer in layers]
     try:
         for layer in layers:
             layer.noise_strength.assign(0.0)

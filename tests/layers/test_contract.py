@@ -13,9 +13,7 @@ from numpy.testing import assert_allclose
 import bdl
 from bdl.layers import Variational
 
-ALL_CASES = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.core] if case.is_core else []) for case in CASES
-]
+ALL_CASES = [pytest.param(case, id=case.name, marks=[pytest.mark.core] if case.is_core else []) for case in CASES]
 ON_ONE_BACKEND = [pytest.param(case, id=case.name) for case in CASES]  # where no tensor is computed
 # Training compiles under JAX, which takes seconds a layer.
 KERAS_CASES = [

@@ -79,7 +79,9 @@ def test_a_built_layer_keeps_its_weights_as_the_means():
 
 
 def test_divergence_is_the_sum_over_weights_and_needs_a_built_layer():
-    layer = Variational(layers.Dense(2), weights={"kernel": (Normal(scale=2.0), "mean_field"), "bias": ("normal", "mean_field")})
+    layer = Variational(
+        layers.Dense(2), weights={"kernel": (Normal(scale=2.0), "mean_field"), "bias": ("normal", "mean_field")}
+    )
     with pytest.raises(ValueError, match=r"has no weights yet: build it, or call it once, before kl_divergence"):
         layer.kl_divergence()
     layer(X)

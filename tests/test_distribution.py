@@ -1,0 +1,84 @@
+"""Two replicas of TensorFlow's MirroredStrategy on virtual CPUs: the KL counts once, and replicas have their own noise."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a strategy of TensorFlow"),
+]
+
+# Virtual devices must be set up before TensorFlow starts, so each run has a process of its own.
+PROGRAM = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+replicas = int(sys.argv[1])
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+import bdl
+
+devices = [f"CPU:{number}" for number in range(replicas)]
+strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+keras.utils.set_random_seed(0)
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(16, 4)).astype("float32"), rng.integers(0, 3, 16)
+
+
+def changes(weights):
+    with strategy.scope():
+        keras.utils.set_random_seed(1)
+        network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3, seed=1, kernel_prior="normal")])
+        model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), num_examples=16, kl_weight=1.0)
+        model.compile(keras.optimizers.SGD(1.0))
+    before = [weight.numpy().astype(float) for weight in model.trainable_weights]
+    with bdl.mean_weights(model):
+        history = model.fit(x, y, sample_weight=weights, batch_size=16, epochs=1, verbose=0)
+    step = [(weight.numpy() - old).ravel().tolist() for weight, old in zip(model.trainable_weights, before)]
+    return {"step": step, "logs": {name: values[0] for name, values in history.history.items()}}
+
+
+def noise():
+    generator = keras.random.SeedGenerator(3)
+    draws = strategy.run(lambda: bdl.random.normal((5,), bdl.random.draw_key(generator)))
+    return [draw.numpy().tolist() for draw in strategy.experimental_local_results(draws)]
+
+
+print(json.dumps({"kl_only": changes(np.zeros(16)), "all": changes(np.ones(16)), "noise": noise()}))
+"""
+
+
+def run(replicas):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(replicas)], capture_output=True, text=True, check=True, timeout=300
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return run(1), run(2)
+
+
+@pytest.mark.parametrize("which", ["kl_only", "all"])
+def test_a_step_on_two_replicas_equals_that_on_one(runs, which):
+    """With all sample weights zero the step comes from the KL alone: it would double if each replica counted it."""
+    one, two = (result[which] for result in runs)
+    for ours, theirs in zip(one["step"], two["step"], strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-6)
+    for name, value in one["logs"].items():
+        assert two["logs"][name] == pytest.approx(value, rel=1e-4)
+    if which == "kl_only":
+        assert one["logs"]["nll"] == 0.0
+        assert max(map(abs, one["step"][0])) > 1e-3
+
+
+def test_each_replica_has_its_own_noise(runs):
+    one, two = (result["noise"] for result in runs)
+    assert len(one) == 1
+    assert two[0] != two[1]
