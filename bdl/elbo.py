@@ -151,7 +151,9 @@ class ELBO(keras.losses.Loss):
         self.likelihood = check_likelihood(likelihood)
         self.num_examples = check_num_examples(num_examples)
         if isinstance(kl_weight, KLSchedule):
-            raise ValueError("`kl_weight` must be a number here: a schedule needs a step counter. Use VariationalModel.")
+            raise ValueError(
+                "`kl_weight` must be a number here: a schedule needs a step counter. Use VariationalModel."
+            )
         self.kl_weight = check_kl_weight(kl_weight)
         self.model = model
 

@@ -115,8 +115,6 @@ class Likelihood(keras.layers.Layer):
         return y
 
 
-
-
 @_register
 class Categorical(Likelihood):
     """One of several classes; the network's last axis holds their logits.
@@ -162,7 +160,9 @@ class Categorical(Likelihood):
             raise ValueError(
                 f"`y` looks one-hot (shape {y.shape}) but Categorical takes class indices. Use y.argmax(-1)."
             )
-        _check_shape(y, self.event_shape(output_shape), "Categorical", f"one class index for each output of {classes} logits")
+        _check_shape(
+            y, self.event_shape(output_shape), "Categorical", f"one class index for each output of {classes} logits"
+        )
         if classes == 1:
             raise ValueError(
                 "`likelihood` is Categorical but the network has one output. Use Bernoulli() for two classes, or "
@@ -236,7 +236,9 @@ class _LocationScale(Likelihood):
         if scale is not None:
             _check_positive("scale", scale, "None (learned) or ")
             if heteroscedastic:
-                raise ValueError("`scale` and `heteroscedastic=True` exclude each other: the network predicts the scale.")
+                raise ValueError(
+                    "`scale` and `heteroscedastic=True` exclude each other: the network predicts the scale."
+                )
         self.scale = scale
         self.heteroscedastic = heteroscedastic
         if scale is None and not heteroscedastic:
@@ -262,12 +264,11 @@ class _LocationScale(Likelihood):
     def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
         """Checks that there is one finite target for each location."""
         name = type(self).__name__
-        if self.heteroscedastic:
-            if output_shape[-1] is not None and output_shape[-1] % 2:
-                raise ValueError(
-                    f"`likelihood` {name}(heteroscedastic=True) reads mean and raw scale from the network's last axis, "
-                    f"which must be even, not {output_shape[-1]}."
-                )
+        if self.heteroscedastic and output_shape[-1] is not None and output_shape[-1] % 2:
+            raise ValueError(
+                f"`likelihood` {name}(heteroscedastic=True) reads mean and raw scale from the network's last axis, "
+                f"which must be even, not {output_shape[-1]}."
+            )
         _check_shape(y, self.event_shape(output_shape), name, "one target for each output")
         if y.dtype.kind not in "fiub":
             raise ValueError(f"`y` must hold numbers for {name}, not {y.dtype}.")

@@ -153,9 +153,7 @@ class VariationalModel(keras.Model):
         self._set_num_examples(size.num_examples, x)
         self._set_total_steps(kwargs.get("steps_per_epoch") or size.steps_per_epoch, epochs)
         self._check_data(x, y)
-        return super().fit(
-            x, y, batch_size, epochs, verbose, callbacks, validation_split=validation_split, **kwargs
-        )
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, validation_split=validation_split, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, for one weight sample a batch."""
@@ -203,7 +201,9 @@ class VariationalModel(keras.Model):
             raise ValueError("`callbacks` are not supported by predict: all samples of a batch are one compiled loop.")
         x = training_data.inputs_as_arrays(x, steps)
         prediction = self.predict_distribution(x, num_samples, batch_size or training_data.DEFAULT_BATCH_SIZE)
-        return {name: part.mean for name, part in prediction.items()} if isinstance(prediction, dict) else prediction.mean
+        return (
+            {name: part.mean for name, part in prediction.items()} if isinstance(prediction, dict) else prediction.mean
+        )
 
     def predict_distribution(
         self,
@@ -290,31 +290,33 @@ class VariationalModel(keras.Model):
     def _nll(self, y: Any, y_pred: Any) -> Tensor:
         if not isinstance(self.likelihood, dict):
             return self.likelihood.nll(y, y_pred, keras_mask(y_pred))
-        return sum(
-            head.nll(y[name], y_pred[name], keras_mask(y_pred[name])) for name, head in self.likelihood.items()
-        )
+        return sum(head.nll(y[name], y_pred[name], keras_mask(y_pred[name])) for name, head in self.likelihood.items())
 
     def _temperature(self) -> Tensor | float:
-        if isinstance(self.kl_weight, float):
+        schedule = self._schedule
+        if schedule is None:
             return self.kl_weight
         step, total = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (self._step, self._total_steps))
-        return self._schedule(step, total)
+        return schedule(step, total)
 
     @property
-    def _schedule(self) -> KLSchedule:
-        return LinearWarmup() if self.kl_weight is None else self.kl_weight
+    def _schedule(self) -> KLSchedule | None:
+        """The schedule of T, or None where T is constant."""
+        if self.kl_weight is None:
+            return LinearWarmup()
+        return self.kl_weight if isinstance(self.kl_weight, KLSchedule) else None
 
     def _schedule_needs_length(self) -> bool:
-        return (
-            not isinstance(self.kl_weight, float) and self._schedule.needs_total_steps and _to_int(self._total_steps) == 0
-        )
+        schedule = self._schedule
+        return schedule is not None and schedule.needs_total_steps and _to_int(self._total_steps) == 0
 
     def _set_num_examples(self, measured: int | None, x: Any) -> None:
         if self._is_size_given:
-            if measured is not None and measured != self.num_examples:
+            given = _to_int(self._num_examples)
+            if measured is not None and measured != given:
                 warnings.warn(
-                    f"num_examples={self.num_examples}, but fit was given {measured} training examples. The KL is "
-                    f"divided by {self.num_examples}: the effective temperature is {measured / self.num_examples:.3g}.",
+                    f"num_examples={given}, but fit was given {measured} training examples. The KL is divided by "
+                    f"{given}: the effective temperature is {measured / given:.3g}.",
                     stacklevel=3,
                 )
             return

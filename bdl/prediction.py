@@ -97,7 +97,7 @@ class RegressionPrediction:
     @property
     def components(self) -> Any:
         """The components as one frozen scipy.stats distribution of batch shape `(num_samples, n, ...)`."""
-        return self.likelihood.distribution({name: np.float64(value) for name, value in self.parameters.items()})
+        return self.likelihood.distribution({name: value.astype(np.float64) for name, value in self.parameters.items()})
 
     @property
     def mean(self) -> np.ndarray:
@@ -256,9 +256,9 @@ def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_
     """Joins the draws of the members of an ensemble."""
     outputs = np.concatenate([draw["outputs"] for draw in draws]) if "outputs" in draws[0] else None
     if likelihood.is_classifier:
-        p = sum(draw["p_sum"] for draw in draws) / num_samples
+        p = np.sum([draw["p_sum"] for draw in draws], axis=0) / num_samples
         total = entropy(likelihood, p)
-        aleatoric = sum(draw["entropy_sum"] for draw in draws) / num_samples
+        aleatoric = np.sum([draw["entropy_sum"] for draw in draws], axis=0) / num_samples
         return ClassificationPrediction(likelihood, p, total, aleatoric.reshape(total.shape), num_samples, outputs)
     names = [name for name in draws[0] if name != "outputs"]
     joined = {name: np.concatenate([draw[name] for draw in draws]) for name in names}

@@ -195,10 +195,10 @@ class EmpiricalBayes(Prior):
             variance = rows * columns / ops.mean(rows)
         return 0.0, ops.sqrt(variance)
 
-    def _moment(self, moment: Tensor, axes: tuple[int, ...], reference: float) -> Tensor:
+    def _moment(self, moment: Tensor, axes: Sequence[int], reference: float) -> Tensor:
         """Mean second moment over some axes, with the hyperprior's weights among them."""
         count = math.prod(moment.shape[axis] for axis in axes)
-        total = ops.sum(moment, axis=axes, keepdims=True) + self.pseudo_count * reference
+        total = ops.sum(moment, axis=tuple(axes), keepdims=True) + self.pseudo_count * reference
         return ops.maximum(total / (count + self.pseudo_count), _SMALLEST_VARIANCE)
 
 

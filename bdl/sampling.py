@@ -39,9 +39,9 @@ class Sampler:
 
     def __init__(self, network: keras.Model, likelihood: Likelihood | Mapping[str, Likelihood]) -> None:
         self.network = network
-        self.heads: dict[str | None, Likelihood] = (
-            dict(likelihood) if isinstance(likelihood, Mapping) else {None: likelihood}
-        )
+        self.heads: dict[str | None, Likelihood] = {None: likelihood} if isinstance(likelihood, Likelihood) else {}
+        if isinstance(likelihood, Mapping):
+            self.heads.update(likelihood.items())
         check_output_activation(network, likelihood)
         self._compiled: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
 
@@ -100,7 +100,7 @@ class Sampler:
         return run
 
     def _empty(self, x: Any, num_samples: int, keep_outputs: bool) -> dict[str, dict[str, Tensor]]:
-        """What the loop fills: sums over samples for classifiers, and the outputs of every sample where they are kept."""
+        """What the loop fills: sums over samples for classifiers, and every sample's outputs where they are kept."""
         specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype), x)
         spec = self.network.compute_output_spec(specs)
         empty: dict[str, dict[str, Tensor]] = {}
@@ -179,8 +179,8 @@ def check_output_activation(network: keras.Model, likelihood: Any) -> None:
     if activation in _SQUASHING:
         name = type(likelihood).__name__
         raise ValueError(
-            f"The network ends in {activation}, but `likelihood` is {name}(from_logits=True), which expects raw logits. "
-            f"Remove the {activation} (better conditioned), or use {name}(from_logits=False)."
+            f"The network ends in {activation}, but `likelihood` is {name}(from_logits=True), which expects raw "
+            f"logits. Remove the {activation} (better conditioned), or use {name}(from_logits=False)."
         )
 
 
@@ -234,8 +234,7 @@ def _as_array(leaf: Any) -> np.ndarray:
 def _join(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Batches put together: sums are `(n, ...)`, everything else `(num_samples, n, ...)`."""
     return {
-        key: np.concatenate([result[key] for result in results], axis=0 if key in _SUMS else 1)
-        for key in results[0]
+        key: np.concatenate([result[key] for result in results], axis=0 if key in _SUMS else 1) for key in results[0]
     }
 
 

@@ -195,9 +195,9 @@ def main(
     console.print(check_table(checks, threshold))
     results: list[DieharderResult] = []
     if not quick:
-        tasks = [(name, number) for name in streams for number in range(len(DIEHARDER_TESTS))]
-        for name, number in track(tasks, "dieharder", console=console):
-            results += judge(name, number, seed)
+        for name in streams:
+            for number in track(range(len(DIEHARDER_TESTS)), f"dieharder, {name}", console=console):
+                results += judge(name, number, seed)
         console.print(dieharder_table(results))
     alarms = [check for check in checks if check.alarms(threshold)] + [r for r in results if not r.passed]
     if not quick:

@@ -1,4 +1,4 @@
-"""Two replicas of TensorFlow's MirroredStrategy on virtual CPUs: the KL counts once, and replicas have their own noise."""
+"""Two replicas of TensorFlow's MirroredStrategy: the KL counts once, and each replica has its own noise."""
 
 import json
 import subprocess

@@ -238,7 +238,9 @@ class ConjugateRegression:
         values = []
         for signs in itertools.product((-1.0, 1.0), repeat=3):
             noise = np.reshape(signs, (3, 1)).astype("float32")
-            monkeypatch.setattr(bdl.random, "normal", lambda shape, key, noise=noise: keras.ops.convert_to_tensor(noise))
+            monkeypatch.setattr(
+                bdl.random, "normal", lambda shape, key, noise=noise: keras.ops.convert_to_tensor(noise)
+            )
             values.append(to_float(self.loss.evidence(y, self.network(x)).elbo))
         return self.num_examples * np.mean(values)
 

@@ -67,7 +67,8 @@ def test_private_keras_names_stay_in_one_file():
     offenders = [
         path.name
         for path in PACKAGE.rglob("*.py")
-        if path.name != "keras_internals.py" and ("keras.src" in path.read_text() or "._flatten_layers" in path.read_text())
+        if path.name != "keras_internals.py"
+        and ("keras.src" in path.read_text() or "._flatten_layers" in path.read_text())
     ]
     assert offenders == []
 
@@ -80,6 +81,16 @@ def modules_after(statement):
 
 def test_importing_bdl_loads_no_heavy_module_that_keras_does_not():
     added = modules_after("import keras, bdl") - modules_after("import keras")
-    heavy = {"tensorflow_probability", "tf_keras", "matplotlib", "sklearn", "scipy", "rich", "typer", "tensorflow", "jax"}
+    heavy = {
+        "tensorflow_probability",
+        "tf_keras",
+        "matplotlib",
+        "sklearn",
+        "scipy",
+        "rich",
+        "typer",
+        "tensorflow",
+        "jax",
+    }
     assert added & (heavy | {"torch", "pandas", "IPython"}) == set()
     assert "bdl" in added

@@ -122,9 +122,7 @@ def test_masked_events_do_not_count_whatever_they_hold(batch, length, data):
     labels = rng.integers(0, 3, (batch, length))
     events = -np.take_along_axis(special.log_softmax(logits, -1), labels[..., None], -1)[..., 0]
     padded = np.where(mask, labels, -1)  # padding outside the classes
-    np.testing.assert_allclose(
-        nll(Categorical(), padded, logits, mask), (events * mask).sum(-1), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(nll(Categorical(), padded, logits, mask), (events * mask).sum(-1), rtol=1e-5, atol=1e-5)
 
 
 def test_images_and_sequences_are_sums_over_their_events():

@@ -59,9 +59,7 @@ LAYERS = {
     "SeparableConv1D": (ONE_DIMENSIONAL, (5, 4)),
     "SeparableConv2D": (ONE_DIMENSIONAL, (5, 5, 2)),
 }
-ALL_LAYERS = sorted(
-    name for name in bdl.layers.__all__ if name not in ("Variational", "mean_weights")
-)
+ALL_LAYERS = sorted(name for name in bdl.layers.__all__ if name not in ("Variational", "mean_weights"))
 
 
 @pytest.mark.parametrize("name", ALL_LAYERS)
@@ -159,7 +157,9 @@ def test_logs_hold_the_parts_and_they_add_up():
     model = build(kl_weight=0.5)
     history = model.fit(X, Y, batch_size=8, epochs=1, validation_data=(X, Y), verbose=0).history
     logs = {name: history[name][0] for name in history}
-    assert set(logs) == {prefix + name for prefix in ("", "val_") for name in ("loss", "nll", "kl", "elbo", "temperature")}
+    assert set(logs) == {
+        prefix + name for prefix in ("", "val_") for name in ("loss", "nll", "kl", "elbo", "temperature")
+    }
     assert logs["temperature"] == 0.5
     assert logs["loss"] == pytest.approx(logs["nll"] + 0.5 * logs["kl"] / N, rel=1e-5)
     assert logs["elbo"] == pytest.approx(-logs["nll"] - logs["kl"] / N, rel=1e-5)
@@ -172,7 +172,9 @@ def test_the_default_schedule_warms_up_over_most_of_the_first_fit_and_stays_at_o
     model = build(kl_weight=None)
     first = model.fit(X, Y, batch_size=6, epochs=5, verbose=0).history["temperature"]
     ramp = 0.7 * 5 * 4
-    np.testing.assert_allclose(first, [1.5 / ramp, 5.5 / ramp, 9.5 / ramp, (12 + 13 + 14 + 14) / 4 / ramp, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(
+        first, [1.5 / ramp, 5.5 / ramp, 9.5 / ramp, (12 + 13 + 14 + 14) / 4 / ramp, 1.0], rtol=1e-5
+    )
     assert model.fit(X, Y, batch_size=6, epochs=2, verbose=0).history["temperature"] == [1.0, 1.0]
 
 
@@ -333,7 +335,7 @@ def test_bad_arguments_are_named():
     network = build().network
     with pytest.raises(ValueError, match="`num_examples` must be the number of training examples"):
         VariationalModel(network, Categorical(), num_examples=0)
-    with pytest.raises(ValueError, match="`likelihood` must be a bdl.likelihoods.Likelihood"):
+    with pytest.raises(ValueError, match=r"`likelihood` must be a bdl\.likelihoods\.Likelihood"):
         VariationalModel(network, "categorical")
     with pytest.raises(ValueError, match="`network` must be a Keras model"):
         VariationalModel("network", Categorical())

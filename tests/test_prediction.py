@@ -19,7 +19,11 @@ def network(units=3, layer=bdl.layers.DenseReparameterization, **kwargs):
     keras.utils.set_random_seed(0)
     posterior = bdl.posteriors.MeanFieldNormal(initial_scale=0.7)
     return keras.Sequential(
-        [keras.Input((4,)), layer(8, activation="relu", kernel_posterior=posterior), layer(units, kernel_posterior=posterior)]
+        [
+            keras.Input((4,)),
+            layer(8, activation="relu", kernel_posterior=posterior),
+            layer(units, kernel_posterior=posterior),
+        ]
     )
 
 
@@ -85,7 +89,9 @@ def test_quantiles_invert_the_mixtures_distribution(likelihood, parameters):
     levels = [0.01, 0.5, 0.975]
     quantiles = prediction.quantile(levels)
     assert quantiles.shape == (3, 5)
-    np.testing.assert_allclose(prediction.components.cdf(quantiles[:, None]).mean(1), np.transpose([levels] * 5), rtol=1e-9)
+    np.testing.assert_allclose(
+        prediction.components.cdf(quantiles[:, None]).mean(1), np.transpose([levels] * 5), rtol=1e-9
+    )
     np.testing.assert_allclose(prediction.quantile(0.5), quantiles[1])
 
 
@@ -115,7 +121,9 @@ def test_a_learned_scale_enters_the_prediction():
 def test_a_seed_repeats_the_prediction_and_leaves_the_models_own_randomness():
     model = network()
     first = predict_distribution(model, X, Categorical(), num_samples=5, seed=3).probabilities
-    np.testing.assert_array_equal(first, predict_distribution(model, X, Categorical(), num_samples=5, seed=3).probabilities)
+    np.testing.assert_array_equal(
+        first, predict_distribution(model, X, Categorical(), num_samples=5, seed=3).probabilities
+    )
     other = predict_distribution(model, X, Categorical(), num_samples=5, seed=4).probabilities
     assert np.abs(first - other).max() > 1e-3
     unseeded = [predict_distribution(model, X, Categorical(), num_samples=5).probabilities for _ in range(2)]
@@ -129,7 +137,9 @@ def test_a_seed_repeats_the_prediction_and_leaves_the_models_own_randomness():
 def test_consistent_samples_are_functions_of_the_input(layer):
     model = network(layer=layer)
     twice = np.concatenate([X, X[::-1]])
-    draw = predict_distribution(model, twice, Categorical(), 6, batch_size=3, consistent=True, keep_outputs=True).outputs
+    draw = predict_distribution(
+        model, twice, Categorical(), 6, batch_size=3, consistent=True, keep_outputs=True
+    ).outputs
     np.testing.assert_allclose(draw[:, :7], draw[:, 7:][:, ::-1], rtol=1e-4, atol=1e-5)
     assert np.abs(draw[0] - draw[1]).max() > 1e-2
 

@@ -1,15 +1,5 @@
 """Variational layers: the mechanism and its named drop-ins."""
 
-from bdl.layers.dense import (
-    DenseFlipout,
-    DenseLocalReparameterization,
-    DenseRank1,
-    DenseReparameterization,
-    EinsumDenseFlipout,
-    EinsumDenseLocalReparameterization,
-    EinsumDenseRank1,
-    EinsumDenseReparameterization,
-)
 from bdl.layers.conv import (
     Conv1DFlipout,
     Conv1DLocalReparameterization,
@@ -34,6 +24,16 @@ from bdl.layers.conv_transpose import (
     Conv3DTransposeFlipout,
     Conv3DTransposeLocalReparameterization,
     Conv3DTransposeReparameterization,
+)
+from bdl.layers.dense import (
+    DenseFlipout,
+    DenseLocalReparameterization,
+    DenseRank1,
+    DenseReparameterization,
+    EinsumDenseFlipout,
+    EinsumDenseLocalReparameterization,
+    EinsumDenseRank1,
+    EinsumDenseReparameterization,
 )
 from bdl.layers.separable_conv import (
     DepthwiseConv1DFlipout,

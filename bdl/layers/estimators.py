@@ -118,9 +118,7 @@ def sample_weights(weights: Weights, noise: Noise) -> Values:
     }
 
 
-def flipout(
-    stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int
-) -> Tensor:
+def flipout(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int) -> Tensor:
     """One perturbation for the batch, decorrelated across examples by random signs (Wen et al. 2018, eq. 4)."""
     outputs = stage.apply(means, inputs)
     perturbations = {name: noise.perturbation(weights[name]) for name in stage.weights if name in weights}
@@ -150,9 +148,7 @@ def local_reparameterization(
     return outputs + deviation * ops.cast(draw, outputs.dtype)
 
 
-def rank1(
-    stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int
-) -> Tensor:
+def rank1(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int) -> Tensor:
     """Random factors on the inputs and outputs of each example (Dusenberry et al. 2020, eq. 4)."""
     name = stage.weights[0]
     posterior: Any = weights[name].posterior
@@ -192,7 +188,7 @@ def _propagate_scales_in_half_precision(stage: Stage, scales: Values, inputs: Te
 def _safe_sqrt(variance: Tensor) -> Tensor:
     """Square root whose gradient at zero is zero, as the mean gradient over the noise is.
 
-    Below the smallest variance the square root may be flushed to zero and its gradient overflow, so that counts as zero.
+    Below the smallest variance the root may be flushed to zero and its gradient overflow, so that counts as zero.
     """
     smallest = 1e-7 if keras.backend.standardize_dtype(variance.dtype) == "float16" else 1e-30
     positive = variance > smallest
@@ -208,4 +204,3 @@ STAGE_ESTIMATORS: dict[str, StageEstimator] = {
 
 ESTIMATORS = ("reparameterization", "flipout", "local_reparameterization")
 """Estimators that a user may choose for a weight posterior; rank-1 factors follow from their posterior."""
-

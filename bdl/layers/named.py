@@ -91,7 +91,9 @@ class NamedVariational(Variational):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
         """Builds the layer again from `get_config()`."""
         # The Keras layer turns its own arguments (initializers, ...) back; a class's from_config may do more.
-        ours = {name: config[name] for name in (*_posterior_arguments(cls), "name", "trainable", "seed") if name in config}
+        ours = {
+            name: config[name] for name in (*_posterior_arguments(cls), "name", "trainable", "seed") if name in config
+        }
         theirs = {name: value for name, value in config.items() if name not in ours}
         arguments = cls.keras_layer.from_config({**theirs, "name": "mean"}).get_config()
         return cls(**{**arguments, **ours})

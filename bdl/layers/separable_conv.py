@@ -110,7 +110,7 @@ class SeparableConv1DReparameterization(NamedVariational, wraps=layers.Separable
 
 
 class SeparableConv1DFlipout(NamedVariational, wraps=layers.SeparableConv1D, estimator="flipout"):
-    """`keras.layers.SeparableConv1D` with its depthwise part, then its pointwise part perturbed once a call, decorrelated across examples by random signs.
+    """`keras.layers.SeparableConv1D` with its two parts perturbed in turn, decorrelated across examples by signs.
 
     Arguments as `keras.layers.SeparableConv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
     `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv1D`.
@@ -154,7 +154,7 @@ class SeparableConv2DReparameterization(NamedVariational, wraps=layers.Separable
 
 
 class SeparableConv2DFlipout(NamedVariational, wraps=layers.SeparableConv2D, estimator="flipout"):
-    """`keras.layers.SeparableConv2D` with its depthwise part, then its pointwise part perturbed once a call, decorrelated across examples by random signs.
+    """`keras.layers.SeparableConv2D` with its two parts perturbed in turn, decorrelated across examples by signs.
 
     Arguments as `keras.layers.SeparableConv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
     `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv2D`.

@@ -119,7 +119,9 @@ class Variational(keras.layers.Wrapper):
         A function of the variables alone, however often the layer was called.
         """
         if not self.built:
-            raise ValueError(f"Layer {self.name} has no weights yet: build it, or call it once, before kl_divergence().")
+            raise ValueError(
+                f"Layer {self.name} has no weights yet: build it, or call it once, before kl_divergence()."
+            )
         return sum((weight.kl() for weight in self._sampled.values()), ops.zeros(()))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -145,7 +147,8 @@ class Variational(keras.layers.Wrapper):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the variables and the seed's state."""
-        super().load_own_variables({key: store[key] for key in store.keys() if key != _SEED_KEY})
+        keys = [key for key in store.keys() if key != _SEED_KEY]  # noqa: SIM118: Keras' store only has keys()
+        super().load_own_variables({key: store[key] for key in keys})
         self.seed_generator.state.assign(store[_SEED_KEY])
 
     def _linear_stages(self) -> list[linear.Stage]:
@@ -163,15 +166,15 @@ class Variational(keras.layers.Wrapper):
         if isinstance(posterior, Rank1):
             stage = next((stage for stage in self._stages if stage.weights[0] == name), None)
             if stage is None or len(self._stages) != 1:
-                raise ValueError(f"`posterior`: Rank1 factors need a layer with one kernel, not {name!r} of {self.layer}.")
+                raise ValueError(
+                    f"`posterior`: Rank1 factors need a layer with one kernel, not {name!r} of {self.layer}."
+                )
             output_shape = self.layer.compute_output_shape(input_shape)
             shapes = {
                 "input": linear.feature_shape(input_shape, stage.input_axes),
                 "output": linear.feature_shape(output_shape, stage.output_axes),
             }
-            return SampledWeight(
-                variable, posterior, None, axes, posterior.create_factors(self, name, shapes), index
-            )
+            return SampledWeight(variable, posterior, None, axes, posterior.create_factors(self, name, shapes), index)
         variables = posterior.create(self, name.replace("/", "_"), variable, axes)
         return SampledWeight(variable, posterior, prior, axes, variables, index)
 
@@ -187,8 +190,8 @@ class Variational(keras.layers.Wrapper):
             )
         if found[0].regularizer is not None:
             raise ValueError(
-                f"`{name}_regularizer` of layer {self.layer.name} is {found[0].regularizer!r}, but {name!r} has a prior: "
-                "the two would count twice. Remove the regularizer, or express it as the prior."
+                f"`{name}_regularizer` of layer {self.layer.name} is {found[0].regularizer!r}, but {name!r} has a "
+                "prior: the two would count twice. Remove the regularizer, or express it as the prior."
             )
         return found[0]
 
@@ -274,6 +277,4 @@ def _families(
     if isinstance(weights, str) or not weights:
         raise ValueError(f"`weights` must name at least one weight, such as ('kernel',), not {weights!r}.")
     pairs = weights if isinstance(weights, Mapping) else {name: (prior, posterior) for name in weights}
-    return {
-        name: (priors.get(pair[0], "prior"), posteriors.get(pair[1], "posterior")) for name, pair in pairs.items()
-    }
+    return {name: (priors.get(pair[0], "prior"), posteriors.get(pair[1], "posterior")) for name, pair in pairs.items()}

@@ -133,7 +133,7 @@ def test_losses_inside_the_wrapped_layer_are_kept():
 def test_mean_weights_is_undone_also_after_an_error():
     layer = Variational(layers.Dense(2))
     layer(X)
-    with pytest.raises(RuntimeError, match="stop"), mean_weights(layer):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="stop"), mean_weights(layer):
         assert_array_equal(array(layer(X)), array(layer(X)))
         raise RuntimeError("stop")
     assert array(layer.noise_strength) == 1.0
