@@ -55,7 +55,7 @@ class Sampler:
             `(num_samples, n, ...)`. With `keep_outputs` also `outputs`, `(num_samples, n, ...)`.
         """
         check_finite(x, "x")
-        x = keras.tree.map_structure(_as_array, x)
+        x = _as_arrays(x)
         if not self.network.built:
             self.network(keras.tree.map_structure(lambda leaf: leaf[:1], x))
         run = self._function(num_samples, consistent, keep_outputs)
@@ -224,6 +224,24 @@ def _without_gradients() -> Iterator[None]:
 
     with torch.no_grad():
         yield
+
+
+def _as_arrays(x: Any) -> Any:
+    """The inputs as NumPy arrays of equal length.
+
+    Raises:
+        ValueError: if a leaf is no array, or there are no examples.
+    """
+    leaves = keras.tree.flatten(x)
+    if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError(
+            "`x` must hold arrays with one row for each example: an array, or a list or dict of arrays. Wrap a plain "
+            "Python list in np.array(...)."
+        )
+    arrays = keras.tree.map_structure(_as_array, x)
+    if len(keras.tree.flatten(arrays)[0]) == 0:
+        raise ValueError("`x` holds no examples.")
+    return arrays
 
 
 def _as_array(leaf: Any) -> np.ndarray:

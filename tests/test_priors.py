@@ -67,7 +67,7 @@ def test_divergence_is_zero_at_equality_for_any_shape(shape: tuple[int, ...], me
 @given(posteriors(min_dims=2), st.sampled_from(EMPIRICAL_BAYES_GROUPS))
 def test_divergence_from_a_fitted_prior_is_not_negative(posterior: tuple[Array, Array], groups: str):
     rounding = 1e-5 * posterior[0].size
-    assert array(EmpiricalBayes(groups).kl(*posterior, input_axes=(0,))) >= -rounding
+    assert array(EmpiricalBayes(groups, pseudo_count=0.0).kl(*posterior, input_axes=(0,))) >= -rounding
 
 
 @pytest.mark.parametrize("input_axes", [(0,), (1,), (0, 1), (0, 2)])
@@ -76,7 +76,7 @@ def test_empirical_bayes_scale_is_the_exact_minimiser(groups: str, input_axes: t
     """Each group's scale times any factor c raises the group's divergence by n (log c + (1/c^2 - 1) / 2)."""
     generator = np.random.default_rng(0)
     mean, scale = generator.normal(size=(4, 3, 5)), generator.uniform(0.1, 1.0, size=(4, 3, 5))
-    prior = EmpiricalBayes(groups)
+    prior = EmpiricalBayes(groups, pseudo_count=0.0)
     prior_mean, prior_scale = prior.parameters(mean, scale, input_axes)
     prior_scale = array(prior_scale).astype("float64")
     output_axes = tuple(axis for axis in range(3) if axis not in input_axes)
@@ -102,7 +102,7 @@ def test_empirical_bayes_scale_is_the_exact_minimiser(groups: str, input_axes: t
 def test_row_column_variances_keep_the_rows_and_columns_moments():
     generator = np.random.default_rng(1)
     mean, scale = generator.normal(size=(6, 4)), generator.uniform(0.1, 1.0, size=(6, 4))
-    variance = array(EmpiricalBayes("row_column").parameters(mean, scale, (0,))[1]) ** 2
+    variance = array(EmpiricalBayes("row_column", 0.0).parameters(mean, scale, (0,))[1]) ** 2
     moment = mean**2 + scale**2
     assert_allclose(variance.mean(axis=0), moment.mean(axis=0), rtol=1e-5)
     assert_allclose(variance.mean(axis=1), moment.mean(axis=1), rtol=1e-5)
@@ -125,13 +125,13 @@ def test_pseudo_count_acts_as_that_many_weights_of_one_over_fan_in(rows: int, co
 def test_empirical_bayes_of_a_bias_has_one_scale(groups: str):
     mean, scale = np.array([1.0, 2.0]), np.array([0.5, 0.1])
     expected = np.sqrt(np.mean(mean**2 + scale**2))
-    assert_allclose(array(EmpiricalBayes(groups).parameters(mean, scale, ())[1]), expected, rtol=1e-6)
+    assert_allclose(array(EmpiricalBayes(groups, pseudo_count=0.0).parameters(mean, scale, ())[1]), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("groups", EMPIRICAL_BAYES_GROUPS)
 def test_empirical_bayes_is_finite_where_all_weights_vanish(groups: str):
     mean, scale = np.zeros((3, 2), "float32"), np.full((3, 2), 1e-8, "float32")
-    assert np.isfinite(array(EmpiricalBayes(groups).kl(mean, scale, (0,))))
+    assert np.isfinite(array(EmpiricalBayes(groups, pseudo_count=0.0).kl(mean, scale, (0,))))
 
 
 @pytest.mark.core

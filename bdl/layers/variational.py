@@ -147,7 +147,7 @@ class Variational(keras.layers.Wrapper):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the variables and the seed's state."""
-        keys = [key for key in store.keys() if key != _SEED_KEY]  # noqa: SIM118: Keras' store only has keys()
+        keys = [key for key in store.keys() if key != _SEED_KEY]  # noqa: SIM118 - Keras' store is no mapping
         super().load_own_variables({key: store[key] for key in keys})
         self.seed_generator.state.assign(store[_SEED_KEY])
 

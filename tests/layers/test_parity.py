@@ -149,19 +149,19 @@ PRIORS: list[tuple[priors.Prior, Callable[[Any, np.ndarray, np.ndarray], Any]]] 
     (priors.TiedMean(0.7), lambda tfd, mean, scale: tfd.Normal(mean, np.float64(0.7))),
     (priors.TiedMean(), lambda tfd, mean, scale: tfd.Normal(mean, 1 / np.sqrt(np.float64(6)))),
     (
-        priors.EmpiricalBayes("layer"),
+        priors.EmpiricalBayes("layer", 0.0),
         lambda tfd, mean, scale: tfd.Normal(np.float64(0), np.sqrt(np.mean(mean**2 + scale**2))),
     ),
     (
-        priors.EmpiricalBayes("row"),
+        priors.EmpiricalBayes("row", 0.0),
         lambda tfd, mean, scale: tfd.Normal(np.float64(0), np.sqrt(np.mean(mean**2 + scale**2, 1, keepdims=True))),
     ),
     (
-        priors.EmpiricalBayes("column"),
+        priors.EmpiricalBayes("column", 0.0),
         lambda tfd, mean, scale: tfd.Normal(np.float64(0), np.sqrt(np.mean(mean**2 + scale**2, 0, keepdims=True))),
     ),
     (
-        priors.EmpiricalBayes("row_column"),
+        priors.EmpiricalBayes("row_column", 0.0),
         lambda tfd, mean, scale: tfd.Normal(
             np.float64(0),
             np.sqrt(
