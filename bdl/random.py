@@ -99,7 +99,7 @@ def normal(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
 
     Example:
     >>> noise = np.asarray(normal((1000, 100), draw_key(0)))
-    >>> abs(noise.mean()) < 5 / np.sqrt(noise.size), abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size)
+    >>> bool(abs(noise.mean()) < 5 / np.sqrt(noise.size)), bool(abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size))
     (True, True)
     """
     if keras.backend.backend() == "torch":
