@@ -286,7 +286,7 @@ def machine() -> dict[str, object]:
 def write_json(path: Path, content: dict) -> None:
     """Write the whole file or, if interrupted, nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(path.suffix + ".unfinished")
+    unfinished = path.with_suffix(path.suffix + ".tmp")
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
     unfinished.replace(path)
 

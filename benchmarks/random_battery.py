@@ -167,6 +167,19 @@ def cell(result: DieharderResult) -> str:
     return text if result.passed else f"[bold red]{text}"
 
 
+def content(checks: list[Check], threshold: float, results: list[DieharderResult], seed: int) -> dict[str, object]:
+    """What the file says: every p-value, and where the alarms begin."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {package: version(package) for package in ("keras", "jax", "numpy", "scipy")},
+        "seed": seed,
+        "check_threshold": threshold,
+        "dieharder_thresholds": {"weak": WEAK, "failed": FAILED, "failed_again": FAILED_AGAIN},
+        "checks": [{**asdict(check), "passed": not check.alarms(threshold)} for check in checks],
+        "dieharder": [{**asdict(result), "passed": result.passed} for result in results],
+    }
+
+
 def write_json(path: Path, content: dict[str, object]) -> None:
     """Writes all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,18 +212,8 @@ def main(
             for number in track(range(len(DIEHARDER_TESTS)), f"dieharder, {name}", console=console):
                 results += judge(name, number, seed)
         console.print(dieharder_table(results))
+        write_json(output, content(checks, threshold, results, seed))
     alarms = [check for check in checks if check.alarms(threshold)] + [r for r in results if not r.passed]
-    if not quick:
-        content = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {package: version(package) for package in ("keras", "jax", "numpy", "scipy")},
-            "seed": seed,
-            "passed": not alarms,
-            "threshold": threshold,
-            "checks": [asdict(check) for check in checks],
-            "dieharder": [{**asdict(result), "passed": result.passed} for result in results],
-        }
-        write_json(output, content)
     repeated = sum(result.again is not None for result in results)
     console.print(
         f"{len(checks)} checks, {len(results)} p-values of dieharder ({repeated} repeated): {len(alarms)} alarms"

@@ -25,7 +25,6 @@ def variables_of(posterior: Posterior, shape: tuple[int, ...], input_axes: tuple
     return mean, posterior.create(layer, "kernel", mean, input_axes)
 
 
-@pytest.mark.core
 @settings(max_examples=25, deadline=None)
 @given(hypothesis_arrays.array_shapes(max_dims=4, max_side=5), st.floats(1e-4, 10.0), st.sampled_from([1.0, 30.0]))
 def test_initial_scale_is_what_was_asked_for(shape: tuple[int, ...], initial_scale: float, speed: float):

@@ -40,7 +40,6 @@ def closed_form(mean: Array, scale: Array, prior_mean: Any, prior_scale: Any) ->
     return float(np.sum(expected_log_q - expected_log_p))
 
 
-@pytest.mark.core
 @settings(max_examples=50, deadline=None)
 @given(posteriors(), st.floats(-3, 3), st.floats(0.01, 10))
 def test_normal_divergence_is_the_closed_form_and_not_negative(
