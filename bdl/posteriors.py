@@ -3,7 +3,7 @@
 A posterior object holds settings only; its variables live in the layer, as a dictionary that the layer hands back on
 each call. So one object can serve many layers.
 
-Scales are `softplus(speed * rho)`. An optimizer with normalised steps, such as Adam, moves `rho` by about its learning
+Scales are `exp(speed * rho)`. An optimizer with normalised steps, such as Adam, moves `rho` by about its learning
 rate a step whatever the gradient; with `speed = 1` a scale then changes by 0.1 % a step at rate 1e-3 and is still near
 its start after 2,000 steps. With the default speed it arrives with the means.
 """
@@ -26,7 +26,7 @@ from bdl.serialization import Serializable, resolve
 _register = keras.saving.register_keras_serializable(package="bdl.posteriors")
 
 MIN_SCALE = 1e-6
-"""Floor of a posterior scale: keeps its logarithm finite where softplus underflows."""
+"""Floor of a posterior scale: keeps its logarithm finite where the exponential underflows."""
 
 INITIAL_RELATIVE_SCALE = 0.1
 """Initial standard deviation of a mean-field weight, in units of `1 / sqrt(fan_in)`."""
@@ -64,7 +64,7 @@ class MeanFieldNormal(Posterior):
 
     Args:
         initial_scale: Positive standard deviation at the start. None takes `0.1 / sqrt(fan_in)`.
-        speed: Positive factor between the stored parameter and softplus's argument; see the module's docstring.
+        speed: Positive factor between the stored parameter and the logarithm of the scale; see the module's docstring.
 
     Raises:
         ValueError: if an argument is not positive and finite.
@@ -95,8 +95,7 @@ class MeanFieldNormal(Posterior):
 
     def perturbation(self, variables: Variables, key: Tensor) -> Tensor:
         """One draw of the weight minus its mean, in float32."""
-        rho = variables["rho"]
-        return self.scale(variables) * random.normal(rho.shape, key)
+        return self.scale(variables) * random.normal(variables["rho"].shape, key)
 
     def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
         """Closed form of a Gaussian posterior; scalar, total, in nats."""
@@ -118,7 +117,7 @@ class Rank1(Posterior):
             factors of features that the data never use stay broad, which is what detects unseen inputs.
         output_factor_prior: Prior of the output features' factors.
         initial_scale: Positive standard deviation of every factor at the start.
-        speed: Positive factor between the stored parameter and softplus's argument.
+        speed: Positive factor between the stored parameter and the logarithm of a scale.
 
     Raises:
         ValueError: if a number is not positive and finite or a prior is no prior.
@@ -195,7 +194,7 @@ def get(posterior: Posterior | str | dict[str, Any], argument: str = "posterior"
 
 
 def _add_rho(layer: keras.Layer, name: str, shape: Sequence[int], scale: float, speed: float) -> keras.Variable:
-    rho = math.log(math.expm1(scale)) / speed
+    rho = math.log(scale) / speed
     # float32 whatever the policy: a half-precision scale would be quantised away.
     return layer.add_weight(
         name=name, shape=tuple(shape), initializer=keras.initializers.Constant(rho), dtype="float32", autocast=False
@@ -203,4 +202,4 @@ def _add_rho(layer: keras.Layer, name: str, shape: Sequence[int], scale: float, 
 
 
 def _scale(rho: keras.Variable, speed: float) -> Tensor:
-    return MIN_SCALE + ops.softplus(speed * ops.convert_to_tensor(rho))
+    return MIN_SCALE + ops.exp(speed * ops.convert_to_tensor(rho))

@@ -104,7 +104,7 @@ def scales(network: Any) -> np.ndarray:
                 for name, variable in weight.variables.items():
                     if name.endswith("rho"):
                         rho = keras.ops.convert_to_numpy(variable).ravel()
-                        found.append(np.logaddexp(0.0, weight.posterior.speed * rho))
+                        found.append(np.exp(weight.posterior.speed * rho))
     return np.concatenate(found)
 
 

@@ -1,6 +1,6 @@
 """What `import bdl` adds to `import keras`, in seconds: fresh processes, in turn.
 
-    python benchmarks/startup.py --rounds 7
+python benchmarks/startup.py --rounds 7
 """
 
 from __future__ import annotations

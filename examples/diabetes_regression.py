@@ -1,6 +1,6 @@
 """Regression with intervals on scikit-learn's diabetes data: does a 90 % interval hold 90 % of unseen patients?
 
-    python examples/diabetes_regression.py
+python examples/diabetes_regression.py
 """
 
 import keras

@@ -84,7 +84,9 @@ def test_empirical_bayes_scale_is_the_exact_minimiser(groups: str, input_axes: t
         "row": tuple(size if axis in input_axes else 1 for axis, size in enumerate(mean.shape)),
         "column": tuple(size if axis in output_axes else 1 for axis, size in enumerate(mean.shape)),
     }[groups]
-    assert prior_scale.shape == expected_shape
+    groups_scale = prior_scale[tuple(slice(size) for size in expected_shape)]
+    assert_allclose(prior_scale, np.broadcast_to(groups_scale, mean.shape), rtol=1e-6)
+    prior_scale = groups_scale
     assert prior_mean == 0.0
     least = closed_form(mean, scale, 0.0, prior_scale)
     assert_allclose(array(prior.kl(mean.astype("float32"), scale.astype("float32"), input_axes)), least, rtol=1e-5)
@@ -109,7 +111,7 @@ def test_row_column_variances_keep_the_rows_and_columns_moments():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from(["layer", "row", "column"]), st.integers(1, 50))
+@given(st.integers(2, 6), st.integers(2, 6), st.sampled_from(["layer", "row", "column"]), st.integers(1, 50))
 def test_pseudo_count_acts_as_that_many_weights_of_one_over_fan_in(rows: int, columns: int, groups: str, count: int):
     generator = np.random.default_rng(rows * 10 + columns)
     mean, scale = generator.normal(size=(rows, columns)), generator.uniform(0.1, 1.0, size=(rows, columns))
@@ -117,14 +119,17 @@ def test_pseudo_count_acts_as_that_many_weights_of_one_over_fan_in(rows: int, co
     group = np.sum(mean**2 + scale**2, axis=axis, keepdims=True)
     size = mean.size // group.size
     expected = np.sqrt((group + count / rows) / (size + count))
-    assert_allclose(array(EmpiricalBayes(groups, count).parameters(mean, scale, (0,))[1]), expected, rtol=1e-5)
+    found = array(EmpiricalBayes(groups, count).parameters(mean, scale, (0,))[1])
+    assert_allclose(found, np.broadcast_to(expected, mean.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize("groups", EMPIRICAL_BAYES_GROUPS)
-def test_empirical_bayes_of_a_bias_has_one_scale(groups: str):
-    mean, scale = np.array([1.0, 2.0]), np.array([0.5, 0.1])
-    expected = np.sqrt(np.mean(mean**2 + scale**2))
-    assert_allclose(array(EmpiricalBayes(groups, pseudo_count=0.0).parameters(mean, scale, ())[1]), expected, rtol=1e-6)
+@pytest.mark.parametrize(("shape", "input_axes"), [((2,), ()), ((2, 1), (0,)), ((1, 2), (0,))])
+def test_empirical_bayes_of_a_vector_has_one_scale(groups: str, shape: tuple[int, ...], input_axes: tuple[int, ...]):
+    mean, scale = np.reshape([1.0, 2.0], shape), np.reshape([0.5, 0.1], shape)
+    expected = np.full(shape, np.sqrt(np.mean(mean**2 + scale**2)))
+    prior = EmpiricalBayes(groups, pseudo_count=0.0)
+    assert_allclose(array(prior.parameters(mean, scale, input_axes)[1]), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("groups", EMPIRICAL_BAYES_GROUPS)

@@ -82,8 +82,7 @@ def test_mean_gradients_equal_the_closed_form(estimator: str):
     y, scale = array(layer.layer(x))[:, 0], scale_of(layer)[:, 0]
     assert_mean(by_name["kernel"], x.T @ y)
     assert_mean(by_name["bias"], y.sum())
-    # The scale is MIN_SCALE + softplus(speed * rho), whose slope is speed * (1 - exp(-softplus)).
-    slope = layer_speed(layer) * -np.expm1(-(scale - MIN_SCALE))
+    slope = layer_speed(layer) * (scale - MIN_SCALE)  # of the scale MIN_SCALE + exp(speed * rho)
     assert_mean(by_name["kernel_rho"], (x**2).sum(axis=0) * scale * slope)
 
 
@@ -204,7 +203,7 @@ def test_rank1_factors_have_their_moments_and_differ_by_example(make: Any, examp
     factors = layer.sampled_weights["kernel"].variables
     means = {side: array(factors[f"{side}_mean"]).ravel() for side in ("input", "output")}
     scales = {
-        side: MIN_SCALE + np.logaddexp(0, layer_speed(layer) * array(factors[f"{side}_rho"]).ravel())
+        side: MIN_SCALE + np.exp(layer_speed(layer) * array(factors[f"{side}_rho"]).ravel())
         for side in ("input", "output")
     }
     bias = array(layer.layer.bias)

@@ -101,7 +101,7 @@ def both_layers(tfp: Any, name: str, noise: Noise, x: np.ndarray, **arguments: A
     ours.layer.kernel.assign(mean)
     ours.layer.bias.assign(bias)
     rho = next(weight for weight in ours.trainable_weights if weight.path.endswith("kernel_rho"))
-    rho.assign(np.log(np.expm1(scale)) / speed)
+    rho.assign(np.log(scale) / speed)
     parameters = {
         "kernel_posterior_loc": mean,
         "kernel_posterior_untransformed_scale": np.log(np.expm1(scale)),
