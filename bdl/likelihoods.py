@@ -115,8 +115,26 @@ class Likelihood(keras.layers.Layer):
         return y
 
 
+class _Classifier(Likelihood):
+    """A discrete label whose outputs are logits or, of a network that squashes them itself, probabilities."""
+
+    is_classifier = True
+
+    def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.from_logits = from_logits
+
+    def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
+        """`p`, the outputs' shape: of each class, or of label 1."""
+        return {"p": self.mean(outputs)}
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns everything that `from_config` needs."""
+        return {**super().get_config(), "from_logits": self.from_logits}
+
+
 @_register
-class Categorical(Likelihood):
+class Categorical(_Classifier):
     """One of several classes; the network's last axis holds their logits.
 
     Args:
@@ -132,16 +150,7 @@ class Categorical(Likelihood):
     True
     """
 
-    is_classifier = True
     has_class_axis = True
-
-    def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.from_logits = from_logits
-
-    def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
-        """`p`, `(batch, ..., classes)`."""
-        return {"p": self.mean(outputs)}
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
         """`(batch, ...)`, in nats."""
@@ -174,13 +183,9 @@ class Categorical(Likelihood):
             raise ValueError(f"`y` must hold integer class indices for Categorical, not {y.dtype}.")
         _check_entries(y, (y >= 0) & (y < classes), f"a class index from 0 to {classes - 1 if classes else '?'}")
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns everything that `from_config` needs."""
-        return {**super().get_config(), "from_logits": self.from_logits}
-
 
 @_register
-class Bernoulli(Likelihood):
+class Bernoulli(_Classifier):
     """Two classes, or several independent labels; each output is the logit of label 1.
 
     Args:
@@ -194,16 +199,6 @@ class Bernoulli(Likelihood):
     >>> bool(np.allclose(nll, np.log(2)))
     True
     """
-
-    is_classifier = True
-
-    def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.from_logits = from_logits
-
-    def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
-        """`p` of label 1, the outputs' shape."""
-        return {"p": self.mean(outputs)}
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
         """The outputs' shape, in nats."""
@@ -222,10 +217,6 @@ class Bernoulli(Likelihood):
         """Checks that labels are 0 or 1, one for each output."""
         _check_shape(y, output_shape, "Bernoulli", "one label for each output")
         _check_entries(y, (y == 0) | (y == 1), "0 or 1 (Categorical() is for more classes)")
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns everything that `from_config` needs."""
-        return {**super().get_config(), "from_logits": self.from_logits}
 
 
 class _LocationScale(Likelihood):

@@ -22,6 +22,7 @@ import typer
 app = typer.Typer(add_completion=False)
 
 CONTESTANTS = ("twin", "reparameterization", "flipout", "local_reparameterization", "rank1", "rank1_broad")
+FAST = "_fast"  # this ending of a contestant's name asks for Adam at 3e-3 instead of "adam", which is 1e-3
 EPOCHS = 100
 BATCH_SIZE = 64
 NUM_SAMPLES = 64
@@ -78,7 +79,7 @@ def build(contestant: str, width: int) -> Any:
         "rank1": bdl.layers.DenseRank1,
         "rank1_broad": bdl.layers.DenseRank1,
     }
-    layer = kinds[contestant]
+    layer = kinds[contestant.removesuffix(FAST)]
     broad = {"input_factor_prior": bdl.priors.Normal(1.0, 10.0)} if contestant == "rank1_broad" else {}
     return keras.Sequential(
         [
@@ -128,7 +129,7 @@ def run(contestant: str, width: int, seed: int) -> Result:
         model: Any = network
     else:
         model = bdl.VariationalModel(network, likelihood)
-        model.compile("adam")
+        model.compile(keras.optimizers.Adam(3e-3) if contestant.endswith(FAST) else "adam")
         model.fit(data["x"], data["y"], **settings)
     entropies, p_test = {}, None
     for name in ("x_test", "noise", "rotated"):

@@ -16,7 +16,7 @@ from bdl.report import Figure, render
 
 pytestmark = pytest.mark.core
 
-EPOCHS = 2
+EPOCHS = 4  # the warm-up takes 70 %, so the last one is at T = 1
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_every_epoch_of_both_is_reported(result: DemoResult, logged: list[tuple[
 @pytest.mark.parametrize("name", ["bayesian", "twin"])
 def test_figures_are_in_their_ranges(result: DemoResult, name: str) -> None:
     outcome = getattr(result, name)
-    assert 0.2 < outcome.accuracy <= 1  # above chance, after two epochs
+    assert 0.2 < outcome.accuracy <= 1  # above chance, after a few epochs
     assert 0 <= outcome.nll < math.log(10)
     assert 0 <= outcome.brier <= 2
     assert 0 <= outcome.ece <= 1
@@ -129,7 +129,7 @@ def test_the_page_stands_alone(html: str) -> None:
 
 
 def test_the_page_says_how_it_was_made(html: str) -> None:
-    for fact in ("seed 3", "2 epochs", keras.config.backend(), keras.__version__, "point estimates", "540"):
+    for fact in ("seed 3", f"{EPOCHS} epochs", keras.config.backend(), keras.__version__, "point estimates", "540"):
         assert fact in html
 
 

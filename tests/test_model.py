@@ -71,7 +71,7 @@ def test_the_temperature_of_the_compiled_loss_is_one_for_every_layer(name):
     model = VariationalModel(network, Normal(scale=1.0), num_examples=50, kl_weight=1.0)
     model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
     x = RNG.normal(size=(6, *shape)).astype("float32")
-    y = np.zeros((6, *network.output_shape[1:]), "float32")
+    y = np.zeros(network.compute_output_shape((6, *shape)), "float32")
     assert effective_temperature(model, x, y) == pytest.approx(1.0, abs=1e-3)
 
 
@@ -391,6 +391,7 @@ def test_labels_and_inputs_are_checked_before_training():
 
 
 @pytest.mark.core
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras' own, which pytest.warns raises again
 def test_a_num_examples_that_contradicts_the_data_warns_with_the_temperature():
     model = VariationalModel(build().network, Categorical(), num_examples=2 * N, kl_weight=1.0)
     model.compile("adam")
