@@ -91,9 +91,10 @@ def evidence(
     """
 
     def batch_mean(values: Tensor) -> Tensor:
+        values = ops.convert_to_tensor(values)
         return ops.mean(values if sample_weight is None else values * ops.cast(sample_weight, values.dtype))
 
-    mean_nll = batch_mean(ops.convert_to_tensor(nll))
+    mean_nll = batch_mean(nll)
     size = ops.cast(num_examples, "float32")
     kl_per_example = weights_kl / size
     if local_kl is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras.src.backend.common.masking import get_keras_mask
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
@@ -24,7 +25,7 @@ def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
 
 def keras_mask(tensor: Any) -> Any:
     """The mask that Keras attached to a layer's output, or None."""
-    return getattr(tensor, "_keras_mask", None)
+    return get_keras_mask(tensor)
 
 
 def set_signature(layer_class: type, signature: Any) -> None:

@@ -249,8 +249,9 @@ class _LocationScale(Likelihood):
         return {"loc": location, "scale": MIN_LIKELIHOOD_SCALE + ops.softplus(raw)}
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """The location."""
-        return self.parameters(outputs)["loc"]
+        """The location. It reads no variable: metrics call it where, on JAX, variables have no value."""
+        outputs = ops.cast(outputs, "float32")
+        return ops.split(outputs, 2, axis=-1)[0] if self.heteroscedastic else outputs
 
     def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
         """Checks that there is one finite target for each location."""
@@ -479,6 +480,7 @@ class NegativeBinomial(Likelihood):
 
 def log_gamma(x: Tensor) -> Tensor:
     """Logarithm of the gamma function, which `keras.ops` lacks."""
+    x = ops.convert_to_tensor(x)
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

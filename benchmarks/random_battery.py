@@ -9,10 +9,11 @@ Two parts, of which `--quick` runs only the first:
    streams of a whole network, word by word in turn (ten minutes on one core). `--stream control` feeds it with
    another generator (SFC64), to see whether an alarm is the test's own fault.
 
-An alarm of part 1 is a p-value below `FAMILY_ERROR` divided by the number of checks. In part 2 a p-value within 1e-6
-of 0 or 1 is an alarm (dieharder's own FAILED), and one within 0.005 (WEAK, one in a hundred by chance) is repeated
-with four times the samples on streams of another seed, where 1e-4 is the limit. A perfect generator sets off any
-alarm at all in less than one of 200 full runs. Exit status 1 on alarm.
+An alarm of part 1 is a p-value below `FAMILY_ERROR` divided by the number of checks. In part 2 no single p-value is
+an alarm, for dieharder's own come too near to 1 too often: of 345 with the control generator, 12 were within 0.005 of
+0 or 1, and 3.5 should have been. Such a test is repeated with four times the samples on streams of another seed, and
+alarms if its p-value is then within 1e-5; a real fault that was near 0.005 goes far below. A perfect generator sets
+off any alarm at all in less than one of 200 full runs. Exit status 1 on alarm.
 
 Left out of dieharder's tests: those that its author marks as not to be used, and the Marsaglia-Tsang GCD test, whose
 default sample is so large that it suspects good generators too.
@@ -41,9 +42,8 @@ from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parent / "results" / "random_battery.json"
 FAMILY_ERROR = 1e-3  # probability of an alarm of part 1 under perfect randomness
-FAILED = 1e-6  # distance of a p-value from 0 or 1: dieharder's own limits
-WEAK = 5e-3
-FAILED_AGAIN = 1e-4  # about five results are repeated, each with two tails: 1e-3 in all
+WEAK = 5e-3  # distance of a p-value from 0 or 1: dieharder's own limit
+FAILED_AGAIN = 1e-5  # about ten results are repeated
 MORE_SAMPLES = 4
 SEED_STEP = 10_000  # between the seeds of two tests, more than the layers that a test uses up
 OUTPUT_FIELDS = ("test_name", "ntuple", "psamples", "pvalues")
@@ -71,7 +71,7 @@ class DieharderResult:
         ntuple: Its parameter.
         samples: Number of p-values that were combined into this one.
         p_value: Near 0 and near 1 are both suspect.
-        again: P-value on another stream with more samples, where this one was weak.
+        again: P-value of other streams with more samples, where this one was weak.
     """
 
     stream: str
@@ -84,7 +84,7 @@ class DieharderResult:
     @property
     def passed(self) -> bool:
         """Whether there is no alarm."""
-        return distance(self.p_value) >= FAILED and (self.again is None or distance(self.again) >= FAILED_AGAIN)
+        return self.again is None or distance(self.again) >= FAILED_AGAIN
 
 
 def distance(p_value: float) -> float:
@@ -174,7 +174,7 @@ def content(checks: list[Check], threshold: float, results: list[DieharderResult
         "versions": {package: version(package) for package in ("keras", "jax", "numpy", "scipy")},
         "seed": seed,
         "check_threshold": threshold,
-        "dieharder_thresholds": {"weak": WEAK, "failed": FAILED, "failed_again": FAILED_AGAIN},
+        "dieharder_thresholds": {"weak": WEAK, "failed_again": FAILED_AGAIN},
         "checks": [{**asdict(check), "passed": not check.alarms(threshold)} for check in checks],
         "dieharder": [{**asdict(result), "passed": result.passed} for result in results],
     }

@@ -47,7 +47,7 @@ def effective_temperature(model, x, y, **kwargs):
 ONE_DIMENSIONAL = {"filters": 3, "kernel_size": 2}
 LAYERS = {
     "Dense": ({"units": 3}, (4,)),
-    "EinsumDense": ({"equation": "abc,cd->abd", "output_shape": (None, 3)}, (5, 4)),
+    "EinsumDense": ({"equation": "abc,cd->abd", "output_shape": (5, 3)}, (5, 4)),
     "Conv1D": (ONE_DIMENSIONAL, (5, 4)),
     "Conv2D": (ONE_DIMENSIONAL, (5, 5, 2)),
     "Conv3D": (ONE_DIMENSIONAL, (4, 4, 4, 2)),
