@@ -6,7 +6,7 @@ Two parts, of which `--quick` runs only the first:
    steps and weights with neighbouring keys draw unrelated noise (half a minute).
 2. dieharder (Debian and Ubuntu: `apt-get install dieharder`), fed through a pipe with 32-bit words in five orders:
    one long stream of one key; short streams of consecutive steps, layers or weights, one after the other; and the
-   streams of a whole network, word by word in turn (ten minutes on one core). `--stream control` feeds it with
+   streams of a whole network, word by word in turn (twelve minutes on one core). `--stream control` feeds it with
    another generator (SFC64), to see whether an alarm is the test's own fault.
 
 An alarm of part 1 is a p-value below `FAMILY_ERROR` divided by the number of checks. In part 2 no single p-value is
