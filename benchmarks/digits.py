@@ -22,7 +22,7 @@ import typer
 app = typer.Typer(add_completion=False)
 
 CONTESTANTS = ("twin", "reparameterization", "flipout", "local_reparameterization", "rank1", "rank1_broad")
-# This ending of a contestant's name asks for Adam at 3e-3 ("adam" is 1e-3), with scales that move a third as fast for it.
+# This ending of a name asks for Adam at 3e-3 ("adam" is 1e-3), with scales that move a third as fast for it.
 FAST = "_fast"
 EPOCHS = 100
 BATCH_SIZE = 64
