@@ -167,7 +167,7 @@ def _training_section(result: DemoResult) -> Section:
         plots.elbo_parts(result.bayesian.history, num_examples=len(result.digits.y_train)),
         "What the Bayesian network minimised, epoch by epoch: its misfit to the data (NLL) and the distance of its "
         "posterior from the prior (KL divergence, per training digit N). On top, the temperature T by which the KL "
-        "counts: it rises over the first 70 % of training, so that the network finds the data first, and is 1 after "
+        "counts: it rises over the first 85 % of training, so that the network finds the data first, and is 1 after "
         "that. Their sum, -ELBO, is always drawn at T = 1.",
         "Curves of negative ELBO, KL divergence per example and negative log likelihood over epochs.",
     )

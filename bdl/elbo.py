@@ -248,7 +248,7 @@ class LinearWarmup(KLSchedule):
     [0.0, 0.5, 1.0, 1.0]
     """
 
-    fraction: float = 0.7
+    fraction: float = 0.85
     steps: int | None = None
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class VariationalModel(keras.Model):
         num_examples: Number of training examples, N. None infers it in `fit` from arrays, a `tf.data.Dataset` of known
             cardinality and static batch size, a `PyDataset` or a Torch `DataLoader`.
         kl_weight: Temperature T: a number (1.0 is Bayes throughout) or a `bdl.elbo.KLSchedule`. None is the default
-            schedule: T rises linearly from 0 to 1 over the first 70 % of the first `fit`, then stays at 1.
+            schedule: T rises linearly from 0 to 1 over the first 85 % of the first `fit`, then stays at 1.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 

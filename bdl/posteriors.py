@@ -5,8 +5,8 @@ each call. So one object can serve many layers.
 
 Scales are `exp(speed * rho)`. An optimizer with normalised steps, such as Adam, moves `rho` by about its learning
 rate a step whatever the gradient; with `speed = 1` a scale then changes by 0.1 % a step at rate 1e-3 and is still near
-its start after 2,000 steps. With the default speed of 30 it arrives with the means. Rate and speed multiply: above a
-rate of 1e-3 lower the speed in proportion, or the scales overshoot (docs/defaults.md has a run that did).
+its start after 2,000 steps. With the default speed of 10 it arrives with the means. Rate and speed multiply: above a
+rate of 3e-3 lower the speed in proportion, or the scales overshoot (docs/defaults.md has a run that did).
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ from bdl.random import Tensor
 from bdl.serialization import Serializable, resolve
 
 _register = keras.saving.register_keras_serializable(package="bdl.posteriors")
-
-MIN_SCALE = 1e-6
-"""Floor of a posterior scale: keeps its logarithm finite where the exponential underflows."""
 
 INITIAL_RELATIVE_SCALE = 0.1
 """Initial standard deviation of a mean-field weight, in units of `1 / sqrt(fan_in)`."""
@@ -74,11 +71,11 @@ class MeanFieldNormal(Posterior):
 
     Example:
     >>> MeanFieldNormal(initial_scale=0.05)
-    MeanFieldNormal(initial_scale=0.05, speed=30.0)
+    MeanFieldNormal(initial_scale=0.05, speed=10.0)
     """
 
     initial_scale: float | None = None
-    speed: float = 30.0
+    speed: float = 10.0
 
     def __post_init__(self) -> None:
         if self.initial_scale is not None:
@@ -92,16 +89,21 @@ class MeanFieldNormal(Posterior):
 
     def scale(self, variables: Variables) -> Tensor:
         """Standard deviations, the shape of the weight, in float32 or better."""
-        return _scale(variables["rho"], self.speed)
+        return ops.exp(_log_scale(variables["rho"], self.speed))
 
     def perturbation(self, variables: Variables, key: Tensor) -> Tensor:
         """One draw of the weight minus its mean, in float32."""
-        return self.scale(variables) * random.normal(variables["rho"].shape, key)
+        log_scale = _log_scale(variables["rho"], self.speed)
+        draw = ops.stop_gradient(ops.exp(log_scale) * random.normal(log_scale.shape, key))
+        # Times one, whose gradient says that the draw's with respect to its log scale is the draw itself: the backward
+        # pass then needs neither noise nor scale again.
+        return draw * (1.0 + log_scale - ops.stop_gradient(log_scale))
 
     def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
         """Closed form of a Gaussian posterior; scalar, total, in nats."""
         assert prior is not None
-        return prior.kl(ops.convert_to_tensor(mean), self.scale(variables), input_axes)
+        log_scale = _log_scale(variables["rho"], self.speed)
+        return prior.kl(ops.convert_to_tensor(mean), ops.exp(log_scale), input_axes, log_scale)
 
 
 @_register
@@ -161,17 +163,17 @@ class Rank1(Posterior):
 
     def factor(self, variables: Variables, side: str, noise: Tensor) -> Tensor:
         """The factor of one side for standard normal noise of shape `(batch or 1, ...)`, in float32."""
-        return ops.convert_to_tensor(variables[f"{side}_mean"]) + _scale(variables[f"{side}_rho"], self.speed) * noise
+        scale = ops.exp(_log_scale(variables[f"{side}_rho"], self.speed))
+        return ops.convert_to_tensor(variables[f"{side}_mean"]) + scale * noise
 
     def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
         """Divergence of both factors from their priors; `prior` does not enter. Scalar, total, in nats."""
-        priors = {"input": self.input_factor_prior, "output": self.output_factor_prior}
-        return sum(
-            factor_prior.kl(
-                ops.convert_to_tensor(variables[f"{side}_mean"]), _scale(variables[f"{side}_rho"], self.speed)
-            )
-            for side, factor_prior in priors.items()
-        )
+        total: Tensor = 0.0
+        for side, factor_prior in (("input", self.input_factor_prior), ("output", self.output_factor_prior)):
+            log_scale = _log_scale(variables[f"{side}_rho"], self.speed)
+            factor_mean = ops.convert_to_tensor(variables[f"{side}_mean"])
+            total = total + factor_prior.kl(factor_mean, ops.exp(log_scale), log_scale=log_scale)
+        return total
 
 
 _POSTERIORS: dict[str, type] = {"mean_field": MeanFieldNormal, "rank1": Rank1}
@@ -189,7 +191,7 @@ def get(posterior: Posterior | str | dict[str, Any], argument: str = "posterior"
 
     Example:
     >>> get("mean_field")
-    MeanFieldNormal(initial_scale=None, speed=30.0)
+    MeanFieldNormal(initial_scale=None, speed=10.0)
     """
     return resolve(posterior, _POSTERIORS, argument, Posterior)
 
@@ -202,5 +204,5 @@ def _add_rho(layer: keras.Layer, name: str, shape: Sequence[int], scale: float, 
     )
 
 
-def _scale(rho: keras.Variable, speed: float) -> Tensor:
-    return MIN_SCALE + ops.exp(speed * ops.convert_to_tensor(rho))
+def _log_scale(rho: keras.Variable, speed: float) -> Tensor:
+    return speed * ops.convert_to_tensor(rho)

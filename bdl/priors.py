@@ -26,7 +26,13 @@ EMPIRICAL_BAYES_GROUPS = ("layer", "row", "column", "row_column")
 _SMALLEST_VARIANCE = 1e-12  # keeps an empirical-Bayes scale positive where a whole group is exactly zero
 
 
-def normal_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor | float, prior_scale: Tensor | float) -> Tensor:
+def normal_kl(
+    mean: Tensor,
+    scale: Tensor,
+    prior_mean: Tensor | float,
+    prior_scale: Tensor | float,
+    log_scale: Tensor | None = None,
+) -> Tensor:
     """Divergence between two Gaussians, element by element.
 
     Args:
@@ -34,6 +40,7 @@ def normal_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor | float, prior_sca
         scale: Positive posterior scales.
         prior_mean: Prior means; broadcasts.
         prior_scale: Positive prior scales; broadcasts.
+        log_scale: Logarithm of `scale`, where it is known.
 
     Returns:
         `KL(N(mean, scale^2) || N(prior_mean, prior_scale^2))`, elementwise, in nats.
@@ -44,7 +51,8 @@ def normal_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor | float, prior_sca
     """
     ratio = scale / prior_scale
     shift = (mean - prior_mean) / prior_scale
-    return 0.5 * (ops.square(ratio) + ops.square(shift) - 1.0) - ops.log(ratio)
+    log_ratio = ops.log(ratio) if log_scale is None else log_scale - ops.log(prior_scale)
+    return 0.5 * (ops.square(ratio) + ops.square(shift) - 1.0) - log_ratio
 
 
 class Prior(Serializable):
@@ -63,13 +71,17 @@ class Prior(Serializable):
         """
         raise NotImplementedError
 
-    def kl(self, mean: Tensor, scale: Tensor, input_axes: Sequence[int] = ()) -> Tensor:
+    def kl(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int] = (), log_scale: Tensor | None = None
+    ) -> Tensor:
         """Divergence of the posterior `N(mean, scale^2)` from this prior.
 
         Args:
             mean: Posterior means, the shape of the weight.
             scale: Posterior scales, the same shape.
             input_axes: Axes of the weight that are summed over in the layer (fan-in); empty for a bias.
+            log_scale: Logarithm of `scale`, where it is known: it saves a pass, and stays finite where the scale
+                underflows.
 
         Returns:
             Scalar, total over the weights, in nats.
@@ -79,7 +91,7 @@ class Prior(Serializable):
         3.0
         """
         prior_mean, prior_scale = self.parameters(mean, scale, input_axes)
-        return ops.sum(normal_kl(mean, scale, prior_mean, prior_scale))
+        return ops.sum(normal_kl(mean, scale, prior_mean, prior_scale, log_scale))
 
 
 @_register
@@ -181,22 +193,24 @@ class EmpiricalBayes(Prior):
     def parameters(self, mean: Tensor, scale: Tensor, input_axes: Sequence[int]) -> tuple[Any, Any]:
         """Zero and the fitted scale."""
         rows, columns = self._variances(self._moments(mean, scale, input_axes))
-        matrix = ops.sqrt(rows * ops.transpose(columns))
+        matrix = ops.sqrt(ops.outer(rows, columns))
         order = _matrix_order(len(mean.shape), input_axes)
         shape = [mean.shape[axis] for axis in order]
         return 0.0, ops.transpose(ops.reshape(matrix, shape), [order.index(axis) for axis in range(len(order))])
 
-    def kl(self, mean: Tensor, scale: Tensor, input_axes: Sequence[int] = ()) -> Tensor:
+    def kl(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int] = (), log_scale: Tensor | None = None
+    ) -> Tensor:
         """Divergence as `Prior.kl`, by matrix products: with `v = outer(r, c)` the sum of `moment / v` is bilinear.
 
         Elementwise it costs several passes over the weights, which is more than the rest of a small network.
         """
         moments = self._moments(mean, scale, input_axes)
         rows, columns = self._variances(moments)
-        quadratic = ops.matmul(ops.transpose(1.0 / rows), ops.matmul(moments, 1.0 / columns))
+        quadratic = ops.matmul(1.0 / rows, ops.matmul(moments, 1.0 / columns))
         num_rows, num_columns = moments.shape
         log_variance = num_columns * ops.sum(ops.log(rows)) + num_rows * ops.sum(ops.log(columns))
-        return 0.5 * (ops.sum(quadratic) - num_rows * num_columns + log_variance) - ops.sum(ops.log(scale))
+        return 0.5 * (quadratic - num_rows * num_columns + log_variance) - ops.sum(ops.log(scale) if log_scale is None else log_scale)
 
     def _moments(self, mean: Tensor, scale: Tensor, input_axes: Sequence[int]) -> Tensor:
         """Second moments as a matrix with a row for each input and a column for each output."""
@@ -205,11 +219,11 @@ class EmpiricalBayes(Prior):
         return ops.reshape(ops.transpose(moments, order), (fan_in(moments.shape, input_axes), -1))
 
     def _variances(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Column vectors whose outer product is the fitted variance of each weight."""
+        """Vectors whose outer product is the fitted variance of each weight."""
         num_rows, num_columns = moments.shape
-        one_rows, one_columns = (ops.ones((size, 1), dtype=moments.dtype) for size in moments.shape)
+        one_rows, one_columns = (ops.ones((size,), dtype=moments.dtype) for size in moments.shape)
         rows = self._mean(ops.matmul(moments, one_columns), num_columns, num_rows)
-        columns = self._mean(ops.matmul(ops.transpose(moments), one_rows), num_rows, num_rows)
+        columns = self._mean(ops.matmul(one_rows, moments), num_rows, num_rows)
         if self.groups == "layer" or 1 in (num_rows, num_columns):
             whole = self._mean(ops.sum(moments), num_rows * num_columns, num_rows)
             return whole * one_rows, one_columns

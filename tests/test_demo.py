@@ -16,7 +16,7 @@ from bdl.report import Figure, render
 
 pytestmark = pytest.mark.core
 
-EPOCHS = 4  # the warm-up takes 70 %, so the last one is at T = 1
+EPOCHS = 7  # the warm-up takes 85 %, so the last one is at T = 1
 
 
 @pytest.fixture(scope="module")

@@ -229,7 +229,7 @@ class ConjugateRegression:
     def set_posterior(self, mean, scale):
         weight = self.layer.sampled_weights["kernel"]
         weight.mean.assign(np.reshape(mean, (3, 1)))
-        rho = np.log(np.asarray(scale) - bdl.posteriors.MIN_SCALE) / weight.posterior.speed
+        rho = np.log(np.asarray(scale)) / weight.posterior.speed
         weight.variables["rho"].assign(np.reshape(rho, (3, 1)))
 
     def elbo(self, monkeypatch):

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from standard_errors import assert_moments
 
 from bdl import posteriors, random
-from bdl.posteriors import INITIAL_RELATIVE_SCALE, MIN_SCALE, MeanFieldNormal, Posterior, Rank1
+from bdl.posteriors import INITIAL_RELATIVE_SCALE, MeanFieldNormal, Posterior, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal, Normal, TiedMean
 
 
@@ -31,7 +31,7 @@ def test_initial_scale_is_what_was_asked_for(shape: tuple[int, ...], initial_sca
     posterior = MeanFieldNormal(initial_scale, speed)
     _, variables = variables_of(posterior, shape)
     # The exponential of a large argument loses relative accuracy in float32: eps * |log scale| <= 2e-6 here.
-    assert_allclose(array(posterior.scale(variables)), np.full(shape, initial_scale + MIN_SCALE), rtol=5e-6)
+    assert_allclose(array(posterior.scale(variables)), np.full(shape, initial_scale), rtol=5e-6)
 
 
 @pytest.mark.parametrize("input_axes", [(0,), (0, 1), ()])
@@ -40,7 +40,7 @@ def test_default_scale_is_relative_to_the_fan_in(input_axes: tuple[int, ...]):
     posterior = MeanFieldNormal()
     _, variables = variables_of(posterior, shape, input_axes)
     fan_in = np.prod([shape[axis] for axis in input_axes])
-    expected = INITIAL_RELATIVE_SCALE / np.sqrt(fan_in) + MIN_SCALE
+    expected = INITIAL_RELATIVE_SCALE / np.sqrt(fan_in)
     assert_allclose(array(posterior.scale(variables)), np.full(shape, expected), rtol=5e-6)
     assert variables["rho"].path.endswith("kernel_rho")
 
@@ -52,16 +52,17 @@ def test_speed_multiplies_what_an_optimizer_moves():
         _, variables = variables_of(posterior, (1,))
         variables["rho"].assign_add(np.array([0.01]))
         scales.append(array(posterior.scale(variables))[0])
-    expected = [MIN_SCALE + 0.1 * math.exp(0.01), MIN_SCALE + 0.1 * math.exp(0.3)]
+    expected = [0.1 * math.exp(0.01), 0.1 * math.exp(0.3)]
     assert_allclose(scales, expected, rtol=5e-6)
 
 
-def test_scale_has_a_floor_where_the_exponential_underflows():
-    posterior = MeanFieldNormal(0.1)
+def test_divergence_is_finite_where_the_scale_underflows():
+    posterior = MeanFieldNormal(0.1, speed=1.0)
     mean, variables = variables_of(posterior, (2, 3))
     variables["rho"].assign(np.full((2, 3), -1e4))
-    assert_array_equal(array(posterior.scale(variables)), np.full((2, 3), MIN_SCALE, "float32"))
-    assert np.isfinite(array(posterior.kl(mean, variables, Normal(), ())))
+    assert_array_equal(array(posterior.scale(variables)), np.zeros((2, 3), "float32"))
+    for prior in (Normal(), EmpiricalBayes()):
+        assert array(posterior.kl(mean, variables, prior, (0,))) == pytest.approx(6e4, rel=1e-2)
 
 
 @pytest.mark.core
@@ -97,7 +98,7 @@ def test_rank1_starts_with_factors_of_one():
     for side, shape in (("input", (4,)), ("output", (1, 3))):
         zero, one = (array(posterior.factor(variables, side, np.full(shape, noise, "float32"))) for noise in (0.0, 1.0))
         assert_array_equal(zero, np.ones(shape))
-        assert_allclose(one - zero, np.full(shape, 0.2 + MIN_SCALE), rtol=1e-5)
+        assert_allclose(one - zero, np.full(shape, 0.2), rtol=1e-5)
 
 
 @pytest.mark.core
@@ -105,7 +106,7 @@ def test_rank1_divergence_is_that_of_both_factors():
     posterior = Rank1(Normal(1.0, 10.0), Normal(1.0, 0.5), initial_scale=0.2)
     variables = rank1_variables(posterior)
     variables["input_mean"].assign(np.array([0.5, 1.0, 1.5, 2.0]))
-    sigma = 0.2 + MIN_SCALE
+    sigma = 0.2
     expected = sum(np.log(10 / sigma) + (sigma**2 + (m - 1) ** 2) / 200 - 0.5 for m in (0.5, 1.0, 1.5, 2.0))
     expected += 3 * (np.log(0.5 / sigma) + sigma**2 / 0.5 - 0.5)
     assert_allclose(array(posterior.kl(None, variables, None, ())), expected, rtol=1e-5)

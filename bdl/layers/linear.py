@@ -79,6 +79,13 @@ def is_linear(layer: keras.Layer) -> bool:
     return isinstance(layer, (layers.Dense, layers.EinsumDense, *_CHANNEL_LAYERS))
 
 
+def is_plain(layer: keras.Layer) -> bool:
+    """Whether it is Keras' own class, not one derived from it, with no weights but kernels and a bias."""
+    names = {weight_name(weight) for weight in layer.weights}
+    known = (layers.Dense, layers.EinsumDense, *_CHANNEL_LAYERS, layers.SeparableConv1D, layers.SeparableConv2D)
+    return type(layer) in known and names <= {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
+
+
 def is_exact_for_local_reparameterization(layer: keras.Layer, inputs: Tensor) -> bool:
     """Whether independent noise on each output has the joint distribution of a random kernel: Dense on vectors."""
     return isinstance(layer, layers.Dense) and len(inputs.shape) == 2

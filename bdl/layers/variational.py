@@ -39,7 +39,8 @@ class Variational(keras.layers.Wrapper):
 
     Args:
         layer: Any Keras layer. A built layer keeps its weights, which become the posterior means.
-        estimator: `"reparameterization"` for any layer; `"flipout"` or `"local_reparameterization"` for layers that
+        estimator: `"reparameterization"` for any layer (in training, layers that are linear in their kernel evaluate
+            every second example under the mirror image of the noise); `"flipout"` or `"local_reparameterization"` for layers that
             are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
             on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
             marginals match. There it trains, and outside training whole weights are drawn.
@@ -156,7 +157,9 @@ class Variational(keras.layers.Wrapper):
         self._stage_estimator = "rank1" if any(rank1) else self.estimator
         if any(rank1) and not all(rank1):
             raise ValueError("`posterior`: Rank1 factors and sampled weights cannot be mixed in one layer.")
-        return [] if self._stage_estimator == "reparameterization" else linear.stages(self.layer)
+        # Reparameterization serves every layer, and those that it can it trains with mirrored noise.
+        whole = self._stage_estimator == "reparameterization" and not linear.is_plain(self.layer)
+        return [] if whole else linear.stages(self.layer)
 
     def _sampled_weight(
         self, index: int, name: str, prior: Prior, posterior: Posterior, input_shape: Any
@@ -196,14 +199,13 @@ class Variational(keras.layers.Wrapper):
         return found[0]
 
     def _evaluates_stages(self, inputs: Tensor, training: bool | None) -> bool:
-        if self._stage_estimator == "reparameterization":
-            return False
         if self._stage_estimator == "rank1":
             return True
-        if estimators.draws_whole_functions():
+        if estimators.draws_whole_functions() or not self._stages:
             return False
-        is_flipout = self._stage_estimator == "flipout"
-        return is_flipout or bool(training) or linear.is_exact_for_local_reparameterization(self.layer, inputs)
+        if self._stage_estimator == "local_reparameterization" and not training:
+            return linear.is_exact_for_local_reparameterization(self.layer, inputs)
+        return self._stage_estimator == "flipout" or bool(training)
 
     def _call_stages(self, inputs: Tensor, noise: Noise) -> Tensor:
         means = {linear.weight_name(weight): ops.convert_to_tensor(weight) for weight in self.layer.weights}

@@ -13,7 +13,7 @@ from standard_errors import assert_covariance, assert_mean, assert_moments, asse
 
 from bdl.layers import Variational
 from bdl.layers.estimators import ESTIMATORS, whole_functions
-from bdl.posteriors import MIN_SCALE, MeanFieldNormal, Rank1
+from bdl.posteriors import MeanFieldNormal, Rank1
 
 pytestmark = pytest.mark.core
 
@@ -82,30 +82,73 @@ def test_mean_gradients_equal_the_closed_form(estimator: str):
     y, scale = array(layer.layer(x))[:, 0], scale_of(layer)[:, 0]
     assert_mean(by_name["kernel"], x.T @ y)
     assert_mean(by_name["bias"], y.sum())
-    slope = layer_speed(layer) * (scale - MIN_SCALE)  # of the scale MIN_SCALE + exp(speed * rho)
+    slope = layer_speed(layer) * scale  # of the scale exp(speed * rho)
     assert_mean(by_name["kernel_rho"], (x**2).sum(axis=0) * scale * slope)
+
+
+@pytest.mark.parametrize(("size", "signs"), [(6, [1, -1, 1, -1, 1, -1]), (3, [1, -1, 1]), (1, [1])])
+@pytest.mark.parametrize("make", [lambda: layers.Dense(COPIES), lambda: layers.Conv1D(COPIES, 2)])
+def test_training_mirrors_the_noise_of_every_second_example(make: Any, size: int, signs: list[int]):
+    x = np.repeat(inputs(1, 3) if isinstance(make(), layers.Dense) else inputs(1, 4, 2), size, axis=0)
+    layer = with_equal_features(make(), x, "reparameterization")
+    mean = array(layer.layer(x))
+    reset_noise(layer, 7)
+    shifts = array(layer(x, training=True)) - mean
+    reset_noise(layer, 7)
+    one_draw = array(layer(x, training=False)) - mean
+    signs_of = np.reshape(signs, (-1,) + (1,) * (x.ndim - 1))
+    assert_allclose(shifts, one_draw * signs_of, rtol=1e-4, atol=1e-5)
+    assert np.abs(shifts).min() > 0
 
 
 def test_gradient_variances_at_batch_64_are_ordered():
     """Of L = sum of y^2 / (2 B), with the scale s in each weight, the trace of the gradient's covariance is closed.
 
-    Reparameterization: s^2 |x^T x / B|^2; flipout and local reparameterization: s^2 sum |x_b|^4 / B^2.
+    Reparameterization: s^2 |x^T x / B|^2, and mirrored s^2 |sum of +- x_b x_b^T|^2 / B^2; flipout and local
+    reparameterization: s^2 sum |x_b|^4 / B^2.
     """
     x = inputs(64, 3)
+    mirrored = (x * np.resize([1, -1], 64)[:, None]).T @ x
+    each = np.sum(np.sum(x**2, axis=1) ** 2)
+    norms = {"reparameterization": np.sum((x.T @ x) ** 2), "mirrored": np.sum(mirrored**2)}
     traces = {}
-    for estimator in ESTIMATORS:
+    for name in ("mirrored", *ESTIMATORS):
+        estimator = "reparameterization" if name == "mirrored" else name
         layer = with_equal_features(layers.Dense(COPIES), x, estimator)
         rho = next(weight for weight in layer.trainable_weights if "rho" in weight.path)
         rho.assign(np.full(rho.shape, 0.5 / layer_speed(layer)))
-        found = draw_gradients(layer, x, lambda y: ops.sum(ops.square(y)) / (2 * len(x)), DRAWS)
+        training = name != "reparameterization"  # outside training its noise is not mirrored
+        found = draw_gradients(layer, x, lambda y: ops.sum(ops.square(y)) / (2 * len(x)), DRAWS, training)
         kernel = pooled(next(value for path, value in found.items() if path.endswith("/kernel")))
         squares = np.square(kernel - x.T @ array(layer.layer(x))[:, 0] / len(x)).sum(axis=1)
         s = scale_of(layer)[0, 0]
-        norms = {"reparameterization": np.sum((x.T @ x) ** 2)}.get(estimator, np.sum(np.sum(x**2, axis=1) ** 2))
-        assert_mean(squares, s**2 * norms / len(x) ** 2)
-        traces[estimator] = squares.mean()
+        assert_mean(squares, s**2 * norms.get(name, each) / len(x) ** 2)
+        traces[name] = squares.mean()
     assert traces["reparameterization"] > 10 * traces["flipout"]
     assert traces["reparameterization"] > 10 * traces["local_reparameterization"]
+    assert traces["reparameterization"] > 10 * traces["mirrored"]
+
+
+def test_gradient_variances_of_a_network_in_training_are_ordered():
+    """With several layers mirroring cancels less than flipout does: what is even in the noise stays."""
+    x = np.random.default_rng(8).uniform(size=(64, 8)).astype("float32")
+    traces, errors = {}, {}
+    for estimator in ESTIMATORS:
+        keras.utils.set_random_seed(0)
+        posterior = MeanFieldNormal(initial_scale=0.3)
+        network = keras.Sequential([keras.Input((8,))])
+        for units in (16, 16, 1):
+            dense = layers.Dense(units, activation="tanh" if units > 1 else None)
+            network.add(Variational(dense, estimator, prior="normal", posterior=posterior, seed=units))
+        found = draw_gradients(network, x, lambda y: ops.mean(ops.square(y - 1.0)), 4 * DRAWS)
+        kernels = np.concatenate(
+            [value.reshape(len(value), -1) for path, value in found.items() if path.endswith("kernel")], axis=1
+        )
+        squares = np.square(kernels - kernels.mean(axis=0)).sum(axis=1)
+        traces[estimator], errors[estimator] = squares.mean(), squares.std() / np.sqrt(len(squares))
+    for better in ("flipout", "local_reparameterization"):
+        difference = traces["reparameterization"] - traces[better]
+        assert difference > 4 * np.hypot(errors["reparameterization"], errors[better])
 
 
 POSITIONAL = [
@@ -203,7 +246,7 @@ def test_rank1_factors_have_their_moments_and_differ_by_example(make: Any, examp
     factors = layer.sampled_weights["kernel"].variables
     means = {side: array(factors[f"{side}_mean"]).ravel() for side in ("input", "output")}
     scales = {
-        side: MIN_SCALE + np.exp(layer_speed(layer) * array(factors[f"{side}_rho"]).ravel())
+        side: np.exp(layer_speed(layer) * array(factors[f"{side}_rho"]).ravel())
         for side in ("input", "output")
     }
     bias = array(layer.layer.bias)
