@@ -3,7 +3,7 @@
 Variational layers, one honest ELBO, and predictions that know how sure they are, on TensorFlow, JAX and Torch.
 """
 
-from bdl import calibration, layers, likelihoods, plots, posteriors, priors, random
+from bdl import calibration, convert, layers, likelihoods, plots, posteriors, priors, random
 from bdl.elbo import ELBO, kl_divergence
 from bdl.layers import mean_weights
 from bdl.model import VariationalModel
@@ -15,6 +15,7 @@ __all__ = [
     "ELBO",
     "VariationalModel",
     "calibration",
+    "convert",
     "kl_divergence",
     "layers",
     "likelihoods",

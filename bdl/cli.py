@@ -9,10 +9,11 @@ import importlib.util
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -93,6 +94,69 @@ def demo(
         typer.echo(f"Error: cannot write {output}: {error.strerror or error}.", err=True)
         raise typer.Exit(1) from error
     _console.print(f"Page: {output.resolve()}", soft_wrap=True, highlight=False)
+
+
+class Conversion(StrEnum):
+    """What `bdl convert` makes of a model."""
+
+    MC_DROPOUT = "mc-dropout"
+    VARIATIONAL = "variational"
+    DETERMINISTIC = "deterministic"
+
+
+@app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(help="Keras model to convert, a .keras file; it is never written to.")],
+    to: Annotated[Conversion, typer.Option(help="What to make of it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".keras file to write; its folder must exist.")],
+    rate: Annotated[
+        float | None, typer.Option(help="mc-dropout: rate of all dropout.", show_default="each layer's own")
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers by name or pattern, 'all' or 'last': which get a posterior, or have dropout inserted before "
+            "them. May be repeated.",
+            show_default="all; no dropout is inserted",
+        ),
+    ] = None,
+    estimator: Annotated[str, typer.Option(help="variational: estimator of the layers.")] = "reparameterization",
+    prior: Annotated[str, typer.Option(help="variational: prior of the weights.")] = "moped",
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes the noise reproducible.")] = None,
+    backend: Annotated[
+        Backend | None, typer.Option(help="Keras backend.", show_default="the one Keras is configured for")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
+) -> None:
+    """Make a saved Keras model Bayesian, or a Bayesian one plain."""
+    _use_backend(backend)
+    from bdl.convert import ConvertedLayer, DecorativeDropoutWarning, to_deterministic, to_mc_dropout, to_variational
+    from bdl.convert.files import convert_file
+
+    report: list[ConvertedLayer] = []
+
+    def conversion(loaded: Any) -> Any:
+        if to is Conversion.MC_DROPOUT:
+            return to_mc_dropout(loaded, rate, before=layers, seed=seed)
+        if to is Conversion.DETERMINISTIC:
+            return to_deterministic(loaded)
+        network = to_variational(loaded, layers or "all", estimator, prior, seed=seed)
+        report.extend(network.report)
+        return network
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            convert_file(model, output, conversion, overwrite)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    for line in report:
+        _console.print(Text(f"  {line}"), soft_wrap=True)
+    for warning in caught:
+        if issubclass(warning.category, DecorativeDropoutWarning):
+            typer.echo(f"Warning: {warning.message}", err=True)
+    _console.print(f"Model: {output.resolve()}", soft_wrap=True, highlight=False)
 
 
 def _check_output(output: Path) -> None:

@@ -23,6 +23,22 @@ def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
     return list(unique.values())
 
 
+def direct_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """The layers that a layer holds itself, in its own order.
+
+    Example:
+    >>> [inner.name for inner in direct_layers(keras.layers.TimeDistributed(keras.layers.Dense(1, name="inner")))]
+    ['inner']
+    """
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def input_structure(model: keras.Model) -> Any:
+    """Symbolic inputs of a Functional or Sequential model in the structure that it is called with; None of others."""
+    functional = getattr(model, "_functional", None) or model
+    return getattr(functional, "_inputs_struct", None)
+
+
 def keras_mask(tensor: Any) -> Any:
     """The mask that Keras attached to a layer's output, or None."""
     return get_keras_mask(tensor)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from bdl import random
@@ -62,28 +63,42 @@ class MeanFieldNormal(Posterior):
 
     Args:
         initial_scale: Positive standard deviation at the start. None takes `0.1 / sqrt(fan_in)`.
+        initial_ratio: Positive ratio of the standard deviation to the weight's size at the start, in place of
+            `initial_scale`: for trained weights, whose size tells how finely they are known. Weights near 0 count as a
+            hundredth of the tensor's root mean square.
         speed: Positive factor between the stored parameter and the logarithm of the scale; see the module's docstring.
 
     Raises:
-        ValueError: if an argument is not positive and finite.
+        ValueError: if an argument is not positive and finite, or both the scale and the ratio are given.
 
     Source: Graves 2011; Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.
 
     Example:
     >>> MeanFieldNormal(initial_scale=0.05)
-    MeanFieldNormal(initial_scale=0.05, speed=10.0)
+    MeanFieldNormal(initial_scale=0.05, speed=10.0, initial_ratio=None)
     """
 
     initial_scale: float | None = None
     speed: float = 10.0
+    initial_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if self.initial_scale is not None:
             _check_positive("initial_scale", self.initial_scale, "None or ")
+        if self.initial_ratio is not None:
+            _check_positive("initial_ratio", self.initial_ratio, "None or ")
+            if self.initial_scale is not None:
+                raise ValueError(
+                    f"`initial_scale`={self.initial_scale!r} and `initial_ratio`={self.initial_ratio!r} both say where "
+                    "the scales start: give one of them."
+                )
         _check_positive("speed", self.speed)
 
     def create(self, layer: keras.Layer, name: str, mean: keras.Variable, input_axes: Sequence[int]) -> Variables:
         """Adds `{name}_rho`, of the weight's shape."""
+        if self.initial_ratio is not None:
+            scale: Any = self.initial_ratio * _sizes(mean)
+            return {"rho": _add_rho(layer, f"{name}_rho", mean.shape, scale, self.speed)}
         scale = self.initial_scale or INITIAL_RELATIVE_SCALE / math.sqrt(fan_in(mean.shape, input_axes))
         return {"rho": _add_rho(layer, f"{name}_rho", mean.shape, scale, self.speed)}
 
@@ -191,13 +206,19 @@ def get(posterior: Posterior | str | dict[str, Any], argument: str = "posterior"
 
     Example:
     >>> get("mean_field")
-    MeanFieldNormal(initial_scale=None, speed=10.0)
+    MeanFieldNormal(initial_scale=None, speed=10.0, initial_ratio=None)
     """
     return resolve(posterior, _POSTERIORS, argument, Posterior)
 
 
-def _add_rho(layer: keras.Layer, name: str, shape: Sequence[int], scale: float, speed: float) -> keras.Variable:
-    rho = math.log(scale) / speed
+def _sizes(weight: keras.Variable) -> np.ndarray:
+    """Absolute values, those near zero raised to a hundredth of the root mean square."""
+    values = np.abs(np.asarray(ops.convert_to_numpy(weight), "float64"))
+    return np.maximum(values, max(0.01 * math.sqrt(np.mean(values**2)), 1e-6))
+
+
+def _add_rho(layer: keras.Layer, name: str, shape: Sequence[int], scale: Any, speed: float) -> keras.Variable:
+    rho = np.log(scale) / speed
     # float32 whatever the policy: a half-precision scale would be quantised away.
     return layer.add_weight(
         name=name, shape=tuple(shape), initializer=keras.initializers.Constant(rho), dtype="float32", autocast=False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -210,7 +210,9 @@ class EmpiricalBayes(Prior):
         quadratic = ops.matmul(1.0 / rows, ops.matmul(moments, 1.0 / columns))
         num_rows, num_columns = moments.shape
         log_variance = num_columns * ops.sum(ops.log(rows)) + num_rows * ops.sum(ops.log(columns))
-        return 0.5 * (quadratic - num_rows * num_columns + log_variance) - ops.sum(ops.log(scale) if log_scale is None else log_scale)
+        return 0.5 * (quadratic - num_rows * num_columns + log_variance) - ops.sum(
+            ops.log(scale) if log_scale is None else log_scale
+        )
 
     def _moments(self, mean: Tensor, scale: Tensor, input_axes: Sequence[int]) -> Tensor:
         """Second moments as a matrix with a row for each input and a column for each output."""
@@ -277,11 +279,52 @@ class TiedMean(Prior):
         return mean, width
 
 
+@_register
+@dataclass(frozen=True)
+class Moped(Prior):
+    """A prior centred on the weights that the layer had when its posterior was made: trained ones, in a conversion.
+
+    The layer keeps those weights in a variable, so that they are saved with it and stay the centre however far the
+    posterior moves. Using the training data twice, once for the centre and once for the posterior, makes this an
+    empirical-Bayes method; it is honest only when the posterior is trained on other data or for few epochs.
+
+    Args:
+        spread: Prior of the deviation from the centre, with mean 0.
+
+    Raises:
+        ValueError: if `spread` is no prior or is centred itself.
+
+    Source: Krishnan et al. 2020, "Specifying weight priors in Bayesian deep neural networks with empirical Bayes"
+    (MOdel Priors with Empirical Bayes using DNN), section 3.
+
+    Example:
+    >>> Moped(FanInNormal(0.5))
+    Moped(spread=FanInNormal(scale=0.5))
+    """
+
+    spread: Prior = field(default_factory=FanInNormal)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spread, Prior) or isinstance(self.spread, (Moped, TiedMean)):
+            raise ValueError(f"`spread` must be a bdl.priors.Prior with a centre of its own at 0, not {self.spread!r}.")
+
+    def parameters(self, mean: Tensor, scale: Tensor, input_axes: Sequence[int]) -> tuple[Any, Any]:
+        """Those of the spread, for a mean that is given as its deviation from the centre."""
+        return self.spread.parameters(mean, scale, input_axes)
+
+    def kl(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int] = (), log_scale: Tensor | None = None
+    ) -> Tensor:
+        """That of the spread, for a mean that is given as its deviation from the centre."""
+        return self.spread.kl(mean, scale, input_axes, log_scale)
+
+
 _PRIORS: dict[str, type] = {
     "normal": Normal,
     "fan_in_normal": FanInNormal,
     "empirical_bayes": EmpiricalBayes,
     "tied_mean": TiedMean,
+    "moped": Moped,
 }
 
 
@@ -289,7 +332,8 @@ def get(prior: Prior | str | dict[str, Any], argument: str = "prior") -> Prior:
     """Turns a name, a configuration or a prior into a prior.
 
     Args:
-        prior: A `Prior`; one of `"normal"`, `"fan_in_normal"`, `"empirical_bayes"`, `"tied_mean"`; or a configuration.
+        prior: A `Prior`; one of `"normal"`, `"fan_in_normal"`, `"empirical_bayes"`, `"tied_mean"`, `"moped"`;
+            or a configuration.
         argument: Name of the argument, for the error message.
 
     Raises:

@@ -23,6 +23,7 @@ ROOMS = [
     "sampling",
     "prediction",
     "model",
+    "convert",
     "calibration",
     "plots",
     "report",

@@ -2,8 +2,8 @@
 
 For `y = x @ W` with `W = M + D`, `M` the mean and `D` the random part:
 
-- reparameterization: one `W` for the whole batch (Kingma & Welling 2014; Blundell et al. 2015); in training a linear
-  layer evaluates every second example under the mirror image `M - D`;
+- reparameterization: one `W` for the whole batch (Kingma & Welling 2014; Blundell et al. 2015); in training Dense and
+  EinsumDense evaluate every second example under the mirror image `M - D`;
 - flipout: `x @ M + ((x * s) @ D) * t` with random signs `s`, `t` for each example (Wen et al. 2018, eq. 4);
 - local reparameterization: `N(x @ M, x^2 @ scale^2)` drawn at each output (Kingma et al. 2015, eq. 6);
 - rank-1: `((x * r) @ M) * s` with random factors for each example (Dusenberry et al. 2020, eq. 4).
@@ -61,6 +61,7 @@ class SampledWeight:
         input_axes: Its fan-in axes.
         variables: The posterior's variables.
         index: Its number within the layer, which selects its noise.
+        centre: Where its prior is centred, if that is kept in a variable.
     """
 
     mean: keras.Variable
@@ -69,10 +70,14 @@ class SampledWeight:
     input_axes: tuple[int, ...]
     variables: Variables
     index: int
+    centre: keras.Variable | None = None
 
     def kl(self) -> Tensor:
         """Divergence from the prior: scalar, total, in nats."""
-        return self.posterior.kl(self.mean, self.variables, self.prior, self.input_axes)
+        deviation = ops.convert_to_tensor(self.mean)
+        if self.centre is not None:
+            deviation = deviation - ops.convert_to_tensor(self.centre)
+        return self.posterior.kl(deviation, self.variables, self.prior, self.input_axes)
 
 
 @dataclass(frozen=True)

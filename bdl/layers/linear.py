@@ -79,11 +79,10 @@ def is_linear(layer: keras.Layer) -> bool:
     return isinstance(layer, (layers.Dense, layers.EinsumDense, *_CHANNEL_LAYERS))
 
 
-def is_plain(layer: keras.Layer) -> bool:
-    """Whether it is Keras' own class, not one derived from it, with no weights but kernels and a bias."""
+def is_plain_dense(layer: keras.Layer) -> bool:
+    """Whether it is Keras' own Dense or EinsumDense, not a class derived from it, with a kernel and a bias only."""
     names = {weight_name(weight) for weight in layer.weights}
-    known = (layers.Dense, layers.EinsumDense, *_CHANNEL_LAYERS, layers.SeparableConv1D, layers.SeparableConv2D)
-    return type(layer) in known and names <= {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
+    return type(layer) in (layers.Dense, layers.EinsumDense) and names <= {"kernel", "bias"}
 
 
 def is_exact_for_local_reparameterization(layer: keras.Layer, inputs: Tensor) -> bool:

@@ -18,17 +18,17 @@ from bdl import posteriors, priors, random
 from bdl.keras_internals import flatten_layers
 from bdl.layers import estimators, linear
 from bdl.layers.estimators import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
+from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
 from bdl.priors import EmpiricalBayes, Prior
 from bdl.random import Tensor
 
-_SEED_KEY = "seed_generator_state"
 DEFAULT_PRIOR = EmpiricalBayes("row_column")
 DEFAULT_POSTERIOR = MeanFieldNormal()
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class Variational(keras.layers.Wrapper):
+class Variational(SavesSeed, keras.layers.Wrapper):
     """Makes any Keras layer variational: some of its weights get a posterior and a prior.
 
     The layer samples in training and at inference; within `bdl.mean_weights(model)` it uses the posterior mean. Its
@@ -39,8 +39,8 @@ class Variational(keras.layers.Wrapper):
 
     Args:
         layer: Any Keras layer. A built layer keeps its weights, which become the posterior means.
-        estimator: `"reparameterization"` for any layer (in training, layers that are linear in their kernel evaluate
-            every second example under the mirror image of the noise); `"flipout"` or `"local_reparameterization"` for layers that
+        estimator: `"reparameterization"` for any layer (in training, Dense and EinsumDense evaluate every second
+            example under the mirror image of the noise); `"flipout"` or `"local_reparameterization"` for layers that
             are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
             on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
             marginals match. There it trains, and outside training whole weights are drawn.
@@ -141,24 +141,14 @@ class Variational(keras.layers.Wrapper):
         }
         return {**super().get_config(), "estimator": self.estimator, "weights": families, "seed": self.seed}
 
-    def save_own_variables(self, store: Any) -> None:
-        """Saves the seed's state with the variables, which Keras does not: a loaded layer draws what this one would."""
-        super().save_own_variables(store)
-        store[_SEED_KEY] = self.seed_generator.state
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads the variables and the seed's state."""
-        keys = [key for key in store.keys() if key != _SEED_KEY]  # noqa: SIM118 - Keras' store is no mapping
-        super().load_own_variables({key: store[key] for key in keys})
-        self.seed_generator.state.assign(store[_SEED_KEY])
-
     def _linear_stages(self) -> list[linear.Stage]:
         rank1 = [isinstance(posterior, Rank1) for _, posterior in self._families.values()]
         self._stage_estimator = "rank1" if any(rank1) else self.estimator
         if any(rank1) and not all(rank1):
             raise ValueError("`posterior`: Rank1 factors and sampled weights cannot be mixed in one layer.")
-        # Reparameterization serves every layer, and those that it can it trains with mirrored noise.
-        whole = self._stage_estimator == "reparameterization" and not linear.is_plain(self.layer)
+        # Reparameterization serves every layer; dense ones it trains with mirrored noise. On convolutions, evaluating
+        # two halves of a batch costs up to two thirds more.
+        whole = self._stage_estimator == "reparameterization" and not linear.is_plain_dense(self.layer)
         return [] if whole else linear.stages(self.layer)
 
     def _sampled_weight(
@@ -179,7 +169,20 @@ class Variational(keras.layers.Wrapper):
             }
             return SampledWeight(variable, posterior, None, axes, posterior.create_factors(self, name, shapes), index)
         variables = posterior.create(self, name.replace("/", "_"), variable, axes)
-        return SampledWeight(variable, posterior, prior, axes, variables, index)
+        centre = self._add_centre(name, variable) if isinstance(prior, priors.Moped) else None
+        return SampledWeight(variable, posterior, prior, axes, variables, index, centre)
+
+    def _add_centre(self, name: str, mean: keras.Variable) -> keras.Variable:
+        """The weight's present value, kept as a variable of its own."""
+        value = ops.convert_to_numpy(mean)
+        return self.add_weight(
+            name=f"{name.replace('/', '_')}_centre",
+            shape=mean.shape,
+            initializer=lambda shape, dtype: ops.convert_to_tensor(value, dtype=dtype),
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+        )
 
     def _find_weight(self, name: str) -> keras.Variable:
         # A frozen layer has no trainable weights, but may be unfrozen later: its posterior exists all the same.
@@ -240,7 +243,7 @@ class Variational(keras.layers.Wrapper):
 
 @contextlib.contextmanager
 def mean_weights(model: keras.Layer) -> Iterator[None]:
-    """Within this context every variational layer of the model uses its posterior mean instead of a sample.
+    """Within this context the noise of a model is off: variational layers use their means, dropout drops nothing.
 
     It works by a variable of each layer, so compiled functions (`fit`, `predict`, `evaluate`) follow without being
     compiled again. A model saved inside the context is saved with its noise off.
@@ -249,7 +252,7 @@ def mean_weights(model: keras.Layer) -> Iterator[None]:
         model: A Keras model or layer, built.
 
     Raises:
-        ValueError: if it holds no built variational layer.
+        ValueError: if it holds no built layer with noise.
 
     Example:
     >>> layer = Variational(keras.layers.Dense(3))
@@ -259,9 +262,9 @@ def mean_weights(model: keras.Layer) -> Iterator[None]:
     ...     bool(np.allclose(layer(x), layer.layer(x)))
     True
     """
-    layers = [layer for layer in flatten_layers(model) if isinstance(layer, Variational) and layer.built]
+    layers = [layer for layer in flatten_layers(model) if layer.built and hasattr(layer, "noise_strength")]
     if not layers:
-        raise ValueError(f"`model` has no built variational layer: {model!r}. Build it, or call it once.")
+        raise ValueError(f"`model` has no built layer with noise: {model!r}. Build it, or call it once.")
     before = [ops.convert_to_numpy(ops.convert_to_tensor(layer.noise_strength)) for layer in layers]
     try:
         for layer in layers:

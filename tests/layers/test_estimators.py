@@ -86,18 +86,25 @@ def test_mean_gradients_equal_the_closed_form(estimator: str):
     assert_mean(by_name["kernel_rho"], (x**2).sum(axis=0) * scale * slope)
 
 
-@pytest.mark.parametrize(("size", "signs"), [(6, [1, -1, 1, -1, 1, -1]), (3, [1, -1, 1]), (1, [1])])
-@pytest.mark.parametrize("make", [lambda: layers.Dense(COPIES), lambda: layers.Conv1D(COPIES, 2)])
-def test_training_mirrors_the_noise_of_every_second_example(make: Any, size: int, signs: list[int]):
-    x = np.repeat(inputs(1, 3) if isinstance(make(), layers.Dense) else inputs(1, 4, 2), size, axis=0)
+MIRRORED = [
+    pytest.param(lambda: layers.Dense(COPIES), (1, 3), -1, id="Dense"),
+    pytest.param(lambda: layers.EinsumDense("abc,cd->abd", (None, COPIES)), (1, 2, 3), -1, id="EinsumDense"),
+    pytest.param(lambda: layers.Conv1D(COPIES, 2), (1, 4, 2), 1, id="Conv1D is not mirrored"),
+]
+
+
+@pytest.mark.parametrize("size", [6, 3, 1])
+@pytest.mark.parametrize(("make", "shape", "second"), MIRRORED)
+def test_training_mirrors_the_noise_of_every_second_example(make: Any, shape: tuple[int, ...], second: int, size: int):
+    x = np.repeat(inputs(*shape), size, axis=0)
     layer = with_equal_features(make(), x, "reparameterization")
     mean = array(layer.layer(x))
     reset_noise(layer, 7)
     shifts = array(layer(x, training=True)) - mean
     reset_noise(layer, 7)
     one_draw = array(layer(x, training=False)) - mean
-    signs_of = np.reshape(signs, (-1,) + (1,) * (x.ndim - 1))
-    assert_allclose(shifts, one_draw * signs_of, rtol=1e-4, atol=1e-5)
+    signs = np.resize([1, second], size).reshape(-1, *(1 for _ in shape[1:]))
+    assert_allclose(shifts, one_draw * signs, rtol=1e-4, atol=1e-5)
     assert np.abs(shifts).min() > 0
 
 
@@ -245,10 +252,7 @@ def test_rank1_factors_have_their_moments_and_differ_by_example(make: Any, examp
         weight.assign(values / layer_speed(layer) if "rho" in weight.path else values)
     factors = layer.sampled_weights["kernel"].variables
     means = {side: array(factors[f"{side}_mean"]).ravel() for side in ("input", "output")}
-    scales = {
-        side: np.exp(layer_speed(layer) * array(factors[f"{side}_rho"]).ravel())
-        for side in ("input", "output")
-    }
+    scales = {side: np.exp(layer_speed(layer) * array(factors[f"{side}_rho"]).ravel()) for side in ("input", "output")}
     bias = array(layer.layer.bias)
     z = np.stack([array(layer.layer(x[:1] * unit))[0].reshape(-1, 3)[0] - bias for unit in np.eye(2, dtype="float32")])
     inner_mean, inner_variance = means["input"] @ z, scales["input"] ** 2 @ z**2

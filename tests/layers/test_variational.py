@@ -155,7 +155,7 @@ def test_mean_weights_reaches_every_layer_of_a_compiled_model_and_nests():
 
 def test_mean_weights_without_a_variational_layer_is_refused():
     for model in (layers.Dense(2), Variational(layers.Dense(2))):
-        with pytest.raises(ValueError, match="has no built variational layer"), mean_weights(model):
+        with pytest.raises(ValueError, match="has no built layer with noise"), mean_weights(model):
             pass
 
 

@@ -1,0 +1,78 @@
+"""The noise of every kind of dropout, as a function of a key: for our layers, and for Keras layers in a conversion."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from bdl import random
+from bdl.layers.estimators import draws_whole_functions
+from bdl.random import Tensor
+
+_SPATIAL = (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
+_ALPHA_PRIME = -1.7580993408473766  # minus the limit of SELU at minus infinity: scale times alpha
+
+
+def apply_dropout(layer: keras.Layer, inputs: Tensor, key: Tensor, strength: Tensor | float = 1.0) -> Tensor:
+    """Evaluates a dropout layer of Keras with noise of ours, whether in training or not.
+
+    Within `whole_functions()` all examples of the batch share one draw.
+
+    Args:
+        layer: A Dropout, SpatialDropout1D to 3D, GaussianDropout, GaussianNoise or AlphaDropout layer.
+        inputs: What it is called on.
+        key: Key of the draw, from `bdl.random`.
+        strength: Scalar: 1, or 0 for no noise.
+
+    Returns:
+        A tensor of the inputs' shape and dtype.
+
+    Raises:
+        ValueError: if the layer is none of these.
+
+    Sources: Srivastava et al. 2014, section 10 (Gaussian dropout); Tompson et al. 2015 (spatial); Klambauer et al.
+    2017, "Self-normalizing neural networks" (alpha).
+
+    Example:
+    >>> dropped = apply_dropout(layers.Dropout(0.5), np.ones((1, 8), "float32"), random.draw_key(0))
+    >>> sorted({float(value) for value in np.asarray(dropped)[0]})
+    [0.0, 2.0]
+    """
+    shape = _noise_shape(layer, inputs)
+    x = ops.cast(inputs, "float32")
+    if isinstance(layer, layers.GaussianNoise):
+        noisy = x + strength * layer.stddev * random.normal(shape, key)
+    elif isinstance(layer, layers.GaussianDropout):
+        deviation = math.sqrt(layer.rate / (1.0 - layer.rate))
+        noisy = x * (1.0 + strength * deviation * random.normal(shape, key))
+    elif isinstance(layer, layers.AlphaDropout):
+        noisy = x + strength * (_alpha_dropout(x, layer.rate, random.uniform(shape, key)) - x)
+    elif isinstance(layer, (layers.Dropout, *_SPATIAL)):
+        kept = ops.cast(random.uniform(shape, key) >= layer.rate, "float32")
+        noisy = x * (1.0 + strength * (kept / (1.0 - layer.rate) - 1.0))
+    else:
+        raise ValueError(f"`layer` must be a dropout layer of Keras, not {layer!r}.")
+    return ops.cast(noisy, inputs.dtype)
+
+
+def _alpha_dropout(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
+    """Dropped values become SELU's limit, and an affine map keeps mean 0 and variance 1."""
+    scale = 1.0 / math.sqrt((1.0 - rate) * (1.0 + rate * _ALPHA_PRIME**2))
+    kept = ops.cast(uniform >= rate, "float32")
+    return scale * (x * kept + _ALPHA_PRIME * (1.0 - kept)) - scale * _ALPHA_PRIME * rate
+
+
+def _noise_shape(layer: Any, inputs: Tensor) -> tuple[Any, ...]:
+    """Shape of the noise, which broadcasts over the inputs."""
+    shape = list(ops.shape(inputs))
+    if isinstance(layer, _SPATIAL):
+        channels = 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else len(shape) - 1
+        shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
+    elif getattr(layer, "noise_shape", None) is not None:
+        shape = [size if asked is None else asked for size, asked in zip(shape, layer.noise_shape, strict=True)]
+    if draws_whole_functions():
+        shape[0] = 1
+    return tuple(shape)
