@@ -223,8 +223,17 @@ def predict_distribution(
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     if not models:
         raise ValueError("`model` is an empty list; give at least one Keras model.")
-    samplers = [Sampler(member, likelihood) for member in models]
+    samplers = [_sampler(member, likelihood) for member in models]
     return predict_with(samplers, x, num_samples, batch_size, consistent, seed, keep_outputs)
+
+
+def _sampler(model: keras.Model, likelihood: Likelihood | dict[str, Likelihood]) -> Sampler:
+    """The model's own sampler, whose compiled functions are kept as long as the model and as the likelihood fits."""
+    kept = vars(model).get("_bdl_sampler")
+    if kept is None or not kept.serves(likelihood):
+        kept = Sampler(model, likelihood)
+        object.__setattr__(model, "_bdl_sampler", kept)  # not through Keras, which would track and save it
+    return kept
 
 
 def predict_with(

@@ -45,6 +45,13 @@ class Sampler:
         check_output_activation(network, likelihood)
         self._compiled: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
 
+    def serves(self, likelihood: Likelihood | Mapping[str, Likelihood]) -> bool:
+        """Whether it would sample the same with this likelihood: the same object, or one with equal settings only."""
+        others = {None: likelihood} if isinstance(likelihood, Likelihood) else dict(likelihood)
+        return self.heads.keys() == others.keys() and all(
+            _is_equal(head, others[name]) for name, head in self.heads.items()
+        )
+
     def sample(
         self, x: Any, num_samples: int, batch_size: int, consistent: bool, seed: int | None, keep_outputs: bool
     ) -> dict[str | None, dict[str, np.ndarray]]:
@@ -152,6 +159,13 @@ class Sampler:
                 value = ops.convert_to_tensor(np.array([word, 0]), dtype=variable.dtype)
             values.append(value)
         return values
+
+
+def _is_equal(one: Likelihood, other: Likelihood) -> bool:
+    if one is other:
+        return True
+    settings = ({**head.get_config(), "name": None} for head in (one, other))
+    return type(one) is type(other) and not one.variables and not other.variables and next(settings) == next(settings)
 
 
 def label_entropy(likelihood: Likelihood, p: Any) -> Any:

@@ -145,3 +145,19 @@ def test_the_base_class_names_what_a_posterior_must_have():
     for call in (lambda: Posterior().create(None, "kernel", None, ()), lambda: Posterior().kl(None, {}, None, ())):
         with pytest.raises(NotImplementedError):
             call()
+
+
+@pytest.mark.core
+def test_initial_ratio_starts_the_scales_at_a_share_of_the_weights():
+    values = np.array([[2.0, -0.5, 0.0], [1.0, 0.0, -1.0]])
+    layer = keras.layers.Layer()
+    mean = layer.add_weight(shape=(2, 3), initializer="zeros")
+    mean.assign(values)
+    posterior = MeanFieldNormal(initial_ratio=0.1)
+    variables = posterior.create(layer, "kernel", mean, (0,))
+    floor = 0.01 * np.sqrt(np.mean(values**2))
+    assert_allclose(array(posterior.scale(variables)), 0.1 * np.maximum(np.abs(values), floor), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"`initial_scale`=0.1 and `initial_ratio`=0.2"):
+        MeanFieldNormal(initial_scale=0.1, initial_ratio=0.2)
+    with pytest.raises(ValueError, match="`initial_ratio`"):
+        MeanFieldNormal(initial_ratio=0.0)

@@ -212,3 +212,21 @@ def test_levels_outside_the_unit_interval_are_refused():
 def test_an_empty_list_of_models_is_refused():
     with pytest.raises(ValueError, match="`model` is an empty list"):
         predict_distribution([], X, Categorical())
+
+
+def test_a_model_keeps_its_compiled_sampler_while_the_likelihood_fits():
+    network = keras.Sequential([keras.Input((3,)), bdl.layers.DenseFlipout(2)])
+    x = np.ones((4, 3), "float32")
+
+    def sampler(likelihood):
+        bdl.predict_distribution(network, x, likelihood, num_samples=2)
+        return vars(network)["_bdl_sampler"]
+
+    first = sampler(bdl.likelihoods.Categorical())
+    assert sampler(bdl.likelihoods.Categorical()) is first
+    second = sampler(bdl.likelihoods.Categorical(from_logits=False))
+    assert second is not first
+    learned = bdl.likelihoods.Normal()
+    third = sampler(learned)
+    assert sampler(learned) is third
+    assert "_bdl_sampler" not in str(network.get_config())

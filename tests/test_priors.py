@@ -14,7 +14,7 @@ from layer_contract import array
 from numpy.testing import assert_allclose
 
 from bdl import priors
-from bdl.priors import EMPIRICAL_BAYES_GROUPS, EmpiricalBayes, FanInNormal, Normal, Prior, TiedMean, normal_kl
+from bdl.priors import EMPIRICAL_BAYES_GROUPS, EmpiricalBayes, FanInNormal, Moped, Normal, Prior, TiedMean, normal_kl
 
 Array = np.ndarray[Any, Any]
 BAD_SCALES = [0, -1.0, math.nan, math.inf, "one", None, True]
@@ -194,3 +194,14 @@ def test_a_prior_of_a_users_own_needs_only_its_parameters():
     assert_allclose(array(Wide().kl(mean, scale)), closed_form(mean, scale, 0.0, 3.0), rtol=1e-6)
     with pytest.raises(NotImplementedError):
         Prior().parameters(mean, scale, ())
+
+
+@pytest.mark.core
+def test_moped_is_its_spread_around_the_centre():
+    spread = FanInNormal(0.5)
+    mean, scale = np.full((4, 2), 0.3, "float32"), np.full((4, 2), 0.1, "float32")
+    assert float(Moped(spread).kl(mean, scale, (0,))) == pytest.approx(float(spread.kl(mean, scale, (0,))))
+    assert priors.get("moped") == Moped(FanInNormal(1.0))
+    for wrong in (TiedMean(), Moped(), "normal"):
+        with pytest.raises(ValueError, match="`spread`"):
+            Moped(wrong)

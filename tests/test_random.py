@@ -282,3 +282,10 @@ def test_any_shape_is_a_view_of_the_flat_stream(shape, seed):
         assert keras.backend.standardize_dtype(shaped.dtype) == "float32"
         assert tuple(shaped.shape) == shape
         np.testing.assert_allclose(array(shaped).ravel(), array(flat), **COMPILED_TOLERANCE)
+
+
+def test_uniform_is_uniform():
+    values = array(random.uniform((SIZE,), random.draw_key(3))).astype("float64")
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert stats.kstest(values, "uniform").pvalue > RARE
