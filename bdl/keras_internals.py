@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import keras
@@ -47,6 +49,40 @@ def keras_mask(tensor: Any) -> Any:
 def set_signature(layer_class: type, signature: Any) -> None:
     """Gives a class whose `__init__` takes `**kwargs` the signature that its users should see."""
     layer_class.__signature__ = signature  # type: ignore[attr-defined]
+
+
+def adopt_signatures(wrapper: keras.Layer, layer: keras.Layer) -> None:
+    """Lets Keras build and call a wrapper as it would the layer inside: with its inputs, masks and shapes by name.
+
+    Keras reads these names from signatures: `query_mask` is filled in where `call` has an argument of that name, and
+    `build` gets `query_shape` and `value_shape` where it has those. The wrapper's `call` also takes `training`.
+
+    Args:
+        wrapper: A layer whose `call` and `build` take any arguments.
+        layer: The layer that it hands them to.
+    """
+    call = inspect.signature(layer.call)
+    if "training" not in call.parameters:
+        training = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
+        named = [parameter for parameter in call.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        rest = [parameter for parameter in call.parameters.values() if parameter.kind is parameter.VAR_KEYWORD]
+        call = call.replace(parameters=[*named, training, *rest])
+    wrapper._call_signature = call
+    wrapper.call_signature_parameters = list(call.parameters)
+    wrapper._call_has_training_arg = True
+    wrapper._call_has_mask_arg = "mask" in call.parameters
+    wrapper._call_has_context_arg = {name: name in call.parameters for name in wrapper._call_context_args}
+
+    build, build_signature = wrapper.build, inspect.signature(layer.build)
+
+    @functools.wraps(build)
+    def build_and_record(*args: Any, **kwargs: Any) -> None:
+        build(*args, **kwargs)
+        # By the names of the layer inside; saving and `summary` read them.
+        wrapper._build_shapes_dict = dict(build_signature.bind(*args, **kwargs).arguments)
+
+    build_and_record.__signature__ = build_signature  # type: ignore[attr-defined]
+    wrapper.build = build_and_record
 
 
 def num_replicas() -> int:

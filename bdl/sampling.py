@@ -47,7 +47,9 @@ class Sampler:
 
     def serves(self, likelihood: Likelihood | Mapping[str, Likelihood]) -> bool:
         """Whether it would sample the same with this likelihood: the same object, or one with equal settings only."""
-        others = {None: likelihood} if isinstance(likelihood, Likelihood) else dict(likelihood)
+        others: dict[str | None, Likelihood] = {None: likelihood} if isinstance(likelihood, Likelihood) else {}
+        if isinstance(likelihood, Mapping):
+            others.update(likelihood.items())
         return self.heads.keys() == others.keys() and all(
             _is_equal(head, others[name]) for name, head in self.heads.items()
         )

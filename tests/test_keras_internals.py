@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from bdl.keras_internals import flatten_layers, keras_mask, num_replicas, set_signature
+from bdl.keras_internals import adopt_signatures, flatten_layers, keras_mask, num_replicas, set_signature
 
 pytestmark = pytest.mark.core
 
@@ -49,6 +49,42 @@ def test_set_signature_is_what_inspect_shows():
 
     set_signature(Anything, inspect.signature(lambda units, activation=None: None))
     assert str(inspect.signature(Anything)) == "(units, activation=None)"
+
+
+class Forwarder(layers.Layer):
+    """Hands everything to the layer inside and notes what it got."""
+
+    def __init__(self, layer: layers.Layer):
+        super().__init__()
+        self.layer = layer
+        self.supports_masking = layer.supports_masking
+        adopt_signatures(self, layer)
+
+    def build(self, *shapes: object, **named_shapes: object) -> None:
+        self.layer.build(*shapes, **named_shapes)
+
+    def call(self, *args: object, training: bool | None = None, **kwargs: object) -> object:
+        self.received = {**kwargs, "training": training}
+        return self.layer(*args, **kwargs)
+
+
+def test_a_wrapper_with_the_layers_signatures_is_built_and_called_as_the_layer():
+    x = np.ones((2, 3, 4), "float32")
+    tokens = np.array([[1, 2, 0]])
+    wrapper = Forwarder(layers.MultiHeadAttention(1, 2))
+    wrapper(value=x[:, :2], query=x, training=True)
+    assert wrapper.received["training"] is True
+    assert wrapper.get_build_config() == {"shapes_dict": {"query_shape": (2, 3, 4), "value_shape": (2, 2, 4)}}
+    embedded = layers.Embedding(3, 4, mask_zero=True)(tokens)
+    wrapper(embedded, embedded)
+    assert np.array_equal(ops.convert_to_numpy(wrapper.received["value_mask"]), tokens != 0)
+    # A layer without a training argument keeps it from its own call, but the wrapper knows.
+    wrapper = Forwarder(layers.Conv1D(1, 2))
+    wrapper(x, training=True)
+    assert wrapper.received == {"training": True}
+    assert wrapper.get_build_config() == {"input_shape": (2, 3, 4)}
+    with pytest.raises(TypeError, match="mask"):
+        wrapper(x, mask=None)
 
 
 def test_one_replica_without_a_strategy():

@@ -36,5 +36,14 @@ def test_every_layer_of_the_table_exists():
     mean_field = [*rank1, *others, "SeparableConv1D", "SeparableConv2D"]
     families = {"Rank1": rank1, "Reparameterization": mean_field, "Flipout": mean_field}
     families["LocalReparameterization"] = mean_field
-    expected = {base + suffix for suffix, bases in families.items() for base in bases}
+    recurrent = ["LSTM", "GRU", "SimpleRNN", "Embedding", "MultiHeadAttention"]
+    normalization = ["BatchNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"]
+    families["Reparameterization"] = [*mean_field, *recurrent, *normalization]
+    dropout = {"ConcreteDropout", "VariationalGaussianDropout", "MCDropout", "MCGaussianDropout", "MCAlphaDropout"}
+    dropout |= {"MCGaussianNoise", "MCSpatialDropout1D", "MCSpatialDropout2D", "MCSpatialDropout3D"}
+    expected = {base + suffix for suffix, bases in families.items() for base in bases} | dropout
     assert expected | {"Variational", "mean_weights"} == set(bdl.layers.__all__)
+    for name in recurrent + normalization:
+        assert f"`{name}`" in TEXT
+    for name in ("ConcreteDropout", "VariationalGaussianDropout", "MCDropout"):
+        assert name in TEXT

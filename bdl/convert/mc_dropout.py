@@ -16,7 +16,8 @@ from bdl import random
 from bdl.convert.rewiring import ConvertedModel, Replacement, check_network, original_call
 from bdl.convert.selection import Selector, select, walk
 from bdl.keras_internals import flatten_layers, input_structure
-from bdl.layers.dropout_noise import apply_dropout
+from bdl.layers.dropout_noise import apply_dropout, bernoulli_mask
+from bdl.layers.estimators import draws_whole_functions
 from bdl.layers.noise_layers import SavesSeed
 from bdl.random import Tensor
 
@@ -57,6 +58,12 @@ class _Noise:
 
     def dropout(self, layer: keras.Layer, inputs: Tensor) -> Tensor:
         return apply_dropout(layer, inputs, self.next_key(), self.strength)
+
+    def drop(self, inputs: Tensor, rate: float) -> Tensor:
+        shape = tuple(ops.shape(inputs))
+        shape = (1, *shape[1:]) if draws_whole_functions() else shape
+        mask = bernoulli_mask(shape, rate, self.next_key(), self.strength)
+        return inputs * ops.cast(mask, inputs.dtype)
 
 
 @keras.saving.register_keras_serializable(package="bdl")
@@ -105,9 +112,8 @@ class MCDropoutModel(SavesSeed, ConvertedModel):
         layers = walk(self.network) if self.before else []
         for number in self.before:
             layer = layers[number]
-            dropout = keras_layers.Dropout(self.rate)
             call = calls.get(id(layer), original_call(layer))
-            found.append(Replacement(layer, "call", partial(_call_on_dropped_inputs, call, dropout, noise)))
+            found.append(Replacement(layer, "call", partial(_call_on_dropped_inputs, call, noise, self.rate or 0.0)))
         return found
 
     def get_config(self) -> dict[str, Any]:
@@ -237,9 +243,8 @@ def _mask_replacements(cell: Any, noise: _Noise) -> Iterator[Replacement]:
     def mask(which: str, step: Tensor) -> Any:
         rate = getattr(cell, which)
         if rate and which not in kept:
-            ones, dropout = ops.ones_like(step), keras_layers.Dropout(rate)
             count = getattr(cell, "dropout_mask_count", None)
-            drawn = [noise.dropout(dropout, ones) for _ in range(count or 1)]
+            drawn = [noise.drop(ops.ones_like(step), rate) for _ in range(count or 1)]
             kept[which] = drawn if count else drawn[0]
         return kept.get(which)
 
@@ -254,9 +259,9 @@ def _dropped(noise: _Noise, layer: keras.Layer, inputs: Tensor, training: Any = 
 
 
 def _call_on_dropped_inputs(
-    call: Callable[..., Any], dropout: keras.Layer, noise: _Noise, inputs: Tensor, *args: Any, **kwargs: Any
+    call: Callable[..., Any], noise: _Noise, rate: float, inputs: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    return call(noise.dropout(dropout, inputs), *args, **kwargs)
+    return call(noise.drop(inputs, rate), *args, **kwargs)
 
 
 def _call_in_training(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,6 @@
 """Variational layers: the mechanism and its named drop-ins."""
 
+from bdl.layers.attention import MultiHeadAttentionReparameterization
 from bdl.layers.conv import (
     Conv1DFlipout,
     Conv1DLocalReparameterization,
@@ -35,6 +36,24 @@ from bdl.layers.dense import (
     EinsumDenseRank1,
     EinsumDenseReparameterization,
 )
+from bdl.layers.dropout import (
+    MCAlphaDropout,
+    MCDropout,
+    MCGaussianDropout,
+    MCGaussianNoise,
+    MCSpatialDropout1D,
+    MCSpatialDropout2D,
+    MCSpatialDropout3D,
+)
+from bdl.layers.embedding import EmbeddingReparameterization
+from bdl.layers.learned_dropout import ConcreteDropout, VariationalGaussianDropout
+from bdl.layers.normalization import (
+    BatchNormalizationReparameterization,
+    GroupNormalizationReparameterization,
+    LayerNormalizationReparameterization,
+    RMSNormalizationReparameterization,
+)
+from bdl.layers.recurrent import GRUReparameterization, LSTMReparameterization, SimpleRNNReparameterization
 from bdl.layers.separable_conv import (
     DepthwiseConv1DFlipout,
     DepthwiseConv1DLocalReparameterization,
@@ -52,6 +71,8 @@ from bdl.layers.separable_conv import (
 from bdl.layers.variational import Variational, mean_weights
 
 __all__ = [
+    "BatchNormalizationReparameterization",
+    "ConcreteDropout",
     "Conv1DFlipout",
     "Conv1DLocalReparameterization",
     "Conv1DRank1",
@@ -87,12 +108,28 @@ __all__ = [
     "EinsumDenseLocalReparameterization",
     "EinsumDenseRank1",
     "EinsumDenseReparameterization",
+    "EmbeddingReparameterization",
+    "GRUReparameterization",
+    "GroupNormalizationReparameterization",
+    "LSTMReparameterization",
+    "LayerNormalizationReparameterization",
+    "MCAlphaDropout",
+    "MCDropout",
+    "MCGaussianDropout",
+    "MCGaussianNoise",
+    "MCSpatialDropout1D",
+    "MCSpatialDropout2D",
+    "MCSpatialDropout3D",
+    "MultiHeadAttentionReparameterization",
+    "RMSNormalizationReparameterization",
     "SeparableConv1DFlipout",
     "SeparableConv1DLocalReparameterization",
     "SeparableConv1DReparameterization",
     "SeparableConv2DFlipout",
     "SeparableConv2DLocalReparameterization",
     "SeparableConv2DReparameterization",
+    "SimpleRNNReparameterization",
     "Variational",
+    "VariationalGaussianDropout",
     "mean_weights",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 from keras import layers, ops
 
 from bdl import random
@@ -16,16 +16,26 @@ _SPATIAL = (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDrop
 _ALPHA_PRIME = -1.7580993408473766  # minus the limit of SELU at minus infinity: scale times alpha
 
 
-def apply_dropout(layer: keras.Layer, inputs: Tensor, key: Tensor, strength: Tensor | float = 1.0) -> Tensor:
+def apply_dropout(
+    layer: Any,
+    inputs: Tensor,
+    key: Tensor,
+    strength: Tensor | float = 1.0,
+    shared_axes: Sequence[int] = (),
+    kind: type | None = None,
+) -> Tensor:
     """Evaluates a dropout layer of Keras with noise of ours, whether in training or not.
 
     Within `whole_functions()` all examples of the batch share one draw.
 
     Args:
-        layer: A Dropout, SpatialDropout1D to 3D, GaussianDropout, GaussianNoise or AlphaDropout layer.
+        layer: A Dropout, SpatialDropout1D to 3D, GaussianDropout, GaussianNoise or AlphaDropout layer; or any object
+            with the attributes of one (`rate` or `stddev`, `noise_shape`, `data_format`), given its `kind`.
         inputs: What it is called on.
         key: Key of the draw, from `bdl.random`.
         strength: Scalar: 1, or 0 for no noise.
+        shared_axes: Axes along which one draw serves all: 0 for the batch, 1 for the time of a sequence.
+        kind: The Keras class whose noise is meant; None takes the layer's own.
 
     Returns:
         A tensor of the inputs' shape and dtype.
@@ -41,21 +51,32 @@ def apply_dropout(layer: keras.Layer, inputs: Tensor, key: Tensor, strength: Ten
     >>> sorted({float(value) for value in np.asarray(dropped)[0]})
     [0.0, 2.0]
     """
-    shape = _noise_shape(layer, inputs)
+    kind = type(layer) if kind is None else kind
+    shape = _noise_shape(layer, kind, inputs, shared_axes)
     x = ops.cast(inputs, "float32")
-    if isinstance(layer, layers.GaussianNoise):
+    if issubclass(kind, layers.GaussianNoise):
         noisy = x + strength * layer.stddev * random.normal(shape, key)
-    elif isinstance(layer, layers.GaussianDropout):
+    elif issubclass(kind, layers.GaussianDropout):
         deviation = math.sqrt(layer.rate / (1.0 - layer.rate))
         noisy = x * (1.0 + strength * deviation * random.normal(shape, key))
-    elif isinstance(layer, layers.AlphaDropout):
+    elif issubclass(kind, layers.AlphaDropout):
         noisy = x + strength * (_alpha_dropout(x, layer.rate, random.uniform(shape, key)) - x)
-    elif isinstance(layer, (layers.Dropout, *_SPATIAL)):
-        kept = ops.cast(random.uniform(shape, key) >= layer.rate, "float32")
-        noisy = x * (1.0 + strength * (kept / (1.0 - layer.rate) - 1.0))
+    elif issubclass(kind, (layers.Dropout, *_SPATIAL)):
+        noisy = x * bernoulli_mask(shape, layer.rate, key, strength)
     else:
         raise ValueError(f"`layer` must be a dropout layer of Keras, not {layer!r}.")
     return ops.cast(noisy, inputs.dtype)
+
+
+def bernoulli_mask(shape: Sequence[Any], rate: float, key: Tensor, strength: Tensor | float = 1.0) -> Tensor:
+    """A float32 mask of mean one: `1 / (1 - rate)` where a value is kept, 0 where it is dropped, ones without strength.
+
+    Example:
+    >>> sorted({float(value) for value in np.asarray(bernoulli_mask((50,), 0.75, random.draw_key(0)))})
+    [0.0, 4.0]
+    """
+    kept = ops.cast(random.uniform(shape, key) >= rate, "float32")
+    return 1.0 + strength * (kept / (1.0 - rate) - 1.0)
 
 
 def _alpha_dropout(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
@@ -65,14 +86,14 @@ def _alpha_dropout(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
     return scale * (x * kept + _ALPHA_PRIME * (1.0 - kept)) - scale * _ALPHA_PRIME * rate
 
 
-def _noise_shape(layer: Any, inputs: Tensor) -> tuple[Any, ...]:
-    """Shape of the noise, which broadcasts over the inputs."""
+def _noise_shape(layer: Any, kind: type, inputs: Tensor, shared_axes: Sequence[int]) -> tuple[Any, ...]:
+    """Shape of the noise of a layer, which broadcasts over the inputs."""
     shape = list(ops.shape(inputs))
-    if isinstance(layer, _SPATIAL):
+    if issubclass(kind, _SPATIAL):
         channels = 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else len(shape) - 1
         shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
     elif getattr(layer, "noise_shape", None) is not None:
         shape = [size if asked is None else asked for size, asked in zip(shape, layer.noise_shape, strict=True)]
-    if draws_whole_functions():
-        shape[0] = 1
+    for axis in (*shared_axes, 0) if draws_whole_functions() else shared_axes:
+        shape[axis] = 1
     return tuple(shape)

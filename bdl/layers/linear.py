@@ -107,14 +107,14 @@ def kernel_input_axes(layer: keras.Layer, name: str, shape: Sequence[int]) -> tu
     Args:
         layer: The layer that owns the weight.
         name: Name of the weight, such as `"kernel"`.
-        shape: Shape of the weight. A vector has no fan-in.
+        shape: Shape of the weight. A vector has no fan-in, nor has an embedding, of which one row is looked up.
 
     Example:
     >>> kernel_input_axes(layers.Conv2DTranspose(8, 3), "kernel", (3, 3, 8, 4))
     (0, 1, 3)
     """
     rank = len(shape)
-    if name.endswith("bias") or rank < 2:
+    if name.endswith("bias") or rank < 2 or isinstance(layer, layers.Embedding):
         return ()
     if isinstance(layer, layers.EinsumDense):
         _, kernel, outputs = _einsum_labels(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import keras
@@ -12,10 +13,14 @@ from bdl.keras_internals import set_signature
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
 from bdl.posteriors import Posterior, Rank1
 from bdl.priors import Normal, Prior
+from bdl.serialization import serialize
 
-_LAYER_ARGUMENTS = ("name", "dtype", "trainable", "seed")
+_LAYER_ARGUMENTS = ("name", "dtype", "trainable")
 _SEPARABLE_KERNELS = ("depthwise_kernel", "pointwise_kernel")
 DEFAULT_FACTOR_PRIOR = Normal(1.0, 1.0)
+
+Families = dict[str, tuple[Prior, Posterior]]
+"""Prior and posterior of each sampled weight, by its name."""
 
 
 class NamedVariational(Variational):
@@ -27,7 +32,7 @@ class NamedVariational(Variational):
         kernel_posterior: `bdl.posteriors.Posterior` of the kernel, or its name. Default: `MeanFieldNormal()`.
         bias_prior: Prior of the bias. None, with `bias_posterior` None, leaves the bias a point estimate.
         bias_posterior: Posterior of the bias. None with a `bias_prior` means `MeanFieldNormal()`.
-        seed: Integer seed of the layer's noise, or None for a random one.
+        seed: Integer seed of the layer's noise, and of its dropout if it has one, or None for a random one.
         **kwargs: Keyword arguments of the Keras layer.
 
     Raises:
@@ -66,20 +71,29 @@ class NamedVariational(Variational):
         self.bias_prior = None if bias_prior is None else priors.get(bias_prior, "bias_prior")
         bias_posterior = bias_posterior or (None if bias_prior is None else DEFAULT_POSTERIOR)
         self.bias_posterior = None if bias_posterior is None else posteriors.get(bias_posterior, "bias_posterior")
-        kernels = _SEPARABLE_KERNELS if "Separable" in self.keras_layer.__name__ else ("kernel",)
-        families: dict[str, tuple[Any, Any]] = {name: (self.kernel_prior, self.kernel_posterior) for name in kernels}
-        if self.bias_prior is not None:
-            families["bias"] = (self.bias_prior, self.bias_posterior)
-        self._wrap(args, kwargs, self.estimator_name, families, seed)
+        self._wrap(args, kwargs, self.estimator_name, seed)
 
-    def _wrap(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], estimator: str, families: dict[str, Any], seed: int | None
-    ) -> None:
+    def families(self, layer: keras.Layer) -> Families:
+        """Prior and posterior of each weight of the Keras layer that is sampled."""
+        kernels, biases = self.weight_names(layer)
+        found: Families = {name: (self.kernel_prior, self.kernel_posterior) for name in kernels}
+        if self.bias_prior is not None and self.bias_posterior is not None:
+            found |= {name: (self.bias_prior, self.bias_posterior) for name in biases}
+        return found
+
+    def weight_names(self, layer: keras.Layer) -> tuple[Sequence[str], Sequence[str]]:
+        """Names of the Keras layer's kernels and of its biases."""
+        is_separable = isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D))
+        return _SEPARABLE_KERNELS if is_separable else ("kernel",), ("bias",)
+
+    def _wrap(self, args: tuple[Any, ...], kwargs: dict[str, Any], estimator: str, seed: int | None) -> None:
         own = {name: kwargs.pop(name) for name in _LAYER_ARGUMENTS if name in kwargs}
-        inner = {name: own[name] for name in ("dtype", "trainable") if name in own}
+        inner: dict[str, Any] = {name: own[name] for name in ("dtype", "trainable") if name in own}
+        if "seed" in inspect.signature(self.keras_layer.__init__).parameters:
+            inner["seed"] = seed  # of its dropout
         layer = self.keras_layer(*args, **kwargs, **inner, name="mean")
         own.setdefault("dtype", layer.dtype_policy)
-        super().__init__(layer, estimator=estimator, weights=families, seed=seed, **own)
+        super().__init__(layer, estimator=estimator, weights=self.families(layer), seed=seed, **own)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the Keras layer's arguments and the posterior's."""
@@ -99,10 +113,7 @@ class NamedVariational(Variational):
         return cls(**{**arguments, **ours})
 
     def _posterior_config(self) -> dict[str, Any]:
-        return {
-            name: None if getattr(self, name) is None else keras.saving.serialize_keras_object(getattr(self, name))
-            for name in _posterior_arguments(type(self))
-        }
+        return {name: serialize(getattr(self, name)) for name in _posterior_arguments(type(self))}
 
 
 class NamedRank1(NamedVariational):
@@ -118,7 +129,7 @@ class NamedRank1(NamedVariational):
         input_factor_prior: `bdl.priors.Prior` of the input features' factors, around 1. Default: `Normal(1, 1)`.
         output_factor_prior: Prior of the output features' factors, around 1. Default: `Normal(1, 1)`.
         initial_scale: Positive standard deviation of every factor at the start.
-        seed: Integer seed of the layer's noise, or None for a random one.
+        seed: Integer seed of the layer's noise, and of its dropout if it has one, or None for a random one.
         **kwargs: Keyword arguments of the Keras layer.
 
     Raises:
@@ -137,35 +148,32 @@ class NamedRank1(NamedVariational):
         self.input_factor_prior = priors.get(input_factor_prior, "input_factor_prior")
         self.output_factor_prior = priors.get(output_factor_prior, "output_factor_prior")
         self.initial_scale = initial_scale
-        posterior = Rank1(self.input_factor_prior, self.output_factor_prior, initial_scale)
-        # The kernel itself has no prior; Variational's default one is not used by factors.
-        self._wrap(args, kwargs, "reparameterization", {"kernel": (DEFAULT_PRIOR, posterior)}, seed)
+        self._wrap(args, kwargs, "reparameterization", seed)
 
-    def _posterior_config(self) -> dict[str, Any]:
-        config = {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in ("input_factor_prior", "output_factor_prior")
-        }
-        return {**config, "initial_scale": self.initial_scale}
+    def families(self, layer: keras.Layer) -> Families:
+        """The kernel's factors. It has no prior itself; Variational's default one is not used by factors."""
+        posterior = Rank1(self.input_factor_prior, self.output_factor_prior, self.initial_scale)
+        return {"kernel": (DEFAULT_PRIOR, posterior)}
 
 
 def _posterior_arguments(cls: type) -> list[str]:
-    if issubclass(cls, NamedRank1):
-        return ["input_factor_prior", "output_factor_prior", "initial_scale"]
-    return ["kernel_prior", "kernel_posterior", "bias_prior", "bias_posterior"]
+    """Names of our own arguments, without the seed."""
+    return [parameter.name for parameter in _own_parameters(cls.__init__) if parameter.name != "seed"]  # type: ignore[misc]
+
+
+def _own_parameters(init: Any) -> list[inspect.Parameter]:
+    parameters = inspect.signature(init).parameters.values()
+    return [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def _joint_signature(wraps: type, init: Any) -> inspect.Signature:
-    """The Keras layer's arguments, then our keyword arguments, then `**kwargs`."""
+    """The Keras layer's arguments, then our keyword arguments, then `**kwargs`; a seed is both's."""
+    ours = _own_parameters(init)
+    taken = {parameter.name for parameter in ours}
     theirs = [
         parameter
         for parameter in list(inspect.signature(wraps.__init__).parameters.values())[1:]  # type: ignore[misc]
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    ours = [
-        parameter
-        for parameter in inspect.signature(init).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and parameter.name not in taken
     ]
     rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
     return inspect.Signature([*theirs, *ours, rest])

@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from bdl import posteriors, priors, random
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import adopt_signatures, flatten_layers
 from bdl.layers import estimators, linear
 from bdl.layers.estimators import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
 from bdl.layers.noise_layers import SavesSeed
@@ -35,10 +35,15 @@ class Variational(SavesSeed, keras.layers.Wrapper):
     `kl_divergence()` belongs in the objective once a step, divided by the number of training examples, which
     `bdl.VariationalModel` and `bdl.ELBO` do; a plain `compile(loss=...)` would drop it.
 
-    A layer that is called several times in one pass (a shared layer) draws new noise on each call.
+    A layer that is called several times in one pass (a shared layer) draws new noise on each call. A recurrent layer,
+    `keras.layers.Bidirectional` or `TimeDistributed` in here is called once: one draw serves all time steps. (The other
+    way round, `TimeDistributed(Variational(layer))`, Keras calls the layer at every step, and each has its own draw.)
+
+    It is called with whatever arguments the wrapped layer takes: several inputs, masks, `initial_state`,
+    `return_attention_scores`.
 
     Args:
-        layer: Any Keras layer. A built layer keeps its weights, which become the posterior means.
+        layer: Any Keras layer but a stateful one. A built layer keeps its weights, which become the posterior means.
         estimator: `"reparameterization"` for any layer (in training, Dense and EinsumDense evaluate every second
             example under the mirror image of the noise); `"flipout"` or `"local_reparameterization"` for layers that
             are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
@@ -47,8 +52,8 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         prior: `bdl.priors.Prior` or its name. Default: row x column empirical Bayes.
         posterior: `bdl.posteriors.Posterior` or its name. Default: `MeanFieldNormal()`. `Rank1()` replaces sampled
             weights by factors.
-        weights: Names of the weights that get a posterior, each the last part of a variable's path. A mapping
-            from name to `(prior, posterior)` gives each weight its own.
+        weights: Names of the weights that get a posterior, each the last part of a variable's path, or a longer end
+            such as `"query/kernel"`. A mapping from name to `(prior, posterior)` gives each weight its own.
         seed: Integer seed of the layer's noise, or None for a random one.
         **kwargs: `name`, `dtype` and other arguments of `keras.Layer`.
 
@@ -81,13 +86,20 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             raise ValueError(f"`layer` must be a keras.Layer instance, such as keras.layers.Dense(3), not {layer!r}.")
         if estimator not in ESTIMATORS:
             raise ValueError(f"`estimator` must be one of {ESTIMATORS}, not {estimator!r}.")
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "`layer` must not be stateful: every call draws new weights, so that a sequence in several calls would "
+                "not be evaluated by one network. Pass `initial_state`, or the whole sequence."
+            )
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs.setdefault("activity_regularizer", getattr(layer, "activity_regularizer", None))
+        kwargs.setdefault("autocast", layer.autocast)  # token numbers, for one, must not be rounded
         super().__init__(layer, **kwargs)
+        adopt_signatures(self, layer)
         self.estimator = estimator
         self._families = _families(weights, prior, posterior)
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = keras.random.SeedGenerator(self._noise_seed())
         self.supports_masking = layer.supports_masking
         self._sampled: dict[str, SampledWeight] = {}
 
@@ -96,9 +108,16 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         """The weights that have a posterior, by name; empty until the layer is built."""
         return dict(self._sampled)
 
-    def build(self, input_shape: Any = None) -> None:
-        """Builds the wrapped layer and adds the posteriors' variables."""
-        super().build(input_shape)
+    @property
+    def input_spec(self) -> Any:
+        """What the wrapped layer accepts."""
+        return self.layer.input_spec
+
+    def build(self, *shapes: Any, **named_shapes: Any) -> None:
+        """Builds the wrapped layer, from the shapes that it asks for, and adds the posteriors' variables."""
+        if not self.layer.built:
+            self.layer.build(*shapes, **named_shapes)
+        input_shape = next(iter((*shapes, *named_shapes.values())), None)
         self.noise_strength = self.add_weight(
             name="noise_strength", shape=(), initializer="ones", trainable=False, dtype="float32", autocast=False
         )
@@ -107,12 +126,13 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             self._sampled[name] = self._sampled_weight(index, name, prior, posterior, input_shape)
         self.built = True
 
-    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        """Evaluates the layer for one draw of its weights."""
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Evaluates the layer, with the arguments of its own call, for one draw of its weights."""
         noise = Noise(random.draw_key(self.seed_generator), ops.convert_to_tensor(self.noise_strength))
+        inputs = next(iter((*args, *kwargs.values())))
         if self._evaluates_stages(inputs, training):
             return self._call_stages(inputs, noise)
-        return self._call_whole(inputs, noise, training, mask)
+        return self._call_whole(noise, *args, **self._with_training(training, kwargs))
 
     def kl_divergence(self) -> Tensor:
         """Divergence of all weight posteriors from their priors: scalar, total, in nats.
@@ -125,9 +145,13 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             )
         return sum((weight.kl() for weight in self._sampled.values()), ops.zeros(()))
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, *shapes: Any, **named_shapes: Any) -> Any:
         """That of the wrapped layer."""
-        return self.layer.compute_output_shape(input_shape)
+        return self.layer.compute_output_shape(*shapes, **named_shapes)
+
+    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """That of the wrapped layer."""
+        return self.layer.compute_output_spec(*args, **self._with_training(training, kwargs))
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """That of the wrapped layer."""
@@ -140,6 +164,15 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             for name, family in self._families.items()
         }
         return {**super().get_config(), "estimator": self.estimator, "weights": families, "seed": self.seed}
+
+    def _noise_seed(self) -> int | None:
+        """Seed of the noise's generator."""
+        return self.seed
+
+    def _with_training(self, training: bool | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments for the wrapped layer: `training` is among them only where it has such an argument."""
+        accepts = "training" in inspect.signature(self.layer.call).parameters
+        return {**kwargs, "training": training} if accepts and training is not None else kwargs
 
     def _linear_stages(self) -> list[linear.Stage]:
         rank1 = [isinstance(posterior, Rank1) for _, posterior in self._families.values()]
@@ -155,7 +188,13 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         self, index: int, name: str, prior: Prior, posterior: Posterior, input_shape: Any
     ) -> SampledWeight:
         variable = self._find_weight(name)
-        axes = linear.kernel_input_axes(self.layer, name, variable.shape)
+        owner = _owner(self.layer, variable)
+        if variable.regularizer is not None and not isinstance(posterior, Rank1):  # whose weights are point estimates
+            raise ValueError(
+                f"`{_regularizer_argument(owner, variable)}` of layer {owner.name} is {variable.regularizer!r}, but "
+                f"{name!r} has a prior: the two would count twice. Remove the regularizer, or express it as the prior."
+            )
+        axes = linear.kernel_input_axes(owner, linear.weight_name(variable), variable.shape)
         if isinstance(posterior, Rank1):
             stage = next((stage for stage in self._stages if stage.weights[0] == name), None)
             if stage is None or len(self._stages) != 1:
@@ -194,11 +233,6 @@ class Variational(SavesSeed, keras.layers.Wrapper):
                 f"`weights` must name weights of layer {self.layer.name}, each once: {name!r} matches {len(found)}. "
                 f"Its trainable weights are {known}; a longer end of the path picks one of several."
             )
-        if found[0].regularizer is not None:
-            raise ValueError(
-                f"`{name}_regularizer` of layer {self.layer.name} is {found[0].regularizer!r}, but {name!r} has a "
-                "prior: the two would count twice. Remove the regularizer, or express it as the prior."
-            )
         return found[0]
 
     def _evaluates_stages(self, inputs: Tensor, training: bool | None) -> bool:
@@ -219,17 +253,14 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         activation = self.layer.activation
         return outputs if activation is None else activation(outputs)
 
-    def _call_whole(self, inputs: Tensor, noise: Noise, training: bool | None, mask: Tensor | None) -> Any:
+    def _call_whole(self, noise: Noise, *args: Any, **kwargs: Any) -> Any:
         values = estimators.sample_weights(self._sampled, noise)
         samples = {id(self._sampled[name].mean): value for name, value in values.items()}
         # The means of a frozen layer are among its non-trainable variables.
         trainable = [samples.get(id(weight), weight) for weight in self.layer.trainable_variables]
         non_trainable = [samples.get(id(weight), weight) for weight in self.layer.non_trainable_variables]
-        accepted = inspect.signature(self.layer.call).parameters
-        offered = {"training": training, "mask": mask}
-        kwargs = {name: value for name, value in offered.items() if name in accepted}
         outputs, state, losses = self.layer.stateless_call(
-            trainable, non_trainable, inputs, return_losses=True, **kwargs
+            trainable, non_trainable, *args, return_losses=True, **kwargs
         )
         for variable, value in zip(self.layer.non_trainable_variables, state, strict=True):
             if id(variable) not in samples:
@@ -273,6 +304,19 @@ def mean_weights(model: keras.Layer) -> Iterator[None]:
     finally:
         for layer, strength in zip(layers, before, strict=True):
             layer.noise_strength.assign(strength)
+
+
+def _owner(layer: keras.Layer, weight: keras.Variable) -> keras.Layer:
+    """The layer that made a weight: the innermost of those that hold it."""
+    return [inner for inner in flatten_layers(layer) if any(weight is held for held in inner.weights)][-1]
+
+
+def _regularizer_argument(owner: keras.Layer, weight: keras.Variable) -> str:
+    """The argument that gave a weight its regularizer: `kernel_regularizer`, `recurrent_regularizer`, ..."""
+    name = linear.weight_name(weight).removesuffix("_kernel")
+    if name == "kernel" and isinstance(owner, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        name = "depthwise"
+    return f"{name}_regularizer"
 
 
 def _families(

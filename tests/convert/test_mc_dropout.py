@@ -34,6 +34,18 @@ def test_dropout_is_on_at_prediction_and_nothing_else_changes(name: str):
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("name", ["images", "transformer", "tagger", "subclassed"])
+def test_compiled_prediction_samples(name: str):
+    model, x = made(name)
+    likelihood = bdl.likelihoods.Categorical()
+    for converted in (to_mc_dropout(model, seed=3), to_mc_dropout(model, rate=0.2, before="last", seed=3)):
+        first = bdl.predict_distribution(converted, x, likelihood, num_samples=10, seed=1)
+        again = bdl.predict_distribution(converted, x, likelihood, num_samples=10, seed=1)
+        assert (first.epistemic > 0).any()
+        assert_allclose(again.probabilities, first.probabilities, rtol=1e-5)
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("name", WITH_DROPOUT)
 def test_saving_keeps_weights_rates_and_samples(name: str, tmp_path: Any):
     model, x = made(name)

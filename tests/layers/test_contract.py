@@ -131,6 +131,14 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("SeparableConv2D", {"depth_multiplier": 2, "strides": 2, "padding": "same"}),
     ("SeparableConv2D", {"dilation_rate": 2, "use_bias": False}),
     ("SeparableConv2D", {"data_format": "channels_first"}),
+    ("LSTM", {"return_sequences": True, "go_backwards": True, "activation": "relu"}),
+    ("LSTM", {"use_bias": False, "unroll": True}),
+    ("GRU", {"reset_after": False, "return_sequences": True}),
+    ("GRU", {"use_bias": False}),
+    ("SimpleRNN", {"activation": "relu", "go_backwards": True}),
+    ("LayerNormalization", {"axis": (1, 2), "center": False}),
+    ("GroupNormalization", {"groups": -1, "axis": 1}),
+    ("RMSNormalization", {"epsilon": 0.5}),
 ]
 
 

@@ -165,6 +165,7 @@ def test_einsum_axes_for_any_equation(data: st.DataObject):
     [
         (layers.Dense(3), "kernel", (4, 3), (0,)),
         (layers.Dense(3), "bias", (3,), ()),
+        (layers.Embedding(4, 3), "embeddings", (4, 3), ()),
         (layers.Conv2D(8, 3), "kernel", (3, 3, 4, 8), (0, 1, 2)),
         (layers.Conv1DTranspose(8, 3), "kernel", (3, 8, 4), (0, 2)),
         (layers.DepthwiseConv2D(3), "kernel", (3, 3, 4, 2), (0, 1)),

@@ -14,6 +14,8 @@ from bdl.priors import Normal
 
 MEAN_FIELD_ARGUMENTS = ["kernel_prior", "kernel_posterior", "bias_prior", "bias_posterior", "seed"]
 RANK1_ARGUMENTS = ["input_factor_prior", "output_factor_prior", "initial_scale", "seed"]
+EMBEDDING_ARGUMENTS = ["embeddings_prior", "embeddings_posterior", "seed"]
+NORMALIZATION_ARGUMENTS = ["gamma_prior", "gamma_posterior", "seed"]
 
 
 @pytest.mark.parametrize("name", named_layers())
@@ -21,10 +23,12 @@ def test_signature_is_that_of_the_keras_layer_then_ours(name: str):
     layer_class = getattr(bdl.layers, name)
     theirs = inspect.signature(layer_class.keras_layer).parameters
     ours = inspect.signature(layer_class).parameters
-    expected = [parameter for parameter in theirs if parameter != "kwargs"]
+    # One seed serves the noise and the Keras layer's own dropout.
+    expected = [parameter for parameter in theirs if parameter not in ("kwargs", "seed")]
     assert list(ours)[: len(expected)] == expected
     assert all(ours[parameter].default == theirs[parameter].default for parameter in expected)
-    own = RANK1_ARGUMENTS if name.endswith("Rank1") else MEAN_FIELD_ARGUMENTS
+    kinds = {"Rank1": RANK1_ARGUMENTS, "Embedding": EMBEDDING_ARGUMENTS, "Normalization": NORMALIZATION_ARGUMENTS}
+    own = next((arguments for kind, arguments in kinds.items() if kind in name), MEAN_FIELD_ARGUMENTS)
     assert list(ours)[len(expected) :] == [*own, "kwargs"]
 
 

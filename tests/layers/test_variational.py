@@ -56,6 +56,36 @@ def test_what_building_refuses(layer: keras.Layer, arguments: dict[str, Any], me
         Variational(layer, **arguments).build((None, 3))
 
 
+@pytest.mark.parametrize(
+    ("layer", "weight", "argument"),
+    [
+        (layers.DepthwiseConv1D(2), "kernel", "depthwise_regularizer"),
+        (layers.SeparableConv1D(2, 2), "depthwise_kernel", "depthwise_regularizer"),
+        (layers.SeparableConv1D(2, 2), "pointwise_kernel", "pointwise_regularizer"),
+        (layers.Embedding(3, 2), "embeddings", "embeddings_regularizer"),
+        (layers.Conv1D(2, 2), "bias", "bias_regularizer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_refused_regularizer_is_named_as_the_keras_argument(layer: keras.Layer, weight: str, argument: str):
+    layer = type(layer).from_config({**layer.get_config(), argument: "l2"})
+    with pytest.raises(ValueError, match=f"`{argument}` .* {weight!r} has a prior"):
+        Variational(layer, weights=(weight,)).build((None, 4, 3))
+
+
+def test_a_rank1_kernel_may_be_regularized_for_it_is_a_point_estimate():
+    layer = Variational(layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.5)), posterior="rank1")
+    layer(X)
+    assert_allclose(sum(map(array, layer.losses)), 0.5 * np.sum(array(layer.layer.kernel) ** 2), rtol=1e-5)
+
+
+def test_inputs_are_checked_as_the_wrapped_layer_does():
+    layer = Variational(layers.LSTM(3))
+    with pytest.raises(ValueError, match="expected ndim=3, found ndim=2"):
+        layer(X)
+    assert layer.input_spec is layer.layer.input_spec
+
+
 def test_ambiguous_weights_are_refused_and_a_longer_path_picks_one():
     network = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="one"), layers.Dense(2, name="two")])
     with pytest.raises(ValueError, match="'kernel' matches 2"):
@@ -177,25 +207,11 @@ def test_weights_of_one_layer_have_noise_of_their_own():
     assert_array_equal(array(noise.perturbation(kernel)), array(noise.perturbation(kernel)))
 
 
-def test_multi_head_attention_by_longer_paths():
-    attention = layers.MultiHeadAttention(2, 3)
-    x = np.random.default_rng(0).normal(size=(2, 4, 6)).astype("float32")
-    attention(x, x)
-
-    class SelfAttention(layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.attention = attention
-            self.built = True
-
-        def call(self, x):
-            return self.attention(x, x)
-
-    layer = Variational(SelfAttention(), weights=("query/kernel", "value/kernel"))
-    assert layer(x).shape == (2, 4, 6)
-    assert not np.allclose(array(layer(x)), array(layer(x)))
-    with mean_weights(layer):
-        assert_allclose(array(layer(x)), array(attention(x, x)), rtol=1e-5, atol=1e-6)
+def test_fan_in_is_counted_by_the_layer_that_owns_the_weight():
+    network = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2DTranspose(2, 3, name="up")])
+    layer = Variational(network, weights=("up/kernel",))
+    layer.build((None, 4, 4, 3))
+    assert layer.sampled_weights["up/kernel"].input_axes == (0, 1, 3)
 
 
 @pytest.mark.core

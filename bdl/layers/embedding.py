@@ -1,0 +1,59 @@
+"""An embedding with a posterior over its table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers
+
+from bdl import posteriors, priors
+from bdl.layers.named import Families, NamedVariational
+from bdl.posteriors import MeanFieldNormal, Posterior
+from bdl.priors import EmpiricalBayes, Prior
+
+# One row is looked up, so the fan-in is 1. One prior scale for the whole table, fitted to it: tokens are a population,
+# and what is known of a token that never occurs is how large the others are. A scale of its own row would be fitted to
+# nothing there, and a fixed one would have to guess the size of embeddings, which differs by orders of magnitude.
+DEFAULT_EMBEDDINGS_PRIOR = EmpiricalBayes("layer")
+# A tenth of the range in which Keras starts the rows, +-0.05; a tenth of 1 / sqrt(fan_in) would drown them.
+DEFAULT_EMBEDDINGS_POSTERIOR = MeanFieldNormal(initial_scale=0.005)
+
+
+class EmbeddingReparameterization(NamedVariational, wraps=layers.Embedding, estimator="reparameterization"):
+    """`keras.layers.Embedding` with one sampled table a call: a token has the same vector wherever it stands.
+
+    Arguments as `keras.layers.Embedding`, then those below. Input: integers of any shape. Output shape: that of the
+    input, then `output_dim`. With `mask_zero=True` it masks as the Keras layer does.
+
+    Args:
+        *args: Positional arguments of `keras.layers.Embedding`.
+        embeddings_prior: `bdl.priors.Prior` of the table, or its name. Default: `EmpiricalBayes("layer")`, one scale
+            for the whole table.
+        embeddings_posterior: `bdl.posteriors.Posterior` of the table, or its name. Default:
+            `MeanFieldNormal(initial_scale=0.005)`.
+        seed: Integer seed of the layer's noise, or None for a random one.
+        **kwargs: Keyword arguments of `keras.layers.Embedding`.
+
+    Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
+
+    Example:
+    >>> EmbeddingReparameterization(10, 3)(np.array([[1, 2, 1, 0]])).shape == (1, 4, 3)
+    True
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        embeddings_prior: Prior | str | dict[str, Any] = DEFAULT_EMBEDDINGS_PRIOR,
+        embeddings_posterior: Posterior | str | dict[str, Any] = DEFAULT_EMBEDDINGS_POSTERIOR,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.embeddings_prior = priors.get(embeddings_prior, "embeddings_prior")
+        self.embeddings_posterior = posteriors.get(embeddings_posterior, "embeddings_posterior")
+        self._wrap(args, kwargs, self.estimator_name, seed)
+
+    def families(self, layer: keras.Layer) -> Families:
+        """Prior and posterior of the table."""
+        return {"embeddings": (self.embeddings_prior, self.embeddings_posterior)}

@@ -1,0 +1,116 @@
+"""The variational embedding: its table, masks, default prior and what tokens that never occur keep."""
+
+import keras
+import numpy as np
+import pytest
+from gradients import weight_gradients
+from keras import layers, ops
+from layer_contract import array, reset_noise
+from numpy.testing import assert_allclose, assert_array_equal
+from sampled_twins import sampled_twin
+
+import bdl
+from bdl.layers import DenseReparameterization, EmbeddingReparameterization
+from bdl.posteriors import MeanFieldNormal
+from bdl.priors import EmpiricalBayes
+
+TOKENS = np.array([[1, 2, 1, 0], [2, 2, 3, 1]])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("training", [True, False])
+def test_one_table_serves_every_place(training: bool):
+    layer = EmbeddingReparameterization(5, 3, seed=0)
+    layer.build(TOKENS.shape)
+    twin = sampled_twin(layer, TOKENS.shape)
+    vectors = array(layer(TOKENS, training=training))
+    assert_allclose(vectors, array(twin(TOKENS)), rtol=1e-6)
+    assert_array_equal(vectors[0, 0], vectors[0, 2])
+    assert_array_equal(vectors[0, 1], vectors[1, 0])
+
+
+def test_defaults_are_one_scale_for_the_table_and_small_noise():
+    layer = EmbeddingReparameterization(1_000, 8, seed=0)
+    layer.build((None, 4))
+    weight = layer.sampled_weights["embeddings"]
+    assert (weight.prior, weight.posterior) == (EmpiricalBayes("layer"), MeanFieldNormal(initial_scale=0.005))
+    assert weight.input_axes == ()
+    scale = array(weight.posterior.scale(weight.variables))
+    assert_allclose(scale, 0.005, rtol=1e-5)
+    _, prior_scale = weight.prior.parameters(ops.convert_to_tensor(weight.mean), scale, weight.input_axes)
+    assert_allclose(array(prior_scale), array(prior_scale).ravel()[0])
+    # The table's own size, but for the hyperprior's one weight of size 1.
+    expected = (np.sum(array(weight.mean) ** 2 + scale**2) + 1) / (8_000 + 1)
+    assert_allclose(array(prior_scale).ravel()[0] ** 2, expected, rtol=1e-4)
+
+
+@pytest.mark.core
+def test_a_token_that_never_occurs_moves_by_the_divergence_alone():
+    layer = EmbeddingReparameterization(5, 3, embeddings_prior="normal")
+    layer.build(TOKENS.shape)
+    for path, gradient in weight_gradients(layer, TOKENS, lambda y: ops.sum(ops.square(y - 1.0))).items():
+        assert np.all(np.isfinite(gradient)), path
+        assert np.all(gradient[:4] != 0), path
+        assert np.all(gradient[4] == 0), path
+
+
+@pytest.mark.core
+def test_masks_are_those_of_the_keras_layer_and_padding_changes_nothing():
+    layer = EmbeddingReparameterization(5, 3, mask_zero=True, seed=0)
+    assert np.array_equal(array(layer(TOKENS)._keras_mask), TOKENS != 0)
+    assert np.array_equal(array(layer.compute_mask(TOKENS)), TOKENS != 0)
+    assert layer.supports_masking
+    assert not EmbeddingReparameterization(5, 3).supports_masking
+    model = keras.Sequential([keras.Input((None,)), layer, layers.LSTM(2)])
+    reset_noise(model, 3)
+    short = array(model(np.array([[1, 2, 1]])))
+    reset_noise(model, 3)
+    assert_allclose(array(model(TOKENS[:1])), short, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_token_numbers_are_not_rounded_in_half_precision(policy: str):
+    layer = EmbeddingReparameterization(3_000, 2, dtype=policy, seed=0)
+    tokens = np.array([[2_049.0, 2_050.0, 257.0]], "float32")  # beyond the integers of either half precision
+    layer(tokens)
+    with bdl.mean_weights(layer):
+        expected = array(layer.layer.embeddings)[tokens.astype(int)]
+        assert_allclose(array(layer(tokens)), expected, rtol=1e-2)
+
+
+def test_a_table_given_as_weights_is_the_mean():
+    table = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    layer = EmbeddingReparameterization(5, 3, weights=[table])
+    layer.build((None, 4))
+    assert_array_equal(array(layer.sampled_weights["embeddings"].mean), table)
+
+
+@pytest.mark.core
+def test_a_shared_table_draws_for_each_call_and_counts_once():
+    layer = EmbeddingReparameterization(5, 3, seed=0)
+    one, other = keras.Input((4,), dtype="int32"), keras.Input((4,), dtype="int32")
+    model = keras.Model([one, other], [layer(one), layer(other)])
+    first, second = map(array, model([TOKENS, TOKENS]))
+    assert not np.allclose(first, second, atol=1e-4)
+    assert array(bdl.elbo.kl_divergence(model)) == array(layer.kl_divergence())
+
+
+@pytest.mark.core
+def test_a_text_model_trains_and_its_tokens_matter():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 20, size=(200, 6))
+    labels = np.any(tokens == 7, axis=1).astype("float32")[:, None]
+    network = keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32"),
+            EmbeddingReparameterization(20, 4, seed=0),
+            layers.GlobalMaxPooling1D(),
+            DenseReparameterization(1, seed=1),
+        ]
+    )
+    model = bdl.VariationalModel(network, bdl.likelihoods.Bernoulli())
+    model.compile(keras.optimizers.Adam(0.01))
+    history = model.fit(tokens, labels, epochs=5, verbose=0).history
+    assert np.all(np.isfinite(history["loss"]))
+    assert history["nll"][-1] < history["nll"][0]
