@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from layer_contract import CASES
 
 import bdl
 from bdl.elbo import LinearWarmup, MinibatchWeights
@@ -44,35 +45,34 @@ def effective_temperature(model, x, y, **kwargs):
     return model.num_examples * (losses[1] - losses[0]) / (divergences[1] - divergences[0])
 
 
-ONE_DIMENSIONAL = {"filters": 3, "kernel_size": 2}
-LAYERS = {
-    "Dense": ({"units": 3}, (4,)),
-    "EinsumDense": ({"equation": "abc,cd->abd", "output_shape": (5, 3)}, (5, 4)),
-    "Conv1D": (ONE_DIMENSIONAL, (5, 4)),
-    "Conv2D": (ONE_DIMENSIONAL, (5, 5, 2)),
-    "Conv3D": (ONE_DIMENSIONAL, (4, 4, 4, 2)),
-    "Conv1DTranspose": (ONE_DIMENSIONAL, (5, 4)),
-    "Conv2DTranspose": (ONE_DIMENSIONAL, (5, 5, 2)),
-    "Conv3DTranspose": (ONE_DIMENSIONAL, (3, 3, 3, 2)),
-    "DepthwiseConv1D": ({"kernel_size": 2}, (5, 4)),
-    "DepthwiseConv2D": ({"kernel_size": 2}, (5, 5, 2)),
-    "SeparableConv1D": (ONE_DIMENSIONAL, (5, 4)),
-    "SeparableConv2D": (ONE_DIMENSIONAL, (5, 5, 2)),
-}
-ALL_LAYERS = sorted(name for name in bdl.layers.__all__ if name not in ("Variational", "mean_weights"))
+NAMED_CASES = [case for case in CASES if case.is_named]
 
 
-@pytest.mark.parametrize("name", ALL_LAYERS)
-def test_the_temperature_of_the_compiled_loss_is_one_for_every_layer(name):
-    family = max((family for family in LAYERS if name.startswith(family)), key=len)
-    arguments, shape = LAYERS[family]
-    prior = {} if name.endswith("Rank1") else PRIOR
-    network = keras.Sequential([keras.Input(shape), getattr(bdl.layers, name)(**arguments, **prior)])
+def temperature_of(network, x):
     model = VariationalModel(network, Normal(scale=1.0), num_examples=50, kl_weight=1.0)
     model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
-    x = RNG.normal(size=(6, *shape)).astype("float32")
-    y = np.zeros(network.compute_output_shape((6, *shape)), "float32")
-    assert effective_temperature(model, x, y) == pytest.approx(1.0, abs=1e-3)
+    return effective_temperature(model, x, np.zeros_like(keras.ops.convert_to_numpy(network(x))))
+
+
+@pytest.mark.parametrize("case", NAMED_CASES, ids=lambda case: case.name)
+def test_the_temperature_of_the_compiled_loss_is_one_for_every_layer(case):
+    settings = case.layer().get_config()
+    # A prior that does not follow the posterior, so that the divergence moves.
+    prior = {name: "normal" for name in ("kernel_prior", "embeddings_prior") if name in settings}
+    assert temperature_of(case.model(case.layer(**prior)), case.input()) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: bdl.layers.ConcreteDropout(keras.layers.Dense(3)),
+        lambda: bdl.layers.VariationalGaussianDropout(),
+        lambda: bdl.layers.VariationalGaussianDropout(per_feature=False),
+    ],
+)
+def test_the_temperature_is_one_for_learned_dropout(layer):
+    network = keras.Sequential([keras.Input((4,)), layer()])
+    assert temperature_of(network, RNG.normal(size=(6, 4)).astype("float32")) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.core

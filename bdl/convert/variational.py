@@ -230,7 +230,7 @@ def _posterior(layer: keras.Layer, estimator: str, weights: Any, seed: int | Non
     posterior = Variational(
         layer, estimator=estimator, weights=weights, seed=seed, name=name, activity_regularizer=None
     )
-    posterior.build(layer.get_build_config()["input_shape"] if layer.get_build_config() else None)
+    posterior.build_from_config(layer.get_build_config() or {"input_shape": None})
     return posterior
 
 

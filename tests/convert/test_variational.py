@@ -175,3 +175,15 @@ def with_lambda() -> Any:
 def test_what_cannot_be_converted_is_named(make: Any, arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         to_variational(make(), **arguments)
+
+
+@pytest.mark.core
+def test_a_recurrent_layer_with_an_initial_state_and_attention_over_its_outputs():
+    inputs, state = keras.Input((4, 3)), keras.Input((5,))
+    x = layers.GRU(5, return_sequences=True)(inputs, initial_state=state)
+    model = keras.Model([inputs, state], layers.Dense(2)(layers.MultiHeadAttention(2, 3)(x, x)))
+    x = [np.ones((2, 4, 3), "float32"), np.ones((2, 5), "float32")]
+    network = to_variational(model, seed=0)
+    assert np.abs(outputs(network, x) - outputs(model, x)).max() > 1e-4
+    with bdl.mean_weights(network):
+        assert_allclose(outputs(network, x), outputs(model, x), rtol=1e-5, atol=1e-6)
