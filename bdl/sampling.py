@@ -166,8 +166,16 @@ class Sampler:
 def _is_equal(one: Likelihood, other: Likelihood) -> bool:
     if one is other:
         return True
-    settings = ({**head.get_config(), "name": None} for head in (one, other))
-    return type(one) is type(other) and not one.variables and not other.variables and next(settings) == next(settings)
+    return type(one) is type(other) and not one.variables and not other.variables and _settings(one) == _settings(other)
+
+
+def _settings(likelihood: Likelihood) -> dict[str, Any]:
+    """Its plain public attributes; `get_config` would import TensorFlow on every backend, to describe a dtype."""
+    return {
+        name: value
+        for name, value in vars(likelihood).items()
+        if not name.startswith("_") and name not in ("name", "built") and isinstance(value, (bool, int, float, str))
+    }
 
 
 def label_entropy(likelihood: Likelihood, p: Any) -> Any:

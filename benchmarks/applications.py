@@ -184,9 +184,10 @@ def main(
     checks = [Check(**each) for each in json.loads(output.read_text())] if output and output.exists() else []
     done = {(each.architecture, each.conversion) for each in checks}
     for name in names.split(",") if names else architectures():
-        for conversion in ("variational", "mc dropout"):
-            if (name, conversion) in done or build(name)[0].count_params() > skip_larger_than * 1e6:
-                continue
+        wanted = [each for each in ("variational", "mc dropout") if (name, each) not in done]
+        if not wanted or build(name)[0].count_params() > skip_larger_than * 1e6:
+            continue
+        for conversion in wanted:
             checks.append(check(name, conversion, predictions))
             print(json.dumps(asdict(checks[-1])), flush=True)
             if output is not None:

@@ -8,6 +8,7 @@ from scipy import stats
 import bdl
 from bdl.likelihoods import Bernoulli, Categorical, NegativeBinomial, Normal, Poisson, StudentT
 from bdl.prediction import ClassificationPrediction, RegressionPrediction, entropy, predict_distribution
+from bdl.sampling import Sampler
 
 pytestmark = pytest.mark.core
 
@@ -230,3 +231,19 @@ def test_a_model_keeps_its_compiled_sampler_while_the_likelihood_fits():
     third = sampler(learned)
     assert sampler(learned) is third
     assert "_bdl_sampler" not in str(network.get_config())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_served"),
+    [
+        (Categorical(), Categorical(), True),
+        (Categorical(), Categorical(from_logits=False), False),
+        (Normal(scale=0.1), Normal(scale=0.1), True),
+        (Normal(scale=0.1), Normal(scale=0.2), False),
+        (StudentT(3.0, scale=0.1), StudentT(4.0, scale=0.1), False),
+        (Categorical(), Bernoulli(), False),
+    ],
+)
+def test_equal_likelihoods_share_a_sampler(one, other, is_served):
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert Sampler(network, one).serves(other) is is_served
