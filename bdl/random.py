@@ -105,7 +105,7 @@ def normal(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
     """
     if keras.backend.backend() == "torch":
         return keras.random.normal(shape, dtype="float32", seed=_torch_seed(key))
-    return _fused(_hashed_normal)(tuple(shape), key)
+    return _fused(_hashed_normal, shape, key)
 
 
 def uniform(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def uniform(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
     """
     if keras.backend.backend() == "torch":
         return keras.random.uniform(shape, dtype="float32", seed=_torch_seed(key))
-    return _fused(_hashed_uniform)(tuple(shape), key)
+    return _fused(_hashed_uniform, shape, key)
 
 
 def rademacher(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def rademacher(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
     if keras.backend.backend() == "torch":
         bits = keras.random.randint(shape, 0, 2, seed=_torch_seed(key))
         return 2.0 * ops.cast(bits, "float32") - 1.0
-    return _fused(_hashed_signs)(tuple(shape), key)
+    return _fused(_hashed_signs, shape, key)
 
 
 def _hashed_uniform(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
@@ -184,17 +184,31 @@ def _normal_quantile(uniform: Tensor) -> Tensor:
     return uniform * ratio
 
 
-@functools.cache
-def _fused(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function as one compiled kernel, where the caller may not be compiled: TensorFlow without XLA.
+def _fused(draw: Callable[..., Tensor], shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
+    """The draw as one compiled kernel, where the caller may not be compiled: TensorFlow without XLA.
 
     Op by op the hash would make thirty passes over memory. Inside a function that XLA compiles it changes nothing.
     """
     if keras.backend.backend() != "tensorflow":
-        return draw
+        return draw(tuple(shape), key)
+    known = tuple(size if isinstance(size, int) else None for size in shape)
+    unknown = [size for size in shape if not isinstance(size, int)]
+    return _compiled(draw, known)(unknown, key)
+
+
+@functools.cache
+def _compiled(draw: Callable[..., Tensor], known: tuple[int | None, ...]) -> Callable[..., Tensor]:
+    """A compiled function for each shape: one for all of them would warn of retracing at the fifth new shape."""
     import tensorflow as tf
 
-    return tf.function(draw, jit_compile=True, autograph=False, reduce_retracing=False)
+    # TensorFlow counts traces for each code object, so closures would still count as one; a partial has none.
+    return tf.function(functools.partial(_draw_with, draw, known), jit_compile=True, autograph=False)
+
+
+def _draw_with(draw: Callable[..., Tensor], known: Sequence[int | None], unknown: list[Tensor], key: Tensor) -> Tensor:
+    """The draw, with the tensors in `unknown` at the places of the shape that are None."""
+    sizes = iter(unknown)
+    return draw(tuple(next(sizes) if size is None else size for size in known), key)
 
 
 def _bits(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:

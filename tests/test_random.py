@@ -270,6 +270,20 @@ def test_batch_size_may_be_unknown_while_tracing(draw):
     assert noise.experimental_get_tracing_count() == 1
 
 
+@needs_tensorflow
+def test_many_shapes_bring_no_warning_of_retracing(monkeypatch):
+    import tensorflow as tf
+
+    messages: list[str] = []
+    monkeypatch.setattr(tf.get_logger(), "warning", lambda message, *_: messages.append(message))
+    key = random.draw_key(14)
+    for size in range(101, 112):
+        for draw in (random.normal, random.uniform, random.rademacher):
+            draw((size, 3), key)
+            draw((tf.constant(size), 3), key)
+    assert messages == []
+
+
 @given(shape=st.lists(st.integers(0, 6), max_size=4).map(tuple), seed=st.integers(0, 2**31 - 1))
 @settings(max_examples=12, deadline=None, derandomize=True)
 def test_any_shape_is_a_view_of_the_flat_stream(shape, seed):

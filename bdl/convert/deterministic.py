@@ -21,7 +21,8 @@ from bdl.posteriors import Rank1
 def to_deterministic(model: keras.Model) -> keras.Model:
     """The plain Keras model of a Bayesian one: posterior means as weights, dropout off at prediction.
 
-    It needs no bdl to be loaded or exported: `export` writes it as SavedModel, ONNX or OpenVINO wherever Keras does.
+    It needs no bdl to be loaded or exported: `export` writes it as SavedModel, ONNX or OpenVINO wherever Keras does (a
+    conversion's network is your own: call it once on data first, for Keras exports to ONNX only what was called).
     Its predictions are those of `bdl.mean_weights(model)`; they are not the predictive mean, and say nothing about
     what the model does not know.
 
@@ -53,7 +54,9 @@ def to_deterministic(model: keras.Model) -> keras.Model:
         raise ValueError(f"`model` must be a built keras.Model, not {model!r}. Build it, or call it once.")
     if not any(_is_ours(layer) for layer in flatten_layers(model)):
         return model
-    return _clone(model)
+    clone = _clone(model)
+    _call_once(clone)
+    return clone
 
 
 def _clone(model: keras.Model) -> keras.Model:
@@ -63,6 +66,12 @@ def _clone(model: keras.Model) -> keras.Model:
     if left:
         raise ValueError(f"`model` holds bdl's layers inside others, where they cannot be taken out: {left}.")
     return clone
+
+
+def _call_once(model: keras.Model) -> None:
+    """On symbols, for nothing but that Keras exports to ONNX only what was called."""
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    model(keras.tree.map_structure(lambda each: keras.KerasTensor(each.shape, each.dtype), inputs))
 
 
 def _plain_model(model: keras.Model) -> keras.Model:

@@ -54,6 +54,24 @@ def test_a_plain_model_is_itself():
     assert to_deterministic(model) is model
 
 
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore")  # the exporters' own, of many kinds
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="tf2onnx takes no jax2tf graph of today")
+@pytest.mark.parametrize("build", ["functional", "sequential"])
+def test_it_exports_to_onnx(tmp_path: Any, build: str):
+    pytest.importorskip("tf2onnx" if keras.backend.backend() == "tensorflow" else "onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = variational()
+    if build == "sequential":
+        model = keras.Sequential([keras.Input((6, 6, 2)), bdl.layers.Conv2DFlipout(4, 3), layers.Flatten()])
+    x = np.random.default_rng(1).normal(size=(1, 6, 6, 2)).astype("float32")
+    plain = to_deterministic(model)
+    plain.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (exported,) = session.run(None, {session.get_inputs()[0].name: x})
+    assert_allclose(exported, outputs(plain, x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="SavedModel is TensorFlow's")
 def test_it_exports_as_a_saved_model(tmp_path: Any):
     import tensorflow as tf
