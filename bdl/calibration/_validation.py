@@ -43,7 +43,7 @@ def check_probabilities(probabilities: ArrayLike) -> NDArray[Any]:
     Raises:
         ValueError: if the shape is another, or the rows are not finite, not within 0 to 1 or do not sum to 1.
     """
-    array = _real_array("probabilities", probabilities)
+    array = real_array("probabilities", probabilities)
     if array.dtype.kind != "f":
         array = array.astype(np.float64)
     if array.ndim not in (1, 2):
@@ -58,7 +58,7 @@ def check_probabilities(probabilities: ArrayLike) -> NDArray[Any]:
             f"Received: shape {array.shape}, a single column. "
             "If it holds the probability of class 1, pass `probabilities[:, 0]`."
         )
-    _check_not_empty("probabilities", array)
+    check_not_empty("probabilities", array)
     _check_finite("probabilities", array)
     _check_unit_interval(array)
     if array.ndim == 1:
@@ -73,14 +73,14 @@ def check_scores(name: str, scores: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: if the scores are not a non-empty vector of finite numbers.
     """
-    array = _real_array(name, scores).astype(np.float64)
+    array = real_array(name, scores).astype(np.float64)
     if array.ndim != 1:
         raise ValueError(
             f"`{name}` must have shape (n,), one score an input. "
             f"Received: shape {array.shape}. "
             "Reduce each input to one number first, for example with `predictive_entropy(probabilities)`."
         )
-    _check_not_empty(name, array)
+    check_not_empty(name, array)
     _check_finite(name, array)
     return array
 
@@ -96,8 +96,117 @@ def check_num_bins(num_bins: int) -> int:
     return int(num_bins)
 
 
+def check_same_events(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
+    """Return whether the probabilities are those of label 1 alone, one for each label, or say what does not fit.
+
+    Raises:
+        ValueError: if the shapes belong to different events.
+    """
+    check_not_empty("probabilities", probabilities)
+    if probabilities.ndim == 0:
+        raise ValueError(
+            "`probabilities` must have shape (..., classes), or that of `y` for the probability of label 1. "
+            "Received: shape (). Wrap a single probability in a list."
+        )
+    if y.shape == probabilities.shape:
+        if y.ndim >= 2 and y.shape[-1] > 1 and _is_one_hot(y) and _sum_to_one(probabilities):
+            raise ValueError(
+                f"`y` must have shape (n,), one class index an example. Received: shape {y.shape}. "
+                "`y.argmax(axis=-1)` if it is one-hot. (Independent labels, several of which may be 1, are allowed.)"
+            )
+        return True
+    if y.shape == probabilities.shape[:-1] and probabilities.ndim >= 2:
+        return False
+    if y.ndim == 1 and probabilities.ndim <= 2:
+        raise ValueError(
+            "`y` and `probabilities` must describe the same examples. "
+            f"Received: {len(y)} labels and {len(probabilities)} rows of probabilities. "
+            "Predict on exactly the inputs that `y` belongs to (a data set that drops its last batch loses some)."
+        )
+    raise ValueError(
+        "`y` must have the shape of `probabilities` without its last axis (classes), or its whole shape (independent "
+        f"labels). Received: shape {y.shape}, with probabilities of shape {probabilities.shape}. "
+        "`y.argmax(axis=-1)` if it is one-hot, `y.reshape(-1)` if it holds class indices."
+    )
+
+
+def check_mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return the mask as booleans of that shape, at least one of them True, or say what is wrong.
+
+    Raises:
+        ValueError: if the shape is another, a value is neither true nor false, or nothing is kept.
+    """
+    array = np.asarray(mask)
+    if array.shape != shape:
+        raise ValueError(
+            f"`mask` must have the shape of `y`, {shape}. Received: shape {array.shape}. Give one truth value an event."
+        )
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        raise ValueError("`mask` must be True where an event counts. Received: values other than 0 and 1. Compare it.")
+    if not array.any():
+        raise ValueError("`mask` must keep at least one event. Received: all False. True means that an event counts.")
+    return array.astype(bool)
+
+
+def _is_one_hot(y: NDArray[Any]) -> bool:
+    return bool(np.isin(y, (0, 1)).all() and (y.sum(axis=-1) == 1).all())
+
+
+def _sum_to_one(probabilities: NDArray[Any]) -> bool:
+    return bool(np.all(np.abs(probabilities.sum(axis=-1, dtype=np.float64) - 1) <= SUM_TOLERANCE))
+
+
+def check_targets(*names_and_values: tuple[str, ArrayLike]) -> list[NDArray[np.float64]]:
+    """Return finite float64 arrays of one shape, the first's, or say which differs.
+
+    Scalars are broadcast.
+
+    Raises:
+        ValueError: if an array is empty, not finite, or of another shape than the first.
+    """
+    arrays = []
+    for name, values in names_and_values:
+        array = real_array(name, values).astype(np.float64)
+        check_not_empty(name, array)
+        _check_finite(name, array)
+        if arrays and array.ndim and array.shape != arrays[0].shape:
+            raise ValueError(
+                f"`{name}` must have the shape of `{names_and_values[0][0]}`, {arrays[0].shape}. "
+                f"Received: shape {array.shape}. Squeeze an axis of size 1, or broadcast on purpose."
+            )
+        arrays.append(np.broadcast_to(array, arrays[0].shape) if arrays else array)
+    return arrays
+
+
+def check_positive(name: str, array: NDArray[np.float64]) -> None:
+    """Say where an array is not positive.
+
+    Raises:
+        ValueError: if a value is zero or negative.
+    """
+    if not (array > 0).all():
+        index = _first(~(array > 0))
+        raise ValueError(
+            f"`{name}` must be positive. Received: {array[index]} at index {_shown(index)}. "
+            "Pass standard deviations, not their logarithms; a scale of zero claims certainty."
+        )
+
+
+def check_share(name: str, value: float) -> float:
+    """Return a number strictly between 0 and 1, or say that it is not.
+
+    Raises:
+        ValueError: if it is outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 < value < 1:
+        raise ValueError(
+            f"`{name}` must be between 0 and 1, both excluded. Received: {value!r}. Pass 0.9, for example."
+        )
+    return float(value)
+
+
 def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    array = _real_array("y", y)
+    array = real_array("y", y)
     if array.ndim != 1:
         cure = "`y.argmax(axis=-1)` if it is one-hot, `y.reshape(-1)` if it holds class indices"
         raise ValueError(
@@ -122,8 +231,9 @@ def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _real_array(name: str, values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
+def real_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Return an array of real numbers, not copied if it is one already, or say what it is instead."""
+    array = np.asanyarray(values)  # keeps a memory-mapped file one
     if array.dtype.kind not in "buif":
         raise ValueError(
             f"`{name}` must hold real numbers of a NumPy type. Received: dtype {array.dtype}. "
@@ -136,7 +246,8 @@ def _real_array(name: str, values: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _check_not_empty(name: str, array: NDArray[Any]) -> None:
+def check_not_empty(name: str, array: NDArray[Any]) -> None:
+    """Raise ValueError for an array without entries."""
     if array.size == 0:
         raise ValueError(f"`{name}` must hold at least one example. Received: shape {array.shape}. Check its source.")
 

@@ -1,0 +1,126 @@
+"""Labels and probabilities of any layout as one stream of events, block by block, so that temporary memory is bounded.
+
+An event is one label with its probabilities: an example, a token of a sequence, a label of a multilabel example. Blocks
+are checked and computed on one after the other; arrays may be memory-mapped files (`np.load(path, mmap_mode="r")`)
+larger than the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bdl.calibration._validation import (
+    SUM_TOLERANCE,
+    check_labels_and_probabilities,
+    check_mask,
+    check_same_events,
+    real_array,
+)
+
+BLOCK_SIZE = 2**20
+"""Numbers in a block: a few of its temporaries fit into a processor's cache, and Python's own time does not count."""
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """A block of events.
+
+    Attributes:
+        labels: Class indices `(n,)`.
+        probabilities: `(n, classes)`, of the dtype given; two columns for a binary problem.
+        is_binary: Whether the probabilities were given as those of class 1 alone.
+    """
+
+    labels: NDArray[np.int64]
+    probabilities: NDArray[Any]
+    is_binary: bool
+
+    @property
+    def of_label(self) -> NDArray[Any]:
+        """Probability of the label, `(n,)`."""
+        return self.probabilities.ravel()[self._flat(self.labels)]
+
+    @property
+    def predicted(self) -> NDArray[np.intp]:
+        """Most probable class, `(n,)`; the first among equals."""
+        return self.probabilities.argmax(axis=1)
+
+    def of_class(self, classes: NDArray[Any]) -> NDArray[Any]:
+        """Probability of one class for each event, `(n,)`."""
+        return self.probabilities.ravel()[self._flat(classes)]
+
+    def _flat(self, classes: NDArray[Any]) -> NDArray[Any]:
+        n, num_classes = self.probabilities.shape
+        return np.arange(n) * num_classes + classes
+
+
+def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None = None) -> Iterator[Events]:
+    """Yields checked blocks of the events that the mask keeps.
+
+    Args:
+        y: Labels: the shape of `probabilities` without its last axis; or, binary or multilabel, its whole shape.
+        probabilities: `(..., classes)`, or of the shape of `y` the probability of label 1 of each.
+        mask: True where an event counts, of the shape of `y`.
+
+    Raises:
+        ValueError: if an argument is not valid, or nothing is left under the mask.
+    """
+    labels, p = real_array("y", y), real_array("probabilities", probabilities)
+    is_binary = check_same_events(labels, p)
+    kept = None if mask is None else check_mask(mask, labels.shape).reshape(-1)
+    labels = labels.reshape(-1)
+    p = p.reshape(-1) if is_binary else p.reshape(-1, p.shape[-1])
+    rows = max(1, BLOCK_SIZE // (2 if is_binary else p.shape[1]))
+    for start in range(0, max(len(labels), 1), rows):
+        part = slice(start, start + rows)
+        block_labels, block = np.asarray(labels[part]), np.asarray(p[part])
+        if kept is not None:
+            block_labels, block = block_labels[kept[part]], block[kept[part]]
+            if not len(block):
+                continue
+        yield _checked(block_labels, block, is_binary, whole=(labels, p, kept))
+
+
+def event_mean(
+    terms: Callable[[Events], NDArray[Any]], y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None = None
+) -> float:
+    """Mean over events of what `terms` gives for each, summed in float64."""
+    total, count = 0.0, 0
+    for events in event_blocks(y, probabilities, mask):
+        total += float(np.sum(terms(events), dtype=np.float64))
+        count += len(events.labels)
+    return total / count
+
+
+def event_terms(
+    terms: Callable[[Events], NDArray[Any]], y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None = None
+) -> NDArray[Any]:
+    """What `terms` gives for every event, `(events,)`."""
+    return np.concatenate([terms(events) for events in event_blocks(y, probabilities, mask)])
+
+
+def _checked(labels: NDArray[Any], p: NDArray[Any], is_binary: bool, whole: tuple[Any, Any, Any]) -> Events:
+    """The block, if it is plainly valid by two fast tests; otherwise the slow checks say what and where."""
+    if not is_binary and _is_valid(labels, p):
+        return Events(labels.astype(np.int64, copy=False), np.minimum(p, 1) if p.max() > 1 else p, is_binary)
+    try:
+        return Events(*check_labels_and_probabilities(labels, p), is_binary)
+    except ValueError:
+        all_labels, all_p, kept = whole
+        if kept is None:
+            check_labels_and_probabilities(all_labels, all_p)  # for the index in the whole array
+        raise
+
+
+def _is_valid(labels: NDArray[Any], p: NDArray[Any]) -> bool:
+    """Whether labels are classes and rows are probabilities; a matrix product sums rows fastest, and keeps NaN."""
+    if p.dtype not in (np.float32, np.float64) or labels.dtype.kind not in "iu" or not len(p):
+        return False
+    sums = p @ np.ones(p.shape[1], p.dtype)
+    is_distribution = bool(np.all(np.abs(sums - 1) <= SUM_TOLERANCE)) and p.min() >= 0
+    return is_distribution and labels.min() >= 0 and labels.max() < p.shape[1]
