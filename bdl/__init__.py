@@ -5,6 +5,7 @@ Variational layers, one honest ELBO, and predictions that know how sure they are
 
 from bdl import calibration, convert, layers, likelihoods, plots, posteriors, priors, random
 from bdl.elbo import ELBO, kl_divergence
+from bdl.evaluation import evaluate
 from bdl.layers import mean_weights
 from bdl.model import VariationalModel
 from bdl.prediction import predict_distribution
@@ -16,6 +17,7 @@ __all__ = [
     "VariationalModel",
     "calibration",
     "convert",
+    "evaluate",
     "kl_divergence",
     "layers",
     "likelihoods",

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -159,11 +159,86 @@ def convert(
     _console.print(f"Model: {output.resolve()}", soft_wrap=True, highlight=False)
 
 
-def _check_output(output: Path) -> None:
-    """Refuses before any work is done what could not be written after it."""
+class Form(StrEnum):
+    """What arrays hold that do not say it by their names."""
+
+    PROBABILITIES = "probabilities"
+    LOGITS = "logits"
+    SAMPLES = "samples"
+
+
+@app.command()
+def evaluate(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Predictions, one file a model (.npz, .npy, .csv, .parquet): arrays or columns named probabilities, "
+            "logits, samples, or mean and scale; or a column for each class.",
+            metavar="FILE...",
+        ),
+    ],
+    labels: Annotated[str, typer.Option(help="Labels or targets: an array's or column's name in FILE, or a file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write.")] = None,
+    json_output: Annotated[
+        Path | None, typer.Option("--json", help="JSON file to write with the same figures.")
+    ] = None,
+    form: Annotated[
+        Form | None, typer.Option("--as", help="What unnamed arrays hold.", show_default="what their names say")
+    ] = None,
+    num_bins: Annotated[int, typer.Option("--num-bins", min=1, help="Bins of the calibration errors.")] = 15,
+    level: Annotated[float, typer.Option(help="Nominal coverage of the intervals.")] = 0.95,
+    num_resamples: Annotated[int, typer.Option("--num-resamples", min=0, help="Bootstrap samples; 0 for none.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the bootstrap.")] = 0,
+) -> None:
+    """Tell how good predictions and their uncertainty are: a table, and if asked a page and a JSON file.
+
+    A page has its figures as a JSON file beside it, unless --json gives another place.
+    """
+    import bdl
+    from bdl.evaluation.files import as_prediction, read_arrays, read_labels
+
+    if output is not None and json_output is None:
+        json_output = output.with_suffix(".json")
+    for path, option in ((output, "--output"), (json_output, "--json")):
+        if path is not None:
+            _check_output(path, option, inputs=files)
+    try:
+        contents = {path: read_arrays(path) for path in files}
+        y = read_labels(labels, files[0], contents[files[0]])
+        predictions = {
+            name: as_prediction(contents[path], path, labels, form) for name, path in _model_names(files).items()
+        }
+        evaluation = bdl.evaluate(
+            y, predictions, num_bins=num_bins, level=level, num_resamples=num_resamples, seed=seed
+        )
+        _print_table(evaluation.table(), title=evaluation.table().caption)
+        for path, save in ((output, evaluation.save_html), (json_output, evaluation.save_json)):
+            if path is not None:
+                save(path)
+                _console.print(f"Written: {path.resolve()}", soft_wrap=True, highlight=False)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _model_names(files: list[Path]) -> dict[str, Path]:
+    """Names of the models: their files' names, with folders and suffixes where these alone tell them apart."""
+    if len(set(files)) < len(files):
+        raise ValueError("`FILE...` must be different files. Received one twice.")
+    for name in (lambda path: path.stem, lambda path: path.name, str):
+        names = {name(path): path for path in files}
+        if len(names) == len(files):
+            break
+    return names
+
+
+def _check_output(output: Path, option: str = "--output", inputs: Sequence[Path] = ()) -> None:
+    """Refuses before any work is done what could not be written after it, or would destroy what is read."""
     problem = ""
     try:
-        if output.is_dir():
+        if any(output.resolve() == path.resolve() for path in inputs):
+            problem = f"{output} is an input. Give another file."
+        elif output.is_dir():
             problem = f"{output} is a folder. Give a file, such as {output / 'bdl-demo.html'}."
         elif output.exists() and not output.is_file():
             problem = f"{output} is not a regular file."
@@ -175,7 +250,7 @@ def _check_output(output: Path) -> None:
     except OSError as error:
         problem = f"cannot write {output}: {error.strerror or error}."
     if problem:
-        raise typer.BadParameter(problem, param_hint="--output")
+        raise typer.BadParameter(problem, param_hint=option)
 
 
 def _use_backend(backend: Backend | None) -> None:

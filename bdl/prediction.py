@@ -140,8 +140,33 @@ class RegressionPrediction:
         """
         components = self.components
         y = np.asarray(y, dtype=np.float64).reshape(components.mean().shape[1:])
-        log_densities = components.logpmf(y) if self._is_discrete else components.logpdf(y)
+        log_densities = components.logpmf(y) if self.is_count else components.logpdf(y)
         return np.logaddexp.reduce(log_densities, axis=0) - np.log(self.num_samples)
+
+    def cdf(self, y: Any) -> np.ndarray:
+        """Predictive probability of a target of at most `y`.
+
+        Args:
+            y: Targets, `(n, ...)`.
+
+        Returns:
+            `(n, ...)`, from 0 to 1.
+        """
+        components = self.components
+        y = np.asarray(y, dtype=np.float64).reshape(components.mean().shape[1:])
+        return components.cdf(y).mean(axis=0)
+
+    def sample(self, seed: int = 0) -> np.ndarray:
+        """One target from each component, noise included: draws from the predictive distribution.
+
+        Args:
+            seed: Decides the draws.
+
+        Returns:
+            `(num_samples, n, ...)`.
+        """
+        components = self.components
+        return components.rvs(size=components.mean().shape, random_state=np.random.default_rng(seed))
 
     def quantile(self, q: float | Sequence[float]) -> np.ndarray:
         """Quantiles of the mixture.
@@ -163,7 +188,8 @@ class RegressionPrediction:
         return found[0] if levels.ndim == 0 else found
 
     @property
-    def _is_discrete(self) -> bool:
+    def is_count(self) -> bool:
+        """Whether the targets are whole numbers."""
         return hasattr(self.components.dist, "pmf")
 
     def _quantile(self, level: float) -> np.ndarray:
@@ -171,10 +197,10 @@ class RegressionPrediction:
         components = self.components
         ends = components.ppf(level)
         low, high = ends.min(axis=0), ends.max(axis=0)
-        if self._is_discrete:
+        if self.is_count:
             low = low - 1.0  # the search keeps cdf(low) < level <= cdf(high)
         for _ in range(_QUANTILE_STEPS):
-            middle = np.floor((low + high) / 2) if self._is_discrete else (low + high) / 2
+            middle = np.floor((low + high) / 2) if self.is_count else (low + high) / 2
             reached = components.cdf(middle).mean(axis=0) >= level
             low, high = np.where(reached, low, middle), np.where(reached, middle, high)
         return high

@@ -13,7 +13,13 @@ from bdl.calibration.metrics import *  # noqa: F403
 from bdl.calibration.reliability import ReliabilityBins, reliability_bins
 
 if TYPE_CHECKING:
-    from bdl.calibration.conformal import SplitConformalClassifier, SplitConformalRegressor
+    from bdl.calibration.conformal import (
+        SplitConformalClassifier,
+        SplitConformalRegressor,
+        class_conditional_coverage,
+        coverage_of_sets,
+        mean_set_size,
+    )
     from bdl.calibration.recalibration import (
         BetaCalibration,
         DirichletCalibration,
@@ -40,6 +46,9 @@ _LOADED_LATE = {
     "TemperatureScaling": "recalibration",
     "VarianceScaling": "recalibration",
     "VectorScaling": "recalibration",
+    "class_conditional_coverage": "conformal",
+    "coverage_of_sets": "conformal",
+    "mean_set_size": "conformal",
 }
 
 __all__ = [
@@ -59,6 +68,9 @@ __all__ = [
     "VarianceScaling",
     "VectorScaling",
     "bootstrap_interval",
+    "class_conditional_coverage",
+    "coverage_of_sets",
+    "mean_set_size",
     "metrics",
     "reliability_bins",
 ]

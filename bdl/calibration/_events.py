@@ -73,9 +73,10 @@ def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None 
     labels, p = real_array("y", y), real_array("probabilities", probabilities)
     is_binary = check_same_events(labels, p)
     kept = None if mask is None else check_mask(mask, labels.shape).reshape(-1)
+    num_classes = 2 if is_binary else int(p.shape[-1])
     labels = labels.reshape(-1)
-    p = p.reshape(-1) if is_binary else p.reshape(-1, p.shape[-1])
-    rows = max(1, BLOCK_SIZE // (2 if is_binary else p.shape[1]))
+    p = p.reshape(-1) if is_binary else p.reshape(-1, num_classes)
+    rows = max(1, BLOCK_SIZE // num_classes)
     for start in range(0, max(len(labels), 1), rows):
         part = slice(start, start + rows)
         block_labels, block = np.asarray(labels[part]), np.asarray(p[part])
@@ -83,7 +84,7 @@ def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None 
             block_labels, block = block_labels[kept[part]], block[kept[part]]
             if not len(block):
                 continue
-        yield _checked(block_labels, block, is_binary, whole=(labels, p, kept))
+        yield _checked(block_labels, block, is_binary, (labels, p, kept))
 
 
 def event_mean(

@@ -164,7 +164,7 @@ def check_targets(*names_and_values: tuple[str, ArrayLike]) -> list[NDArray[np.f
     Raises:
         ValueError: if an array is empty, not finite, or of another shape than the first.
     """
-    arrays = []
+    arrays: list[NDArray[np.float64]] = []
     for name, values in names_and_values:
         array = real_array(name, values).astype(np.float64)
         check_not_empty(name, array)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bdl.calibration._events import Events, event_blocks, event_terms
+from bdl.calibration._events import Events, event_blocks
 from bdl.calibration._validation import check_num_bins, check_share
 
 # The number of bins in Guo et al. (2017), which later papers kept.
@@ -20,7 +20,8 @@ DEFAULT_NUM_BINS = 15
 
 Binning = Literal["width", "mass"]
 
-# Groups, forecasts and outcomes of a block of events, each flat: what is binned apart, what was said, what came true.
+# Groups, forecasts and outcomes of a block of events: what is binned apart, what was said, what came true. Groups are
+# those of the events, of the columns, or one zero for all: they broadcast to the forecasts.
 Pairs = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
@@ -180,8 +181,8 @@ def grouped_bins(
         raise ValueError(f"`binning` must be 'width' or 'mass'. Received: {binning!r}. 'width' is the usual choice.")
     edges = np.tile(np.arange(num_bins + 1) / num_bins, (num_groups, 1))
     if binning == "mass":
-        for group in range(num_groups):
-            forecasts = event_terms(lambda e, group=group: _of_group(pairs(e), group), y, probabilities, mask)
+        parts = [_by_group(pairs(events), num_groups) for events in event_blocks(y, probabilities, mask)]
+        for group, forecasts in enumerate(map(np.concatenate, zip(*parts, strict=True))):
             if len(forecasts):
                 edges[group] = np.quantile(forecasts, np.linspace(0, 1, num_bins + 1))
     sums = np.zeros((4, num_groups * num_bins))
@@ -208,14 +209,18 @@ def class_pairs(events: Events) -> Pairs:
     """Each class's probability, and whether it was the label, grouped by class; class 1 alone of a binary problem."""
     if events.is_binary:
         return np.zeros(1, np.intp), events.probabilities[:, 1], events.labels == 1
-    n, num_classes = events.probabilities.shape
-    classes = np.arange(num_classes)
-    return np.tile(classes, n), events.probabilities.ravel(), (events.labels[:, None] == classes).ravel()
+    classes = np.arange(events.probabilities.shape[1])
+    return classes, events.probabilities, events.labels[:, None] == classes
 
 
-def _of_group(pairs: Pairs, group: int) -> NDArray[Any]:
+def _by_group(pairs: Pairs, num_groups: int) -> list[NDArray[Any]]:
+    """The forecasts of each group."""
     groups, forecasts, _ = pairs
-    return forecasts if len(groups) == 1 and group == 0 else forecasts[groups == group]
+    if num_groups == 1:
+        return [forecasts]
+    if forecasts.ndim == 2:
+        return list(forecasts.T)
+    return [forecasts[groups == group] for group in range(num_groups)]
 
 
 def _bin_index(
@@ -231,18 +236,17 @@ def _bin_index(
         index -= forecasts <= padded[index]
         index += forecasts > padded[index + 1]
         return index + groups * num_bins
-    if len(edges) == 1:
-        return np.searchsorted(inner[0], forecasts, side="left")
-    index = np.empty(len(forecasts), np.intp)
+    index = np.empty(forecasts.shape, np.intp)
     for group, group_edges in enumerate(inner):
-        members = groups == group
+        members = np.broadcast_to(groups == group, forecasts.shape)
         index[members] = np.searchsorted(group_edges, forecasts[members], side="left") + group * num_bins
     return index
 
 
 def _sums(index: NDArray[np.intp], forecasts: NDArray[Any], outcomes: NDArray[Any], length: int) -> NDArray[np.float64]:
     """Counts, and sums of forecasts, outcomes and squared residuals in each bin, in float64."""
-    forecasts, outcomes = forecasts.astype(np.float64), outcomes.astype(np.float64)
+    forecasts, outcomes = forecasts.astype(np.float64).ravel(), outcomes.astype(np.float64).ravel()
+    index = index.ravel()
     weights = (None, forecasts, outcomes, (outcomes - forecasts) ** 2)
     return np.stack([np.bincount(index, weights=weight, minlength=length) for weight in weights])
 

@@ -165,7 +165,7 @@ def mutual_information(samples: ArrayLike) -> NDArray[np.float64]:
     array([0.6931])
     """
     checked = _checked_samples(samples)
-    mean = np.mean(checked, axis=0, dtype=np.float64)
+    mean = np.asarray(np.mean(checked, axis=0, dtype=np.float64))
     return np.maximum(_entropy(mean) - expected_entropy(checked), 0.0)
 
 

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from bdl import plots
-from bdl.calibration import reliability_bins
+from bdl.calibration import reliability_bins, risk_coverage_curve
 
 Array = NDArray[Any]  # axes are Any too: the stubs of matplotlib know less than its artists do
 
@@ -25,6 +25,7 @@ HISTORY = {
     "temperature": [0.5, 1.0, 1.0],
 }
 BINS = reliability_bins([1, 0, 1, 1], [0.9, 0.2, 0.6, 0.3], num_bins=5)
+CURVE = risk_coverage_curve([0, 0, 1, 0], [0.1, 0.4, 0.5, 0.9])
 IMAGES = np.linspace(0, 1, 3 * 4 * 4).reshape(3, 4, 4)
 SCORES = {"test": np.array([0.0, 0.1, 0.2, 0.2]), "noise": np.array([0.9, 1.0])}
 
@@ -32,7 +33,11 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "reliability_diagram": lambda ax=None: plots.reliability_diagram(BINS, ax=ax),
     "elbo_parts": lambda ax=None: plots.elbo_parts(HISTORY, num_examples=100, ax=ax),
     "image_grid": lambda ax=None: plots.image_grid(IMAGES, ["a", "b", "c"], ax=ax),
+    "interval_coverage": lambda ax=None: plots.interval_coverage([0.5, 0.9], [0.4, 0.8], num_targets=50, ax=ax),
+    "pit_histogram": lambda ax=None: plots.pit_histogram([0.2, 0.3, 0.5], num_targets=50, ax=ax),
+    "risk_coverage": lambda ax=None: plots.risk_coverage(CURVE, ax=ax),
     "score_histograms": lambda ax=None: plots.score_histograms(SCORES, ax=ax),
+    "uncertainty_split": lambda ax=None: plots.uncertainty_split([0.1, 0.2, 0.3], [0.3, 0.0, 0.1], ax=ax),
 }
 every_figure = pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
 
@@ -77,7 +82,9 @@ assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
     # bdl itself may import what it likes: here only the module counts, so its package is a bare one.
-    package = f"import types, sys; p = types.ModuleType('bdl'); p.__path__ = {[str(Path(plots.__file__).parent)]!r}; "
+    package = (
+        f"import types, sys; p = types.ModuleType('bdl'); p.__path__ = {[str(Path(plots.__file__).parents[1])]!r}; "
+    )
     result = subprocess.run(
         [sys.executable, "-c", package + "sys.modules['bdl'] = p\n" + program],
         capture_output=True,
@@ -93,10 +100,10 @@ assert "matplotlib.pyplot" not in sys.modules
 def test_reliability_diagram_draws_the_filled_bins() -> None:
     ax: Any = plots.reliability_diagram(BINS)
     filled = BINS.count > 0
-    (points,) = [c for c in ax.collections if len(c.get_offsets()) == filled.sum()]
+    (points,) = [c for c in ax.collections if type(c).__name__ == "PathCollection"]
     assert_array_equal(points.get_offsets(), np.stack([BINS.confidence, BINS.accuracy], axis=1)[filled])
     (histogram,) = ax.child_axes[0].patches
-    assert_allclose(histogram.get_data().values, BINS.count / 4)
+    assert_allclose(histogram.get_data().values, BINS.count)
     assert legend_texts(ax) == [f"ECE {BINS.expected_calibration_error:.3f}"]
 
 
@@ -107,7 +114,7 @@ def test_reliability_diagram_compares_several() -> None:
 
 
 def test_reliability_diagram_refuses_what_it_cannot_draw() -> None:
-    with pytest.raises(ValueError, match=r"`bins` must hold at least one ReliabilityBins. Received: none"):
+    with pytest.raises(ValueError, match=r"at least one ReliabilityBins to draw. Received: none"):
         plots.reliability_diagram([])
     with pytest.raises(ValueError, match=r"`labels` must name each of the 2 .* Received: \['twin'\]"):
         plots.reliability_diagram([BINS, BINS], ["twin"])
@@ -226,3 +233,40 @@ def test_score_histograms_refuse_what_they_cannot_draw() -> None:
         plots.score_histograms({})
     with pytest.raises(ValueError, match=r"`scores\['noise'\]` must be finite\. Received: nan at index 0"):
         plots.score_histograms({"test": [0.0], "noise": [np.nan]})
+
+
+# Ranking, calibration of targets and the split
+
+
+def test_risk_is_drawn_against_coverage_with_its_area() -> None:
+    ax: Any = plots.risk_coverage([CURVE, CURVE], ["one", "other"])
+    assert_allclose(ax.lines[0].get_ydata(), CURVE.risk)
+    assert_allclose(ax.lines[1].get_ydata(), CURVE.best_risk)
+    assert legend_texts(ax) == [f"{name}  AURC {CURVE.area:.4f}" for name in ("one", "other")]
+
+
+def test_the_pit_histogram_is_a_density_beside_the_band_of_a_calibrated_one() -> None:
+    ax: Any = plots.pit_histogram([0.2, 0.3, 0.5], num_targets=300)
+    band, steps = ax.patches
+    assert_allclose(steps.get_data().values, [0.6, 0.9, 1.5])
+    low, high = band.get_extents().transformed(ax.transData.inverted()).intervaly
+    # Each bin holds binomial(300, 1/3) targets; the normal interval is within one target of the binomial one.
+    assert_allclose([low, high], 1 + np.array([-1, 1]) * 1.96 * np.sqrt(2 / 300), atol=0.01)
+
+
+def test_observed_coverage_is_drawn_against_the_promised_one() -> None:
+    ax: Any = plots.interval_coverage([0.5, 0.9], [[0.4, 0.8], [0.5, 0.9]], 50, ["narrow", "right"])
+    assert_allclose(line(ax, "narrow"), [0.4, 0.8])
+
+
+def test_the_bars_of_the_split_hold_the_mean_of_their_group() -> None:
+    ax: Any = plots.uncertainty_split([0.3, 0.1, 0.2, 0.4], [0.0, 0.0, 0.2, 0.4], num_groups=2)
+    noise, doubt = ax.patches
+    assert_allclose(noise.get_data().values, [0.2, 0.3])
+    assert_allclose(doubt.get_data().values - noise.get_data().values, [0.0, 0.3])
+    assert ax.get_xlabel() == "predictions, from the most certain"
+
+
+def test_the_split_refuses_parts_of_different_lengths() -> None:
+    with pytest.raises(ValueError, match=r"`aleatoric` and `epistemic` must have one length. Received: 1 and 2"):
+        plots.uncertainty_split([0.1], [0.1, 0.2])

@@ -1,0 +1,216 @@
+"""`evaluate` gives the scores of `bdl.calibration`, whatever form the predictions have."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+
+import bdl
+from bdl.calibration import (
+    accuracy,
+    bootstrap_interval,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+    normal_crps,
+    normal_negative_log_likelihood,
+)
+
+RANDOM = np.random.default_rng(0)
+P = RANDOM.dirichlet(np.ones(3), size=200)
+Y = np.array([RANDOM.choice(3, p=row) for row in P])
+MEAN, SCALE = RANDOM.normal(size=150), RANDOM.uniform(0.5, 2.0, size=150)
+TARGET = MEAN + SCALE * RANDOM.normal(size=150)
+QUICK = {"num_resamples": 50}
+
+
+def test_scores_of_probabilities_are_those_of_the_metrics():
+    evaluation = bdl.evaluate(Y, P)
+    assert evaluation.kind == "classification"
+    assert evaluation["nll"] == negative_log_likelihood(Y, P)
+    assert evaluation["brier"] == brier_score(Y, P)
+    assert evaluation["ece"] == expected_calibration_error(Y, P)
+    assert evaluation.models["model"].scores["accuracy"] == bootstrap_interval(accuracy, Y, P)
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [P, {"probabilities": P}, {"logits": np.log(P) + 3.0}, {"samples": np.stack([P, P])}],
+    ids=["array", "probabilities", "logits", "samples"],
+)
+def test_every_form_of_class_probabilities_has_the_same_scores(prediction):
+    assert_allclose(bdl.evaluate(Y, prediction, **QUICK)["nll"], negative_log_likelihood(Y, P))
+
+
+def test_samples_split_the_uncertainty():
+    samples = RANDOM.dirichlet(np.ones(3), size=(8, 200))
+    evaluation = bdl.evaluate(Y, {"samples": samples}, **QUICK)
+    mean = samples.mean(axis=0)
+    assert_allclose(evaluation["aleatoric"], stats.entropy(samples, axis=-1).mean())
+    assert_allclose(evaluation["aleatoric"] + evaluation["epistemic"], stats.entropy(mean, axis=-1).mean())
+
+
+def test_scores_of_a_normal_are_those_of_the_metrics():
+    evaluation = bdl.evaluate(TARGET, {"mean": MEAN, "scale": SCALE}, **QUICK)
+    assert evaluation.kind == "regression"
+    assert_allclose(evaluation["nll"], normal_negative_log_likelihood(TARGET, MEAN, SCALE))
+    assert_allclose(evaluation["crps"], normal_crps(TARGET, MEAN, SCALE))
+    low, high = stats.norm(MEAN, SCALE).interval(0.9)
+    assert_allclose(evaluation["coverage_90%"], np.mean((low <= TARGET) & (high >= TARGET)))
+
+
+def test_samples_of_targets_come_near_their_distribution():
+    samples = MEAN + SCALE * np.random.default_rng(1).normal(size=(4000, 150))
+    evaluation = bdl.evaluate(TARGET, {"samples": samples}, **QUICK)
+    assert "nll" not in evaluation.models["model"].scores
+    # The fair score of 4,000 samples is unbiased; its error is at most the samples' mean's, of 150 targets.
+    assert abs(evaluation["crps"] - normal_crps(TARGET, MEAN, SCALE)) < 5 * SCALE.max() / math.sqrt(4000 * 150)
+
+
+@pytest.mark.parametrize("kind", ["normal", "poisson"])
+def test_a_regression_prediction_is_evaluated_as_its_mixture(kind):
+    random = np.random.default_rng(2)
+    if kind == "normal":
+        likelihood, y = bdl.likelihoods.Normal(scale=1.0), TARGET
+        parameters = {"loc": random.normal(size=(6, 150)), "scale": np.ones((6, 150))}
+    else:
+        likelihood, y = bdl.likelihoods.Poisson(), random.poisson(2.0, size=150)
+        parameters = {"mu": random.uniform(1, 3, size=(6, 150))}
+    prediction = bdl.prediction.RegressionPrediction(likelihood, parameters)
+    evaluation = bdl.evaluate(y, prediction, **QUICK)
+    assert_allclose(evaluation["nll"], -prediction.log_prob(y).mean())
+    model = evaluation.models["model"]
+    assert_allclose(model.pit.sum(), 1.0)
+    assert_allclose(model.parts[0] ** 2 + model.parts[1] ** 2, prediction.variance)
+    assert ("qce" in model.scores) == (kind == "normal")
+
+
+def test_models_are_asked_for_their_predictions():
+    x, y = load_iris(return_X_y=True)
+    classifier = LogisticRegression(max_iter=500).fit(x, y)
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)])
+    likelihood = bdl.likelihoods.Categorical()
+    dropout = bdl.convert.to_mc_dropout(network)
+    variational = bdl.VariationalModel(
+        keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)]), likelihood, num_examples=150
+    )
+    models = {"classifier": classifier, "dropout": dropout, "variational": variational, "ensemble": [network, network]}
+    evaluation = bdl.evaluate(y, models, x, likelihood=likelihood, num_samples=4, **QUICK)
+    assert list(evaluation.models) == list(models)
+    assert evaluation.models["classifier"].scores["accuracy"].value == classifier.score(x, y)
+    again = bdl.predict_distribution(dropout, x, likelihood, num_samples=4, seed=0)
+    expected = negative_log_likelihood(y, again.probabilities)
+    assert_allclose(evaluation.models["dropout"].scores["nll"].value, expected, rtol=1e-5)
+    assert evaluation.models["variational"].scores["epistemic"].value > 0
+
+
+def test_binary_and_multilabel_predictions():
+    x = np.zeros((20, 2))
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    y = np.arange(20) % 2
+    evaluation = bdl.evaluate(y, network, x, likelihood=bdl.likelihoods.Bernoulli(), num_samples=2, **QUICK)
+    assert_allclose(evaluation["nll"], np.log(2), rtol=1e-6)
+    labels = (RANDOM.uniform(size=(50, 3)) < 0.5).astype(int)
+    assert_allclose(bdl.evaluate(labels, np.full((50, 3), 0.5), **QUICK)["brier"], 0.25)
+
+
+def test_masked_tokens_do_not_count():
+    mask = np.arange(200).reshape(40, 5) % 5 < 3
+    evaluation = bdl.evaluate(Y.reshape(40, 5), P.reshape(40, 5, 3), mask=mask, **QUICK)
+    assert evaluation.num_events == 120
+    assert_allclose(evaluation["nll"], negative_log_likelihood(Y[mask.ravel()], P[mask.ravel()]))
+    assert all(mask.ravel()[surprise.index] for surprise in evaluation.models["model"].surprises)
+
+
+def test_the_most_confident_errors_come_first():
+    model = bdl.evaluate(Y, P, **QUICK).models["model"]
+    wrong = np.flatnonzero(P.argmax(axis=1) != Y)
+    assert model.surprises[0].index == wrong[P[wrong].max(axis=1).argmax()]
+    confidences = [surprise.confidence for surprise in model.surprises]
+    assert confidences == sorted(confidences, reverse=True)
+    assert len(confidences) == 10
+
+
+def test_without_resamples_there_are_no_intervals():
+    scores = bdl.evaluate(Y, P, num_resamples=0).models["model"].scores
+    assert math.isnan(scores["nll"].low)
+    assert not math.isnan(scores["debiased_ce"].low)
+
+
+# What is written
+
+
+def test_json_holds_the_figures_of_the_table(tmp_path):
+    evaluation = bdl.evaluate(TARGET, {"a": {"mean": MEAN, "scale": SCALE}, "b": {"mean": MEAN, "std": 2.0}}, **QUICK)
+    evaluation.save_json(tmp_path / "scores.json")
+    read = json.loads((tmp_path / "scores.json").read_text())
+    assert read["models"]["a"]["scores"]["crps"]["value"] == evaluation.models["a"].scores["crps"].value
+    assert_allclose(sum(read["models"]["b"]["pit_histogram"]), 1.0)
+    assert len(evaluation.table().columns) == 2
+
+
+def test_the_page_shows_every_figure_and_table(tmp_path):
+    samples = RANDOM.dirichlet(np.ones(3), size=(4, 200))
+    bdl.evaluate(Y, {"one <b>": {"samples": samples}, "other": P}, **QUICK).save_html(tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    for description in ("Reliability diagram with", "Risk against coverage", "Aleatoric and epistemic"):
+        assert f'alt="{description}' in html
+    assert "one &lt;b&gt;" in html
+    assert "The most confident errors" in html
+    bdl.evaluate(TARGET, {"mean": MEAN, "scale": SCALE}, **QUICK).save_html(tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    for description in ("Histogram of probability integral", "Observed against promised coverage"):
+        assert f'alt="{description}' in html
+
+
+def test_printing_it_shows_the_table():
+    text = str(bdl.evaluate(Y, P, **QUICK))
+    assert "Accuracy" in text
+    assert "200 labels" in text
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Y, {}), r"`prediction` must hold at least one prediction"),
+        ((Y, {"mean": P}), r"`prediction` must hold probabilities, logits.*Received: the names \['mean'\]"),
+        ((Y, {"a": P, "b": {"mean": MEAN, "scale": SCALE}}), r"must be of class probabilities for all models"),
+        ((Y[:3], P), r"Received: 3 labels and 200 rows"),
+        ((Y, P * 0.9), r"`probabilities` must sum to 1"),
+        ((TARGET[:3], {"mean": MEAN, "scale": SCALE}), r"Received: shapes \(3,\) and \(150,\)"),
+        ((TARGET, {"mean": MEAN, "scale": -SCALE}), r"`scale` must be positive"),
+        ((TARGET, {"samples": MEAN}), r"`samples` must have shape \(samples, n\)"),
+        ((Y, LogisticRegression()), r"`x` must hold the inputs of the model"),
+        ((Y, keras.Sequential([keras.Input((1,))]), np.ones((200, 1))), r"`likelihood` must say"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_cure(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bdl.evaluate(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": 95}, r"`level` must be between 0 and 1"),
+        ({"num_bins": 0}, r"`num_bins` must be a positive integer"),
+        ({"num_resamples": -1}, r"`num_resamples` must be an integer of at least 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        bdl.evaluate(Y, P, **options)
+
+
+def test_a_mask_of_targets_is_refused():
+    with pytest.raises(ValueError, match=r"`mask` is for labels"):
+        bdl.evaluate(TARGET, {"mean": MEAN, "scale": SCALE}, mask=np.ones(150, bool))
