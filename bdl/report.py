@@ -230,11 +230,10 @@ figcaption { color: var(--muted); font-size: 0.9rem; line-height: 1.45; margin-t
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 thead th { font-size: 0.9rem; line-height: 1.3; vertical-align: bottom; }
 thead th, tbody td { text-align: right; padding-left: 1rem; }
-tbody th { text-align: left; font-weight: 600; }
+tbody th { text-align: left; font-weight: 600; min-width: 10rem; }
 tbody th, tbody td { padding-top: 0.5rem; padding-bottom: 0.5rem; border-top: 1px solid var(--line);
   vertical-align: top; }
 thead th, thead td { padding-bottom: 0.5rem; }
-tbody td { white-space: nowrap; }
 small { display: block; font-size: 0.85rem; font-weight: 400; line-height: 1.4; color: var(--muted); }
 footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--line); color: var(--muted);
   font-size: 0.85rem; }

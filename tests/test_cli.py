@@ -1,6 +1,7 @@
 """The `bdl` command: what it prints and writes, and what it refuses before it costs any time."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -145,3 +147,66 @@ def test_a_backend_that_bdl_does_not_support_is_refused(monkeypatch: pytest.Monk
     result = run("demo")
     assert result.exit_code == 2
     assert "Keras is configured for 'numpy', on which bdl does not run" in message(result)
+
+
+# bdl evaluate
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    p = random.dirichlet(np.ones(3), size=60)
+    path = tmp_path / "network.npz"
+    np.savez(path, probabilities=p, y=[random.choice(3, p=row) for row in p])
+    return path
+
+
+def test_evaluate_prints_the_table_and_writes_page_and_json(predictions: Path, output: Path) -> None:
+    result = run("evaluate", str(predictions), "--labels", "y", "--output", str(output), "--num-resamples", "20")
+    assert result.exit_code == 0, result.stderr
+    assert "network" in result.stdout
+    assert "NLL [nats]" in result.stdout
+    figures = json.loads(output.with_suffix(".json").read_text())
+    with np.load(predictions) as file:
+        expected = bdl.calibration.negative_log_likelihood(file["y"], file["probabilities"])
+    assert figures["models"]["network"]["scores"]["nll"]["value"] == expected
+    assert "Reliability diagram" in output.read_text()
+
+
+def test_evaluate_compares_files_of_the_same_name(predictions: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "network.npz"
+    other.parent.mkdir()
+    other.write_bytes(predictions.read_bytes())
+    result = run("evaluate", str(predictions), str(other), "--labels", "y", "--num-resamples", "0")
+    assert result.exit_code == 0, result.stderr
+    assert str(other) in result.stdout
+
+
+def test_evaluate_leaves_nothing_half_written_of_a_damaged_file(predictions: Path, output: Path) -> None:
+    output.write_text("old")
+    predictions.write_bytes(predictions.read_bytes()[:200])
+    result = run("evaluate", str(predictions), "--labels", "y", "--output", str(output))
+    assert result.exit_code == 1
+    assert "cannot be read as .npz" in message(result)
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in output.parent.iterdir()) == ["network.npz", "page.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--labels", "missing"], "`--labels` must name an array in"),
+        (["--labels", "y", "--output", "network.npz"], "network.npz is an input. Give another file."),
+        (["--labels", "y", "--output", "no/page.html"], "the folder no does not exist"),
+        (["--labels", "y", "--level", "2"], "`level` must be between 0 and 1"),
+        (["network.npz", "--labels", "y"], "must be different files"),
+    ],
+)
+def test_evaluate_refuses_with_the_cure(
+    predictions: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(predictions.parent)
+    result = run("evaluate", "network.npz", *arguments)
+    assert result.exit_code != 0
+    assert expected in message(result)
+    assert "Traceback" not in message(result)

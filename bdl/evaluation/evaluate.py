@@ -235,7 +235,9 @@ def _shown(interval: Interval | None) -> str:
         return "none"
     if math.isnan(interval.low):
         return f"{interval.value:.4g}"
-    return f"{interval.value:.4g} ({interval.low:.4g} to {interval.high:.4g})"
+    return (
+        f"{interval.value:.4g} ({interval.low:.4g}\u00a0to\u00a0{interval.high:.4g})"  # breaks only before the bracket
+    )
 
 
 def _as_dict(model: ModelEvaluation) -> dict[str, Any]:
