@@ -238,7 +238,9 @@ def _bin_index(
         return index + groups * num_bins
     index = np.empty(forecasts.shape, np.intp)
     for group, group_edges in enumerate(inner):
-        members = np.broadcast_to(groups == group, forecasts.shape)
+        members: Any = (slice(None), group) if forecasts.ndim == 2 else groups == group
+        if len(groups) == 1:
+            members = slice(None)
         index[members] = np.searchsorted(group_edges, forecasts[members], side="left") + group * num_bins
     return index
 

@@ -35,7 +35,7 @@ def out_of_distribution_auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> fl
     0.9167
     """
     familiar = np.sort(check_scores("scores_in", scores_in))
-    unfamiliar = check_scores("scores_out", scores_out)
+    unfamiliar = np.sort(check_scores("scores_out", scores_out))  # sorted, the search below walks the memory in order
     num_below = np.searchsorted(familiar, unfamiliar, side="left")
     num_below_or_equal = np.searchsorted(familiar, unfamiliar, side="right")
     return float(np.sum(num_below + num_below_or_equal) / (2 * len(familiar) * len(unfamiliar)))
