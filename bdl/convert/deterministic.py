@@ -13,7 +13,7 @@ from keras import ops
 
 from bdl.convert.rewiring import ConvertedModel
 from bdl.keras_internals import flatten_layers
-from bdl.layers import Variational
+from bdl.layers import TemperatureScaling, Variational
 from bdl.model import VariationalModel
 from bdl.posteriors import Rank1
 
@@ -128,6 +128,8 @@ def _plain(layer: keras.Layer) -> keras.Layer:
     if isinstance(layer, keras_layers.Wrapper):
         config = {**layer.layer.get_config(), "name": layer.name}
         return type(layer.layer).from_config(config)
+    if isinstance(layer, TemperatureScaling):
+        return keras_layers.Rescaling(1 / float(ops.convert_to_numpy(layer.temperature)), name=layer.name)
     if hasattr(layer, "rate"):
         return keras_layers.Dropout(layer.rate, name=layer.name)
     return keras_layers.Identity(name=layer.name)

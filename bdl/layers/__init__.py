@@ -68,6 +68,7 @@ from bdl.layers.separable_conv import (
     SeparableConv2DLocalReparameterization,
     SeparableConv2DReparameterization,
 )
+from bdl.layers.temperature import TemperatureScaling
 from bdl.layers.variational import Variational, mean_weights
 
 __all__ = [
@@ -129,6 +130,7 @@ __all__ = [
     "SeparableConv2DLocalReparameterization",
     "SeparableConv2DReparameterization",
     "SimpleRNNReparameterization",
+    "TemperatureScaling",
     "Variational",
     "VariationalGaussianDropout",
     "mean_weights",

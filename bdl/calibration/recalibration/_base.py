@@ -1,0 +1,119 @@
+"""What all recalibrators of class probabilities share: scikit-learn's contract, and the checks of what goes in."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bdl.calibration._validation import check_probabilities
+
+SMALLEST = np.finfo(np.float64).tiny
+"""What a probability of zero counts as where its logarithm is taken."""
+
+
+class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
+    """A classifier whose features are what another classifier said: one column for each class.
+
+    Subclasses write `_fit(log_probabilities, labels)` and `_calibrate(log_probabilities)`.
+    """
+
+    from_logits: bool
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Learns the map from what was said to what was true.
+
+        Args:
+            X: Probabilities `(n, classes)`, or `(n,)` or `(n, 1)` for those of the second class; logits if
+                `from_logits`.
+            y: Labels `(n,)`: column numbers, or any labels of which there are as many different ones as columns,
+                in their sorted order.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: if a row is no distribution, a value is not finite, the lengths differ, or a label is unknown.
+        """
+        scores = self._scores(X, reset=True)
+        self.classes_, labels = _columns_of(y, scores.shape[1])
+        if len(labels) != len(scores):
+            raise ValueError(
+                "`X` and `y` must have one row an example. Received: inconsistent numbers of samples, "
+                f"{len(scores)} rows and {len(labels)} labels. Predict on exactly the inputs of `y`."
+            )
+        self._fit(scores, labels)
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Calibrated probabilities, `(n, classes)`.
+
+        Args:
+            X: As for `fit`, of the same number of columns.
+        """
+        check_is_fitted(self)
+        return self._calibrate(self._scores(X, reset=False))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The most probable class, `(n,)`.
+
+        Args:
+            X: As for `fit`, of the same number of columns.
+        """
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    def _fit(self, scores: NDArray[np.float64], labels: NDArray[np.intp]) -> None:
+        raise NotImplementedError
+
+    def _calibrate(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        raise NotImplementedError
+
+    def _scores(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
+        """Logits, or log probabilities, `(n, classes)` in float64."""
+        if isinstance(X, (list, np.ndarray)) and np.ndim(X) == 1 and np.asarray(X).dtype.kind in "fiu":
+            X = np.asarray(X)[:, None]  # the probability of the second class
+        checked = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_features=1)
+        if self.from_logits:
+            return np.concatenate([np.zeros_like(checked), checked], axis=1) if checked.shape[1] == 1 else checked
+        p = check_probabilities(checked[:, 0] if checked.shape[1] == 1 else checked)
+        return np.log(np.maximum(p, SMALLEST))
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of rows of scores."""
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log probabilities of rows of scores."""
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _columns_of(y: ArrayLike, num_classes: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Classes in the order of the columns, and each label's column."""
+    labels = np.asarray(y)
+    if labels.ndim != 1:
+        raise ValueError(f"`y` must have shape (n,), a label an example. Received: shape {labels.shape}. Flatten it.")
+    check_classification_targets(labels)
+    found, columns = np.unique(labels, return_inverse=True)
+    if len(found) == 1 and len(labels) > 0:
+        raise ValueError(
+            f"`y` must hold two classes or more. Received: one class, {found[0]!r} alone. Calibrate on data where the "
+            "others occur, or their probabilities cannot be judged."
+        )
+    is_number = labels.dtype.kind in "biu" or (labels.dtype.kind == "f" and np.array_equal(labels, labels.astype(int)))
+    if is_number and found[0] >= 0 and found[-1] < num_classes:
+        return np.arange(num_classes), labels.astype(np.intp)
+    if len(found) == num_classes:
+        return found, columns.astype(np.intp)
+    raise ValueError(
+        f"`y` must hold column numbers from 0 to {num_classes - 1}, or {num_classes} different labels. "
+        f"Received: {len(found)} different ones, from {found[0]!r} to {found[-1]!r}. Encode them as column numbers."
+    )
