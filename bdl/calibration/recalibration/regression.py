@@ -108,8 +108,8 @@ class QuantileCalibration(_NormalCalibrator):
     them; beyond the most extreme one of these it knows nothing, and keeps to it.
 
     Attributes:
-        levels_: Predictive levels, sorted, `(n,)`.
-        shares_: `R` of each, `(n,)`.
+        levels_: Predictive levels of the targets, different and sorted.
+        shares_: `R` of each.
 
     Example:
     >>> import numpy as np
@@ -132,9 +132,11 @@ class QuantileCalibration(_NormalCalibrator):
         """
         from scipy.special import ndtr
 
-        self.levels_ = np.sort(ndtr(self._standardized(X, y)))
-        ranks = np.arange(1, len(self.levels_) + 1) / (len(self.levels_) + 1)
-        self.shares_ = IsotonicRegression(y_min=0, y_max=1).fit(self.levels_, ranks).predict(self.levels_)
+        below = np.sort(ndtr(self._standardized(X, y)))
+        ranks = np.arange(1, len(below) + 1) / (len(below) + 1)
+        shares = IsotonicRegression(y_min=0, y_max=1).fit(below, ranks).predict(below)
+        self.levels_, first = np.unique(below, return_index=True)
+        self.shares_ = shares[first]
         return self
 
     def transform_levels(self, levels: ArrayLike) -> NDArray[np.float64]:

@@ -2,10 +2,12 @@
 
 With scores `z` (logits or log probabilities) the calibrated probabilities are `softmax(W z + b)`, and `W`, `b` minimise
 
-    mean NLL + regularization (mean of the squared off-diagonal entries of W + mean of the squared entries of b),
+    NLL of all n examples + regularization / 2 (sum of the squared off-diagonal entries of W and entries of b),
 
-which is convex. Guo et al. 2017, "On calibration of modern neural networks", section 4.2; Kull et al. 2019, "Beyond
-temperature scaling", eq. 8 (ODIR, off-diagonal and intercept regularisation).
+which is convex: the posterior mode under Normal priors of that precision. Guo et al. 2017, "On calibration of modern
+neural networks", section 4.2; Kull et al. 2019, "Beyond temperature scaling", eq. 8 (ODIR, off-diagonal and intercept
+regularisation, whose weight is `regularization K (K - 1) / (2 n)`). As Kull et al. do, the weight is chosen by
+cross-validation unless it is given.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _MAX_LOG_TEMPERATURE = 10.0  # scikit-learn's bound; 22,000 is a uniform distribution, and its inverse a certain one
 _MAX_ITERATIONS = 2000
+_PRECISIONS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+_FOLDS = 3
 
 
 class TemperatureScaling(ProbabilityCalibrator):
@@ -92,7 +96,7 @@ class TemperatureScaling(ProbabilityCalibrator):
 class _AffineScaling(ProbabilityCalibrator):
     """Fits the entries of W and b that `_free` allows, from the identity."""
 
-    regularization: float
+    regularization: float | None
 
     def _free(self, num_classes: int) -> NDArray[np.bool_]:
         """Which entries of W are fitted, `(classes, classes)`."""
@@ -102,45 +106,65 @@ class _AffineScaling(ProbabilityCalibrator):
         return scores
 
     def _fit(self, scores: NDArray[np.float64], labels: NDArray[np.intp]) -> None:
-        from scipy.optimize import minimize
-
-        if not np.isfinite(self.regularization) or self.regularization < 0:
+        given = self.regularization
+        if given is not None and not 0 <= given < np.inf:
             raise ValueError(
-                f"`regularization` must be a number of at least 0. Received: {self.regularization!r}. Pass 0.01."
+                f"`regularization` must be a number of at least 0, or None. Received: {given!r}. None chooses."
             )
         z = self._features(scores)
-        n, num_classes = z.shape
-        free = self._free(num_classes)
-        off_diagonal = ~np.eye(num_classes, dtype=bool)
-        truth = np.zeros_like(z)
-        truth[np.arange(n), labels] = 1
-        scale = max(float(np.std(z)), 1e-12)  # entries of W times this are of the order of 1, as those of b
-
-        def unpack(parameters: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            weights = np.zeros((num_classes, num_classes))
-            weights[free] = parameters[:-num_classes] / scale
-            return weights, parameters[-num_classes:]
-
-        def objective(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            weights, intercepts = unpack(parameters)
-            log_p = log_softmax(z @ weights.T + intercepts)
-            residual = (np.exp(log_p) - truth) / n
-            outside = weights * off_diagonal
-            pairs = max(num_classes * (num_classes - 1), 1)
-            penalty = np.sum(outside**2) / pairs + np.mean(intercepts**2)
-            slope = residual.T @ z + 2 * self.regularization * outside / pairs
-            intercept_slope = residual.sum(axis=0) + 2 * self.regularization * intercepts / num_classes
-            value = -float(np.mean(log_p[np.arange(n), labels])) + self.regularization * float(penalty)
-            return value, np.concatenate([slope[free] / scale, intercept_slope])
-
-        start = np.concatenate([np.eye(num_classes)[free] * scale, np.zeros(num_classes)])
-        options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-14, "gtol": 1e-8}
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-        self.weights_, self.intercepts_ = unpack(found.x)
-        self.n_iter_ = max(int(found.nit), 1)
+        free = self._free(z.shape[1])
+        self.regularization_ = _cross_validated(z, labels, free) if given is None else float(given)
+        self.weights_, self.intercepts_, self.n_iter_ = _fit_affine(z, labels, free, self.regularization_)
 
     def _calibrate(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         return softmax(self._features(scores) @ self.weights_.T + self.intercepts_)
+
+
+def _cross_validated(z: NDArray[np.float64], labels: NDArray[np.intp], free: NDArray[np.bool_]) -> float:
+    """The precision of least NLL in folds that were held out."""
+    folds = np.random.default_rng(0).permutation(len(labels)) % _FOLDS
+    losses = np.zeros(len(_PRECISIONS))
+    for fold in range(min(_FOLDS, len(labels))):
+        rest = folds != fold
+        for number, precision in enumerate(_PRECISIONS):
+            weights, intercepts, _ = _fit_affine(z[rest], labels[rest], free, precision)
+            log_p = log_softmax(z[~rest] @ weights.T + intercepts)
+            losses[number] -= log_p[np.arange(len(log_p)), labels[~rest]].sum()
+    return _PRECISIONS[int(losses.argmin())]
+
+
+def _fit_affine(
+    z: NDArray[np.float64], labels: NDArray[np.intp], free: NDArray[np.bool_], precision: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """W, b and the number of iterations, by L-BFGS from the identity."""
+    from scipy.optimize import minimize
+
+    n, num_classes = z.shape
+    off_diagonal = ~np.eye(num_classes, dtype=bool)
+    truth = np.zeros_like(z)
+    truth[np.arange(n), labels] = 1
+    scale = max(float(np.std(z)), 1e-12)  # entries of W times this are of the order of 1, as those of b
+
+    def unpack(parameters: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        weights = np.zeros((num_classes, num_classes))
+        weights[free] = parameters[:-num_classes] / scale
+        return weights, parameters[-num_classes:]
+
+    def objective(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weights, intercepts = unpack(parameters)
+        log_p = log_softmax(z @ weights.T + intercepts)
+        residual = (np.exp(log_p) - truth) / n
+        outside = weights * off_diagonal
+        penalty = 0.5 * precision / n * (np.sum(outside**2) + np.sum(intercepts**2))
+        slope = residual.T @ z + precision / n * outside
+        intercept_slope = residual.sum(axis=0) + precision / n * intercepts
+        value = -float(np.mean(log_p[np.arange(n), labels])) + float(penalty)
+        return value, np.concatenate([slope[free] / scale, intercept_slope])
+
+    start = np.concatenate([np.eye(num_classes)[free] * scale, np.zeros(num_classes)])
+    options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-13, "gtol": 1e-7}
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    return *unpack(found.x), max(int(found.nit), 1)
 
 
 class VectorScaling(_AffineScaling):
@@ -148,11 +172,13 @@ class VectorScaling(_AffineScaling):
 
     Args:
         from_logits: Whether X are logits; else probabilities.
-        regularization: Weight of the mean squared intercept, in nats; 0 for none.
+        regularization: Precision of the Normal prior of the intercepts; 0 for none, None to choose it by
+            cross-validation.
 
     Attributes:
         weights_: `W`, diagonal, `(classes, classes)`.
         intercepts_: `b`, `(classes,)`.
+        regularization_: The precision that was used.
         n_iter_: Iterations of the optimiser.
         classes_: Labels, in the order of the columns.
 
@@ -165,7 +191,7 @@ class VectorScaling(_AffineScaling):
            [0.2, 0.8]])
     """
 
-    def __init__(self, from_logits: bool = False, regularization: float = 1e-3) -> None:
+    def __init__(self, from_logits: bool = False, regularization: float | None = None) -> None:
         self.from_logits = from_logits
         self.regularization = regularization
 
@@ -181,11 +207,13 @@ class MatrixScaling(_AffineScaling):
 
     Args:
         from_logits: Whether X are logits; else probabilities, and the scores are their logarithms.
-        regularization: Weight of the mean squared off-diagonal entry and of the mean squared intercept, in nats.
+        regularization: Precision of the Normal prior of off-diagonal entries and intercepts; 0 for none, None to choose
+            it by cross-validation.
 
     Attributes:
         weights_: `W`, `(classes, classes)`.
         intercepts_: `b`, `(classes,)`.
+        regularization_: The precision that was used.
         n_iter_: Iterations of the optimiser.
         classes_: Labels, in the order of the columns.
 
@@ -198,7 +226,7 @@ class MatrixScaling(_AffineScaling):
            [0.2, 0.8]])
     """
 
-    def __init__(self, from_logits: bool = False, regularization: float = 1.0) -> None:
+    def __init__(self, from_logits: bool = False, regularization: float | None = None) -> None:
         self.from_logits = from_logits
         self.regularization = regularization
 
@@ -214,11 +242,13 @@ class DirichletCalibration(MatrixScaling):
 
     Args:
         from_logits: Whether X are logits; else probabilities.
-        regularization: Weight of the mean squared off-diagonal entry and of the mean squared intercept, in nats.
+        regularization: Precision of the Normal prior of off-diagonal entries and intercepts; 0 for none, None to choose
+            it by cross-validation.
 
     Attributes:
         weights_: `W`, `(classes, classes)`.
         intercepts_: `b`, `(classes,)`.
+        regularization_: The precision that was used.
         n_iter_: Iterations of the optimiser.
         classes_: Labels, in the order of the columns.
 
