@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from bdl.calibration._validation import check_probabilities
 
@@ -75,7 +75,8 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
 
     def _scores(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
         """Logits, or log probabilities, `(n, classes)` in float64."""
-        if isinstance(X, (list, np.ndarray)) and np.ndim(X) == 1 and np.asarray(X).dtype.kind in "fiu":
+        is_vector = isinstance(X, (list, np.ndarray)) and np.ndim(X) == 1 and np.asarray(X).dtype.kind in "fiu"
+        if is_vector and (reset or self.n_features_in_ == 1):
             X = np.asarray(X)[:, None]  # the probability of the second class
         checked = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_features=1)
         if self.from_logits:
@@ -98,9 +99,9 @@ def log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _columns_of(y: ArrayLike, num_classes: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """Classes in the order of the columns, and each label's column."""
-    labels = np.asarray(y)
-    if labels.ndim != 1:
-        raise ValueError(f"`y` must have shape (n,), a label an example. Received: shape {labels.shape}. Flatten it.")
+    if y is None:
+        raise ValueError("`y` must hold the labels: fit requires y to be passed, but the target y is None.")
+    labels = column_or_1d(y, warn=True)
     check_classification_targets(labels)
     found, columns = np.unique(labels, return_inverse=True)
     if len(found) == 1 and len(labels) > 0:

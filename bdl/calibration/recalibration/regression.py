@@ -108,7 +108,7 @@ class QuantileCalibration(_NormalCalibrator):
     them; beyond the most extreme one of these it knows nothing, and keeps to it.
 
     Attributes:
-        levels_: Predictive levels of the targets, different and sorted.
+        quantiles_: `(y - mean) / scale` of the targets, different and sorted.
         shares_: `R` of each.
 
     Example:
@@ -130,12 +130,10 @@ class QuantileCalibration(_NormalCalibrator):
         Raises:
             ValueError: if shapes do not fit, a value is not finite or a scale not positive.
         """
-        from scipy.special import ndtr
-
-        below = np.sort(ndtr(self._standardized(X, y)))
-        ranks = np.arange(1, len(below) + 1) / (len(below) + 1)
-        shares = IsotonicRegression(y_min=0, y_max=1).fit(below, ranks).predict(below)
-        self.levels_, first = np.unique(below, return_index=True)
+        z = np.sort(self._standardized(X, y))  # their order is that of F(y), without its rounding to 0 and 1
+        ranks = np.arange(1, len(z) + 1) / (len(z) + 1)
+        shares = IsotonicRegression(y_min=0, y_max=1).fit(z, ranks).predict(z)
+        self.quantiles_, first = np.unique(z, return_index=True)
         self.shares_ = shares[first]
         return self
 
@@ -148,11 +146,9 @@ class QuantileCalibration(_NormalCalibrator):
         Raises:
             ValueError: if a level is outside.
         """
-        check_is_fitted(self)
-        wanted = np.asarray(levels, dtype=np.float64)
-        if not np.all((wanted > 0) & (wanted < 1)):
-            raise ValueError(f"`levels` must be between 0 and 1, both excluded. Received: {levels!r}.")
-        return np.interp(wanted, self.shares_, self.levels_)
+        from scipy.special import ndtr
+
+        return ndtr(self._standard_quantiles(levels))
 
     def transform_probabilities(self, probabilities: ArrayLike) -> NDArray[np.float64]:
         """Calibrated probabilities of predictive ones, `R`: maps probability integral transforms to uniform ones.
@@ -160,8 +156,10 @@ class QuantileCalibration(_NormalCalibrator):
         Args:
             probabilities: Predictive probabilities below a target, any shape.
         """
+        from scipy.special import ndtri
+
         check_is_fitted(self)
-        return np.interp(np.asarray(probabilities, dtype=np.float64), self.levels_, self.shares_)
+        return np.interp(ndtri(np.asarray(probabilities, dtype=np.float64)), self.quantiles_, self.shares_)
 
     def predict_quantile(self, X: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
         """Calibrated quantiles.
@@ -173,9 +171,7 @@ class QuantileCalibration(_NormalCalibrator):
         Returns:
             `(n,)`, or `(levels, n)` for several.
         """
-        from scipy.special import ndtri
-
-        z = ndtri(self.transform_levels(levels))
+        z = self._standard_quantiles(levels)
         mean, scale = self._checked(X, reset=False)
         return mean + scale * z[..., None] if z.ndim else mean + scale * z
 
@@ -185,5 +181,11 @@ class QuantileCalibration(_NormalCalibrator):
         Args:
             X: Means and scales, `(n, 2)`.
         """
-        check_is_fitted(self)
         return self.predict_quantile(X, 0.5)
+
+    def _standard_quantiles(self, levels: ArrayLike) -> NDArray[np.float64]:
+        check_is_fitted(self)
+        wanted = np.asarray(levels, dtype=np.float64)
+        if not np.all((wanted > 0) & (wanted < 1)):
+            raise ValueError(f"`levels` must be between 0 and 1, both excluded. Received: {levels!r}.")
+        return np.asarray(np.interp(wanted, self.shares_, self.quantiles_))

@@ -189,7 +189,8 @@ def test_it_clones_pickles_and_ends_a_pipeline(calibrator):
         ([[0.5, 0.5], [0.5, 0.5]], [0, 2, 1], r"`y` must hold column numbers|`X` and `y` must have one row"),
         ([[0.5, 0.5], [0.5, 0.5]], [1, 1], r"`y` must hold two classes or more"),
         ([[0.5, 0.5], [0.5, 0.5]], [0, 1, 1], r"`X` and `y` must have one row an example"),
-        ([[0.5, 0.5], [0.5, 0.5]], [[0], [1]], r"`y` must have shape \(n,\)"),
+        ([[0.5, 0.5], [0.5, 0.5]], [[0, 1], [1, 0]], r"y should be a 1d array"),
+        ([[0.5, 0.5], [0.5, 0.5]], None, r"`y` must hold the labels"),
         (np.zeros((0, 2)), [], r"minimum of 1 is required"),
     ],
 )
