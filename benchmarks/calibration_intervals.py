@@ -2,8 +2,8 @@
 
 Each simulation draws a data set of a known truth and asks whether the 95 % interval holds it. Bootstrap intervals of
 smooth metrics, the interval of the debiased calibration error (for a calibrated and an overconfident model), and, as a
-warning, the bootstrap interval of the plain ECE of a calibrated model, whose truth is zero. Conformal sets and intervals
-at 90 %: the mean coverage over simulations, which should be `k / (n + 1)` exactly.
+warning, the bootstrap interval of the plain ECE of a calibrated model, whose truth is zero. Conformal sets and
+intervals at 90 %: the mean coverage over simulations, which should be `k / (n + 1)` exactly.
 
     python benchmarks/calibration_intervals.py --output benchmarks/results/calibration_intervals.json
 """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_LOG_TEMPERATURE = 10.0  # scikit-learn's bound; 22,000 is a uniform distribution, and its inverse a certain one
 _MAX_ITERATIONS = 2000
-_PRECISIONS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+_PRECISIONS = (1e5, 1e4, 1e3, 100.0, 10.0, 1.0)
 _FOLDS = 3
 
 
@@ -114,7 +114,8 @@ class _AffineScaling(ProbabilityCalibrator):
         z = self._features(scores)
         free = self._free(z.shape[1])
         self.regularization_ = _cross_validated(z, labels, free) if given is None else float(given)
-        self.weights_, self.intercepts_, self.n_iter_ = _fit_affine(z, labels, free, self.regularization_)
+        start = np.eye(z.shape[1]), np.zeros(z.shape[1])
+        self.weights_, self.intercepts_, self.n_iter_ = _fit_affine(z, labels, free, self.regularization_, start)
 
     def _calibrate(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         return softmax(self._features(scores) @ self.weights_.T + self.intercepts_)
@@ -126,17 +127,24 @@ def _cross_validated(z: NDArray[np.float64], labels: NDArray[np.intp], free: NDA
     losses = np.zeros(len(_PRECISIONS))
     for fold in range(min(_FOLDS, len(labels))):
         rest = folds != fold
-        for number, precision in enumerate(_PRECISIONS):
-            weights, intercepts, _ = _fit_affine(z[rest], labels[rest], free, precision)
+        weights, intercepts = np.eye(z.shape[1]), np.zeros(z.shape[1])
+        for number, precision in enumerate(_PRECISIONS):  # from the strongest, each from the last one's solution
+            start = weights, intercepts
+            weights, intercepts, _ = _fit_affine(z[rest], labels[rest], free, precision, start, tolerance=1e-7)
             log_p = log_softmax(z[~rest] @ weights.T + intercepts)
             losses[number] -= log_p[np.arange(len(log_p)), labels[~rest]].sum()
     return _PRECISIONS[int(losses.argmin())]
 
 
 def _fit_affine(
-    z: NDArray[np.float64], labels: NDArray[np.intp], free: NDArray[np.bool_], precision: float
+    z: NDArray[np.float64],
+    labels: NDArray[np.intp],
+    free: NDArray[np.bool_],
+    precision: float,
+    start: tuple[NDArray[np.float64], NDArray[np.float64]],
+    tolerance: float = 1e-13,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """W, b and the number of iterations, by L-BFGS from the identity."""
+    """W, b and the number of iterations, by L-BFGS; the tolerance is relative to the NLL."""
     from scipy.optimize import minimize
 
     n, num_classes = z.shape
@@ -161,9 +169,9 @@ def _fit_affine(
         value = -float(np.mean(log_p[np.arange(n), labels])) + float(penalty)
         return value, np.concatenate([slope[free] / scale, intercept_slope])
 
-    start = np.concatenate([np.eye(num_classes)[free] * scale, np.zeros(num_classes)])
-    options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-13, "gtol": 1e-7}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    first = np.concatenate([start[0][free] * scale, start[1]])
+    options = {"maxiter": _MAX_ITERATIONS, "ftol": tolerance, "gtol": 1e-7}
+    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
     return *unpack(found.x), max(int(found.nit), 1)
 
 
