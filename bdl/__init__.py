@@ -3,7 +3,7 @@
 Variational layers, one honest ELBO, and predictions that know how sure they are, on TensorFlow, JAX and Torch.
 """
 
-from bdl import calibration, convert, layers, likelihoods, plots, posteriors, priors, random
+from bdl import calibration, convert, layers, likelihoods, metrics, plots, posteriors, priors, random
 from bdl.elbo import ELBO, kl_divergence
 from bdl.evaluation import evaluate
 from bdl.layers import mean_weights
@@ -22,6 +22,7 @@ __all__ = [
     "layers",
     "likelihoods",
     "mean_weights",
+    "metrics",
     "plots",
     "posteriors",
     "predict_distribution",

@@ -177,9 +177,12 @@ def test_evaluate_compares_files_of_the_same_name(predictions: Path, tmp_path: P
     other = tmp_path / "other" / "network.npz"
     other.parent.mkdir()
     other.write_bytes(predictions.read_bytes())
-    result = run("evaluate", str(predictions), str(other), "--labels", "y", "--num-resamples", "0")
+    figures = tmp_path / "figures.json"
+    result = run(
+        "evaluate", str(predictions), str(other), "--labels", "y", "--num-resamples", "0", "--json", str(figures)
+    )
     assert result.exit_code == 0, result.stderr
-    assert str(other) in result.stdout
+    assert list(json.loads(figures.read_text())["models"]) == [str(predictions), str(other)]
 
 
 def test_evaluate_leaves_nothing_half_written_of_a_damaged_file(predictions: Path, output: Path) -> None:

@@ -42,8 +42,8 @@ def test_every_layer_of_the_table_exists():
     dropout = {"ConcreteDropout", "VariationalGaussianDropout", "MCDropout", "MCGaussianDropout", "MCAlphaDropout"}
     dropout |= {"MCGaussianNoise", "MCSpatialDropout1D", "MCSpatialDropout2D", "MCSpatialDropout3D"}
     expected = {base + suffix for suffix, bases in families.items() for base in bases} | dropout
-    assert expected | {"Variational", "mean_weights"} == set(bdl.layers.__all__)
+    assert expected | {"TemperatureScaling", "Variational", "mean_weights"} == set(bdl.layers.__all__)
     for name in recurrent + normalization:
         assert f"`{name}`" in TEXT
-    for name in ("ConcreteDropout", "VariationalGaussianDropout", "MCDropout"):
+    for name in ("ConcreteDropout", "VariationalGaussianDropout", "MCDropout", "TemperatureScaling"):
         assert name in TEXT
