@@ -4,18 +4,16 @@ Those made of sums or of fixed bins merge over batches exactly; sums are compens
 of a float32. `AreaUnderRiskCoverage`, a rank, says how it approximates.
 """
 
-from bdl.metrics.classification import (
+from bdl.metrics.calibration_error import (
     AreaUnderRiskCoverage,
-    BrierScore,
     ClasswiseCalibrationError,
     DebiasedCalibrationError,
     ExpectedCalibrationError,
     MaximumCalibrationError,
-    NegativeLogLikelihood,
-    PredictiveEntropy,
     RootMeanSquareCalibrationError,
     TopLabelCalibrationError,
 )
+from bdl.metrics.classification import BrierScore, NegativeLogLikelihood, PredictiveEntropy
 from bdl.metrics.regression import (
     IntervalCoverage,
     MeanIntervalWidth,

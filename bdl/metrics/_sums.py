@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -40,6 +41,11 @@ class Sums:
     def value(self) -> Tensor:
         """The sums."""
         return ops.convert_to_tensor(self._total) + ops.convert_to_tensor(self._lost)
+
+
+def standard_name(metric: keras.metrics.Metric) -> str:
+    """The class's name as it stands in logs: words in lower case, joined by underscores."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__).lower()
 
 
 def flat_events(

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.metrics._sums import Sums, flat_targets
+from bdl.metrics._sums import Sums, flat_targets, standard_name
 from bdl.random import Tensor
 
 _SERIALIZABLE = keras.saving.register_keras_serializable(package="bdl")
@@ -22,8 +22,8 @@ _LOG_SQRT_TWO_PI = 0.5 * math.log(2 * math.pi)
 class _NormalMetric(keras.metrics.Metric):
     """Takes targets, means and scales; subclasses write `_update` and `result`."""
 
-    def __init__(self, scale: float | None, name: str, dtype: Any) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, scale: float | None, name: str | None, dtype: Any) -> None:
+        super().__init__(name=name or standard_name(self), dtype=dtype)
         if scale is not None and (isinstance(scale, bool) or not np.isreal(scale) or not 0 < scale < np.inf):
             raise ValueError(
                 f"`scale` must be a positive number, or None for predictions of mean and scale. Received: {scale!r}."
@@ -66,7 +66,7 @@ class _NormalMetric(keras.metrics.Metric):
 class _NormalMean(_NormalMetric):
     """The weighted mean of `_terms`."""
 
-    def __init__(self, scale: float | None, name: str, dtype: Any) -> None:
+    def __init__(self, scale: float | None = None, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(scale, name, dtype)
         self._sum = Sums(self, "sum")
         self._weight = Sums(self, "weight")
@@ -89,7 +89,7 @@ class NormalNegativeLogLikelihood(_NormalMean):
 
     Args:
         scale: One standard deviation for all predictions, which are then means; None reads it from them.
-        name: Name of the metric.
+        name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
 
     Example:
@@ -99,11 +99,6 @@ class NormalNegativeLogLikelihood(_NormalMean):
     >>> float(metric.result())
     1.1689
     """
-
-    def __init__(
-        self, scale: float | None = None, name: str = "normal_negative_log_likelihood", dtype: Any = None
-    ) -> None:
-        super().__init__(scale, name, dtype)
 
     def _terms(self, target: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         return 0.5 * ((target - mean) / scale) ** 2 + ops.log(scale) + _LOG_SQRT_TWO_PI
@@ -115,7 +110,7 @@ class NormalCRPS(_NormalMean):
 
     Args:
         scale: One standard deviation for all predictions, which are then means; None reads it from them.
-        name: Name of the metric.
+        name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
 
     Example:
@@ -126,9 +121,6 @@ class NormalCRPS(_NormalMean):
     0.4181
     """
 
-    def __init__(self, scale: float | None = None, name: str = "normal_crps", dtype: Any = None) -> None:
-        super().__init__(scale, name, dtype)
-
     def _terms(self, target: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         z = (target - mean) / scale
         density = ops.exp(-0.5 * z**2 - _LOG_SQRT_TWO_PI)
@@ -138,7 +130,9 @@ class NormalCRPS(_NormalMean):
 class _IntervalMetric(_NormalMean):
     """Of central intervals of a coverage."""
 
-    def __init__(self, coverage: float, scale: float | None, name: str, dtype: Any) -> None:
+    def __init__(
+        self, coverage: float = 0.9, scale: float | None = None, name: str | None = None, dtype: Any = None
+    ) -> None:
         super().__init__(scale, name, dtype)
         if isinstance(coverage, bool) or not 0 < coverage < 1:
             raise ValueError(f"`coverage` must be between 0 and 1, both excluded. Received: {coverage!r}. Pass 0.9.")
@@ -159,7 +153,7 @@ class IntervalCoverage(_IntervalMetric):
     Args:
         coverage: Nominal coverage of the intervals.
         scale: One standard deviation for all predictions, which are then means; None reads it from them.
-        name: Name of the metric.
+        name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
 
     Example:
@@ -169,11 +163,6 @@ class IntervalCoverage(_IntervalMetric):
     >>> float(metric.result())
     0.5
     """
-
-    def __init__(
-        self, coverage: float = 0.9, scale: float | None = None, name: str = "interval_coverage", dtype: Any = None
-    ) -> None:
-        super().__init__(coverage, scale, name, dtype)
 
     def _terms(self, target: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         return ops.cast(ops.abs(target - mean) <= self._half * scale, "float32")
@@ -186,7 +175,7 @@ class MeanIntervalWidth(_IntervalMetric):
     Args:
         coverage: Nominal coverage of the intervals.
         scale: One standard deviation for all predictions, which are then means; None reads it from them.
-        name: Name of the metric.
+        name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
 
     Example:
@@ -196,11 +185,6 @@ class MeanIntervalWidth(_IntervalMetric):
     >>> float(metric.result())
     3.2897
     """
-
-    def __init__(
-        self, coverage: float = 0.9, scale: float | None = None, name: str = "mean_interval_width", dtype: Any = None
-    ) -> None:
-        super().__init__(coverage, scale, name, dtype)
 
     def _terms(self, target: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         return 2 * self._half * scale
@@ -212,7 +196,7 @@ class Sharpness(_NormalMean):
 
     Args:
         scale: One standard deviation for all predictions, which are then means; None reads it from them.
-        name: Name of the metric.
+        name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
 
     Example:
@@ -222,9 +206,6 @@ class Sharpness(_NormalMean):
     >>> float(metric.result())
     3.5355
     """
-
-    def __init__(self, scale: float | None = None, name: str = "sharpness", dtype: Any = None) -> None:
-        super().__init__(scale, name, dtype)
 
     def _terms(self, target: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         return scale**2
@@ -243,7 +224,7 @@ class QuantileCalibrationError(_NormalMetric):
     Args:
         central: Whether levels are those of central intervals.
         scale: One standard deviation for all predictions, which are then means; None reads it from them.
-        name: Name of the metric.
+        name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
 
     Example:
@@ -255,11 +236,7 @@ class QuantileCalibrationError(_NormalMetric):
     """
 
     def __init__(
-        self,
-        central: bool = False,
-        scale: float | None = None,
-        name: str = "quantile_calibration_error",
-        dtype: Any = None,
+        self, central: bool = False, scale: float | None = None, name: str | None = None, dtype: Any = None
     ) -> None:
         super().__init__(scale, name, dtype)
         self.central = bool(central)
@@ -290,7 +267,7 @@ class PinballLoss(keras.metrics.Metric):
 
     Args:
         level: The quantiles' level, in (0, 1).
-        name: Name of the metric.
+        name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
 
     Raises:
@@ -304,8 +281,8 @@ class PinballLoss(keras.metrics.Metric):
     0.5
     """
 
-    def __init__(self, level: float = 0.5, name: str = "pinball_loss", dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, level: float = 0.5, name: str | None = None, dtype: Any = None) -> None:
+        super().__init__(name=name or standard_name(self), dtype=dtype)
         if isinstance(level, bool) or not 0 < level < 1:
             raise ValueError(f"`level` must be between 0 and 1, both excluded. Received: {level!r}. Pass 0.9.")
         self.level = float(level)

@@ -130,6 +130,12 @@ def test_the_area_under_risk_coverage_approaches_the_ranked_one():
     assert abs(value(filled) - calibration.area_under_risk_coverage(errors, doubt)) < 2e-3
 
 
+def test_names_are_those_of_the_classes():
+    assert metrics.NegativeLogLikelihood().name == "negative_log_likelihood"
+    assert metrics.NormalCRPS().name == "normal_crps"
+    assert metrics.BrierScore(name="brier").name == "brier"
+
+
 def test_the_mean_entropy():
     y, p, _ = problem(5, 30)
     filled = metrics.PredictiveEntropy()
