@@ -243,7 +243,8 @@ footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--lin
   .summary { font-size: 1.05rem; }
   tr { display: flex; flex-wrap: wrap; }
   thead td { display: none; }
-  thead th, tbody td { flex: 1; padding-left: 0; text-align: left; }
+  thead th, tbody td { flex: 1 1 0; min-width: 0; padding-left: 0; padding-right: 0.5rem; text-align: left;
+    overflow-wrap: anywhere; }
   tbody th { flex: 0 0 100%; padding-bottom: 0; }
   tbody td { padding-top: 0.25rem; border-top: 0; }
 }

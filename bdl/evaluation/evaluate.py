@@ -236,7 +236,7 @@ def _shown(interval: Interval | None) -> str:
     if math.isnan(interval.low):
         return f"{interval.value:.4g}"
     return (
-        f"{interval.value:.4g} ({interval.low:.4g}\u00a0to\u00a0{interval.high:.4g})"  # breaks only before the bracket
+        f"{interval.value:.4g} ({interval.low:.3g}\u00a0to\u00a0{interval.high:.3g})"  # breaks only before the bracket
     )
 
 
