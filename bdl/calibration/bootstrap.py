@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bdl.calibration._events import Events, event_terms
 from bdl.calibration._validation import check_share
-from bdl.calibration.metrics import classification, regression
+from bdl.calibration.metrics import classification, ranking, regression
 
 # Metrics that are means: resampling needs their terms only, computed once.
 _EVENT_TERMS: dict[Callable[..., float], Callable[[Events], NDArray[Any]]] = {
@@ -29,7 +29,8 @@ _TARGET_TERMS: dict[Callable[..., float], Callable[..., NDArray[Any]]] = {
     regression.interval_coverage: regression.covered,
 }
 
-_MAX_DRAWS = 2**24  # resampled indices held at a time
+# Metrics of two samples of different inputs, each of which is resampled on its own.
+_OF_TWO_SAMPLES = (ranking.out_of_distribution_auroc, ranking.out_of_distribution_aupr)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Return a metric with the interval that resampling its examples gives.
 
-    Examples (rows, whole sequences) are drawn with replacement. For metrics that are means (negative log
+    Examples (rows, whole sequences) are drawn with replacement, the same ones of all arrays; familiar and unfamiliar
+    inputs of `out_of_distribution_auroc` and `_aupr` each on their own. For metrics that are means (negative log
     likelihood, Brier score, accuracy, CRPS, pinball loss, interval score, coverage) the interval is the bias-corrected
     and accelerated one (BCa; Efron 1987), whose error falls as `1/n`; for any other it is the percentile interval.
 
@@ -117,7 +119,7 @@ def _mean_interval(
 
     n, value = len(terms), float(np.mean(terms))
     _check_enough(n)
-    means = np.concatenate([np.mean(terms[index], axis=1) for index in _resampled(n, num_resamples, random)])
+    means = np.array([np.mean(terms[index]) for index in _resampled(n, num_resamples, random)])
     residual = terms - value
     spread = float(np.sqrt(np.mean(residual**2)))
     if spread <= 1e-14 * max(abs(value), np.finfo(float).tiny):
@@ -144,15 +146,25 @@ def _percentile_interval(
     others = {name: value for name, value in options.items() if name not in named}
     axes = [_example_axis(metric, number) for number in range(len(rows))]
     value = float(metric(*rows, **named, **others))
-    n = rows[0].shape[axes[0]]
-    _check_enough(n)
+    sizes = [row.shape[axis] for row, axis in zip(rows, axes, strict=True) if row.ndim > axis]
+    _check_enough(min(sizes))
+    draws: Iterable[Sequence[NDArray[np.int64]]]
+    if metric in _OF_TWO_SAMPLES:
+        draws = zip(*(_resampled(size, num_resamples, random) for size in sizes), strict=True)
+    elif len(set(sizes)) == 1:
+        draws = ([index] * len(rows) for index in _resampled(sizes[0], num_resamples, random))
+    else:
+        raise ValueError(
+            f"`arrays` must have one row for each example. Received: {sizes} rows. "
+            "Resample a metric of several samples by hand."
+        )
     found = []
-    for indices in _resampled(n, num_resamples, random):
-        for index in indices:
-            drawn = [
-                np.take(row, index, axis) if row.ndim > axis else row for row, axis in zip(rows, axes, strict=True)
-            ]
-            found.append(metric(*drawn, **{name: mask[index] for name, mask in named.items()}, **others))
+    for indices in draws:
+        drawn = [
+            np.take(row, index, axis) if row.ndim > axis else row
+            for row, index, axis in zip(rows, indices, axes, strict=True)
+        ]
+        found.append(metric(*drawn, **{name: mask[indices[0]] for name, mask in named.items()}, **others))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), level)
 
@@ -166,11 +178,10 @@ def _example_axis(metric: Callable[..., float], number: int) -> int:
     return int(number < len(names) and names[number] == "samples")
 
 
-def _resampled(n: int, num_resamples: int, random: np.random.Generator) -> Any:
-    """Resampled row indices `(some, n)`, a few resamples at a time."""
-    at_a_time = max(1, _MAX_DRAWS // n)
-    for start in range(0, num_resamples, at_a_time):
-        yield random.integers(0, n, size=(min(at_a_time, num_resamples - start), n))
+def _resampled(n: int, num_resamples: int, random: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Row indices `(n,)` of each resample."""
+    for _ in range(num_resamples):
+        yield random.integers(0, n, size=n)
 
 
 def _check_enough(n: int) -> None:

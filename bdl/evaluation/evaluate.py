@@ -218,6 +218,12 @@ def _evaluate(
     y: np.ndarray, forecast: Forecast, mask: ArrayLike | None, num_bins: int, resampling: Resampling
 ) -> ModelEvaluation:
     if isinstance(forecast, ClassForecast):
+        if y.dtype.kind == "f" and np.isfinite(y).all() and (y != np.floor(y)).any():
+            raise ValueError(
+                "`prediction` must say how sure it is of real targets: {'mean': ..., 'scale': ...}, {'samples': ...}. "
+                f"Received: an array of shape {forecast.probabilities.shape}, which stands for class probabilities, "
+                "and `y` with fractions."
+            )
         return evaluate_classes(y, forecast, mask, num_bins, resampling)
     if mask is not None:
         raise ValueError("`mask` is for labels. Received: one for targets. Drop the targets that do not count.")

@@ -42,7 +42,7 @@ def test_any_other_metric_gets_the_interval_of_its_percentiles():
     y, p = classified(1, 150)
     ours = bootstrap_interval(classwise_calibration_error, y, p, num_bins=5, num_resamples=200)
     random = np.random.default_rng(0)
-    rows = random.integers(0, 150, size=(200, 150))
+    rows = [random.integers(0, 150, size=150) for _ in range(200)]
     found = [classwise_calibration_error(y[row], p[row], num_bins=5) for row in rows]
     assert_allclose([ours.low, ours.high], np.quantile(found, [0.025, 0.975]))
 
@@ -56,6 +56,19 @@ def test_samples_are_resampled_on_their_second_axis_and_masks_with_the_rows():
     mask = np.arange(60).reshape(20, 3) % 3 != 2
     masked = bootstrap_interval(accuracy, tokens.reshape(20, 3), p.reshape(20, 3, 3), mask=mask, num_resamples=50)
     assert_allclose(masked.value, accuracy(tokens[mask.ravel()], p[mask.ravel()]))
+
+
+def test_familiar_and_unfamiliar_inputs_are_resampled_apart():
+    random = np.random.default_rng(5)
+    inside, outside = random.normal(size=400), random.normal(size=700) + 1.0
+    interval = bootstrap_interval(out_of_distribution_auroc, inside, outside, num_resamples=400)
+    # Hanley and McNeil's (1982) standard error of the area; the half-width of a 95 % interval is 1.96 of them.
+    area = interval.value
+    pairs = (399 * (area / (2 - area) - area**2), 699 * (2 * area**2 / (1 + area) - area**2))
+    error = np.sqrt((area * (1 - area) + sum(pairs)) / (400 * 700))
+    assert_allclose((interval.high - interval.low) / 2, 1.96 * error, rtol=0.15)  # of 400 resamples, and their formula
+    with pytest.raises(ValueError, match=r"`arrays` must have one row for each example\. Received: \[2, 3\] rows"):
+        bootstrap_interval(lambda a, b: float(np.mean(a) - np.mean(b)), [1.0, 2.0], [1.0, 2.0, 3.0])
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_does_not():

@@ -189,6 +189,7 @@ def test_printing_it_shows_the_table():
         ((TARGET[:3], {"mean": MEAN, "scale": SCALE}), r"Received: shapes \(3,\) and \(150,\)"),
         ((TARGET, {"mean": MEAN, "scale": -SCALE}), r"`scale` must be positive"),
         ((TARGET, {"samples": MEAN}), r"`samples` must have shape \(samples, n\)"),
+        ((TARGET, MEAN), r"`prediction` must say how sure it is of real targets"),
         ((Y, LogisticRegression()), r"`x` must hold the inputs of the model"),
         ((Y, keras.Sequential([keras.Input((1,))]), np.ones((200, 1))), r"`likelihood` must say"),
     ],
