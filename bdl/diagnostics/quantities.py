@@ -1,0 +1,327 @@
+"""What a diagnosis reads: numbers of a run, of its layers and of its fit, as plain frozen records.
+
+Everything here can be written to JSON and read back, so that a verdict needs neither the model nor the data, and so
+that layers of any library, dropout and local latent variables reach the rules by the same road. A quantity that was
+not measured is None; no rule fires on None.
+
+The numbers Q1 to Q20 are those of docs/diagnostics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class LayerHealth:
+    """One layer with a posterior.
+
+    Args:
+        name: The layer's path.
+        num_weights: Number of scales.
+        kl: Divergence from the prior, in nats, total over the layer.
+        counted: How often the loss counts that divergence: 1 is right (Q2).
+        prior_matched: Share of weights whose own divergence is under 0.01 nats (Q9).
+        contraction: Median of `1 - (scale / prior scale)^2` (Q10).
+        signal_to_noise: Median of `|mean| / scale` (Q11).
+        stuck: Share of scales within 5 % of their start (Q17).
+        active_units: Share of its units whose output carries a signal (Q12).
+        gradient_ratio: Norm of the gradient of KL / N over that of the NLL (Q16).
+        gradient_cosine: Cosine between the two (Q16).
+    """
+
+    name: str
+    num_weights: int = 0
+    kl: float | None = None
+    counted: float | None = None
+    prior_matched: float | None = None
+    contraction: float | None = None
+    signal_to_noise: float | None = None
+    stuck: float | None = None
+    active_units: float | None = None
+    gradient_ratio: float | None = None
+    gradient_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a network predicts one data set; NLLs in nats per example.
+
+    Args:
+        num_examples: Examples evaluated.
+        nll_null: Of a model that ignores the inputs (Q3).
+        nll_gibbs: Mean over weight samples of their NLL (Q4).
+        nll_bma: Of the mean predictive density (Q4).
+        nll_mean: Of the posterior mean (Q4).
+        gain: What the data taught, 0 nothing to 1 everything (Q6).
+        gain_error: Its standard error, over examples (Q18).
+        accuracy: Share of labels predicted right, or 1 - mse / variance of the targets.
+        accuracy_error: Its standard error.
+        disagreement: Standard deviation over weight samples of the NLL that one of them has, in nats (Q18).
+    """
+
+    num_examples: int
+    nll_null: float
+    nll_gibbs: float
+    nll_bma: float
+    nll_mean: float | None = None
+    gain: float = 0.0
+    gain_error: float = 0.0
+    accuracy: float | None = None
+    accuracy_error: float | None = None
+    disagreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Trends:
+    """Which way the curves went over the last window of epochs (Q15); nats per example, the ELBO at T = 1.
+
+    A slope is Theil and Sen's, times the window: the change over it. `p` is the two-sided one of Mann and Kendall.
+
+    Args:
+        window: Number of recorded epochs in it.
+        elbo_change: Of the ELBO.
+        elbo_p: Its significance.
+        nll_change: Of the training NLL.
+        nll_p: Its significance.
+        val_nll_rise: Validation NLL, mean of its last epochs, above its best smoothed value.
+        val_nll_rise_errors: The same in standard errors of the epochs' scatter.
+        accuracy_drop: Accuracy (of validation data if there are any) below its best smoothed value.
+        kappa: Share of the ELBO's gain that fewer nats of KL bought; above 1 when the NLL got worse.
+    """
+
+    window: int
+    elbo_change: float | None = None
+    elbo_p: float | None = None
+    nll_change: float | None = None
+    nll_p: float | None = None
+    val_nll_rise: float | None = None
+    val_nll_rise_errors: float | None = None
+    accuracy_drop: float | None = None
+    kappa: float | None = None
+
+
+@dataclass(frozen=True)
+class LocalLatents:
+    """Alignments or codes: latent variables of single examples (Q19).
+
+    Args:
+        kl: Mean over examples of their divergence, in nats per example.
+        active_units: Share of code units that vary with the input, `Cov_x(E_q z) > 0.01`.
+        mutual_information: Between latent variable and input, in nats per example.
+        attention_entropy: Mean entropy of an alignment over the log of the number of keys, 0 to 1.
+    """
+
+    kl: float | None = None
+    active_units: float | None = None
+    mutual_information: float | None = None
+    attention_entropy: float | None = None
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """All that the rules of `bdl.diagnostics.verdict` read.
+
+    Args:
+        epoch: Epochs trained, from 1; 0 before training.
+        planned_epochs: Epochs that were asked for.
+        num_examples: Training examples, N.
+        finite: Whether loss and weights are finite.
+        temperature: Effective temperature T at the end of the schedule, measured from the compiled loss (Q1).
+        declared_temperature: The T that the user asked for, where there is one to declare; else None.
+        kl: Closed-form divergence of all weights, in nats, total.
+        kl_at_start: The same before training.
+        train: Fit to training data.
+        validation: Fit to data not trained on.
+        twin: Fit of the deterministic twin, on the same data as `validation` (else `train`) (Q14).
+        nll_prior: Mean NLL of networks drawn from the prior, nats per example (Q5).
+        function_signal: `sd_x(E_q f) / sd(y)` (Q13).
+        function_variance: `E_x Var_q f / E_x Var_p f` (Q13).
+        layers: Each layer with a posterior.
+        trends: Of the recorded epochs.
+        local: Local latent variables, if there are any.
+        has_noise: Whether predictions of one input differ between draws; None if unknown.
+        dropout_rates: Rates of the dropout layers that stay on.
+        num_members: Members of an ensemble; 1 for a single network.
+    """
+
+    epoch: int = 0
+    planned_epochs: int | None = None
+    num_examples: int | None = None
+    finite: bool = True
+    temperature: float | None = None
+    declared_temperature: float | None = None
+    kl: float | None = None
+    kl_at_start: float | None = None
+    train: Fit | None = None
+    validation: Fit | None = None
+    twin: Fit | None = None
+    nll_prior: float | None = None
+    function_signal: float | None = None
+    function_variance: float | None = None
+    layers: tuple[LayerHealth, ...] = ()
+    trends: Trends | None = None
+    local: LocalLatents | None = None
+    has_noise: bool | None = None
+    dropout_rates: tuple[float, ...] = ()
+    num_members: int = 1
+
+    @property
+    def rate(self) -> float | None:
+        """R = KL / N, nats per example, with the local divergence in it (Q8)."""
+        if self.kl is None or not self.num_examples:
+            return None
+        local = (self.local.kl or 0.0) if self.local else 0.0
+        return self.kl / self.num_examples + local
+
+    @property
+    def judged(self) -> Fit | None:
+        """The fit to judge by: on data not trained on, where there are any."""
+        return self.validation or self.train
+
+    @property
+    def twin_gap(self) -> float | None:
+        """Gain of the twin above the network's; None without a twin (Q14)."""
+        if self.twin is None or self.judged is None:
+            return None
+        return self.twin.gain - self.judged.gain
+
+    @property
+    def information_excess(self) -> float | None:
+        """`KL/N - (NLL_prior - NLL_Gibbs)`: above 0, the prior itself would have a better ELBO (Q7)."""
+        if self.rate is None or self.nll_prior is None or self.train is None:
+            return None
+        return self.rate - (self.nll_prior - self.train.nll_gibbs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without what is not known."""
+        return _without_none(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Quantities:
+        """Reads what `to_dict` wrote; fields of newer versions are passed over."""
+        parts: dict[str, Any] = _known(cls, values)
+        for name, kind in (("train", Fit), ("validation", Fit), ("twin", Fit), ("trends", Trends)):
+            if parts.get(name) is not None:
+                parts[name] = kind(**_known(kind, parts[name]))
+        if parts.get("local") is not None:
+            parts["local"] = LocalLatents(**_known(LocalLatents, parts["local"]))
+        parts["layers"] = tuple(LayerHealth(**_known(LayerHealth, layer)) for layer in parts.get("layers", ()))
+        parts["dropout_rates"] = tuple(parts.get("dropout_rates", ()))
+        return cls(**parts)
+
+
+def null_nll(y: ArrayLike, is_classifier: bool) -> float:
+    """NLL of the best model that ignores the inputs (Q3).
+
+    Args:
+        y: Labels `(n, ...)` or targets `(n,)` or `(n, targets)`.
+        is_classifier: Whether they are labels.
+
+    Returns:
+        Entropy of the label frequencies, or of a Gaussian with each target's variance; summed over the events of an
+        example, in nats per example.
+
+    Example:
+    >>> round(null_nll([0, 1, 0, 1], is_classifier=True), 4)
+    0.6931
+    """
+    y = np.asarray(y)
+    y = y.reshape(len(y), -1)
+    if is_classifier:
+        counts = np.unique(y, return_counts=True)[1]
+        frequencies = counts / counts.sum()
+        return float(-np.sum(frequencies * np.log(frequencies))) * y.shape[1]
+    variances = np.maximum(y.astype("float64").var(axis=0), 1e-12)
+    return float(np.sum(0.5 * np.log(2 * math.pi * math.e * variances)))
+
+
+def data_gain(nll_bma: float, nll_null: float, is_classifier: bool, num_events: int = 1) -> float:
+    """What the data taught (Q6): 0 for a model that ignores the inputs, 1 for perfect predictions.
+
+    A density depends on the unit of its target, so that for regression the gain is `1 - exp(2 (NLL - NLL_null))` per
+    event: of a Gaussian with fitted scale, the share of the variance that is explained.
+
+    Example:
+    >>> data_gain(0.5, 2.0, is_classifier=True)
+    0.75
+    """
+    if is_classifier:
+        return float((nll_null - nll_bma) / max(nll_null, 1e-12))
+    return float(1.0 - math.exp(min(2.0 * (nll_bma - nll_null) / num_events, 50.0)))
+
+
+def fit_figures(
+    nll: ArrayLike,
+    y: ArrayLike,
+    mean: ArrayLike,
+    is_classifier: bool,
+    nll_mean: float | None = None,
+    nll_null: float | None = None,
+) -> Fit:
+    """All figures of a fit from the NLLs of weight samples.
+
+    Args:
+        nll: `(num_samples, n)`, in nats, summed over the events of an example.
+        y: Labels or targets, `(n, ...)`.
+        mean: Predictive mean, `(n, ...)`; of a classifier its class probabilities `(n, ..., classes)`, or of label 1.
+        is_classifier: Whether `y` are labels.
+        nll_mean: NLL of the posterior mean, nats per example.
+        nll_null: NLL of a model that ignores the inputs; None takes it from `y`.
+
+    Example:
+    >>> figures = fit_figures(np.full((4, 2), 0.1), [0, 1], np.eye(2), is_classifier=True)
+    >>> figures.accuracy, round(figures.gain, 3)
+    (1.0, 0.856)
+    """
+    nll, y, mean = np.asarray(nll, "float64"), np.asarray(y), np.asarray(mean, "float64")
+    num_samples, n = nll.shape
+    bma = -(np.logaddexp.reduce(-nll, axis=0) - math.log(num_samples))
+    if nll_null is None:
+        nll_null = null_nll(y, is_classifier)
+    events = y.reshape(n, -1).shape[1]
+    nll_bma = float(bma.mean())
+    gain = data_gain(nll_bma, nll_null, is_classifier, events)
+    slope = 1.0 / max(nll_null, 1e-12) if is_classifier else 2.0 / events * (1.0 - gain)
+    correct = _correctness(y, mean, is_classifier)
+    error = math.sqrt(max(n - 1, 1))
+    return Fit(
+        num_examples=n,
+        nll_null=float(nll_null),
+        nll_gibbs=float(nll.mean()),
+        nll_bma=nll_bma,
+        nll_mean=nll_mean,
+        gain=gain,
+        gain_error=float(slope * bma.std() / error),
+        accuracy=float(correct.mean()),
+        accuracy_error=float(correct.std() / error),
+        disagreement=float(nll.mean(axis=1).std(ddof=1)) if num_samples > 1 else 0.0,
+    )
+
+
+def _correctness(y: np.ndarray, mean: np.ndarray, is_classifier: bool) -> np.ndarray:
+    """For each example: share of right labels, or the share of variance that its error leaves explained."""
+    n = len(y)
+    if not is_classifier:
+        target = y.reshape(n, -1).astype("float64")
+        variance = np.maximum(target.var(axis=0), 1e-12)
+        return (1.0 - (target - mean.reshape(n, -1)) ** 2 / variance).mean(axis=1)
+    labels = mean.argmax(axis=-1) if mean.size != y.size else (mean > 0.5).astype(int)
+    return (labels.reshape(n, -1) == y.reshape(n, -1)).mean(axis=1)
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,253 @@
+"""The weight posteriors of any Keras model, ours or another library's: means, scales, priors, divergences.
+
+Layers of bdl are read by what they are. Layers of other libraries are read by their variables: a pair of one shape of
+which one holds an untransformed scale (`*_rho`, `*untransformed_scale`, `*_sigma`, `*_logvar`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.diagnostics.quantities import LayerHealth
+from bdl.keras_internals import flatten_layers
+from bdl.layers.estimators import SampledWeight
+from bdl.layers.variational import Variational
+from bdl.posteriors import MeanFieldNormal, Rank1
+from bdl.priors import Prior
+
+MATCHED_DIVERGENCE = 0.01
+"""Nats below which a weight counts as matching its prior: its scale is then within 10 % of the prior's."""
+STUCK_CHANGE = 0.05
+"""Relative change of a scale below which it counts as still at its start."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightPosterior:
+    """Gaussian posterior and prior of one tensor, and the variables behind it.
+
+    Args:
+        layer: Path of the layer.
+        mean_variable: Holds the means.
+        scale_variable: Holds the untransformed scales.
+        to_scale: From that variable's values to standard deviations, in NumPy.
+        from_scale: Back again.
+        prior_mean: Prior means, broadcastable.
+        prior_scale: Prior standard deviations, broadcastable.
+    """
+
+    layer: str
+    mean_variable: keras.Variable
+    scale_variable: keras.Variable
+    to_scale: Callable[[np.ndarray], np.ndarray]
+    from_scale: Callable[[np.ndarray], np.ndarray]
+    prior_mean: Any
+    prior_scale: Any
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Posterior means."""
+        return _numpy(self.mean_variable)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Posterior standard deviations."""
+        return self.to_scale(_numpy(self.scale_variable))
+
+    def divergences(self) -> np.ndarray:
+        """KL of each weight from its prior, in nats (Q9)."""
+        ratio, shift = self.scale / self.prior_scale, (self.mean - self.prior_mean) / self.prior_scale
+        return 0.5 * (ratio**2 + shift**2 - 1.0) - np.log(ratio)
+
+    def assign(self, mean: Any, scale: Any) -> None:
+        """Sets the posterior."""
+        shape = tuple(self.mean_variable.shape)
+        self.mean_variable.assign(np.broadcast_to(np.asarray(mean, "float32"), shape))
+        self.scale_variable.assign(np.broadcast_to(self.from_scale(np.asarray(scale, "float32")), shape))
+
+
+def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
+    """Every Gaussian weight posterior of a built model, in the order of its layers.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3, name="hidden")])
+    >>> [(posterior.layer, posterior.mean.shape) for posterior in weight_posteriors(network)]
+    [('hidden', (4, 3))]
+    """
+    found = []
+    for layer in flatten_layers(model):
+        if isinstance(layer, Variational):
+            for weight in layer.sampled_weights.values():
+                found.extend(_of_sampled_weight(layer.name, weight))
+        elif layer.built:
+            found.extend(_of_variables(layer))
+    return found
+
+
+def layer_health(
+    posteriors: list[WeightPosterior], start: dict[str, np.ndarray] | None = None
+) -> tuple[LayerHealth, ...]:
+    """Weight-space figures of each layer.
+
+    Args:
+        posteriors: From `weight_posteriors`.
+        start: Scales before training, from `start_scales`.
+    """
+    names = list(dict.fromkeys(posterior.layer for posterior in posteriors))
+    return tuple(_health(name, [part for part in posteriors if part.layer == name], start) for name in names)
+
+
+def start_scales(posteriors: list[WeightPosterior]) -> dict[str, np.ndarray]:
+    """Scales by the path of their variable, to be compared with later ones."""
+    return {posterior.scale_variable.path: posterior.scale for posterior in posteriors}
+
+
+@contextmanager
+def at_prior(posteriors: list[WeightPosterior]) -> Iterator[None]:
+    """Within this context every posterior equals its prior, as it stood when the posteriors were read."""
+    before = [(posterior.mean, _numpy(posterior.scale_variable)) for posterior in posteriors]
+    try:
+        for posterior in posteriors:
+            posterior.assign(posterior.prior_mean, posterior.prior_scale)
+        yield
+    finally:
+        for posterior, (mean, raw) in zip(posteriors, before, strict=True):
+            posterior.mean_variable.assign(mean)
+            posterior.scale_variable.assign(raw)
+
+
+@contextmanager
+def preserved(model: keras.Layer) -> Iterator[None]:
+    """Within this context a model's variables (seeds, statistics, metrics) may change; after it they are as before."""
+    held = [*model.variables, *(variable for metric in getattr(model, "metrics", []) for variable in metric.variables)]
+    variables = list({id(variable): variable for variable in held}.values())
+    before = [_numpy(variable) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+def dropout_rates(model: keras.Layer) -> tuple[float, ...]:
+    """Rates of the dropout that stays on at prediction: layers with noise but no posterior of their own."""
+    kept = [layer for layer in flatten_layers(model) if not isinstance(layer, Variational)]
+    inner = [part for layer in kept for part in getattr(layer, "dropout_layers", [layer])]
+    noisy = any(hasattr(layer, "noise_strength") for layer in kept)
+    rates = [float(layer.rate) for layer in inner if noisy and isinstance(getattr(layer, "rate", None), (int, float))]
+    return tuple(rates)
+
+
+def _of_sampled_weight(name: str, weight: SampledWeight) -> Iterator[WeightPosterior]:
+    posterior = weight.posterior
+    if isinstance(posterior, Rank1):
+        sides = (("input", posterior.input_factor_prior), ("output", posterior.output_factor_prior))
+        for side, prior in sides:
+            yield _gaussian(
+                name, weight.variables[f"{side}_mean"], weight.variables[f"{side}_rho"], posterior.speed, prior, ()
+            )
+    elif isinstance(posterior, MeanFieldNormal) and weight.prior is not None:
+        centre = 0.0 if weight.centre is None else _numpy(weight.centre)
+        rho = weight.variables["rho"]
+        yield _gaussian(name, weight.mean, rho, posterior.speed, weight.prior, weight.input_axes, centre)
+
+
+def _gaussian(
+    name: str,
+    mean: keras.Variable,
+    rho: keras.Variable,
+    speed: float,
+    prior: Prior,
+    axes: Any,
+    centre: Any = 0.0,
+) -> WeightPosterior:
+    deviation = ops.convert_to_tensor(_numpy(mean) - centre)
+    prior_mean, prior_scale = prior.parameters(deviation, ops.exp(speed * ops.convert_to_tensor(rho)), axes)
+    return WeightPosterior(
+        layer=name,
+        mean_variable=mean,
+        scale_variable=rho,
+        to_scale=lambda raw: np.exp(speed * raw),
+        from_scale=lambda scale: np.log(scale) / speed,
+        prior_mean=_numpy(prior_mean) + centre,
+        prior_scale=_numpy(prior_scale),
+    )
+
+
+def _softplus(raw: np.ndarray) -> np.ndarray:
+    return np.logaddexp(raw, 0.0)
+
+
+def _inverse_softplus(scale: np.ndarray) -> np.ndarray:
+    return scale + np.log(-np.expm1(-scale))
+
+
+# Endings of the names of third-party scale variables, how to read them, and how to write them.
+_FOREIGN_SCALES: tuple[tuple[str, Any, Any], ...] = (
+    ("rho", _softplus, _inverse_softplus),
+    ("untransformed_scale", _softplus, _inverse_softplus),
+    ("log_sigma", np.exp, np.log),
+    ("log_scale", np.exp, np.log),
+    ("logvar", lambda raw: np.exp(0.5 * raw), lambda scale: 2.0 * np.log(scale)),
+    ("log_var", lambda raw: np.exp(0.5 * raw), lambda scale: 2.0 * np.log(scale)),
+    ("sigma", np.abs, lambda scale: scale),
+)
+_FOREIGN_PRIOR_SCALES = ("prior_scale", "prior_sigma", "prior_std", "prior_stddev")
+
+
+def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
+    """Posteriors of a layer of another library, by the names of the variables that it holds itself."""
+    own = [variable for variable in layer._trainable_variables] if hasattr(layer, "_trainable_variables") else []
+    means = [variable for variable in own if not _foreign_scale(variable)]
+    prior_scale = next((getattr(layer, name) for name in _FOREIGN_PRIOR_SCALES if hasattr(layer, name)), 1.0)
+    for variable in own:
+        reading = _foreign_scale(variable)
+        stem = _stem(variable.name)
+        same = [mean for mean in means if tuple(mean.shape) == tuple(variable.shape)]
+        named = [mean for mean in same if _stem(mean.name) == stem or mean.name == stem]
+        if reading is None or not (named or same):
+            continue
+        mean = (named or same)[0]
+        yield WeightPosterior(layer.name, mean, variable, *reading, 0.0, float(np.mean(_numpy(prior_scale))))
+
+
+def _foreign_scale(variable: keras.Variable) -> tuple[Any, Any] | None:
+    name = variable.name.lower()
+    return next(((read, write) for ending, read, write in _FOREIGN_SCALES if name.endswith(ending)), None)
+
+
+def _stem(name: str) -> str:
+    """A variable's name without the word for mean or scale: `kernel_rho` and `kernel_mu` are both `kernel`."""
+    return name.lower().rsplit("_", 1)[0].removesuffix("_posterior").removesuffix("_untransformed")
+
+
+def _health(name: str, parts: list[WeightPosterior], start: dict[str, np.ndarray] | None) -> LayerHealth:
+    scale = np.concatenate([part.scale.ravel() for part in parts])
+    divergences = np.concatenate([part.divergences().ravel() for part in parts])
+    ratio = np.concatenate([(part.scale / part.prior_scale).ravel() for part in parts])
+    signal = np.concatenate([(np.abs(part.mean) / part.scale).ravel() for part in parts])
+    stuck = None
+    if start is not None and all(part.scale_variable.path in start for part in parts):
+        first = np.concatenate([start[part.scale_variable.path].ravel() for part in parts])
+        stuck = float(np.mean(np.abs(scale / first - 1.0) < STUCK_CHANGE))
+    return LayerHealth(
+        name=name,
+        num_weights=scale.size,
+        kl=float(divergences.sum()),
+        prior_matched=float(np.mean(divergences < MATCHED_DIVERGENCE)),
+        contraction=float(np.median(1.0 - ratio**2)),
+        signal_to_noise=float(np.median(signal)),
+        stuck=stuck,
+    )
+
+
+def _numpy(value: Any) -> np.ndarray:
+    if isinstance(value, (float, int, np.ndarray)):
+        return np.asarray(value)
+    return ops.convert_to_numpy(ops.convert_to_tensor(value))
