@@ -203,7 +203,8 @@ _FOREIGN_PRIOR_SCALES = ("prior_scale", "prior_sigma", "prior_std", "prior_stdde
 
 def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
     """Posteriors of a layer of another library, by the names of the variables that it holds itself."""
-    own = [variable for variable in layer._trainable_variables] if hasattr(layer, "_trainable_variables") else []
+    inner = {id(weight) for part in flatten_layers(layer) if part is not layer for weight in part.weights}
+    own = [weight for weight in layer.weights if id(weight) not in inner]
     means = [variable for variable in own if not _foreign_scale(variable)]
     prior_scale = next((getattr(layer, name) for name in _FOREIGN_PRIOR_SCALES if hasattr(layer, name)), 1.0)
     for variable in own:

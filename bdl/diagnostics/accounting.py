@@ -1,0 +1,199 @@
+"""What the compiled loss makes of the KL: measured by perturbing it, so that it also judges what others wrote.
+
+With the network's outputs held fixed, the loss depends on the weights only by its KL terms. So each layer's posterior is
+moved, once, by a known amount of divergence, and the loss says how often it counts that amount; the outputs are moved
+likewise, and it says how it counts the NLL. With `loss = a * mean NLL + c * KL` the temperature is T = N c / a (Q1, Q2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.diagnostics.weights import WeightPosterior, preserved, weight_posteriors
+from bdl.elbo import ELBO, MinibatchWeights, kl_divergence
+from bdl.likelihoods import Bernoulli, Categorical, Likelihood, Normal
+from bdl.model import VariationalModel
+
+_PROBE_EXAMPLES = 64
+_REPEATS = 4  # layers of other libraries may estimate their KL from one sample: a mean of several
+_SCALE_FACTOR = 0.5  # by which scales are moved: log 2 nats a weight, far above any rounding
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """How the compiled loss counts.
+
+    Args:
+        temperature: N times the multiplier of the KL over that of the summed NLL; 0 if the KL is missing.
+        counted: Multiplier of each layer's KL over the median layer's, by layer; 0 where it is missing.
+        declared: The T that the user asked for; None where there was none to declare.
+    """
+
+    temperature: float
+    counted: dict[str, float]
+    declared: float | None
+
+
+def measure_accounting(
+    model: keras.Model, x: Any, y: Any, likelihood: Likelihood, num_examples: int
+) -> Accounting | None:
+    """Measures T and the share of each layer from the loss that the model was compiled with.
+
+    The model is left as it was.
+
+    Args:
+        model: A compiled, built Keras model.
+        x: A few inputs.
+        y: Their labels.
+        likelihood: What the outputs mean.
+        num_examples: Number of training examples, N.
+
+    Returns:
+        The accounting; None for a model without Gaussian weight posteriors, whose loss has no KL to measure.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
+    >>> network.compile("adam", loss=bdl.ELBO(bdl.likelihoods.Categorical(), 100, model=network))
+    >>> x, y = np.ones((8, 4), "float32"), np.arange(8) % 3
+    >>> round(measure_accounting(network, x, y, bdl.likelihoods.Categorical(), 100).temperature, 3)
+    1.0
+    """
+    posteriors = weight_posteriors(model)
+    if not posteriors:
+        return None
+    x, y = _head(x), _head(y)
+    with preserved(model):
+        _go_to_end_of_schedule(model)
+        loss = _LossOfWeights(model, x, y)
+        nll_share = _nll_multiplier(loss, likelihood, y)
+        shares = {
+            name: _kl_multiplier(loss, model, [part for part in posteriors if part.layer == name])
+            for name in dict.fromkeys(part.layer for part in posteriors)
+        }
+    middle = float(np.median([share for share in shares.values() if share > 0] or [0.0]))
+    counted = {name: share / middle if middle else 0.0 for name, share in shares.items()}
+    return Accounting(num_examples * middle / max(nll_share, 1e-12), counted, declared_temperature(model))
+
+
+def declared_temperature(model: keras.Model) -> float | None:
+    """The temperature at the end of training that a model's owner asked for, where bdl was asked."""
+    if isinstance(model, VariationalModel):
+        return 1.0 if model._schedule is not None else float(model.kl_weight)  # type: ignore[arg-type]
+    loss = getattr(model, "loss", None)
+    return loss.kl_weight if isinstance(loss, ELBO) else None
+
+
+def likelihood_of(model: Any, likelihood: Likelihood | None = None) -> Likelihood:
+    """The likelihood that a model was trained with: its own, or what its compiled loss is the NLL of.
+
+    Args:
+        model: A Keras model, or a list of them.
+        likelihood: Taken as it is unless None.
+
+    Raises:
+        ValueError: if it cannot be told.
+    """
+    model = model[0] if isinstance(model, (list, tuple)) else model
+    found = likelihood or getattr(model, "likelihood", None) or getattr(getattr(model, "loss", None), "likelihood", None)
+    if isinstance(found, Likelihood):
+        return found
+    loss = getattr(model, "loss", None)
+    name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", None))
+    from_logits = bool(getattr(loss, "get_config", dict)().get("from_logits", False))
+    if name in ("sparse_categorical_crossentropy", "categorical_crossentropy"):
+        return Categorical(from_logits=from_logits)
+    if name == "binary_crossentropy":
+        return Bernoulli(from_logits=from_logits)
+    if name in ("mse", "mean_squared_error"):
+        return Normal(scale=0.5**0.5)  # the Gaussian whose NLL is the squared error plus a constant
+    raise ValueError(
+        f"`likelihood` is needed: it cannot be told from the loss {name!r}. Pass likelihood=, such as "
+        "bdl.likelihoods.Categorical() for logits."
+    )
+
+
+class _LossOfWeights:
+    """The compiled loss as a function of the weights' KL and of the outputs, each apart."""
+
+    def __init__(self, model: keras.Model, x: Any, y: Any) -> None:
+        self._model, self._x, self._y = model, ops.convert_to_tensor(x), ops.convert_to_tensor(y)
+        self.outputs = ops.convert_to_numpy(model(self._x, training=True))
+
+    def __call__(self, outputs: np.ndarray | None = None) -> float:
+        outputs = self.outputs if outputs is None else outputs
+        values = []
+        for _ in range(_REPEATS):
+            self._model(self._x, training=True)  # refreshes what layers report by add_loss
+            loss = self._model.compute_loss(self._x, self._y, ops.convert_to_tensor(outputs), training=True)
+            _go_to_end_of_schedule(self._model)
+            values.append(float(ops.convert_to_numpy(loss)))
+        return float(np.mean(values))
+
+
+def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> float:
+    """Change of the loss for a change of the mean NLL, from two sets of outputs."""
+    outputs = loss.outputs
+    other = np.roll(outputs, 1, axis=0) if np.ptp(outputs, axis=0).any() else outputs[..., ::-1]
+
+    def mean_nll(values: np.ndarray) -> float:
+        nll = likelihood.nll(ops.convert_to_tensor(_labels(y, values, likelihood)), ops.convert_to_tensor(values))
+        return float(np.mean(ops.convert_to_numpy(nll)))
+
+    change = mean_nll(other) - mean_nll(outputs)
+    if abs(change) < 1e-6:  # a network that ignores its inputs: move its outputs by hand
+        other = outputs + np.random.default_rng(0).normal(size=outputs.shape).astype(outputs.dtype)
+        if isinstance(likelihood, (Categorical, Bernoulli)) and not likelihood.from_logits:
+            other = np.clip(outputs * np.linspace(0.5, 1.5, outputs.shape[-1]), 1e-3, 1.0)
+            other = other / other.sum(axis=-1, keepdims=True) if likelihood.has_class_axis else other
+        change = mean_nll(other) - mean_nll(outputs)
+    return (loss(other) - loss(outputs)) / change
+
+
+def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> float:
+    """Change of the loss for a change of one layer's divergence."""
+    before_loss, before = loss(), _closed_form(model, posteriors)
+    held = [(part, part.mean, part.scale) for part in posteriors]
+    for part, mean, scale in held:
+        part.assign(mean, _SCALE_FACTOR * scale)
+    change = _closed_form(model, posteriors) - before
+    multiplier = (loss() - before_loss) / change
+    for part, mean, scale in held:
+        part.assign(mean, scale)
+    return max(float(multiplier), 0.0) if abs(multiplier) > 1e-12 else 0.0
+
+
+def _closed_form(model: keras.Model, posteriors: list[WeightPosterior]) -> float:
+    """Divergence: the layers' own where they know it (a fitted prior moves along), else that of fixed Gaussians."""
+    known = float(ops.convert_to_numpy(kl_divergence(model)))
+    return known if known else float(sum(part.divergences().sum() for part in posteriors))
+
+
+def _labels(y: Any, outputs: np.ndarray, likelihood: Likelihood) -> Any:
+    """Class numbers, also of one-hot labels."""
+    y = np.asarray(y)
+    return y.argmax(axis=-1) if likelihood.has_class_axis and y.shape == outputs.shape else y
+
+
+def _go_to_end_of_schedule(model: keras.Model) -> None:
+    if isinstance(model, VariationalModel) and not isinstance(model._schedule, MinibatchWeights):
+        step = int(ops.convert_to_numpy(ops.convert_to_tensor(model._total_steps)))
+        schedule = model._schedule
+        steps = getattr(schedule, "steps", None) if schedule is not None else None
+        model._step.assign(max(step, steps or 0))
+
+
+def _head(values: Any) -> Any:
+    return keras.tree.map_structure(lambda leaf: np.asarray(leaf)[:_PROBE_EXAMPLES], values)
+
+
+def with_counts(layers: Any, accounting: Accounting | None) -> Any:
+    """Layers with how often the loss counts each."""
+    if accounting is None:
+        return layers
+    return tuple(dataclasses.replace(layer, counted=accounting.counted.get(layer.name)) for layer in layers)

@@ -1,0 +1,84 @@
+"""Gradients of the two halves of the ELBO, layer by layer: does the likelihood steer, or the KL (Q16)?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.diagnostics.quantities import LayerHealth
+from bdl.diagnostics.weights import WeightPosterior, preserved
+from bdl.elbo import kl_divergence
+from bdl.likelihoods import Likelihood
+
+
+def with_gradients(
+    layers: tuple[LayerHealth, ...],
+    posteriors: list[WeightPosterior],
+    network: keras.Model,
+    x: Any,
+    y: Any,
+    likelihood: Likelihood,
+    num_examples: int,
+) -> tuple[LayerHealth, ...]:
+    """Layers with the norms' ratio and the cosine of the gradients of KL / N and of the mean NLL.
+
+    With respect to means and untransformed scales, for one draw of the noise. Layers of other libraries, whose KL is
+    known to their own loss only, are returned as they are.
+    """
+    x, y = keras.tree.map_structure(ops.convert_to_tensor, x), ops.convert_to_tensor(y)
+    variables = list(network.trainable_variables)
+    with preserved(network):
+        nll = _gradients(lambda: ops.mean(likelihood.nll(y, network(x, training=True))), network, variables)
+        kl = _gradients(lambda: kl_divergence(network) / num_examples, network, variables)
+    index = {id(variable): number for number, variable in enumerate(variables)}
+
+    def of(layer: LayerHealth) -> LayerHealth:
+        parts = [part for part in posteriors if part.layer == layer.name]
+        numbers = [
+            index[id(variable)]
+            for part in parts
+            for variable in (part.mean_variable, part.scale_variable)
+            if id(variable) in index
+        ]
+        if not numbers:
+            return layer
+        a, b = (np.concatenate([side[number].ravel() for number in numbers]) for side in (kl, nll))
+        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        if not norms[0]:
+            return layer
+        cosine = float(a @ b / (norms[0] * norms[1])) if norms[1] else 0.0
+        return dataclasses.replace(layer, gradient_ratio=norms[0] / max(norms[1], 1e-12), gradient_cosine=cosine)
+
+    return tuple(of(layer) for layer in layers)
+
+
+def _gradients(value: Callable[[], Any], network: keras.Model, variables: list[keras.Variable]) -> list[np.ndarray]:
+    """Gradient of a scalar with respect to variables; zeros where it does not depend on one."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            result = value()
+        found = tape.gradient(
+            result, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return [np.asarray(gradient) for gradient in found]
+    if backend == "jax":
+        import jax
+
+        def of_values(values: list[Any]) -> Any:
+            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+                return value()
+
+        return [np.asarray(gradient) for gradient in jax.grad(of_values)([variable.value for variable in variables])]
+    import torch
+
+    with torch.enable_grad():
+        found = torch.autograd.grad(value(), [variable.value for variable in variables], materialize_grads=True)
+    return [gradient.detach().cpu().numpy() for gradient in found]

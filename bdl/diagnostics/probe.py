@@ -1,0 +1,182 @@
+"""Function-space figures of a network on a probe set: a few whole functions, evaluated op by op.
+
+Nothing is compiled here: a callback pays for a handful of forward passes, not for a compilation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.diagnostics.quantities import Fit, fit_figures
+from bdl.diagnostics.weights import WeightPosterior, at_prior, preserved
+from bdl.keras_internals import flatten_layers
+from bdl.layers import mean_weights
+from bdl.layers.estimators import whole_functions
+from bdl.likelihoods import Likelihood
+
+ACTIVE_SIGNAL = 0.05
+"""Share of a unit's variance that must come from the input for it to count as active."""
+_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What whole functions make of a data set.
+
+    Args:
+        nll: `(num_samples, n)`, in nats per example.
+        means: The likelihood's mean, `(num_samples, n, ...)`.
+        hidden: Values of each layer's units by layer, `(num_samples, n, units)`.
+    """
+
+    nll: np.ndarray
+    means: np.ndarray
+    hidden: dict[str, np.ndarray]
+
+
+def draw(
+    networks: Any, x: Any, y: Any, likelihood: Likelihood, num_samples: int, layers: tuple[str, ...] = ()
+) -> Draws:
+    """Evaluates whole functions; seeds and statistics are left as they were.
+
+    Args:
+        networks: A network, or a list of them: an ensemble, whose members share the samples.
+        x: Inputs.
+        y: Labels.
+        likelihood: What the outputs mean.
+        num_samples: Functions to draw; at least one from each member.
+        layers: Names of layers whose units' values to keep; of a Functional or Sequential network only.
+    """
+    members = networks if isinstance(networks, (list, tuple)) else [networks]
+    share = max(1, num_samples // len(members))
+    nll, means, hidden = [], [], []
+    for member in members:
+        network, names = _with_hidden(member, layers)
+        with preserved(member), whole_functions(), _without_gradients():
+            for _ in range(share):
+                parts = [_evaluate(network, likelihood, a, b) for a, b in _batches(x, y)]
+                nll.append(np.concatenate([part[0] for part in parts]))
+                means.append(np.concatenate([part[1] for part in parts]))
+                hidden.append([np.concatenate([part[2][i] for part in parts]) for i in range(len(names))])
+    by_layer = {name: np.stack([values[i] for values in hidden]) for i, name in enumerate(names)}
+    return Draws(np.stack(nll), np.stack(means), by_layer)
+
+
+def fit_of(
+    draws: Draws, y: Any, likelihood: Likelihood, nll_null: float | None = None, nll_mean: float | None = None
+) -> Fit:
+    """The figures of a fit."""
+    mean = draws.means.mean(axis=0)
+    return fit_figures(draws.nll, y, mean, likelihood.is_classifier, nll_mean, nll_null)
+
+
+def mean_nll(network: keras.Model, x: Any, y: Any, likelihood: Likelihood) -> float:
+    """NLL of the posterior mean, nats per example (Q4); that of the network if it has no noise."""
+    has_noise = any(hasattr(layer, "noise_strength") for layer in flatten_layers(network))
+    with mean_weights(network) if has_noise else contextlib.nullcontext():
+        return float(draw(network, x, y, likelihood, 1).nll.mean())
+
+
+def prior_draws(
+    network: keras.Model, posteriors: list[WeightPosterior], x: Any, y: Any, likelihood: Likelihood, num_samples: int
+) -> Draws:
+    """The same for networks drawn from the prior (Q5)."""
+    with at_prior(posteriors):
+        return draw(network, x, y, likelihood, num_samples)
+
+
+def function_signal(draws: Draws, y: Any, likelihood: Likelihood) -> float:
+    """`sd_x(E_q f) / sd(y)`, with f the likelihood's mean; over classes, of the sum of variances (Q13)."""
+    y = np.asarray(y)
+    if likelihood.is_classifier:
+        y = y.reshape(-1)
+        classes = draws.means.shape[-1] if likelihood.has_class_axis else 2
+        frequencies = np.bincount(y.astype(int), minlength=classes) / len(y)
+        variance = float(np.sum(frequencies * (1.0 - frequencies))) / (1 if likelihood.has_class_axis else 2)
+    else:
+        variance = float(y.reshape(len(y), -1).astype("float64").var(axis=0).sum())
+    return float(np.sqrt(max(_signal_variance(draws.means).sum(), 0.0) / max(variance, 1e-12)))
+
+
+def function_variance(draws: Draws) -> float:
+    """`E_x Var_q f`, summed over outputs (Q13)."""
+    return float(draws.means.var(axis=0, ddof=1).reshape(draws.means.shape[1], -1).mean(axis=0).sum())
+
+
+def active_units(hidden: np.ndarray) -> float:
+    """Share of units whose value says something about the input (Q12).
+
+    Args:
+        hidden: `(num_samples, n, ..., units)`.
+
+    Returns:
+        Share of units of which `Var_x(E_q h)` is at least 5 % of `Var_x(E_q h) + E_x Var_q h`; constant ones are dead.
+    """
+    values = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1]).astype("float64")
+    signal = np.maximum(_signal_variance(values), 0.0)
+    noise = values.var(axis=0, ddof=1).mean(axis=0) if len(values) > 1 else 0.0
+    total = signal + noise
+    return float(np.mean((total > 1e-12) & (signal >= ACTIVE_SIGNAL * total)))
+
+
+def _signal_variance(values: np.ndarray) -> np.ndarray:
+    """`Var_x(E_q f)` of each output, without the bias that few samples of q put into it."""
+    samples = len(values)
+    values = values.reshape(*values.shape[:2], -1).astype("float64")
+    centre = values.mean(axis=0)
+    observed = centre.var(axis=0)
+    if samples == 1:
+        return observed
+    return observed - np.var(values - centre, axis=1).sum(axis=0) / (samples * (samples - 1))
+
+
+def _with_hidden(network: Any, layers: tuple[str, ...]) -> tuple[Any, list[str]]:
+    """The network with the named layers' outputs besides its own, where its graph is known."""
+    known = {layer.name: layer for layer in getattr(network, "layers", [])}
+    names = [name for name in layers if name in known]
+    inputs = getattr(network, "inputs", None)
+    if not names or not inputs:
+        return network, []
+    try:
+        hidden = [known[name].output for name in names]
+        return keras.Model(network.inputs, [network.outputs[0], *hidden]), names
+    except (AttributeError, ValueError):  # a layer called twice, or not on the way to the output
+        return network, []
+
+
+def _evaluate(network: Any, likelihood: Likelihood, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    outputs = network(keras.tree.map_structure(ops.convert_to_tensor, x), training=False)
+    hidden: list[Any] = []
+    if isinstance(outputs, (list, tuple)):
+        outputs, *hidden = outputs
+    y = np.asarray(y)
+    labels = y.argmax(axis=-1) if likelihood.has_class_axis and y.shape == tuple(outputs.shape) else y
+    nll = likelihood.nll(ops.convert_to_tensor(labels), outputs)
+    means = likelihood.mean(outputs)
+    return _numpy(nll), _numpy(means), [_numpy(values) for values in hidden]
+
+
+def _batches(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
+    n = len(np.asarray(y))
+    for start in range(0, n, _BATCH_SIZE):
+        rows = slice(start, start + _BATCH_SIZE)
+        yield keras.tree.map_structure(lambda leaf, rows=rows: np.asarray(leaf)[rows], x), np.asarray(y)[rows]
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return ops.convert_to_numpy(values)
+
+
+def _without_gradients() -> Any:
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
