@@ -1,0 +1,134 @@
+"""The record of a run: one JSON object a line, appended as training goes, so that a killed run has said all it knew.
+
+    {"event": "start", "format": 1, "run": ..., "model": ..., "num_examples": ..., "planned_epochs": ...}
+    {"event": "epoch", "epoch": 1, "logs": {...}, "seconds": ...}
+    {"event": "probe", "epoch": 1, "quantities": {...}, "verdict": ..., "confidence": ..., "evidence": [...]}
+    {"event": "end", "epoch": ..., "seconds": ..., "own_seconds": ...}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bdl.diagnostics.quantities import Quantities
+
+FORMAT = 1
+
+
+@dataclass
+class RunRecord:
+    """One run as it was recorded.
+
+    Args:
+        run: Identity of the run.
+        start: What its first line holds.
+        epochs: Logs of each epoch, in order, each with its number under `"epoch"`.
+        probes: What was measured, in order.
+        verdicts: `(epoch, verdict, confidence)` of each probe.
+        is_complete: Whether training ended by itself.
+        is_cut: Whether the file ends in the middle of a line.
+    """
+
+    run: str
+    start: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[Quantities] = field(default_factory=list)
+    verdicts: list[tuple[int, str, str]] = field(default_factory=list)
+    end: dict[str, Any] = field(default_factory=dict)
+    is_cut: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether training ended by itself."""
+        return bool(self.end)
+
+    def first(self, verdict: str) -> int | None:
+        """The epoch at which a verdict was first given."""
+        return next((epoch for epoch, name, _ in self.verdicts if name == verdict), None)
+
+
+def append(path: Path, event: Mapping[str, Any]) -> None:
+    """Adds a line, on the disk before it returns."""
+    line = json.dumps(_plain(event), allow_nan=False) + "\n"
+    if path.exists() and path.stat().st_size and not _ends_with_newline(path):
+        line = "\n" + line  # what a killed run left unfinished stays a line of its own
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_record(path: str | Path) -> list[RunRecord]:
+    """Reads every run of a record.
+
+    Args:
+        path: A file that `TrainingHealth(record=...)` wrote; it may hold several runs, and be cut in the middle.
+
+    Returns:
+        The runs, in order.
+
+    Raises:
+        ValueError: if the file does not exist, is empty, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`record` {str(path)!r} is no file. TrainingHealth(record=...) writes one.")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    runs: list[RunRecord] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            if not runs:
+                raise ValueError(f"`record` {path.name!r}: line {number} is not JSON; this is no training record.") from None
+            runs[-1].is_cut = True
+            continue
+        _take(runs, event, path, number)
+    if not runs:
+        raise ValueError(f"`record` {path.name!r} is empty: the run was killed before its first epoch, or never began.")
+    return runs
+
+
+def _take(runs: list[RunRecord], event: Any, path: Path, number: int) -> None:
+    kind = event.get("event") if isinstance(event, dict) else None
+    if kind == "start":
+        if event.get("format", 0) > FORMAT:
+            raise ValueError(f"`record` {path.name!r} has format {event['format']}, newer than {FORMAT}. Upgrade bdl.")
+        runs.append(RunRecord(str(event.get("run")), event))
+        return
+    if kind not in ("epoch", "probe", "end") or not runs:
+        raise ValueError(f"`record` {path.name!r}: line {number} is no event of a run; this is no training record.")
+    # Two runs may write to one file at a time: each line says whose it is.
+    run = next((run for run in reversed(runs) if run.run == event.get("run")), runs[-1])
+    if kind == "epoch":
+        run.epochs.append({"epoch": event.get("epoch"), **event.get("logs", {})})
+    elif kind == "probe":
+        run.probes.append(Quantities.from_dict(event.get("quantities", {})))
+        run.verdicts.append((int(event["epoch"]), event["verdict"], event.get("confidence", "")))
+    else:
+        run.end = event
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None stands for them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,70 @@
+"""Every threshold of the verdicts, in one table, with what it was set by.
+
+Values marked "zoo" were set on the calibration half of `benchmarks/zoo.py` and scored on the other; docs/diagnostics.md has
+both. The rest follow from definitions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the rules draw their lines.
+
+    Args:
+        temperature_low: T below it is mis-scaled. From the definition: three halves either way.
+        temperature_high: T above it is mis-scaled.
+        declared_cold: A declared T below it is near-deterministic and not a mistake.
+        count_tolerance: Relative error of a layer's share of the KL that is still one count: the loss is measured to
+            better than this in float32.
+        significance: Of a trend, two-sided.
+        errors: Standard errors that a difference needs (Q18).
+        material_nll_fall: NLL that the last third of training still took off, as a share of NLL_null, above which a run
+            is not done. Zoo.
+        dominated_rate: R above it times NLL_null, with nothing learned, is a start that the KL dominates. Zoo.
+        kappa: Share of the ELBO's gain bought by the KL. Proposed in the design, kept by the zoo.
+        twin_gap: Gain below the twin's from which a network underfits. Zoo: default mean-field layers on small data stay
+            up to 0.1 below their twins and are healthy.
+        accuracy_gap: The same for accuracy (explained variance).
+        collapsed_gain: G below it has learned nothing.
+        collapsed_rate: R below it, in nats per example: the posterior says nothing. Zoo.
+        collapsed_signal: rho below it ignores the inputs.
+        active_units: Share of a layer's units below which it is over-pruned.
+        pruned_gap: Gap to the twin that over-pruning must have cost. Zoo.
+        saturated_variance: v above it: the functions vary as if there were no data.
+        saturated_disagreement: Gibbs minus BMA, as a share of NLL_null, that counts as large. Zoo.
+        stuck: Share of a layer's scales within 5 % of their start.
+        excess_rate: Q7's excess, as a share of NLL_null, that cannot be Monte Carlo error. Zoo.
+        overfit_rise: Rise of the validation NLL from its best, as a share of NLL_null. Zoo.
+        local_rate: Local KL per example below it, in nats, is a collapsed code.
+        uniform_attention: Attention entropy over log(keys) above it ignores the keys.
+    """
+
+    temperature_low: float = 0.67
+    temperature_high: float = 1.5
+    declared_cold: float = 0.1
+    count_tolerance: float = 0.01
+    significance: float = 0.05
+    errors: float = 2.0
+    material_nll_fall: float = 0.03
+    dominated_rate: float = 0.5
+    kappa: float = 0.8
+    twin_gap: float = 0.15
+    accuracy_gap: float = 0.04
+    collapsed_gain: float = 0.05
+    collapsed_rate: float = 0.02
+    collapsed_signal: float = 0.1
+    active_units: float = 0.5
+    pruned_gap: float = 0.08
+    saturated_variance: float = 0.8
+    saturated_disagreement: float = 0.3
+    stuck: float = 0.5
+    excess_rate: float = 0.2
+    overfit_rise: float = 0.1
+    local_rate: float = 0.01
+    uniform_attention: float = 0.99
+
+
+THRESHOLDS = Thresholds()

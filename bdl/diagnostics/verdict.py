@@ -1,0 +1,396 @@
+"""The verdict ladder: one small rule a verdict, plain functions of recorded quantities; the first that fires decides.
+
+A rule returns a `Finding` with its evidence in numbers, or None. It fires on what was measured only, never on what is
+missing, and does not fire inside two standard errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
+
+VERDICTS = (
+    "diverged",
+    "accounting_error",
+    "mis_scaled_kl",
+    "still_training",
+    "underfitting",
+    "collapsed",
+    "over_pruned",
+    "variance_saturated",
+    "scales_not_learned",
+    "near_deterministic",
+    "overfitting",
+    "healthy",
+    "inconclusive",
+)
+HOPELESS = ("diverged", "accounting_error", "mis_scaled_kl", "collapsed")
+"""Verdicts on which going on with the same run is a waste."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict with what it rests on.
+
+    Args:
+        verdict: One of `VERDICTS`.
+        confidence: `"certain"`, `"probable"` or `"possible"`.
+        evidence: Sentences with numbers.
+    """
+
+    verdict: str
+    confidence: str
+    evidence: tuple[str, ...]
+
+
+Rule = Callable[[Quantities], Finding | None]
+
+
+def judge(quantities: Quantities) -> Finding:
+    """The verdict on a run.
+
+    Example:
+    >>> judge(Quantities(finite=False)).verdict
+    'diverged'
+    >>> judge(Quantities(temperature=1000.0)).verdict
+    'mis_scaled_kl'
+    """
+    for rule in RULES:
+        finding = rule(quantities)
+        if finding is not None:
+            return finding
+    return healthy(quantities)
+
+
+def diverged(q: Quantities) -> Finding | None:
+    """Rung 0: loss or weights are no numbers."""
+    if q.finite:
+        return None
+    return Finding("diverged", "certain", (f"A loss or weight is not finite at epoch {q.epoch}.",))
+
+
+def accounting_error(q: Quantities) -> Finding | None:
+    """Rung 0: the KL is missing, or a layer's is not counted once (Q2)."""
+    counts = {layer.name: layer.counted for layer in q.layers if layer.counted is not None}
+    missing = sorted(name for name, count in counts.items() if count == 0.0)
+    if missing or (q.temperature == 0.0 and q.declared_temperature != 0.0):
+        return Finding(
+            "accounting_error",
+            "certain",
+            (f"The compiled loss does not contain the KL of {', '.join(missing) or 'any layer'}.",),
+        )
+    wrong = {name: count for name, count in counts.items() if abs(count - 1.0) > LIMIT.count_tolerance}
+    if wrong:
+        found = ", ".join(f"{name} {count:.3g} times" for name, count in wrong.items())
+        return Finding("accounting_error", "certain", (f"The loss counts the KL of some layers differently: {found}.",))
+    whole = round(q.temperature or 0.0)
+    is_multiple = 2 <= whole <= 4 and abs(q.temperature / whole - 1.0) < LIMIT.count_tolerance  # type: ignore[operator]
+    if is_multiple and q.declared_temperature != q.temperature and _declared_one(q):
+        return Finding(
+            "accounting_error",
+            "certain",
+            (f"The loss contains every layer's KL {whole} times (measured T = {q.temperature:.3f}).",),
+        )
+    return None
+
+
+def mis_scaled_kl(q: Quantities) -> Finding | None:
+    """Rung 1: the effective temperature is not about 1 (Q1)."""
+    if q.temperature is None or LIMIT.temperature_low <= q.temperature <= LIMIT.temperature_high:
+        return None
+    if q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold:
+        return None
+    evidence = [f"The compiled loss weights the KL with T = {q.temperature:.4g}; Bayes is T = 1."]
+    if q.num_examples and abs(q.temperature / q.num_examples - 1.0) < LIMIT.count_tolerance:
+        evidence.append(f"T equals the number of training examples, {q.num_examples}: the KL is not divided by N.")
+    if q.declared_temperature is not None and q.declared_temperature != 1.0:
+        evidence.append(f"kl_weight={q.declared_temperature:g} asks for it.")
+    return Finding("mis_scaled_kl", "certain", tuple(evidence))
+
+
+def still_training(q: Quantities) -> Finding | None:
+    """Rung 2: the ELBO still rises and the NLL still falls, or the prior still beats the posterior (Q7, Q15)."""
+    trend, fit = q.trends, q.train or q.validation
+    if trend is None or fit is None or not _is_done(q):
+        return None
+    if trend.elbo_p is None or trend.elbo_p >= LIMIT.significance or (trend.elbo_change or 0.0) <= 0.0:
+        return None
+    fall = -(trend.nll_change or 0.0)
+    is_falling = trend.nll_p is not None and trend.nll_p < LIMIT.significance
+    unit = _unit(fit.nll_null)
+    still_learns = is_falling and fall > LIMIT.material_nll_fall * unit
+    dominated = q.rate is not None and fit.gain < LIMIT.collapsed_gain and q.rate > LIMIT.dominated_rate * unit
+    if not (still_learns or dominated):
+        return None
+    evidence = [
+        f"Over the last {trend.window} recorded epochs the ELBO rose by {trend.elbo_change:.3g} nats per example "
+        f"(p = {trend.elbo_p:.2g}) and the NLL changed by {trend.nll_change or 0.0:+.3g}."
+    ]
+    if dominated:
+        evidence.append(f"The KL still costs {q.rate:.3g} nats per example while the data have taught nothing yet.")
+    return Finding("still_training", "probable", tuple(evidence))
+
+
+def underfitting(q: Quantities) -> Finding | None:
+    """Rung 3: the ELBO's gain was bought by the KL, and the predictions pay for it (Q14, Q15)."""
+    fit, trend = q.judged, q.trends
+    if fit is None or q.kl is None or _is_collapsed(q):
+        return None
+    forgot = (
+        trend is not None
+        and trend.accuracy_drop is not None
+        and trend.accuracy_drop > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
+        and trend.elbo_p is not None
+        and trend.elbo_p < LIMIT.significance
+        and (trend.elbo_change or 0.0) > 0.0
+        and (trend.kappa or 0.0) > LIMIT.kappa
+    )
+    gap = q.twin_gap
+    behind = gap is not None and gap > max(LIMIT.twin_gap, LIMIT.errors * fit.gain_error)
+    less_accurate = _accuracy_gap(q) > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
+    if q.twin is not None and not (behind and less_accurate):
+        return None
+    if q.twin is None and not forgot:
+        return None
+    evidence = []
+    if forgot and trend is not None:
+        evidence.append(
+            f"The ELBO rose by {trend.elbo_change:.3g} nats per example over the last {trend.window} recorded epochs, "
+            f"{trend.kappa:.0%} of it by a smaller KL, while accuracy fell by {trend.accuracy_drop:.3f} from its best."
+        )
+    if q.twin is not None and gap is not None:
+        evidence.append(
+            f"The deterministic twin gains {q.twin.gain:.3f} (accuracy {q.twin.accuracy:.3f}), this network "
+            f"{fit.gain:.3f} ± {fit.gain_error:.3f} (accuracy {fit.accuracy:.3f})."
+        )
+    return Finding("underfitting", "certain" if q.twin is not None and forgot else "probable", tuple(evidence))
+
+
+def collapsed(q: Quantities) -> Finding | None:
+    """Rung 4: the posterior is the prior and the mean ignores the inputs (Q6, Q8, Q13), or the codes do (Q19)."""
+    if q.local is not None and _is_local_collapse(q):
+        local = q.local
+        return Finding(
+            "collapsed",
+            "certain",
+            (
+                f"Local latent variables carry {local.kl or 0.0:.3g} nats per example"
+                + ("" if local.active_units is None else f", {local.active_units:.0%} of the code units are active")
+                + (
+                    ""
+                    if local.attention_entropy is None
+                    else f", attention entropy is {local.attention_entropy:.3f} of uniform"
+                )
+                + ".",
+            ),
+        )
+    if not _is_collapsed(q):
+        return None
+    fit = q.judged
+    assert fit is not None
+    return Finding(
+        "collapsed",
+        "certain",
+        (
+            f"Data gain G = {fit.gain:.3f} ± {fit.gain_error:.3f}; the NLL {fit.nll_bma:.3f} is that of a model that "
+            f"ignores x ({fit.nll_null:.3f}).",
+            f"The posterior says R = {q.rate:.3g} nats per example and the predictions vary with x by "
+            f"{q.function_signal:.3f} of what the labels do.",
+        ),
+    )
+
+
+def over_pruned(q: Quantities) -> Finding | None:
+    """Rung 5: most units of a layer are noise, and it costs (Q12, Q14)."""
+    dead = {
+        layer.name: layer.active_units
+        for layer in q.layers
+        if layer.active_units is not None and layer.active_units < LIMIT.active_units
+    }
+    fit = q.judged
+    if not dead or fit is None or q.twin is None or q.twin_gap is None or not _is_done(q):
+        return None
+    if q.twin_gap <= max(LIMIT.pruned_gap, LIMIT.errors * fit.gain_error):
+        return None
+    if _accuracy_gap(q) <= LIMIT.errors * (fit.accuracy_error or 0.0):
+        return None
+    found = ", ".join(f"{name} {share:.0%}" for name, share in dead.items())
+    return Finding(
+        "over_pruned",
+        "probable",
+        (f"Active units: {found}.", f"The twin gains {q.twin.gain:.3f}, this network {fit.gain:.3f}."),
+    )
+
+
+def variance_saturated(q: Quantities) -> Finding | None:
+    """Rung 6: the mean fits, but functions vary as if there were no data (Q4, Q13)."""
+    fit = q.judged
+    if fit is None or fit.gain < LIMIT.collapsed_gain or not _is_done(q) or q.kl is None:
+        return None
+    disagreement = (fit.nll_gibbs - fit.nll_bma) / _unit(fit.nll_null)
+    by_variance = q.function_variance is not None and q.function_variance > LIMIT.saturated_variance
+    if not (by_variance or disagreement > LIMIT.saturated_disagreement):
+        return None
+    evidence = [f"One weight sample costs {fit.nll_gibbs:.3f} nats per example, their mixture {fit.nll_bma:.3f}."]
+    if q.function_variance is not None:
+        evidence.append(f"Functions vary by {q.function_variance:.2f} of what the prior's do.")
+    return Finding("variance_saturated", "probable", tuple(evidence))
+
+
+def scales_not_learned(q: Quantities) -> Finding | None:
+    """Rung 7: most scales of a layer are where they started (Q17)."""
+    stuck = {layer.name: layer.stuck for layer in q.layers if layer.stuck is not None and layer.stuck > LIMIT.stuck}
+    if not stuck or not _is_done(q, share=0.5):
+        return None
+    found = ", ".join(f"{name} {share:.0%}" for name, share in stuck.items())
+    return Finding("scales_not_learned", "certain", (f"Scales within 5 % of their start: {found}.",))
+
+
+def near_deterministic(q: Quantities) -> Finding | None:
+    """Rung 8: declared cold, dead dropout, members that agree, or an R that T = 1 would never pay (Q7, Q8)."""
+    evidence = []
+    if q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold:
+        evidence.append(f"kl_weight={q.declared_temperature:g}: the posterior is {q.declared_temperature:g} of Bayes'.")
+    if q.dropout_rates and max(q.dropout_rates) == 0.0:
+        evidence.append("Every dropout layer has the rate 0.")
+    elif q.has_noise is False and q.dropout_rates:
+        evidence.append("Dropout is dead: repeated predictions of one input are identical.")
+    elif q.has_noise is False and q.num_members > 1:
+        evidence.append(f"All {q.num_members} members of the ensemble agree on everything.")
+    elif q.has_noise is False and q.layers:
+        evidence.append("Repeated predictions of one input are identical.")
+    excess = q.information_excess
+    fit = q.train
+    if excess is not None and fit is not None and q.rate is not None and _is_done(q) and _is_cold(q):
+        evidence.append(
+            f"The posterior costs R = {q.rate:.3g} nats per example; at an optimum with T = 1 it would be at most "
+            f"NLL_prior - NLL_Gibbs = {q.rate - excess:.3g}."
+        )
+    if not evidence:
+        return None
+    return Finding("near_deterministic", "certain" if len(evidence) > 1 or excess is None else "probable", tuple(evidence))
+
+
+def overfitting(q: Quantities) -> Finding | None:
+    """Rung 9: the training NLL falls while the validation NLL has risen from its best (Q15)."""
+    trend, fit = q.trends, q.validation
+    if trend is None or fit is None or trend.val_nll_rise is None or trend.val_nll_rise_errors is None:
+        return None
+    material = LIMIT.overfit_rise * _unit(fit.nll_null)
+    if trend.val_nll_rise < material or trend.val_nll_rise_errors < LIMIT.errors or (trend.nll_change or 0.0) > 0.0:
+        return None
+    return Finding(
+        "overfitting",
+        "probable",
+        (
+            f"The validation NLL is {trend.val_nll_rise:.3f} nats above its best ({trend.val_nll_rise_errors:.1f} "
+            f"standard errors) while the training NLL changed by {trend.nll_change or 0.0:+.3g}.",
+        ),
+    )
+
+
+def inconclusive(q: Quantities) -> Finding | None:
+    """Rung 10: something that would decide is missing."""
+    if q.judged is None:
+        return Finding(
+            "inconclusive", "certain", ("No data were given: pass x and y (or data=) to judge the predictions.",)
+        )
+    is_plain = not q.layers and not q.dropout_rates and q.num_members == 1 and q.local is None
+    if is_plain and not q.has_noise and q.kl is None:
+        return Finding(
+            "inconclusive",
+            "certain",
+            ("The model has no variational layer, no dropout that stays on, and no members: no uncertainty to judge.",),
+        )
+    fit = q.judged
+    if q.twin is None and fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain and _is_done(q):
+        return Finding(
+            "inconclusive",
+            "possible",
+            (
+                f"The data gain {fit.gain:.3f} ± {fit.gain_error:.3f} is next to nothing. Either the data hold no "
+                'signal or the network missed it: diagnose(..., twin="auto") decides.',
+            ),
+        )
+    return None
+
+
+def healthy(q: Quantities) -> Finding:
+    """Nothing was found."""
+    fit = q.judged
+    assert fit is not None  # `inconclusive` fires without it
+    accuracy = "" if fit.accuracy is None else f", accuracy {fit.accuracy:.3f}"
+    evidence = [f"Data gain G = {fit.gain:.3f} ± {fit.gain_error:.3f}, NLL {fit.nll_bma:.3f} nats per example{accuracy}."]
+    if q.twin is not None:
+        evidence.append(f"The deterministic twin: gain {q.twin.gain:.3f}, NLL {q.twin.nll_bma:.3f}.")
+    if q.temperature is not None:
+        evidence.append(f"Effective temperature T = {q.temperature:.3g}.")
+    sure = q.validation is not None and (q.twin is not None or fit.gain > LIMIT.collapsed_gain)
+    return Finding("healthy", "probable" if sure else "possible", tuple(evidence))
+
+
+RULES: tuple[Rule, ...] = (
+    diverged,
+    accounting_error,
+    mis_scaled_kl,
+    still_training,
+    underfitting,
+    collapsed,
+    over_pruned,
+    variance_saturated,
+    scales_not_learned,
+    near_deterministic,
+    overfitting,
+    inconclusive,
+)
+
+
+def _is_done(q: Quantities, share: float = 1.0) -> bool:
+    """Whether the run (or this share of it) is over; some verdicts would be premature before."""
+    return q.planned_epochs is None or q.epoch >= share * q.planned_epochs
+
+
+def _declared_one(q: Quantities) -> bool:
+    return q.declared_temperature is None or q.declared_temperature == 1.0
+
+
+def _unit(nll_null: float) -> float:
+    """What changes of an NLL are measured by: NLL_null of labels; of a density, whose NLL has no zero, one nat."""
+    return nll_null if 0.05 < nll_null < 5.0 else 1.0
+
+
+def _is_collapsed(q: Quantities) -> bool:
+    fit = q.judged
+    if fit is None or q.rate is None or q.function_signal is None or not q.layers:
+        return False
+    return (
+        fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain + LIMIT.errors * 0.02
+        and fit.gain < LIMIT.collapsed_gain
+        and q.rate < LIMIT.collapsed_rate
+        and q.function_signal < LIMIT.collapsed_signal
+    )
+
+
+def _is_local_collapse(q: Quantities) -> bool:
+    local = q.local
+    assert local is not None
+    silent = local.kl is not None and local.kl < LIMIT.local_rate and not local.mutual_information
+    inactive = local.active_units is not None and local.active_units == 0.0
+    uniform = local.attention_entropy is not None and local.attention_entropy > LIMIT.uniform_attention
+    return silent or inactive or uniform
+
+
+def _is_cold(q: Quantities) -> bool:
+    """R far above what T = 1 would pay, and no longer moving."""
+    assert q.train is not None and q.information_excess is not None
+    return q.information_excess > LIMIT.excess_rate * _unit(q.train.nll_null)
+
+
+def _accuracy_gap(q: Quantities) -> float:
+    fit = q.judged
+    if fit is None or q.twin is None or fit.accuracy is None or q.twin.accuracy is None:
+        return 0.0
+    return q.twin.accuracy - fit.accuracy
