@@ -29,7 +29,7 @@ class Thresholds:
             up to 0.1 below their twins and are healthy.
         accuracy_gap: The same for accuracy (explained variance).
         collapsed_gain: G below it has learned nothing.
-        collapsed_rate: R below it, in nats per example: the posterior says nothing. Zoo.
+        collapsed_rate: R below it, as a share of NLL_null: the posterior says next to nothing. Zoo.
         collapsed_signal: rho below it ignores the inputs.
         active_units: Share of a layer's units below which it is over-pruned.
         pruned_gap: Gap to the twin that over-pruning must have cost. Zoo.
@@ -54,7 +54,7 @@ class Thresholds:
     twin_gap: float = 0.15
     accuracy_gap: float = 0.04
     collapsed_gain: float = 0.05
-    collapsed_rate: float = 0.02
+    collapsed_rate: float = 0.1
     collapsed_signal: float = 0.1
     active_units: float = 0.5
     pruned_gap: float = 0.08

@@ -367,9 +367,8 @@ def _is_collapsed(q: Quantities) -> bool:
     if fit is None or q.rate is None or q.function_signal is None or not q.layers:
         return False
     return (
-        fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain + LIMIT.errors * 0.02
-        and fit.gain < LIMIT.collapsed_gain
-        and q.rate < LIMIT.collapsed_rate
+        fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain
+        and q.rate < LIMIT.collapsed_rate * _unit(fit.nll_null)
         and q.function_signal < LIMIT.collapsed_signal
     )
 

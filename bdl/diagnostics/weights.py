@@ -124,8 +124,9 @@ def at_prior(posteriors: list[WeightPosterior]) -> Iterator[None]:
 
 @contextmanager
 def preserved(model: keras.Layer) -> Iterator[None]:
-    """Within this context a model's variables (seeds, statistics, metrics) may change; after it they are as before."""
-    held = [*model.variables, *(variable for metric in getattr(model, "metrics", []) for variable in metric.variables)]
+    """Within this context seeds, statistics and metrics of a model may change; after it they are as before."""
+    metrics = getattr(model, "metrics", [])
+    held = [*model.non_trainable_variables, *(variable for metric in metrics for variable in metric.variables)]
     variables = list({id(variable): variable for variable in held}.values())
     before = [_numpy(variable) for variable in variables]
     try:

@@ -1,0 +1,36 @@
+"""Is this network learning, or only shrinking to its prior? Training-health diagnostics."""
+
+from bdl.diagnostics.callback import HealthWarning, TrainingHealth
+from bdl.diagnostics.diagnose import diagnose, diagnose_record
+from bdl.diagnostics.quantities import Fit, LayerHealth, LocalLatents, Quantities, Trends
+from bdl.diagnostics.record import RunRecord, read_record
+from bdl.diagnostics.remedies import REMEDIES, Remedy
+from bdl.diagnostics.report import HealthReport, comparison
+from bdl.diagnostics.thresholds import THRESHOLDS, Thresholds
+from bdl.diagnostics.trends import measure_trends
+from bdl.diagnostics.verdict import HOPELESS, VERDICTS, Finding, judge
+
+__all__ = [
+    "HOPELESS",
+    "REMEDIES",
+    "THRESHOLDS",
+    "VERDICTS",
+    "Finding",
+    "Fit",
+    "HealthReport",
+    "HealthWarning",
+    "LayerHealth",
+    "LocalLatents",
+    "Quantities",
+    "Remedy",
+    "RunRecord",
+    "Thresholds",
+    "TrainingHealth",
+    "Trends",
+    "comparison",
+    "diagnose",
+    "diagnose_record",
+    "judge",
+    "measure_trends",
+    "read_record",
+]

@@ -1,0 +1,186 @@
+"""`diagnose`: all quantities of a model on a probe set, and the verdict; and the same from a record alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from bdl.diagnostics.accounting import likelihood_of, measure_accounting
+from bdl.diagnostics.measure import ProbeData, measure, take_probe
+from bdl.diagnostics.quantities import Fit, Quantities
+from bdl.diagnostics.record import RunRecord, read_record
+from bdl.diagnostics.report import HealthReport
+from bdl.diagnostics.trends import measure_trends
+from bdl.diagnostics.twin import fit_of_twin, train_twin
+from bdl.diagnostics.verdict import judge
+from bdl.likelihoods import Likelihood
+
+_TWIN_EPOCHS = 50  # where no record tells how long the model was trained
+_NO_NOTHING = "`diagnose` needs a model or a record: diagnose(model, x, y) or diagnose(record='run.jsonl')."
+
+
+def diagnose(
+    model: keras.Model | Sequence[keras.Model] | None = None,
+    x: Any = None,
+    y: Any = None,
+    record: Any = None,
+    twin: Any = None,
+    validation_data: Any = None,
+    likelihood: Likelihood | None = None,
+    num_examples: int | None = None,
+    num_samples: int = 32,
+    probe_size: int = 1000,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> HealthReport:
+    """Says whether a trained network has learned from its data or slid to its prior.
+
+    Args:
+        model: A trained Keras model, variational, MC dropout or plain, or a list of them (an ensemble). None judges a
+            record alone.
+        x: Training inputs.
+        y: Training labels.
+        record: What `TrainingHealth` knows of the training: the callback itself, a record file, a `RunRecord`, or None.
+        twin: The deterministic twin, which decides about underfitting: a trained Keras model, its `Fit`, `"auto"` to train
+            it for the same budget, or None to do without.
+        validation_data: Data not trained on, `(x, y)`: what predictions are judged by. Without it they are judged by
+            the training data, and say nothing about overfitting.
+        likelihood: Of the labels; None takes the model's, or that of the compiled loss.
+        num_examples: Number of training examples; None takes the model's, else the length of `y`.
+        num_samples: Whole functions to draw.
+        probe_size: Examples of each set to measure on.
+        batch_size: For the twin's training.
+        seed: For the twin's training.
+
+    Returns:
+        A `HealthReport`. NLLs are in nats per example.
+
+    Raises:
+        ValueError: if neither model nor record is given, data and model do not fit, or the likelihood cannot be told.
+
+    Example:
+    >>> x = np.random.default_rng(0).normal(size=(60, 2)).astype("float32")
+    >>> y = (x[:, 0] > 0).astype(int)
+    >>> network = keras.Sequential([keras.Input((2,)), bdl.layers.DenseRank1(2)])
+    >>> model = bdl.VariationalModel(network, bdl.likelihoods.Categorical())
+    >>> model.compile(keras.optimizers.Adam(0.03))
+    >>> _ = model.fit(x, y, epochs=30, verbose=0)
+    >>> diagnose(model, x, y).verdict
+    'healthy'
+    """
+    run = _as_run(record)
+    if model is None:
+        if run is None:
+            raise ValueError(_NO_NOTHING)
+        return _from_record(run)
+    if (x is None or y is None) and validation_data is None:
+        raise ValueError("`x` and `y` are needed to measure what the model has learned; pass the training data.")
+    likelihood = likelihood_of(model, likelihood)
+    first = model[0] if isinstance(model, (list, tuple)) else model
+    size = num_examples or getattr(first, "num_examples", None) or len(np.asarray(y if y is not None else validation_data[1]))
+    train = None if x is None else take_probe((x, y), probe_size, likelihood, "x, y")
+    validation = None if validation_data is None else take_probe(validation_data, probe_size, likelihood, "validation_data")
+    some = train or validation
+    assert some is not None
+    is_compiled = getattr(first, "compiled", False) and not isinstance(model, (list, tuple))
+    accounting = measure_accounting(first, some.x, some.y, likelihood, size) if is_compiled else None
+    measured = measure(
+        model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True
+    )
+    measured = _with_record(measured, run)
+    if twin is not None:
+        budget = measured.planned_epochs or _TWIN_EPOCHS
+        fit = _twin_fit(twin, first, x, y, validation or some, likelihood, budget, batch_size, seed)
+        measured = dataclasses.replace(measured, twin=fit)
+    return HealthReport.of(judge(measured), measured, run.epochs if run else ())
+
+
+def diagnose_record(path: str | Path) -> dict[str, HealthReport]:
+    """The report of every run in a record file, by a name for each."""
+    runs = read_record(path)
+    stem = Path(path).stem
+    names = [stem] if len(runs) == 1 else [f"{stem} #{number}" for number in range(1, len(runs) + 1)]
+    return {name: _from_record(run) for name, run in zip(names, runs, strict=True)}
+
+
+def _twin_fit(
+    twin: Any, model: Any, x: Any, y: Any, data: ProbeData, likelihood: Likelihood, epochs: int, batch_size: int, seed: int
+) -> Fit:
+    if isinstance(twin, Fit):
+        return twin
+    if isinstance(twin, keras.Model):
+        return fit_of_twin(twin, data, likelihood)
+    if twin != "auto":
+        raise ValueError(f'`twin` must be "auto", a Keras model, a Fit, or None, not {twin!r}.')
+    if x is None:
+        raise ValueError('`twin="auto"` trains the twin, which needs the training data: pass x and y.')
+    return fit_of_twin(train_twin(model, x, y, likelihood, epochs, batch_size, seed), data, likelihood)
+
+
+def _as_run(record: Any) -> RunRecord | None:
+    if record is None or isinstance(record, RunRecord):
+        return record
+    if isinstance(record, (str, Path)):
+        return read_record(record)[-1]
+    if hasattr(record, "epochs") and hasattr(record, "quantities"):  # the callback
+        probes = [record.quantities] if record.quantities is not None else []
+        start = {"planned_epochs": (record.params or {}).get("epochs"), "num_examples": getattr(probes[0], "num_examples", None) if probes else None}
+        return RunRecord("live", start, list(record.epochs), probes, list(record.verdicts))
+    raise ValueError(f"`record` must be a file, a RunRecord or a TrainingHealth callback, not {record!r}.")
+
+
+def _with_record(measured: Quantities, run: RunRecord | None) -> Quantities:
+    """What only the training's record knows: epochs, trends, and which scales never moved."""
+    if run is None:
+        return measured
+    last = run.probes[-1] if run.probes else Quantities()
+    stuck = {layer.name: layer.stuck for layer in last.layers}
+    counted = {layer.name: layer.counted for layer in last.layers}
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            stuck=stuck.get(layer.name),
+            counted=counted.get(layer.name) if layer.counted is None else layer.counted,
+        )
+        for layer in measured.layers
+    )
+    return dataclasses.replace(
+        measured,
+        epoch=run.epochs[-1]["epoch"] if run.epochs else 0,
+        planned_epochs=run.start.get("planned_epochs"),
+        trends=measure_trends(run.epochs, measured.num_examples),
+        layers=layers,
+        finite=measured.finite and last.finite,
+        temperature=last.temperature if measured.temperature is None else measured.temperature,
+        declared_temperature=(
+            last.declared_temperature if measured.declared_temperature is None else measured.declared_temperature
+        ),
+    )
+
+
+def _from_record(run: RunRecord) -> HealthReport:
+    """A report from what was recorded alone; of a run that was killed, on what it had shown."""
+    last = run.probes[-1] if run.probes else Quantities()
+    epoch = run.epochs[-1]["epoch"] if run.epochs else 0
+    size = last.num_examples or run.start.get("num_examples")
+    losses = [entry.get("loss", entry.get("nll", 0.0)) for entry in run.epochs]
+    quantities = dataclasses.replace(
+        last,
+        epoch=epoch,
+        planned_epochs=run.start.get("planned_epochs"),
+        num_examples=size,
+        finite=last.finite and None not in losses,
+        trends=measure_trends(run.epochs, size),
+    )
+    report = HealthReport.of(judge(quantities), quantities, run.epochs)
+    notes = []
+    if run.is_cut:
+        notes.append("The record is cut in the middle of a line; what stands before it was read.")
+    if not run.is_complete:
+        notes.append(f"The run did not end by itself: the record stops after epoch {epoch}.")
+    return dataclasses.replace(report, evidence=(*report.evidence, *notes))

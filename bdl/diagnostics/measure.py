@@ -1,0 +1,170 @@
+"""All quantities of a model on a probe set, for the callback and for `diagnose` alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.diagnostics import probe
+from bdl.diagnostics.accounting import Accounting, with_counts
+from bdl.diagnostics.gradients import with_gradients
+from bdl.diagnostics.quantities import Fit, LocalLatents, Quantities, null_nll
+from bdl.diagnostics.weights import WeightPosterior, dropout_rates, layer_health, preserved, weight_posteriors
+from bdl.elbo import local_kl
+from bdl.likelihoods import Likelihood
+from bdl.model import VariationalModel
+
+_IDENTICAL = 1e-6  # relative spread of repeated predictions below which they are the same
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeData:
+    """Inputs and labels to measure on, and the null model of the whole set that they come from.
+
+    Args:
+        x: Inputs, a sample of at most the probe's size.
+        y: Their labels.
+        nll_null: NLL_null of the whole set.
+    """
+
+    x: Any
+    y: np.ndarray
+    nll_null: float
+
+
+def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str) -> ProbeData:
+    """A fixed random sample of `(x, y)` arrays.
+
+    Raises:
+        ValueError: if `data` is no pair of arrays of one length.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) < 2:
+        raise ValueError(f"`{argument}` must be a pair (x, y) of arrays, not {type(data).__name__}.")
+    x, y = data[0], np.asarray(data[1])
+    lengths = {len(np.asarray(leaf)) for leaf in keras.tree.flatten(x)} | {len(y)}
+    if len(lengths) != 1 or not len(y):
+        raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one. Received: {sorted(lengths)}.")
+    rows = np.sort(np.random.default_rng(0).permutation(len(y))[:size])
+    labels = y.argmax(axis=-1) if likelihood.has_class_axis and y.ndim > 1 and y.shape[-1] > 1 and _is_one_hot(y) else y
+    return ProbeData(
+        keras.tree.map_structure(lambda leaf: np.asarray(leaf)[rows], x),
+        labels[rows],
+        null_nll(labels, likelihood.is_classifier),
+    )
+
+
+def measure(
+    model: Any,
+    likelihood: Likelihood,
+    num_examples: int,
+    train: ProbeData | None = None,
+    validation: ProbeData | None = None,
+    accounting: Accounting | None = None,
+    start: dict[str, np.ndarray] | None = None,
+    num_samples: int = 8,
+    is_thorough: bool = False,
+) -> Quantities:
+    """Measures a model; it is left as it was.
+
+    Args:
+        model: A Keras model, or a list of them: an ensemble.
+        likelihood: What the outputs mean.
+        num_examples: Training examples, N.
+        train: Probe of the training data.
+        validation: Probe of other data.
+        accounting: What the compiled loss makes of the KL.
+        start: Scales before training.
+        num_samples: Whole functions to draw.
+        is_thorough: Whether to measure what costs more: the prior's functions, gradients, unit activity.
+    """
+    members = list(model) if isinstance(model, (list, tuple)) else [model]
+    networks = [member.network if isinstance(member, VariationalModel) else member for member in members]
+    posteriors = [weight_posteriors(network) for network in networks]
+    layers = layer_health(posteriors[0], start)
+    local = None
+    fits: dict[str, Fit] = {}
+    quantities: dict[str, Any] = {}
+    judged = validation or train
+    for name, data in (("train", train), ("validation", validation)):
+        if data is None:
+            continue
+        wanted = tuple(layer.name for layer in layers) if is_thorough and data is judged else ()
+        draws = probe.draw(networks, data.x, data.y, likelihood, num_samples, wanted)
+        mean = probe.mean_nll(networks[0], data.x, data.y, likelihood) if is_thorough and len(networks) == 1 else None
+        fits[name] = probe.fit_of(draws, data.y, likelihood, data.nll_null, mean)
+        if data is judged:
+            spread = float(draws.means.std(axis=0).max()) if len(draws.means) > 1 else None
+            size = max(float(np.abs(draws.means).max()), 1e-12)
+            quantities["has_noise"] = None if spread is None else spread > _IDENTICAL * size
+            quantities["function_signal"] = probe.function_signal(draws, data.y, likelihood)
+            if draws.hidden:
+                active = {layer: probe.active_units(values) for layer, values in draws.hidden.items()}
+                last = list(active)[-1]
+                active.pop(last)  # its units are the outputs, which Q13 judges
+                layers = tuple(dataclasses.replace(layer, active_units=active.get(layer.name)) for layer in layers)
+            local = _local_latents(networks[0], data)
+            if is_thorough and posteriors[0] and len(networks) == 1:
+                prior = probe.prior_draws(networks[0], posteriors[0], data.x, data.y, likelihood, num_samples)
+                quantities["nll_prior"] = _finite(float(np.mean(prior.nll)))
+                variance = probe.function_variance(prior)
+                quantities["function_variance"] = probe.function_variance(draws) / variance if variance > 0 else None
+    if is_thorough and train is not None and len(networks) == 1 and layers:
+        layers = with_gradients(layers, posteriors[0], networks[0], train.x, train.y, likelihood, num_examples)
+    finite = all(np.all(np.isfinite(value)) for value in _weights(networks)) and all(
+        np.isfinite(fit.nll_gibbs) for fit in fits.values()
+    )
+    return Quantities(
+        num_examples=num_examples,
+        finite=bool(finite),
+        temperature=accounting.temperature if accounting else None,
+        declared_temperature=accounting.declared if accounting else None,
+        kl=_total_kl(networks[0], layers),
+        train=fits.get("train"),
+        validation=fits.get("validation"),
+        layers=with_counts(layers, accounting),
+        local=local,
+        dropout_rates=dropout_rates(networks[0]),
+        num_members=len(members),
+        **quantities,
+    )
+
+
+def posteriors_of(model: Any) -> list[WeightPosterior]:
+    """Weight posteriors of a model or of an ensemble's first member."""
+    member = model[0] if isinstance(model, (list, tuple)) else model
+    return weight_posteriors(member.network if isinstance(member, VariationalModel) else member)
+
+
+def _total_kl(network: Any, layers: Any) -> float | None:
+    from bdl.elbo import kl_divergence
+
+    known = float(ops.convert_to_numpy(kl_divergence(network)))
+    if known:
+        return known
+    return float(sum(layer.kl for layer in layers)) if layers else None
+
+
+def _local_latents(network: Any, data: ProbeData) -> LocalLatents | None:
+    """What layers with latent variables of single examples report by `add_loss`, one number an example."""
+    with preserved(network):
+        head = keras.tree.map_structure(lambda leaf: ops.convert_to_tensor(leaf[:64]), data.x)
+        network(head, training=True)
+        kl = local_kl(network.losses)
+    return None if kl is None else LocalLatents(kl=float(np.mean(ops.convert_to_numpy(kl))))
+
+
+def _weights(networks: list[Any]) -> list[np.ndarray]:
+    return [ops.convert_to_numpy(weight) for network in networks for weight in network.trainable_weights]
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _is_one_hot(y: np.ndarray) -> bool:
+    return bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=-1) == 1))

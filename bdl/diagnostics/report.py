@@ -1,0 +1,186 @@
+"""`HealthReport`: a verdict with everything it rests on, as text, page, JSON and figure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.remedies import REMEDIES, Remedy
+from bdl.diagnostics.verdict import Finding
+from bdl.report import Block, Figure, Page, Paragraph, Row, Section, Table, render, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MEANINGS = {
+    "diverged": "The training produced numbers that are not finite.",
+    "accounting_error": "The loss does not contain each layer's KL exactly once, so it is not an ELBO.",
+    "mis_scaled_kl": "The KL has the wrong weight against the likelihood: the effective temperature is not 1.",
+    "still_training": "The ELBO still rises: nothing can be said about the posterior yet.",
+    "underfitting": "The ELBO rose because the posterior slid towards the prior, and predictions got worse.",
+    "collapsed": "The posterior equals the prior, and the predictions ignore the inputs.",
+    "over_pruned": "Most units of a layer carry noise only, and it costs accuracy.",
+    "variance_saturated": "The mean fits, but the weights vary so much that single functions are useless.",
+    "scales_not_learned": "The posterior scales stayed where they started: the uncertainty is decorative.",
+    "near_deterministic": "There is next to no uncertainty in the posterior: it is a point estimate in disguise.",
+    "overfitting": "The training data are still being fitted better, while other data are predicted worse.",
+    "healthy": "Nothing was found that these diagnostics look for.",
+    "inconclusive": "What was measured does not decide between verdicts.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class HealthReport:
+    """The diagnosis of one training.
+
+    Args:
+        verdict: One of `bdl.diagnostics.VERDICTS`.
+        confidence: `"certain"`, `"probable"` or `"possible"`.
+        evidence: Sentences with numbers.
+        remedies: What to do, the likeliest first.
+        quantities: All that was measured.
+        epochs: The recorded logs of each epoch.
+        title: What it is about.
+
+    Example:
+    >>> report = HealthReport.of(Finding("mis_scaled_kl", "certain", ("T = 1000.",)), Quantities(temperature=1000.0))
+    >>> print(str(report).splitlines()[0])
+    mis_scaled_kl (certain): The KL has the wrong weight against the likelihood: the effective temperature is not 1.
+    """
+
+    verdict: str
+    confidence: str
+    evidence: tuple[str, ...]
+    remedies: tuple[Remedy, ...]
+    quantities: Quantities
+    epochs: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    title: str = "Training health"
+
+    @classmethod
+    def of(
+        cls, finding: Finding, quantities: Quantities, epochs: Any = (), title: str = "Training health"
+    ) -> HealthReport:
+        """The report of a finding."""
+        remedies = REMEDIES[finding.verdict]
+        return cls(finding.verdict, finding.confidence, finding.evidence, remedies, quantities, tuple(epochs), title)
+
+    def __str__(self) -> str:
+        """Verdict, evidence and remedies in plain text."""
+        lines = [f"{self.verdict} ({self.confidence}): {MEANINGS[self.verdict]}"]
+        lines += [f"  - {sentence}" for sentence in self.evidence]
+        for number, remedy in enumerate(self.remedies, 1):
+            lines.append(f"  {number}. Try {remedy.name}: {remedy.code} [{remedy.source}]")
+        return "\n".join(lines)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The report as JSON; written to a file if one is given."""
+        text = json.dumps(
+            {
+                "verdict": self.verdict,
+                "confidence": self.confidence,
+                "evidence": list(self.evidence),
+                "remedies": [
+                    {"name": remedy.name, "why": remedy.why, "source": remedy.source, "code": remedy.code}
+                    for remedy in self.remedies
+                ],
+                "quantities": self.quantities.to_dict(),
+            },
+            indent=1,
+        )
+        if path is not None:
+            write_atomically(Path(path), text)
+        return text
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report as a page that needs no other file; written to a file if one is given."""
+        html = render(self.page())
+        if path is not None:
+            write_atomically(Path(path), html)
+        return html
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the recorded curves: NLL, KL / N, -ELBO and accuracy, epoch by epoch.
+
+        Raises:
+            ValueError: if there is no record of at least one epoch.
+        """
+        from bdl.plots.health import health_curves
+
+        return health_curves(self.epochs, self.quantities.num_examples, ax)
+
+    def page(self) -> Page:
+        """The page's content."""
+        summary = f"{_title(self.verdict)} ({self.confidence}). {MEANINGS[self.verdict]}"
+        sections = [Section("Evidence", [Paragraph(sentence) for sentence in self.evidence])]
+        if self.epochs:
+            sections.append(Section("The training", self._figure()))
+        sections.append(Section("What was measured", self._tables()))
+        if self.remedies:
+            rows = [Row(remedy.name, [remedy.code, remedy.source], remedy.why) for remedy in self.remedies]
+            sections.append(Section("What to do", [Table(["change", "source"], rows, "The likeliest first.")]))
+        return Page(self.title, summary, sections, "Made by bdl.diagnostics.")
+
+    def _figure(self) -> list[Block]:
+        try:
+            axes = self.plot()
+        except ValueError as error:
+            return [Paragraph(str(error))]
+        caption = "NLL, KL / N and their sum, in nats per example; accuracy above."
+        return [Figure(axes, caption, f"Curves of {len(self.epochs)} recorded epochs.")]
+
+    def _tables(self) -> list[Block]:
+        q = self.quantities
+        rows = [
+            _row("Effective temperature T", q.temperature, "Measured from the compiled loss; Bayes is 1."),
+            _row("R = KL / N [nats]", q.rate, "What the posterior says, per example."),
+            _row("NLL of the prior [nats]", q.nll_prior, "Of networks drawn from the prior."),
+            _row("Function signal", q.function_signal, "How predictions vary with x, against labels."),
+            _row("Function variance", q.function_variance, "Against that of the prior's functions."),
+        ]
+        for name, fit in (("Training", q.train), ("Validation", q.validation), ("Twin", q.twin)):
+            if fit is not None:
+                rows.append(_row(f"{name}: data gain G", fit.gain, f"± {fit.gain_error:.3g}; 0 has learned nothing."))
+                rows.append(_row(f"{name}: NLL [nats]", fit.nll_bma, f"A model that ignores x: {fit.nll_null:.3f}."))
+                rows.append(_row(f"{name}: accuracy", fit.accuracy, "Of targets: explained variance."))
+        blocks: list[Block] = [Table(["value"], [row for row in rows if row is not None])]
+        if q.layers:
+            names = ("kl", "prior_matched", "contraction", "signal_to_noise", "stuck", "active_units", "gradient_ratio")
+            layers = [Row(part.name, [_cell(getattr(part, name)) for name in names]) for part in q.layers]
+            columns = ["KL [nats]", "prior-matched", "contraction", "|mean|/scale", "stuck", "active", "KL/NLL gradient"]
+            blocks.append(Table(columns, layers, "Weight-space figures inform; they alone are no alarm."))
+        return blocks
+
+
+def comparison(reports: dict[str, HealthReport]) -> Page:
+    """Several runs side by side."""
+    names = list(reports)
+    rows = [
+        Row("verdict", [f"{reports[name].verdict} ({reports[name].confidence})" for name in names]),
+        Row("T", [_cell(reports[name].quantities.temperature) for name in names]),
+        Row("R = KL / N [nats]", [_cell(reports[name].quantities.rate) for name in names]),
+        *(
+            Row(label, [_cell(getattr(reports[name].quantities.judged, key, None)) for name in names])
+            for label, key in (("data gain G", "gain"), ("NLL [nats]", "nll_bma"), ("accuracy", "accuracy"))
+        ),
+        Row("epochs", [str(reports[name].quantities.epoch) for name in names]),
+    ]
+    summary = " ".join(f"{name}: {report.verdict}." for name, report in reports.items())
+    sections = [Section("Side by side", [Table(names, rows)])]
+    for name, report in reports.items():
+        sections += [Section(f"{name}: {section.title.lower()}", section.blocks) for section in report.page().sections]
+    return Page("Training health", summary, sections, "Made by bdl.diagnostics.")
+
+
+def _title(verdict: str) -> str:
+    return verdict.replace("_", " ").capitalize()
+
+
+def _row(name: str, value: float | None, meaning: str) -> Row | None:
+    return None if value is None else Row(name, [_cell(value)], meaning)
+
+
+def _cell(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

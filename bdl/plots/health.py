@@ -1,0 +1,78 @@
+"""A training at one glance: what the ELBO is made of, and what became of the accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bdl.plots._style import COLORS, INK, axes_or_new, legend, tidy, tidy_strip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LOG_SCALE_RATIO = 100  # as in bdl.plots.training
+
+
+def health_curves(
+    epochs: Sequence[Mapping[str, Any]], num_examples: int | None, ax: Axes | None = None
+) -> Axes:
+    """Draws NLL, KL / N and -ELBO (at T = 1), in nats per example, with accuracy in a strip above.
+
+    Args:
+        epochs: Logs of each recorded epoch: `epoch`, and of `nll`, `kl` (nats, total), `elbo`, `val_nll` and
+            `val_accuracy` those that are known.
+        num_examples: N, by which the KL is divided.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes of the curves.
+
+    Raises:
+        ValueError: if no epoch holds any of these.
+
+    Example:
+    >>> health_curves([{"epoch": 1, "nll": 0.9}, {"epoch": 2, "nll": 0.5}], None).get_ylabel()
+    'nats per example'
+    """
+    curves = {
+        "$-$ELBO": _curve(epochs, "elbo", -1.0),
+        "KL / N": _curve(epochs, "kl", 1.0 / num_examples) if num_examples else ([], []),
+        "NLL": _curve(epochs, "nll"),
+        "NLL, validation": _curve(epochs, "val_nll"),
+    }
+    if not any(len(values) for _, values in curves.values()):
+        raise ValueError("`epochs` holds no nll, kl or elbo. A record of TrainingHealth(data=...) does.")
+    ax = axes_or_new(ax, width=6.0, height=4.0)
+    styles = {
+        "$-$ELBO": (COLORS[2], "-", 3.2),
+        "KL / N": (COLORS[1], "-", 1.5),
+        "NLL": (COLORS[0], "-", 1.5),
+        "NLL, validation": (COLORS[0], "--", 1.5),
+    }
+    for label, (steps, values) in curves.items():
+        if len(values):
+            color, line, width = styles[label]
+            marker = "o" if len(values) == 1 else ""
+            ax.plot(steps, values, color=color, linestyle=line, linewidth=width, marker=marker, label=label)
+    tidy(ax)
+    positive = np.concatenate([values for _, values in curves.values() if len(values)])
+    if positive.min() > 0 and positive.max() / positive.min() > _LOG_SCALE_RATIO:
+        ax.set_yscale("log")
+    ax.set(xlabel="epoch", ylabel="nats per example")
+    ax.margins(x=0)
+    ax.locator_params(axis="x", integer=True)
+    steps, accuracy = _curve(epochs, "val_accuracy")
+    if len(accuracy):
+        strip = ax.inset_axes((0, 1.04, 1, 0.14), sharex=ax)
+        strip.plot(steps, accuracy, color=INK, linewidth=1.4, marker="o" if len(accuracy) == 1 else "")
+        tidy_strip(strip)
+        strip.set(ylim=(0, 1.05), ylabel="accuracy")
+    legend(ax)
+    return ax
+
+
+def _curve(epochs: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0) -> Any:
+    pairs = [(entry["epoch"], factor * entry[key]) for entry in epochs if entry.get(key) is not None]
+    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
