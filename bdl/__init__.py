@@ -3,7 +3,7 @@
 Variational layers, one honest ELBO, and predictions that know how sure they are, on TensorFlow, JAX and Torch.
 """
 
-from bdl import calibration, convert, layers, likelihoods, metrics, plots, posteriors, priors, random
+from bdl import calibration, convert, diagnostics, layers, likelihoods, metrics, plots, posteriors, priors, random
 from bdl.elbo import ELBO, kl_divergence
 from bdl.evaluation import evaluate
 from bdl.layers import mean_weights
@@ -17,6 +17,7 @@ __all__ = [
     "VariationalModel",
     "calibration",
     "convert",
+    "diagnostics",
     "evaluate",
     "kl_divergence",
     "layers",

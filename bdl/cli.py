@@ -6,6 +6,7 @@ Each subcommand is a function here; what it does lives in a room of its own, whi
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 import tempfile
@@ -219,6 +220,45 @@ def evaluate(
     except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command()
+def diagnose(
+    records: Annotated[
+        list[Path],
+        typer.Argument(help="Records of TrainingHealth; several runs are compared side by side.", show_default=False),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write.")] = None,
+    json_output: Annotated[Path | None, typer.Option("--json", help="JSON file to write.")] = None,
+) -> None:
+    """Tell from its record whether a training learned, or only slid to its prior."""
+    from bdl.diagnostics import comparison, diagnose_record
+    from bdl.report import render, write_atomically
+
+    for path, option in ((output, "--output"), (json_output, "--json")):
+        if path is not None:
+            _check_output(path, option, inputs=records)
+    try:
+        several = _model_names(records)
+        reports = {
+            run if len(several) == 1 or path.stem == name else run.replace(path.stem, name, 1): report
+            for name, path in several.items()
+            for run, report in diagnose_record(path).items()
+        }
+        for name, report in reports.items():
+            _console.print(Text(f"{name}: {report}"))
+        page = next(iter(reports.values())).page() if len(reports) == 1 else comparison(reports)
+        if output is not None:
+            write_atomically(output, render(page))
+        if json_output is not None:
+            parts = {name: json.loads(report.to_json()) for name, report in reports.items()}
+            write_atomically(json_output, json.dumps(parts, indent=1))
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    for path in (output, json_output):
+        if path is not None:
+            _console.print(f"Written: {path.resolve()}", soft_wrap=True, highlight=False)
 
 
 def _model_names(files: list[Path]) -> dict[str, Path]:

@@ -29,6 +29,7 @@ ROOMS = [
     "plots",
     "report",
     "evaluation",
+    "diagnostics",
     "demo",
     "demo_page",
     "cli",

@@ -1,8 +1,9 @@
 """What the compiled loss makes of the KL: measured by perturbing it, so that it also judges what others wrote.
 
-With the network's outputs held fixed, the loss depends on the weights only by its KL terms. So each layer's posterior is
-moved, once, by a known amount of divergence, and the loss says how often it counts that amount; the outputs are moved
-likewise, and it says how it counts the NLL. With `loss = a * mean NLL + c * KL` the temperature is T = N c / a (Q1, Q2).
+With the network's outputs held fixed, the loss depends on the weights only by its KL terms. So each layer's posterior
+is moved, once, by a known amount of divergence, and the loss says how often it counts that amount; the outputs are
+moved likewise, and it says how it counts the NLL. With `loss = a * mean NLL + c * KL` the temperature is T = N c / a
+(Q1, Q2).
 """
 
 from __future__ import annotations
@@ -107,12 +108,15 @@ def likelihood_of(model: Any, likelihood: Likelihood | None = None) -> Likelihoo
         ValueError: if it cannot be told.
     """
     model = model[0] if isinstance(model, (list, tuple)) else model
-    found = likelihood or getattr(model, "likelihood", None) or getattr(getattr(model, "loss", None), "likelihood", None)
+    found = (
+        likelihood or getattr(model, "likelihood", None) or getattr(getattr(model, "loss", None), "likelihood", None)
+    )
     if isinstance(found, Likelihood):
         return found
     loss = getattr(model, "loss", None)
     name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", None))
-    from_logits = bool(getattr(loss, "get_config", dict)().get("from_logits", False))
+    config: dict[str, Any] = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    from_logits = bool(config.get("from_logits", False))
     if name in ("sparse_categorical_crossentropy", "categorical_crossentropy"):
         return Categorical(from_logits=from_logits)
     if name == "binary_crossentropy":

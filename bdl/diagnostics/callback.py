@@ -17,6 +17,7 @@ from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accoun
 from bdl.diagnostics.measure import ProbeData, measure, posteriors_of, take_probe
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import FORMAT, append
+from bdl.diagnostics.thresholds import THRESHOLDS
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import HOPELESS, Finding, judge
 from bdl.diagnostics.weights import start_scales
@@ -24,6 +25,8 @@ from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 
 _SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
+_FIRST_SHARE = 0.25  # of the budget that may be spent at once
+_NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
 _ACTIONS = ("warn", "stop", "record")
 
 
@@ -127,7 +130,7 @@ class TrainingHealth(keras.callbacks.Callback):
         start = time.perf_counter()
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+        except Exception as error:  # whatever it is, the training goes on
             self._is_broken = True
             warnings.warn(
                 f"TrainingHealth stopped watching ({type(error).__name__}: {error}). The training goes on.",
@@ -192,23 +195,41 @@ class TrainingHealth(keras.callbacks.Callback):
         loss = logs.get("loss", logs.get("nll"))
         if loss is not None and not np.isfinite(loss):
             self._judge(Quantities(epoch, self._planned, run.size, finite=False), epoch)
-        elif self._is_affordable(epoch):
+        elif self._is_affordable(epoch, entry):
             self._probe_now(epoch)
         self._write({"event": "epoch", "epoch": epoch, "logs": {k: v for k, v in entry.items() if k != "epoch"}})
         self._to_board(epoch, entry)
 
-    def _is_affordable(self, epoch: int) -> bool:
+    def _is_affordable(self, epoch: int, entry: dict[str, Any]) -> bool:
+        """Whether a measurement fits the budget now: a quarter of it at once, the rest as the training goes on.
+
+        What the record shows by itself, at no cost, may call for one earlier.
+        """
         run = self._state
         assert run is not None
-        if run.train is None and run.validation is None:
+        if (run.train is None and run.validation is None) or len(self.epochs) < 2:
             return False
         elapsed = time.perf_counter() - run.began
-        # What the last one cost is what the next will: it waits until its share of the time has passed.
-        return self.own_seconds + run.last_cost <= self._max_cost * elapsed
+        planned = max(self._planned or epoch, epoch)
+        # The first epoch compiles; the others tell how long the whole will take.
+        lengths = np.diff([earlier["seconds"] for earlier in self.epochs[-20:]])
+        budget = self._max_cost * (elapsed + float(np.median(lengths)) * (planned - epoch))
+        share = 1.0 if self._is_suspicious(entry) else _FIRST_SHARE + (1.0 - _FIRST_SHARE) * epoch / planned
+        return self.own_seconds + run.expected_cost <= share * budget
+
+    def _is_suspicious(self, entry: dict[str, Any]) -> bool:
+        """Whether the logs alone look like a collapse."""
+        run = self._state
+        assert run is not None
+        probe = run.train or run.validation
+        if probe is None or entry.get("nll") is None or entry.get("kl") is None or not run.size:
+            return False
+        at_null = entry["nll"] > _NEARLY_NULL * probe.nll_null
+        return at_null and entry["kl"] / run.size < THRESHOLDS.collapsed_rate * probe.nll_null
 
     def _probe_now(self, epoch: int) -> None:
         run = self._state
-        assert run is not None and (run.train or run.validation)
+        assert run is not None
         start = time.perf_counter()
         measured = measure(
             self.model,
@@ -231,7 +252,9 @@ class TrainingHealth(keras.callbacks.Callback):
         )
         self._judge(measured, epoch)
         run.last_probe = epoch
-        run.last_cost = time.perf_counter() - start
+        cost = time.perf_counter() - start
+        # The first one also pays for what backends prepare once.
+        run.expected_cost = cost if run.expected_cost else 0.5 * cost
 
     def _complete(self, entry: dict[str, Any], q: Quantities) -> None:
         """Adds what the model does not log itself; plain Keras models know neither NLL nor KL apart."""
@@ -332,7 +355,7 @@ class _Run:
     accounting: Accounting | None = None
     start: dict[str, np.ndarray] | None = None
     is_measured: bool = False
-    last_cost: float = 0.0
+    expected_cost: float = 0.0
     last_probe: int = 0
     board: Any = None
 

@@ -46,8 +46,8 @@ def diagnose(
         x: Training inputs.
         y: Training labels.
         record: What `TrainingHealth` knows of the training: the callback itself, a record file, a `RunRecord`, or None.
-        twin: The deterministic twin, which decides about underfitting: a trained Keras model, its `Fit`, `"auto"` to train
-            it for the same budget, or None to do without.
+        twin: The deterministic twin, which decides about underfitting: a trained Keras model, its `Fit`, `"auto"` to
+            train it for the same budget, or None to do without.
         validation_data: Data not trained on, `(x, y)`: what predictions are judged by. Without it they are judged by
             the training data, and say nothing about overfitting.
         likelihood: Of the labels; None takes the model's, or that of the compiled loss.
@@ -82,16 +82,20 @@ def diagnose(
         raise ValueError("`x` and `y` are needed to measure what the model has learned; pass the training data.")
     likelihood = likelihood_of(model, likelihood)
     first = model[0] if isinstance(model, (list, tuple)) else model
-    size = num_examples or getattr(first, "num_examples", None) or len(np.asarray(y if y is not None else validation_data[1]))
+    size = (
+        num_examples
+        or getattr(first, "num_examples", None)
+        or len(np.asarray(y if y is not None else validation_data[1]))
+    )
     train = None if x is None else take_probe((x, y), probe_size, likelihood, "x, y")
-    validation = None if validation_data is None else take_probe(validation_data, probe_size, likelihood, "validation_data")
+    validation = (
+        None if validation_data is None else take_probe(validation_data, probe_size, likelihood, "validation_data")
+    )
     some = train or validation
     assert some is not None
     is_compiled = getattr(first, "compiled", False) and not isinstance(model, (list, tuple))
     accounting = measure_accounting(first, some.x, some.y, likelihood, size) if is_compiled else None
-    measured = measure(
-        model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True
-    )
+    measured = measure(model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True)
     measured = _with_record(measured, run)
     if twin is not None:
         budget = measured.planned_epochs or _TWIN_EPOCHS
@@ -109,7 +113,15 @@ def diagnose_record(path: str | Path) -> dict[str, HealthReport]:
 
 
 def _twin_fit(
-    twin: Any, model: Any, x: Any, y: Any, data: ProbeData, likelihood: Likelihood, epochs: int, batch_size: int, seed: int
+    twin: Any,
+    model: Any,
+    x: Any,
+    y: Any,
+    data: ProbeData,
+    likelihood: Likelihood,
+    epochs: int,
+    batch_size: int,
+    seed: int,
 ) -> Fit:
     if isinstance(twin, Fit):
         return twin
@@ -129,7 +141,10 @@ def _as_run(record: Any) -> RunRecord | None:
         return read_record(record)[-1]
     if hasattr(record, "epochs") and hasattr(record, "quantities"):  # the callback
         probes = [record.quantities] if record.quantities is not None else []
-        start = {"planned_epochs": (record.params or {}).get("epochs"), "num_examples": getattr(probes[0], "num_examples", None) if probes else None}
+        start = {
+            "planned_epochs": (record.params or {}).get("epochs"),
+            "num_examples": getattr(probes[0], "num_examples", None) if probes else None,
+        }
         return RunRecord("live", start, list(record.epochs), probes, list(record.verdicts))
     raise ValueError(f"`record` must be a file, a RunRecord or a TrainingHealth callback, not {record!r}.")
 

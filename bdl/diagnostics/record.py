@@ -1,9 +1,9 @@
 """The record of a run: one JSON object a line, appended as training goes, so that a killed run has said all it knew.
 
-    {"event": "start", "format": 1, "run": ..., "model": ..., "num_examples": ..., "planned_epochs": ...}
-    {"event": "epoch", "epoch": 1, "logs": {...}, "seconds": ...}
-    {"event": "probe", "epoch": 1, "quantities": {...}, "verdict": ..., "confidence": ..., "evidence": [...]}
-    {"event": "end", "epoch": ..., "seconds": ..., "own_seconds": ...}
+{"event": "start", "format": 1, "run": ..., "model": ..., "num_examples": ..., "planned_epochs": ...}
+{"event": "epoch", "epoch": 1, "logs": {...}, "seconds": ...}
+{"event": "probe", "epoch": 1, "quantities": {...}, "verdict": ..., "confidence": ..., "evidence": [...]}
+{"event": "end", "epoch": ..., "seconds": ..., "own_seconds": ...}
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def read_record(path: str | Path) -> list[RunRecord]:
             event = json.loads(line)
         except json.JSONDecodeError:
             if not runs:
-                raise ValueError(f"`record` {path.name!r}: line {number} is not JSON; this is no training record.") from None
+                raise ValueError(
+                    f"`record` {path.name!r}: line {number} is not JSON; this is no training record."
+                ) from None
             runs[-1].is_cut = True
             continue
         _take(runs, event, path, number)

@@ -123,15 +123,16 @@ T_ONE = Remedy(
 )
 TRAIN_LONGER = Remedy(
     "train longer, or at a higher rate",
-    "The ELBO is still rising: this verdict is about the budget, not about the model. What apply returns is the default "
-    "recipe at Adam's default rate of 1e-3.",
+    "The ELBO is still rising: this verdict is about the budget, not about the model. What apply returns is the "
+    "default recipe at Adam's default rate of 1e-3.",
     "Theil-Sen slope and Mann-Kendall test of the record",
     "model.compile(keras.optimizers.Adam(1e-3)); model.fit(..., epochs=4 * epochs)",
     _default_recipe,
 )
 FAST_SCALES = Remedy(
     "scales that move as fast as means",
-    "Adam moves a stored parameter by its rate a step, whatever the gradient: stored as log(scale) / 10, a scale arrives.",
+    "Adam moves a stored parameter by its rate a step, whatever the gradient: stored as log(scale) / 10, a scale "
+    "arrives.",
     "docs/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
     _fast_scales,

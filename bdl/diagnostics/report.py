@@ -149,7 +149,15 @@ class HealthReport:
         if q.layers:
             names = ("kl", "prior_matched", "contraction", "signal_to_noise", "stuck", "active_units", "gradient_ratio")
             layers = [Row(part.name, [_cell(getattr(part, name)) for name in names]) for part in q.layers]
-            columns = ["KL [nats]", "prior-matched", "contraction", "|mean|/scale", "stuck", "active", "KL/NLL gradient"]
+            columns = [
+                "KL [nats]",
+                "prior-matched",
+                "contraction",
+                "|mean|/scale",
+                "stuck",
+                "active",
+                "KL/NLL gradient",
+            ]
             blocks.append(Table(columns, layers, "Weight-space figures inform; they alone are no alarm."))
         return blocks
 

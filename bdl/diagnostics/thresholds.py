@@ -1,7 +1,7 @@
 """Every threshold of the verdicts, in one table, with what it was set by.
 
-Values marked "zoo" were set on the calibration half of `benchmarks/zoo.py` and scored on the other; docs/diagnostics.md has
-both. The rest follow from definitions.
+Values marked "zoo" were set on the calibration half of `benchmarks/zoo.py` and scored on the other;
+docs/diagnostics.md has both. The rest follow from definitions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Thresholds:
             is not done. Zoo.
         dominated_rate: R above it times NLL_null, with nothing learned, is a start that the KL dominates. Zoo.
         kappa: Share of the ELBO's gain bought by the KL. Proposed in the design, kept by the zoo.
-        twin_gap: Gain below the twin's from which a network underfits. Zoo: default mean-field layers on small data stay
-            up to 0.1 below their twins and are healthy.
+        twin_gap: Gain below the twin's from which a network underfits. Zoo: default mean-field layers on small data
+            stay up to 0.1 below their twins and are healthy.
         accuracy_gap: The same for accuracy (explained variance).
         collapsed_gain: G below it has learned nothing.
         collapsed_rate: R below it, as a share of NLL_null: the posterior says next to nothing. Zoo.

@@ -28,7 +28,9 @@ def untrained_twin(model: keras.Model, seed: int = 0) -> keras.Model:
     return keras.models.clone_model(plain)
 
 
-def train_twin(model: keras.Model, x: Any, y: Any, likelihood: Likelihood, epochs: int, batch_size: int, seed: int) -> Any:
+def train_twin(
+    model: keras.Model, x: Any, y: Any, likelihood: Likelihood, epochs: int, batch_size: int, seed: int
+) -> Any:
     """Trains the twin of a model by maximum likelihood, with Adam at its default rate, for the same budget."""
     network = untrained_twin(model, seed)
     with warnings.catch_warnings():

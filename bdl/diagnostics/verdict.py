@@ -271,7 +271,9 @@ def near_deterministic(q: Quantities) -> Finding | None:
         )
     if not evidence:
         return None
-    return Finding("near_deterministic", "certain" if len(evidence) > 1 or excess is None else "probable", tuple(evidence))
+    return Finding(
+        "near_deterministic", "certain" if len(evidence) > 1 or excess is None else "probable", tuple(evidence)
+    )
 
 
 def overfitting(q: Quantities) -> Finding | None:
@@ -323,7 +325,9 @@ def healthy(q: Quantities) -> Finding:
     fit = q.judged
     assert fit is not None  # `inconclusive` fires without it
     accuracy = "" if fit.accuracy is None else f", accuracy {fit.accuracy:.3f}"
-    evidence = [f"Data gain G = {fit.gain:.3f} ± {fit.gain_error:.3f}, NLL {fit.nll_bma:.3f} nats per example{accuracy}."]
+    evidence = [
+        f"Data gain G = {fit.gain:.3f} ± {fit.gain_error:.3f}, NLL {fit.nll_bma:.3f} nats per example{accuracy}."
+    ]
     if q.twin is not None:
         evidence.append(f"The deterministic twin: gain {q.twin.gain:.3f}, NLL {q.twin.nll_bma:.3f}.")
     if q.temperature is not None:
@@ -384,7 +388,8 @@ def _is_local_collapse(q: Quantities) -> bool:
 
 def _is_cold(q: Quantities) -> bool:
     """R far above what T = 1 would pay, and no longer moving."""
-    assert q.train is not None and q.information_excess is not None
+    assert q.train is not None
+    assert q.information_excess is not None
     return q.information_excess > LIMIT.excess_rate * _unit(q.train.nll_null)
 
 

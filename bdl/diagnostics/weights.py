@@ -80,7 +80,7 @@ def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
     >>> [(posterior.layer, posterior.mean.shape) for posterior in weight_posteriors(network)]
     [('hidden', (4, 3))]
     """
-    found = []
+    found: list[WeightPosterior] = []
     for layer in flatten_layers(model):
         if isinstance(layer, Variational):
             for weight in layer.sampled_weights.values():

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 _LOG_SCALE_RATIO = 100  # as in bdl.plots.training
 
 
-def health_curves(
-    epochs: Sequence[Mapping[str, Any]], num_examples: int | None, ax: Axes | None = None
-) -> Axes:
+def health_curves(epochs: Sequence[Mapping[str, Any]], num_examples: int | None, ax: Axes | None = None) -> Axes:
     """Draws NLL, KL / N and -ELBO (at T = 1), in nats per example, with accuracy in a strip above.
 
     Args:
