@@ -213,7 +213,6 @@ def twin_of(case: Case, data: tuple[np.ndarray, ...], likelihood: Any) -> Any:
     """The fit of the deterministic twin on test data, trained once for all cases that share it."""
     import keras
 
-    import bdl
     from bdl.diagnostics.measure import take_probe
     from bdl.diagnostics.twin import fit_of_twin
 

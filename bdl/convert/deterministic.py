@@ -173,4 +173,4 @@ def _check_no_factors(model: ConvertedModel) -> None:
 
 
 def _is_ours(layer: keras.Layer) -> bool:
-    return type(layer).__module__.startswith("bdl.layers")
+    return any(base.__module__.startswith("bdl.layers") for base in type(layer).__mro__)

@@ -251,10 +251,10 @@ class TrainingHealth(keras.callbacks.Callback):
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
-        run.last_probe = epoch
         cost = time.perf_counter() - start
         # The first one also pays for what backends prepare once.
-        run.expected_cost = cost if run.expected_cost else 0.5 * cost
+        run.expected_cost = 0.5 * cost if run.last_probe == 0 else cost
+        run.last_probe = epoch
 
     def _complete(self, entry: dict[str, Any], q: Quantities) -> None:
         """Adds what the model does not log itself; plain Keras models know neither NLL nor KL apart."""
@@ -310,7 +310,12 @@ class TrainingHealth(keras.callbacks.Callback):
         last = self.epochs[-1]["epoch"] if self.epochs else 0
         is_finite = self.quantities is None or self.quantities.finite
         if self.epochs and run.last_probe != last and is_finite and (run.train or run.validation):
-            self._probe_now(last)
+            elapsed = time.perf_counter() - run.began
+            if self.own_seconds + run.expected_cost <= self._max_cost * elapsed:
+                self._probe_now(last)
+            elif self.quantities is not None:  # the last measurement, with what the logs say since
+                trends = measure_trends(self.epochs, run.size)
+                self._judge(dataclasses.replace(self.quantities, epoch=last, trends=trends), last)
         self._write(
             {
                 "event": "end",
@@ -355,7 +360,7 @@ class _Run:
     accounting: Accounting | None = None
     start: dict[str, np.ndarray] | None = None
     is_measured: bool = False
-    expected_cost: float = 0.0
+    expected_cost: float = 0.2  # seconds; a guess before the first
     last_probe: int = 0
     board: Any = None
 

@@ -55,7 +55,7 @@ class RunRecord:
 
 def append(path: Path, event: Mapping[str, Any]) -> None:
     """Adds a line, on the disk before it returns."""
-    line = json.dumps(_plain(event), allow_nan=False) + "\n"
+    line = json.dumps(plain(event), allow_nan=False) + "\n"
     if path.exists() and path.stat().st_size and not _ends_with_newline(path):
         line = "\n" + line  # what a killed run left unfinished stays a line of its own
     with path.open("a", encoding="utf-8") as file:
@@ -125,12 +125,12 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: None stands for them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

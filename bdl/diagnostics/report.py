@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.record import plain
 from bdl.diagnostics.remedies import REMEDIES, Remedy
 from bdl.diagnostics.verdict import Finding
 from bdl.report import Block, Figure, Page, Paragraph, Row, Section, Table, render, write_atomically
@@ -86,7 +87,7 @@ class HealthReport:
                     {"name": remedy.name, "why": remedy.why, "source": remedy.source, "code": remedy.code}
                     for remedy in self.remedies
                 ],
-                "quantities": self.quantities.to_dict(),
+                "quantities": plain(self.quantities.to_dict()),
             },
             indent=1,
         )

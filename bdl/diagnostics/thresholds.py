@@ -26,8 +26,10 @@ class Thresholds:
         dominated_rate: R above it times NLL_null, with nothing learned, is a start that the KL dominates. Zoo.
         kappa: Share of the ELBO's gain bought by the KL. Proposed in the design, kept by the zoo.
         twin_gap: Gain below the twin's from which a network underfits. Zoo: default mean-field layers on small data
-            stay up to 0.1 below their twins and are healthy.
+            stay up to 0.15 below their twins and are healthy.
         accuracy_gap: The same for accuracy (explained variance).
+        accuracy_drop: Accuracy below its best from which a network forgets; a warm-up costs a tenth. Zoo.
+        twin_reached: Gap to the twin below which a falling NLL is no news. Zoo.
         collapsed_gain: G below it has learned nothing.
         collapsed_rate: R below it, as a share of NLL_null: the posterior says next to nothing. Zoo.
         collapsed_signal: rho below it ignores the inputs.
@@ -51,13 +53,15 @@ class Thresholds:
     material_nll_fall: float = 0.03
     dominated_rate: float = 0.5
     kappa: float = 0.8
-    twin_gap: float = 0.15
+    twin_gap: float = 0.2
     accuracy_gap: float = 0.04
+    accuracy_drop: float = 0.2
+    twin_reached: float = 0.05
     collapsed_gain: float = 0.05
     collapsed_rate: float = 0.1
     collapsed_signal: float = 0.1
     active_units: float = 0.5
-    pruned_gap: float = 0.08
+    pruned_gap: float = 0.2
     saturated_variance: float = 0.8
     saturated_disagreement: float = 0.3
     stuck: float = 0.5

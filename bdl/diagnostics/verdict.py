@@ -116,6 +116,8 @@ def still_training(q: Quantities) -> Finding | None:
     trend, fit = q.trends, q.train or q.validation
     if trend is None or fit is None or not _is_done(q):
         return None
+    if q.twin_gap is not None and q.twin_gap < LIMIT.twin_reached:
+        return None
     if trend.elbo_p is None or trend.elbo_p >= LIMIT.significance or (trend.elbo_change or 0.0) <= 0.0:
         return None
     fall = -(trend.nll_change or 0.0)
@@ -142,7 +144,7 @@ def underfitting(q: Quantities) -> Finding | None:
     forgot = (
         trend is not None
         and trend.accuracy_drop is not None
-        and trend.accuracy_drop > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
+        and trend.accuracy_drop > max(LIMIT.accuracy_drop, LIMIT.errors * (fit.accuracy_error or 0.0))
         and trend.elbo_p is not None
         and trend.elbo_p < LIMIT.significance
         and (trend.elbo_change or 0.0) > 0.0
@@ -151,7 +153,7 @@ def underfitting(q: Quantities) -> Finding | None:
     gap = q.twin_gap
     behind = gap is not None and gap > max(LIMIT.twin_gap, LIMIT.errors * fit.gain_error)
     less_accurate = _accuracy_gap(q) > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
-    if q.twin is not None and not (behind and less_accurate):
+    if q.twin is not None and not (behind and less_accurate and trend is not None):
         return None
     if q.twin is None and not forgot:
         return None
