@@ -1,0 +1,194 @@
+"""`diagnose` on models of every kind, the accounting of other people's losses, and remedies that are applied."""
+
+import keras
+import numpy as np
+import pytest
+
+import bdl
+from bdl.diagnostics import REMEDIES, diagnose
+from bdl.diagnostics.accounting import measure_accounting
+from bdl.diagnostics.weights import at_prior, weight_posteriors
+
+N = 150
+
+
+class AddLossDense(bdl.layers.DenseReparameterization):
+    """Adds its KL by `add_loss` with a weight of the user's, as other libraries do."""
+
+    def __init__(self, units, kl_weight, **kwargs):
+        super().__init__(units, **kwargs)
+        self.kl_weight = kl_weight
+
+    def call(self, *args, **kwargs):
+        self.add_loss(self.kl_weight * self.kl_divergence())
+        return super().call(*args, **kwargs)
+
+
+class ForeignDense(keras.layers.Layer):
+    """A Gaussian layer as another library writes it: `kernel_mu`, `kernel_rho`, KL of one sample by `add_loss`."""
+
+    def __init__(self, units, kl_weight):
+        super().__init__()
+        self.units, self.kl_weight, self.prior_sigma = units, kl_weight, 1.0
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def build(self, shape):
+        self.mu = self.add_weight(shape=(shape[-1], self.units), name="kernel_mu")
+        rho = keras.initializers.Constant(-3.0)
+        self.rho = self.add_weight(shape=(shape[-1], self.units), name="kernel_rho", initializer=rho)
+
+    def call(self, inputs):
+        scale = keras.ops.softplus(self.rho)
+        noise = keras.random.normal(self.mu.shape, seed=self.seed_generator)
+        weight = self.mu + scale * noise
+        log_ratio = -keras.ops.log(scale) - 0.5 * noise**2 + 0.5 * weight**2
+        self.add_loss(self.kl_weight * keras.ops.sum(log_ratio))
+        return keras.ops.matmul(inputs, weight)
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(N, 6)).astype("float32")
+    return x, (x[:, 0] + 0.5 * x[:, 1] > 0).astype(int)
+
+
+def plain(first, second):
+    network = keras.Sequential([keras.Input((6,)), first, keras.layers.ReLU(), second])
+    network.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return network
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 1.0, 10.0, float(N)])
+def test_temperature_of_a_loss_with_add_loss(data, temperature):
+    weight = temperature / N
+    model = plain(AddLossDense(8, weight), AddLossDense(2, weight))
+    found = measure_accounting(model, *data, bdl.likelihoods.Categorical(), N)
+    assert found.temperature == pytest.approx(temperature, rel=5e-3)
+    assert all(count == pytest.approx(1.0, rel=5e-3) for count in found.counted.values())
+
+
+def test_temperature_of_another_library_s_layers(data):
+    model = plain(ForeignDense(40, 10.0 / N), ForeignDense(40, 10.0 / N))
+    found = measure_accounting(model, *data, bdl.likelihoods.Categorical(), N)
+    assert found.temperature == pytest.approx(10.0, rel=0.3)  # their KL is one sample's
+
+
+def test_measuring_leaves_the_model_as_it_was(data):
+    model = plain(AddLossDense(8, 1 / N), AddLossDense(2, 1 / N))
+    before = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+    measure_accounting(model, *data, bdl.likelihoods.Categorical(), N)
+    for value, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_allclose(value, keras.ops.convert_to_numpy(variable), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"),
+    [
+        ((0.0, 0.0), "accounting_error"),
+        ((1.0, 0.0), "accounting_error"),
+        ((2.0, 2.0), "accounting_error"),
+        ((1.0, 2.0), "accounting_error"),
+        ((10.0, 10.0), "mis_scaled_kl"),
+        ((N, N), "mis_scaled_kl"),
+    ],
+)
+def test_verdicts_on_losses(data, weights, verdict):
+    model = plain(*(AddLossDense(units, weight / N) for units, weight in zip((8, 2), weights, strict=True)))
+    report = diagnose(model, *data, likelihood=bdl.likelihoods.Categorical())
+    assert report.verdict == verdict
+    assert report.confidence == "certain"
+    mended = report.remedies[0].apply(model, bdl.likelihoods.Categorical())
+    mended.fit(*data, epochs=1, verbose=0)
+    assert diagnose(mended, *data).quantities.temperature == pytest.approx(1.0, rel=5e-3)
+
+
+def test_the_prior_s_functions_are_those_of_the_prior():
+    layer = bdl.layers.DenseReparameterization(50, kernel_prior=bdl.priors.Normal(0.0, 2.0))
+    layer.build((None, 40))
+    posteriors = weight_posteriors(layer)
+    before = posteriors[0].mean, posteriors[0].scale
+    with at_prior(posteriors):
+        assert np.abs(posteriors[0].divergences()).max() < 1e-5
+        np.testing.assert_allclose(posteriors[0].scale, 2.0, rtol=1e-5)
+    np.testing.assert_array_equal(before[0], posteriors[0].mean)
+    np.testing.assert_array_equal(before[1], posteriors[0].scale)
+
+
+def test_closed_form_kl_of_the_layers_is_the_model_s():
+    network = keras.Sequential([keras.Input((6,)), bdl.layers.DenseFlipout(8), bdl.layers.DenseRank1(2)])
+    total = sum(posterior.divergences().sum() for posterior in weight_posteriors(network))
+    known = float(keras.ops.convert_to_numpy(bdl.kl_divergence(network)))
+    assert total == pytest.approx(known, rel=1e-4)
+
+
+def dropout_network(rate):
+    network = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(32, "relu"), bdl.layers.MCDropout(rate), keras.layers.Dense(2)]
+    )
+    network.compile(keras.optimizers.Adam(0.01), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return network
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.0, "near_deterministic"), (0.2, "healthy")])
+def test_dropout(data, rate, verdict):
+    network = dropout_network(rate)
+    network.fit(*data, epochs=20, verbose=0)
+    assert diagnose(network, *data).verdict == verdict
+
+
+def test_ensembles(data):
+    def member(seed):
+        keras.utils.set_random_seed(seed)
+        network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(2)])
+        network.compile(keras.optimizers.Adam(0.01), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        network.fit(*data, epochs=15, verbose=0)
+        return network
+
+    members = [member(seed) for seed in range(3)]
+    assert diagnose(members, *data).verdict == "healthy"
+    same = diagnose([members[0]] * 3, *data)
+    assert same.verdict == "near_deterministic"
+    assert "agree on everything" in str(same)
+
+
+def test_a_plain_network_has_no_uncertainty_to_judge(data):
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+    network.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert diagnose(network, *data).verdict == "inconclusive"
+
+
+def test_report_as_text_page_and_json(data, tmp_path):
+    model = plain(AddLossDense(8, 1.0), AddLossDense(2, 1.0))
+    report = diagnose(model, *data, likelihood=bdl.likelihoods.Categorical())
+    html = report.to_html(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == html
+    assert "Mis scaled kl" in html
+    report.to_json(tmp_path / "report.json")
+    assert "1. Try" in str(report)
+    with pytest.raises(ValueError, match="no nll, kl or elbo"):
+        report.plot()
+
+
+def test_a_remedy_for_the_user_s_own_code_says_so():
+    own = next(remedy for remedies in REMEDIES.values() for remedy in remedies if remedy.build is None)
+    with pytest.raises(ValueError, match="needs a change in your code"):
+        own.apply(dropout_network(0.1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs a model or a record"),
+        ({"model": True}, "`x` and `y` are needed"),
+        ({"model": True, "x": True, "twin": "always"}, "`twin` must be"),
+    ],
+)
+def test_bad_arguments_are_named(data, arguments, message):
+    arguments = dict(arguments)
+    if "model" in arguments:
+        arguments["model"] = dropout_network(0.1)
+    if "x" in arguments:
+        arguments["x"], arguments["y"] = data
+    with pytest.raises(ValueError, match=message):
+        diagnose(**arguments)
