@@ -145,8 +145,16 @@ class _LossOfWeights:
             self._is_exact = values[0] == values[1]
         return float(np.mean(values))
 
+    def change(self, outputs: np.ndarray) -> float:
+        """The loss of other outputs minus that of the network's own, under one and the same draw of the KL."""
+        self._model(self._x, training=True)
+        return self._value(outputs) - self._value(self.outputs)
+
     def _once(self, outputs: np.ndarray) -> float:
         self._model(self._x, training=True)  # refreshes what layers report by add_loss
+        return self._value(outputs)
+
+    def _value(self, outputs: np.ndarray) -> float:
         loss = self._model.compute_loss(self._x, self._y, ops.convert_to_tensor(outputs), training=True)
         _go_to_end_of_schedule(self._model)
         return float(ops.convert_to_numpy(loss))
@@ -168,7 +176,7 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
             other = np.clip(outputs * np.linspace(0.5, 1.5, outputs.shape[-1]), 1e-3, 1.0)
             other = other / other.sum(axis=-1, keepdims=True) if likelihood.has_class_axis else other
         change = mean_nll(other) - mean_nll(outputs)
-    return (loss(other) - loss(outputs)) / change
+    return loss.change(other) / change
 
 
 def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> float:

@@ -282,7 +282,8 @@ def fit_figures(
     """
     nll, y, mean = np.asarray(nll, "float64"), np.asarray(y), np.asarray(mean, "float64")
     num_samples, n = nll.shape
-    bma = -(np.logaddexp.reduce(-nll, axis=0) - math.log(num_samples))
+    with np.errstate(invalid="ignore"):  # of a network that diverged everything is NaN, which is its verdict
+        bma = -(np.logaddexp.reduce(-nll, axis=0) - math.log(num_samples))
     if nll_null is None:
         nll_null = null_nll(y, is_classifier)
     events = y.reshape(n, -1).shape[1]

@@ -63,7 +63,7 @@ class Thresholds:
     active_units: float = 0.5
     pruned_gap: float = 0.2
     saturated_variance: float = 0.8
-    saturated_disagreement: float = 0.3
+    saturated_disagreement: float = 0.5
     stuck: float = 0.5
     excess_rate: float = 0.2
     overfit_rise: float = 0.1

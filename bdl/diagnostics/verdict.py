@@ -125,12 +125,14 @@ def still_training(q: Quantities) -> Finding | None:
     unit = _unit(fit.nll_null)
     still_learns = is_falling and fall > LIMIT.material_nll_fall * unit
     dominated = q.rate is not None and fit.gain < LIMIT.collapsed_gain and q.rate > LIMIT.dominated_rate * unit
-    if not (still_learns or dominated):
+    if not (still_learns or dominated or _is_unpaid(q)):
         return None
     evidence = [
         f"Over the last {trend.window} recorded epochs the ELBO rose by {trend.elbo_change:.3g} nats per example "
         f"(p = {trend.elbo_p:.2g}) and the NLL changed by {trend.nll_change or 0.0:+.3g}."
     ]
+    if _is_unpaid(q):
+        evidence.append(f"R = {q.rate:.3g} nats per example is more than an optimum at T = 1 would pay.")
     if dominated:
         evidence.append(f"The KL still costs {q.rate:.3g} nats per example while the data have taught nothing yet.")
     return Finding("still_training", "probable", tuple(evidence))
@@ -393,6 +395,15 @@ def _is_cold(q: Quantities) -> bool:
     assert q.train is not None
     assert q.information_excess is not None
     return q.information_excess > LIMIT.excess_rate * _unit(q.train.nll_null)
+
+
+def _is_unpaid(q: Quantities) -> bool:
+    """Q7 is violated, and neither frozen scales nor a declared T explain it."""
+    is_frozen = any(layer.stuck is not None and layer.stuck > LIMIT.stuck for layer in q.layers)
+    is_declared = q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold
+    if is_frozen or is_declared or q.train is None or q.information_excess is None:
+        return False
+    return _is_cold(q)
 
 
 def _accuracy_gap(q: Quantities) -> float:
