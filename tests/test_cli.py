@@ -213,3 +213,32 @@ def test_evaluate_refuses_with_the_cure(
     assert result.exit_code != 0
     assert expected in message(result)
     assert "Traceback" not in message(result)
+
+
+def test_diagnose_reads_records_and_compares_them(tmp_path: Path, output: Path) -> None:
+    from bdl.diagnostics.record import append
+
+    for name, temperature in (("good", 1.0), ("bad", 1000.0)):
+        path = tmp_path / f"{name}.jsonl"
+        append(path, {"event": "start", "format": 1, "run": name, "planned_epochs": 2, "num_examples": 10})
+        append(path, {"event": "epoch", "run": name, "epoch": 1, "logs": {"loss": 1.0, "nll": 0.9, "kl": 1.0}})
+        quantities = {"temperature": temperature, "num_examples": 10}
+        append(path, {"event": "probe", "run": name, "epoch": 1, "quantities": quantities, "verdict": "inconclusive"})
+    result = run("diagnose", str(tmp_path / "bad.jsonl"))
+    assert result.exit_code == 0
+    assert "bad: mis_scaled_kl (certain)" in result.stdout
+    result = run("diagnose", str(tmp_path / "good.jsonl"), str(tmp_path / "bad.jsonl"), "-o", str(output))
+    assert result.exit_code == 0
+    assert "Side by side" in output.read_text()
+    figures = tmp_path / "figures.json"
+    assert run("diagnose", str(tmp_path / "bad.jsonl"), "--json", str(figures)).exit_code == 0
+    assert json.loads(figures.read_text())["bad"]["verdict"] == "mis_scaled_kl"
+
+
+def test_diagnose_refuses_what_is_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text("")
+    result = run("diagnose", str(path))
+    assert result.exit_code == 1
+    assert "is empty" in message(result)
+    assert run("diagnose", str(path), "-o", str(path)).exit_code == 2

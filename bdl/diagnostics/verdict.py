@@ -116,14 +116,15 @@ def still_training(q: Quantities) -> Finding | None:
     trend, fit = q.trends, q.train or q.validation
     if trend is None or fit is None or not _is_done(q):
         return None
-    if q.twin_gap is not None and q.twin_gap < LIMIT.twin_reached:
-        return None
     if trend.elbo_p is None or trend.elbo_p >= LIMIT.significance or (trend.elbo_change or 0.0) <= 0.0:
         return None
     fall = -(trend.nll_change or 0.0)
     is_falling = trend.nll_p is not None and trend.nll_p < LIMIT.significance
     unit = _unit(fit.nll_null)
-    still_learns = is_falling and fall > LIMIT.material_nll_fall * unit
+    # A training NLL that falls is no news where the twin is reached, or where validation got worse.
+    is_news = q.twin_gap is None or q.twin_gap > LIMIT.twin_reached
+    is_useful = (trend.val_nll_rise or 0.0) < LIMIT.overfit_rise * unit
+    still_learns = is_falling and is_news and is_useful and fall > LIMIT.material_nll_fall * unit
     dominated = q.rate is not None and fit.gain < LIMIT.collapsed_gain and q.rate > LIMIT.dominated_rate * unit
     if not (still_learns or dominated or _is_unpaid(q)):
         return None
@@ -375,8 +376,11 @@ def _is_collapsed(q: Quantities) -> bool:
     if fit is None or q.rate is None or q.function_signal is None or not q.layers:
         return False
     return (
-        fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain
-        and q.rate < LIMIT.collapsed_rate * _unit(fit.nll_null)
+        fit.gain < LIMIT.collapsed_gain
+        and (
+            q.rate < LIMIT.collapsed_rate * _unit(fit.nll_null)
+            or (q.function_variance or 0.0) > LIMIT.saturated_variance  # what is left of R is on its way out
+        )
         and q.function_signal < LIMIT.collapsed_signal
     )
 
@@ -403,7 +407,7 @@ def _is_unpaid(q: Quantities) -> bool:
     is_declared = q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold
     if is_frozen or is_declared or q.train is None or q.information_excess is None:
         return False
-    return _is_cold(q)
+    return _is_cold(q) and not _is_collapsed(q)
 
 
 def _accuracy_gap(q: Quantities) -> float:

@@ -1,0 +1,22 @@
+"""Curves of a training's health."""
+
+import pytest
+
+from bdl.plots.health import health_curves
+
+EPOCHS = [
+    {"epoch": t, "nll": 2.0 / t, "kl": 50.0 * t, "elbo": -2.0 / t - 0.5 * t, "val_accuracy": 0.5} for t in (1, 2, 3)
+]
+
+
+def test_curves_are_per_example_and_skip_what_is_missing():
+    ax = health_curves([*EPOCHS, {"epoch": 4, "nll": 0.1, "kl": None}], num_examples=100)
+    curves = {line.get_label(): line for line in ax.get_lines()}
+    assert list(curves["KL / N"].get_ydata()) == [0.5, 1.0, 1.5]
+    assert list(curves["NLL"].get_xdata()) == [1, 2, 3, 4]
+    assert ax.child_axes[0].get_ylabel() == "accuracy"
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ValueError, match="no nll, kl or elbo"):
+        health_curves([{"epoch": 1, "loss": 1.0}], 10)
