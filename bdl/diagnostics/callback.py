@@ -298,10 +298,13 @@ class TrainingHealth(keras.callbacks.Callback):
             return
         self._said.add(finding.verdict)
         message = f"epoch {epoch}: {finding.verdict} ({finding.confidence}). {finding.evidence[0]}"
-        if self.params.get("verbose"):
-            print(f"\nTrainingHealth: {message}", flush=True)
-        else:
-            warnings.warn(message, HealthWarning, stacklevel=2)
+        if not self.params.get("verbose"):
+            try:
+                warnings.warn(message, HealthWarning, stacklevel=2)
+                return
+            except HealthWarning:  # where warnings are errors: said all the same, and the training goes on
+                pass
+        print(f"\nTrainingHealth: {message}", flush=True)
 
     def _end(self) -> None:
         run = self._state
