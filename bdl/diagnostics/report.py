@@ -120,8 +120,8 @@ class HealthReport:
             sections.append(Section("The training", self._figure()))
         sections.append(Section("What was measured", self._tables()))
         if self.remedies:
-            rows = [Row(remedy.name, [remedy.code, remedy.source], remedy.why) for remedy in self.remedies]
-            sections.append(Section("What to do", [Table(["change", "source"], rows, "The likeliest first.")]))
+            rows = [Row(remedy.name, [remedy.source], f"{remedy.code}. {remedy.why}") for remedy in self.remedies]
+            sections.append(Section("What to do", [Table(["source"], rows, "The likeliest first.")]))
         return Page(self.title, summary, sections, "Made by bdl.diagnostics.")
 
     def _figure(self) -> list[Block]:
@@ -145,16 +145,17 @@ class HealthReport:
             if fit is not None:
                 rows.append(_row(f"{name}: data gain G", fit.gain, f"± {fit.gain_error:.3g}; 0 has learned nothing."))
                 rows.append(_row(f"{name}: NLL [nats]", fit.nll_bma, f"A model that ignores x: {fit.nll_null:.3f}."))
-                rows.append(_row(f"{name}: accuracy", fit.accuracy, "Of targets: explained variance."))
+                rows.append(
+                    _row(f"{name}: accuracy", fit.accuracy, "Share of right labels; of targets, of explained variance.")
+                )
         blocks: list[Block] = [Table(["value"], [row for row in rows if row is not None])]
         if q.layers:
-            names = ("kl", "prior_matched", "contraction", "signal_to_noise", "stuck", "active_units", "gradient_ratio")
+            names = ("kl", "prior_matched", "signal_to_noise", "stuck", "active_units", "gradient_ratio")
             layers = [Row(part.name, [_cell(getattr(part, name)) for name in names]) for part in q.layers]
             columns = [
                 "KL [nats]",
-                "prior-matched",
-                "contraction",
-                "|mean|/scale",
+                "at prior",
+                "|mean| / scale",
                 "stuck",
                 "active",
                 "KL/NLL gradient",
