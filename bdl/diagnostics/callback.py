@@ -54,7 +54,7 @@ class TrainingHealth(keras.callbacks.Callback):
             (`bdl.diagnostics.HOPELESS`); or `"record"`, which says nothing.
         num_samples: Whole functions to draw for a measurement.
         probe_size: Examples of a probe.
-        max_cost: Share of the training's time that measuring may take.
+        max_cost: Share of the training's time that measuring may take; 1 measures every epoch, whatever it costs.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -207,7 +207,11 @@ class TrainingHealth(keras.callbacks.Callback):
         """
         run = self._state
         assert run is not None
-        if (run.train is None and run.validation is None) or len(self.epochs) < 2:
+        if run.train is None and run.validation is None:
+            return False
+        if self._max_cost == 1:
+            return True
+        if len(self.epochs) < 2:
             return False
         elapsed = time.perf_counter() - run.began
         planned = max(self._planned or epoch, epoch)

@@ -59,6 +59,7 @@ def plain(first, second):
     return network
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("temperature", [1e-3, 0.1, 1.0, 10.0, float(N)])
 def test_temperature_of_a_loss_with_add_loss(data, temperature):
     weight = temperature / N
