@@ -16,8 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.diagnostics.weights import WeightPosterior, preserved, weight_posteriors
-from bdl.elbo import ELBO, MinibatchWeights, kl_divergence
+from bdl.diagnostics.weights import WeightPosterior, preserved, total_divergence, weight_posteriors
+from bdl.elbo import ELBO, MinibatchWeights
 from bdl.likelihoods import Bernoulli, Categorical, Likelihood, Normal
 from bdl.model import VariationalModel
 
@@ -147,8 +147,7 @@ class _LossOfWeights:
 
     def change(self, outputs: np.ndarray) -> float:
         """The loss of other outputs minus that of the network's own, under one and the same draw of the KL."""
-        self._model(self._x, training=True)
-        return self._value(outputs) - self._value(self.outputs)
+        return self._once(outputs) - self._value(self.outputs)
 
     def _once(self, outputs: np.ndarray) -> float:
         self._model(self._x, training=True)  # refreshes what layers report by add_loss
@@ -181,21 +180,15 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
 
 def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> float:
     """Change of the loss for a change of one layer's divergence."""
-    before_loss, before = loss(), _closed_form(model, posteriors)
+    before_loss, before = loss(), total_divergence(model, posteriors)
     held = [(part, part.mean, part.scale) for part in posteriors]
     for part, mean, scale in held:
         part.assign(mean, _SCALE_FACTOR * scale)
-    change = _closed_form(model, posteriors) - before
+    change = total_divergence(model, posteriors) - before
     multiplier = (loss() - before_loss) / change
     for part, mean, scale in held:
         part.assign(mean, scale)
     return max(float(multiplier), 0.0) if abs(multiplier) > 1e-12 else 0.0
-
-
-def _closed_form(model: keras.Model, posteriors: list[WeightPosterior]) -> float:
-    """Divergence: the layers' own where they know it (a fitted prior moves along), else that of fixed Gaussians."""
-    known = float(ops.convert_to_numpy(kl_divergence(model)))
-    return known if known else float(sum(part.divergences().sum() for part in posteriors))
 
 
 def _labels(y: Any, outputs: np.ndarray, likelihood: Likelihood) -> Any:

@@ -13,14 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting
+from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, with_counts
 from bdl.diagnostics.measure import ProbeData, measure, posteriors_of, take_probe
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import FORMAT, append
 from bdl.diagnostics.thresholds import THRESHOLDS
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import HOPELESS, Finding, judge
-from bdl.diagnostics.weights import start_scales
+from bdl.diagnostics.weights import layer_health, start_scales
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 
@@ -251,7 +251,6 @@ class TrainingHealth(keras.callbacks.Callback):
             measured,
             epoch=epoch,
             planned_epochs=self._planned,
-            kl_at_start=None,
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
@@ -374,9 +373,6 @@ class _Run:
 
 def _counts(run: _Run, posteriors: Any) -> dict[str, Any]:
     """What is known before the first step."""
-    from bdl.diagnostics.accounting import with_counts
-    from bdl.diagnostics.weights import layer_health
-
     assert run.accounting is not None
     return {
         "temperature": run.accounting.temperature,

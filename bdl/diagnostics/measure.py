@@ -14,7 +14,14 @@ from bdl.diagnostics import probe
 from bdl.diagnostics.accounting import Accounting, with_counts
 from bdl.diagnostics.gradients import with_gradients
 from bdl.diagnostics.quantities import Fit, LocalLatents, Quantities, null_nll
-from bdl.diagnostics.weights import WeightPosterior, dropout_rates, layer_health, preserved, weight_posteriors
+from bdl.diagnostics.weights import (
+    WeightPosterior,
+    dropout_rates,
+    layer_health,
+    preserved,
+    total_divergence,
+    weight_posteriors,
+)
 from bdl.elbo import local_kl
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
@@ -118,12 +125,13 @@ def measure(
     finite = all(np.all(np.isfinite(value)) for value in _weights(networks)) and all(
         np.isfinite(fit.nll_gibbs) for fit in fits.values()
     )
+    kl = total_divergence(networks[0], posteriors[0])
     return Quantities(
         num_examples=num_examples,
         finite=bool(finite),
         temperature=accounting.temperature if accounting else None,
         declared_temperature=accounting.declared if accounting else None,
-        kl=_total_kl(networks[0], layers),
+        kl=kl if kl or layers else None,  # without any posterior a zero is no measurement
         train=fits.get("train"),
         validation=fits.get("validation"),
         layers=with_counts(layers, accounting),
@@ -138,15 +146,6 @@ def posteriors_of(model: Any) -> list[WeightPosterior]:
     """Weight posteriors of a model or of an ensemble's first member."""
     member = model[0] if isinstance(model, (list, tuple)) else model
     return weight_posteriors(member.network if isinstance(member, VariationalModel) else member)
-
-
-def _total_kl(network: Any, layers: Any) -> float | None:
-    from bdl.elbo import kl_divergence
-
-    known = float(ops.convert_to_numpy(kl_divergence(network)))
-    if known:
-        return known
-    return float(sum(layer.kl for layer in layers)) if layers else None
 
 
 def _local_latents(network: Any, data: ProbeData) -> LocalLatents | None:

@@ -136,7 +136,6 @@ class Quantities:
         temperature: Effective temperature T at the end of the schedule, measured from the compiled loss (Q1).
         declared_temperature: The T that the user asked for, where there is one to declare; else None.
         kl: Closed-form divergence of all weights, in nats, total.
-        kl_at_start: The same before training.
         train: Fit to training data.
         validation: Fit to data not trained on.
         twin: Fit of the deterministic twin, on the same data as `validation` (else `train`) (Q14).
@@ -158,7 +157,6 @@ class Quantities:
     temperature: float | None = None
     declared_temperature: float | None = None
     kl: float | None = None
-    kl_at_start: float | None = None
     train: Fit | None = None
     validation: Fit | None = None
     twin: Fit | None = None

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from bdl.diagnostics.quantities import LayerHealth
+from bdl.elbo import kl_divergence
 from bdl.keras_internals import flatten_layers
 from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import Variational
@@ -106,6 +107,12 @@ def layer_health(
 def start_scales(posteriors: list[WeightPosterior]) -> dict[str, np.ndarray]:
     """Scales by the path of their variable, to be compared with later ones."""
     return {posterior.scale_variable.path: posterior.scale for posterior in posteriors}
+
+
+def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> float:
+    """Divergence: the layers' own where they know it (a fitted prior moves along), else that of fixed Gaussians."""
+    known = float(ops.convert_to_numpy(kl_divergence(model)))
+    return known if known else float(sum(part.divergences().sum() for part in posteriors))
 
 
 @contextmanager

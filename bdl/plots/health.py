@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bdl.plots._style import COLORS, INK, axes_or_new, legend, tidy, tidy_strip
+from bdl.plots.training import spans_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_LOG_SCALE_RATIO = 100  # as in bdl.plots.training
 
 
 def health_curves(epochs: Sequence[Mapping[str, Any]], num_examples: int | None, ax: Axes | None = None) -> Axes:
@@ -55,8 +54,7 @@ def health_curves(epochs: Sequence[Mapping[str, Any]], num_examples: int | None,
             marker = "o" if len(values) == 1 else ""
             ax.plot(steps, values, color=color, linestyle=line, linewidth=width, marker=marker, label=label)
     tidy(ax)
-    positive = np.concatenate([values for _, values in curves.values() if len(values)])
-    if positive.min() > 0 and positive.max() / positive.min() > _LOG_SCALE_RATIO:
+    if spans_decades([values for _, values in curves.values() if len(values)]):
         ax.set_yscale("log")
     ax.set(xlabel="epoch", ylabel="nats per example")
     ax.margins(x=0)

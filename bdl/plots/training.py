@@ -69,7 +69,7 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     strip.plot(epochs, values["temperature"], color=INK, marker=marker, linewidth=1.4)
     tidy(ax)
     tidy_strip(strip)
-    if _spans_decades([curve for _, curve, *_ in curves]):
+    if spans_decades([curve for _, curve, *_ in curves]):
         ax.set_yscale("log")
     ax.set(xlabel="epoch", ylabel="nats per example")
     ax.margins(x=0)
@@ -98,7 +98,8 @@ def _history_arrays(history: Mapping[str, Sequence[float]]) -> dict[str, NDArray
     return values
 
 
-def _spans_decades(curves: Sequence[NDArray[np.float64]]) -> bool:
+def spans_decades(curves: Sequence[NDArray[np.float64]]) -> bool:
+    """Whether all curves are positive and need a logarithmic axis."""
     values = np.concatenate(curves)
     values = values[np.isfinite(values)]
     return values.size > 0 and bool(values.min() > 0) and bool(values.max() / values.min() > _LOG_SCALE_RATIO)
