@@ -8,6 +8,9 @@ Per example, in nats, with `N` the number of training examples:
 Weights are global latent variables: one posterior serves all N examples, so their KL is divided by N. Alignments and
 codes are local: each example pays its own. T is the effective temperature; T = 1 is Bayes. The ELBO is always reported
 at T = 1, whatever T the loss was trained with.
+
+With free bits F > 0 the loss has max(mean local KL, F) in the local term's place (Kingma et al. 2016, arXiv 1606.04934,
+section on free bits; one group). It is not the negative ELBO any more; the ELBO is reported without them.
 """
 
 from __future__ import annotations
@@ -73,6 +76,7 @@ def evidence(
     temperature: Tensor | float = 1.0,
     local_kl: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    free_bits: float = 0.0,
 ) -> Evidence:
     """Puts the parts together; see the module's formula.
 
@@ -83,6 +87,7 @@ def evidence(
         temperature: T.
         local_kl: Of each example, `(batch,)`, in nats.
         sample_weight: `(batch,)`; scales an example's NLL and local KL, never the weights' KL.
+        free_bits: Rate below which the loss does not reward a smaller mean local KL, in nats per example.
 
     Example:
     >>> parts = evidence(nll=np.array([1.0, 3.0], "float32"), weights_kl=50.0, num_examples=100, temperature=0.5)
@@ -96,12 +101,15 @@ def evidence(
 
     mean_nll = batch_mean(nll)
     size = ops.cast(num_examples, "float32")
-    kl_per_example = weights_kl / size
+    kl_per_example = charged = weights_kl / size
     if local_kl is not None:
-        kl_per_example = kl_per_example + batch_mean(local_kl)
+        local = batch_mean(local_kl)
+        # Not max(local, 0) without free bits: a divergence estimated from samples may be negative.
+        charged = charged + (ops.maximum(local, free_bits) if free_bits else local)
+        kl_per_example = kl_per_example + local
     temperature = ops.cast(temperature, "float32")
     return Evidence(
-        loss=mean_nll + temperature * kl_per_example,
+        loss=mean_nll + temperature * charged,
         nll=mean_nll,
         kl=kl_per_example * size,
         elbo=-(mean_nll + kl_per_example),
@@ -122,14 +130,15 @@ class ELBO(keras.losses.Loss):
         num_examples: Positive number of training examples, N. Without it the KL cannot be scaled, so it has no default.
         kl_weight: Temperature T: non-negative, 1 is Bayes. A schedule needs `VariationalModel`.
         model: The network whose weights' KL belongs in the loss. None leaves the KL to `kl=` of `evidence`.
+        free_bits: As of `VariationalModel`; above 0 the loss is not the ELBO any more, here `val_loss` neither.
         name: Name of the loss.
 
     Returns:
         Scalar, per example, in nats.
 
     Raises:
-        ValueError: if `num_examples` is not a positive integer, `kl_weight` is no such number, `model` is missing
-            on a call, or the likelihood's weights would go untrained.
+        ValueError: if `num_examples` is no positive integer, `kl_weight` or `free_bits` no such number, `model` is
+            missing on a call, or the likelihood's weights would go untrained.
 
     Source: Graves 2011, "Practical variational inference for neural networks", eq. 3; N and minibatches as in
     Blundell et al. 2015, section 3.4.
@@ -146,6 +155,7 @@ class ELBO(keras.losses.Loss):
         num_examples: int,
         kl_weight: float = 1.0,
         model: keras.Model | None = None,
+        free_bits: float = 0.0,
         name: str = "elbo",
     ) -> None:
         super().__init__(name=name, reduction="none")
@@ -156,6 +166,7 @@ class ELBO(keras.losses.Loss):
                 "`kl_weight` must be a number here: a schedule needs a step counter. Use VariationalModel."
             )
         self.kl_weight = check_kl_weight(kl_weight)
+        self.free_bits = check_free_bits(free_bits)
         self.model = model
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
@@ -179,14 +190,9 @@ class ELBO(keras.losses.Loss):
                 "stay untrained. Use VariationalModel, fix the scale, or let the network predict it."
             )
         nll = self.likelihood.nll(y, outputs, keras_mask(outputs))
-        return evidence(
-            nll,
-            kl_divergence(self.model),
-            self.num_examples,
-            self.kl_weight,
-            local_kl=local_kl(self.model.losses),
-            sample_weight=check_sample_weight(sample_weight),
-        )
+        weights_kl, examples_kl = kl_divergence(self.model), local_kl(self.model.losses)
+        weight = check_sample_weight(sample_weight)
+        return evidence(nll, weights_kl, self.num_examples, self.kl_weight, examples_kl, weight, self.free_bits)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration without the model, which holds the loss and not the other way round."""
@@ -194,6 +200,7 @@ class ELBO(keras.losses.Loss):
             "likelihood": keras.saving.serialize_keras_object(self.likelihood),
             "num_examples": self.num_examples,
             "kl_weight": self.kl_weight,
+            "free_bits": self.free_bits,
             "name": self.name,
         }
 
@@ -358,13 +365,19 @@ def check_num_examples(num_examples: Any) -> int:
 
 def check_kl_weight(kl_weight: Any) -> float:
     """Checks a constant temperature."""
-    is_number = isinstance(kl_weight, (int, float)) and not isinstance(kl_weight, bool)
-    if not (is_number and kl_weight >= 0 and math.isfinite(kl_weight)):
+    if not _is_finite_and_not_negative(kl_weight):
         raise ValueError(
             f"`kl_weight` must be a finite number >= 0 (the temperature T; 1 is Bayes) or a bdl.elbo.KLSchedule, "
             f"not {kl_weight!r}. Do not divide it by the number of examples: the ELBO does."
         )
     return float(kl_weight)
+
+
+def check_free_bits(free_bits: Any) -> float:
+    """Checks the rate that local divergences may have for free."""
+    if not _is_finite_and_not_negative(free_bits):
+        raise ValueError(f"`free_bits` must be a finite number >= 0, in nats per example, not {free_bits!r}.")
+    return float(free_bits)
 
 
 def check_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
@@ -380,3 +393,7 @@ def check_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
             "To leave out single events of a sequence, use a Keras mask."
         )
     return sample_weight
+
+
+def _is_finite_and_not_negative(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)

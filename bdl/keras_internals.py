@@ -85,6 +85,45 @@ def adopt_signatures(wrapper: keras.Layer, layer: keras.Layer) -> None:
     wrapper.build = build_and_record
 
 
+def symbolic_inputs(shape: Any) -> Any:
+    """Keras tensors of a shape, or of a list or dict of shapes, to build a network of any class with.
+
+    Example:
+    >>> [tensor.shape for tensor in symbolic_inputs([(None, 2), (None, 3)])]
+    [(None, 2), (None, 3)]
+    """
+    if isinstance(shape, dict):
+        return {name: symbolic_inputs(part) for name, part in shape.items()}
+    if len(shape) and isinstance(shape[0], (tuple, list)):
+        return [symbolic_inputs(part) for part in shape]
+    return keras.KerasTensor(tuple(shape), "float32")
+
+
+def is_concrete(values: Any) -> bool:
+    """Whether values are there to be read: not symbolic, not traced by a compiler, a scan or a gradient.
+
+    Example:
+    >>> is_concrete(np.ones(2)), is_concrete(keras.ops.ones(2)), is_concrete(keras.Input((2,)))
+    (True, True, False)
+    """
+    if isinstance(values, keras.KerasTensor):
+        return False
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.is_symbolic_tensor(values)
+    if backend == "jax":
+        import jax
+
+        return not isinstance(values, jax.core.Tracer)
+    if backend == "torch":
+        import torch
+
+        return not (torch.compiler.is_compiling() or (isinstance(values, torch.Tensor) and values.is_meta))
+    return True
+
+
 def num_replicas() -> int:
     """Replicas over which Keras sums the gradient of a loss: it expects each to return its share.
 

@@ -15,6 +15,7 @@ from bdl import training_data
 from bdl.elbo import (
     KLSchedule,
     LinearWarmup,
+    check_free_bits,
     check_kl_weight,
     check_likelihood,
     check_num_examples,
@@ -23,7 +24,7 @@ from bdl.elbo import (
     kl_divergence,
     local_kl,
 )
-from bdl.keras_internals import flatten_layers, keras_mask, num_replicas
+from bdl.keras_internals import flatten_layers, keras_mask, num_replicas, symbolic_inputs
 from bdl.likelihoods import Likelihood
 from bdl.prediction import predict_with
 from bdl.random import Tensor
@@ -40,6 +41,8 @@ class VariationalModel(keras.Model):
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
     loss's place. Logs hold `loss` (tempered, per example), `nll` (per example, of one weight sample), `kl` (total),
     `elbo` (per example, always at T = 1) and `temperature`, all in nats; `val_loss` is at T = 1 whatever the schedule.
+    With `free_bits` > 0 `loss` is not the negative ELBO any more, even at T = 1: it has the free bits in it; `kl`,
+    `elbo` and `val_loss` have the true divergences.
 
     Args:
         network: Any Keras model with bdl layers; it ends in raw outputs (logits).
@@ -48,6 +51,9 @@ class VariationalModel(keras.Model):
             cardinality and static batch size, a `PyDataset` or a Torch `DataLoader`.
         kl_weight: Temperature T: a number (1.0 is Bayes throughout) or a `bdl.elbo.KLSchedule`. None is the default
             schedule: T rises linearly from 0 to 1 over the first 85 % of the first `fit`, then stays at 1.
+        free_bits: Rate F of the latent variables of single examples (codes, alignments), in nats per example: the loss
+            counts `max(batch mean of the local KL, F)`, so that nothing pushes them below F (Kingma et al. 2016, arXiv
+            1606.04934). 0 is the ELBO. The weights' KL has no part in it.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 
@@ -71,6 +77,7 @@ class VariationalModel(keras.Model):
         likelihood: Likelihood | Mapping[str, Likelihood],
         num_examples: int | None = None,
         kl_weight: float | KLSchedule | None = None,
+        free_bits: float = 0.0,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -84,6 +91,7 @@ class VariationalModel(keras.Model):
         self.network = network
         self.likelihood = dict(likelihood) if isinstance(likelihood, Mapping) else likelihood
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule | None) else check_kl_weight(kl_weight)
+        self.free_bits = check_free_bits(free_bits)
         given = 0 if num_examples is None else check_num_examples(num_examples)
         self._is_size_given = num_examples is not None
         # Variables, so that they are saved, and so that compiled functions follow a change.
@@ -105,7 +113,7 @@ class VariationalModel(keras.Model):
         """Builds the network."""
         if not self.network.built:
             # A symbolic call builds any network; `network.build` would not build a subclassed one.
-            self.network(_symbolic_inputs(input_shape))
+            self.network(symbolic_inputs(input_shape))
         self._warn_if_deterministic()
         self.built = True
 
@@ -222,7 +230,7 @@ class VariationalModel(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        """The tempered negative ELBO per example, in nats; at T = 1 outside training."""
+        """The tempered negative ELBO per example, in nats; outside training at T = 1 and without free bits."""
         sample_weight = check_sample_weight(sample_weight)
         parts = evidence(
             self._nll(y, y_pred),
@@ -231,6 +239,7 @@ class VariationalModel(keras.Model):
             self._temperature() if training else 1.0,
             local_kl(self.losses),
             sample_weight,
+            self.free_bits if training else 0.0,
         )
         if training:
             self._step.assign_add(1)
@@ -256,6 +265,7 @@ class VariationalModel(keras.Model):
             "likelihood": keras.saving.serialize_keras_object(self.likelihood),
             "num_examples": self.num_examples if self._is_size_given else None,
             "kl_weight": keras.saving.serialize_keras_object(self.kl_weight),
+            "free_bits": self.free_bits,
             "format_version": FORMAT_VERSION,
         }
 
@@ -377,15 +387,6 @@ class VariationalModel(keras.Model):
                 "epistemic uncertainty will be zero unless the network is random in another way. Use bdl.layers.",
                 stacklevel=3,
             )
-
-
-def _symbolic_inputs(shape: Any) -> Any:
-    """Keras tensors of a shape, or of a list or dict of shapes."""
-    if isinstance(shape, dict):
-        return {name: _symbolic_inputs(part) for name, part in shape.items()}
-    if len(shape) and isinstance(shape[0], (tuple, list)):
-        return [_symbolic_inputs(part) for part in shape]
-    return keras.KerasTensor(tuple(shape), "float32")
 
 
 def _to_int(variable: keras.Variable) -> int:

@@ -65,6 +65,40 @@ def test_sample_weights_scale_an_examples_nll_and_local_kl_but_not_the_weights_k
     assert to_float(parts.elbo) == -(2.0 + 3.0 + 0.25)
 
 
+@pytest.mark.parametrize(("free_bits", "charged"), [(0.0, 1.5), (1.0, 1.5), (2.0, 2.0)])
+def test_free_bits_bound_the_charged_local_kl_and_nothing_else(free_bits, charged):
+    nll, local = np.array([1.0, 2.0], "float32"), np.array([0.5, 2.5], "float32")
+    parts = evidence(nll, 30.0, 10, temperature=0.5, local_kl=local, free_bits=free_bits)
+    assert to_float(parts.loss) == 1.5 + 0.5 * (3.0 + charged)
+    assert to_float(parts.kl) == 30.0 + 10 * 1.5
+    assert to_float(parts.elbo) == -(1.5 + 3.0 + 1.5)
+
+
+def test_free_bits_compare_with_the_weighted_mean_and_leave_weights_and_estimates_below_zero_alone():
+    nll, local = np.zeros(2, "float32"), np.array([0.5, -1.0], "float32")
+    weight = np.array([4.0, 0.0], "float32")
+    assert to_float(evidence(nll, 0.0, 10, local_kl=local, sample_weight=weight, free_bits=0.75).loss) == 1.0
+    assert to_float(evidence(nll, 0.0, 10, local_kl=local).loss) == -0.25
+    assert to_float(evidence(nll, 1.0, 10, free_bits=5.0).loss) == pytest.approx(0.1)
+
+
+class ConstantKL(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(0.25 * keras.ops.ones_like(x[:, 0]))
+        return x
+
+
+def test_the_loss_has_free_bits():
+    _, x, y = network_and_data()
+    network = keras.Sequential([keras.Input((4,)), ConstantKL(), bdl.layers.DenseReparameterization(3, seed=5)])
+    loss = ELBO(bdl.likelihoods.Categorical(), num_examples=24, model=network, free_bits=0.75)
+    parts = loss.evidence(y, network(x))
+    weights_kl = to_float(bdl.kl_divergence(network))
+    assert to_float(parts.loss) == pytest.approx(to_float(parts.nll) + weights_kl / 24 + 0.75, rel=1e-6)
+    assert to_float(parts.kl) == pytest.approx(weights_kl + 24 * 0.25, rel=1e-6)
+    assert to_float(parts.elbo) == pytest.approx(-to_float(parts.nll) - weights_kl / 24 - 0.25, rel=1e-6)
+
+
 def test_local_kl_takes_per_example_terms_and_leaves_regularizers():
     terms = [keras.ops.ones(3), keras.ops.ones(()), 2 * keras.ops.ones(3)]
     assert keras.ops.convert_to_numpy(local_kl(terms)).tolist() == [3.0, 3.0, 3.0]
@@ -94,9 +128,11 @@ def test_the_loss_in_a_custom_loop_gives_all_parts():
 
 
 def test_the_loss_round_trips_its_config_without_the_model():
-    loss = ELBO(bdl.likelihoods.Normal(scale=0.5), num_examples=7, kl_weight=0.3)
+    loss = ELBO(bdl.likelihoods.Normal(scale=0.5), num_examples=7, kl_weight=0.3, free_bits=0.1)
     again = ELBO.from_config(loss.get_config())
-    assert (again.num_examples, again.kl_weight, again.likelihood.scale) == (7, 0.3, 0.5)
+    assert (again.num_examples, again.kl_weight, again.likelihood.scale, again.free_bits) == (7, 0.3, 0.5, 0.1)
+    older = {name: value for name, value in loss.get_config().items() if name != "free_bits"}
+    assert ELBO.from_config(older).free_bits == 0.0
 
 
 @pytest.mark.parametrize("num_examples", [0, -3, 1.5, None, True])
@@ -109,6 +145,12 @@ def test_num_examples_must_be_a_positive_integer(num_examples):
 def test_kl_weight_must_be_a_finite_number(kl_weight):
     with pytest.raises(ValueError, match="`kl_weight` must be a finite number >= 0"):
         ELBO(bdl.likelihoods.Categorical(), 10, kl_weight=kl_weight)
+
+
+@pytest.mark.parametrize("free_bits", [-0.1, float("inf"), float("nan"), None, True, "half"])
+def test_free_bits_must_be_a_finite_number(free_bits):
+    with pytest.raises(ValueError, match="`free_bits` must be a finite number >= 0, in nats per example"):
+        ELBO(bdl.likelihoods.Categorical(), 10, free_bits=free_bits)
 
 
 def test_a_schedule_in_the_plain_loss_points_to_variational_model():

@@ -310,6 +310,53 @@ def test_local_divergences_count_per_example_and_regularizers_stay_outside_the_e
     assert logs["loss"] == pytest.approx(logs["nll"] + 0.5 * (weights / N + local) + penalty, rel=1e-5)
 
 
+class PricedConstant(keras.layers.Layer):
+    """A trainable number w that the outputs do not depend on, with the divergence w^2 for each example."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, x):
+        self.add_loss(keras.ops.square(self.w) * keras.ops.ones_like(x[:, 0]))
+        return x
+
+
+def priced(free_bits):
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input((4,)), PricedConstant(), bdl.layers.DenseFlipout(3, **PRIOR)])
+    model = VariationalModel(network, Categorical(), num_examples=N, kl_weight=0.5, free_bits=free_bits)
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("free_bits", "charged", "moved"), [(0.0, 1.0, 0.9), (0.75, 1.0, 0.9), (1.5, 1.5, 1.0)])
+def test_free_bits_are_charged_and_not_pushed_below_and_the_logs_are_true(free_bits, charged, moved):
+    model = priced(free_bits)
+    weights = float(keras.ops.convert_to_numpy(bdl.kl_divergence(model.network)))
+    logs = model.train_on_batch(X, Y, return_dict=True)
+    assert logs["loss"] == pytest.approx(logs["nll"] + 0.5 * (weights / N + charged), rel=1e-5)
+    assert logs["kl"] == pytest.approx(weights + N, rel=1e-5)
+    assert logs["elbo"] == pytest.approx(-logs["nll"] - weights / N - 1.0, rel=1e-5)
+    # SGD at rate 0.1 on T w^2 at w = 1
+    w = model.network.layers[0].w
+    assert float(keras.ops.convert_to_numpy(w)) == pytest.approx(moved, rel=1e-5)
+    w.assign(1.0)
+    logs = model.evaluate(X, Y, batch_size=N, return_dict=True, verbose=0)
+    assert logs["loss"] == pytest.approx(-logs["elbo"], rel=1e-5)
+    weights = float(keras.ops.convert_to_numpy(bdl.kl_divergence(model.network)))
+    assert logs["kl"] == pytest.approx(weights + N, rel=1e-5)
+
+
+@pytest.mark.core
+def test_free_bits_are_saved_and_older_configurations_load():
+    network = build().network
+    config = VariationalModel(network, Categorical(), free_bits=0.5).get_config()
+    assert VariationalModel.from_config(config).free_bits == 0.5
+    del config["free_bits"]
+    assert VariationalModel.from_config(config).free_bits == 0.0
+
+
 def generator():
     while True:
         yield X[:6], Y[:6]
@@ -341,6 +388,8 @@ def test_bad_arguments_are_named():
         VariationalModel("network", Categorical())
     with pytest.raises(ValueError, match="`kl_weight` must be a finite number"):
         VariationalModel(network, Categorical(), kl_weight=-1.0)
+    with pytest.raises(ValueError, match="`free_bits` must be a finite number >= 0"):
+        VariationalModel(network, Categorical(), free_bits=-1.0)
     with pytest.raises(ValueError, match="`loss` must be None"):
         VariationalModel(network, Categorical()).compile("adam", loss="mse")
     with pytest.raises(ValueError, match="before fit"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdl import posteriors, priors
-from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
+from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Posterior, Rank1
 from bdl.priors import EMPIRICAL_BAYES_GROUPS, EmpiricalBayes, FanInNormal, Normal, Prior, TiedMean
 from bdl.serialization import Serializable, deserialize, resolve, serialize
 
@@ -21,7 +21,12 @@ PRIORS = st.one_of(
     st.builds(TiedMean, st.one_of(positive, st.just("fan_in"))),
 )
 POSTERIORS = st.one_of(
-    st.builds(MeanFieldNormal, st.one_of(st.none(), positive), positive), st.builds(Rank1, PRIORS, PRIORS, positive)
+    st.builds(MeanFieldNormal, st.one_of(st.none(), positive), positive),
+    st.builds(MatrixNormal, st.one_of(st.none(), positive), positive),
+    st.builds(
+        LowRankNormal, st.integers(1, 9), st.one_of(st.none(), positive), positive, st.one_of(st.none(), positive)
+    ),
+    st.builds(Rank1, PRIORS, PRIORS, positive),
 )
 
 

@@ -16,7 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.diagnostics.weights import WeightPosterior, preserved, total_divergence, weight_posteriors
+from bdl.diagnostics.probe import class_numbers
+from bdl.diagnostics.weights import WeightPosterior, preserved, restored, total_divergence, weight_posteriors
 from bdl.elbo import ELBO, MinibatchWeights
 from bdl.likelihoods import Bernoulli, Categorical, Likelihood, Normal
 from bdl.model import VariationalModel
@@ -134,24 +135,32 @@ class _LossOfWeights:
 
     def __init__(self, model: keras.Model, x: Any, y: Any) -> None:
         self._is_exact = False  # becomes True when two evaluations agree: the layers know their KL in closed form
+        self._own: float | None = None
         self._model, self._x, self._y = model, ops.convert_to_tensor(x), ops.convert_to_tensor(y)
         self.outputs = ops.convert_to_numpy(model(self._x, training=True))
 
-    def __call__(self, outputs: np.ndarray | None = None) -> float:
-        outputs = self.outputs if outputs is None else outputs
-        values = [self._once(outputs)]
+    def __call__(self) -> float:
+        """The loss for the weights as they are."""
+        values = [self._once()]
         while len(values) < _REPEATS and not self._is_exact:
-            values.append(self._once(outputs))
+            values.append(self._once())
             self._is_exact = values[0] == values[1]
         return float(np.mean(values))
 
+    def unmoved(self) -> float:
+        """The loss for the model's own weights; an exact one is evaluated once."""
+        if self._is_exact and self._own is not None:
+            return self._own
+        self._own = self()
+        return self._own
+
     def change(self, outputs: np.ndarray) -> float:
         """The loss of other outputs minus that of the network's own, under one and the same draw of the KL."""
-        return self._once(outputs) - self._value(self.outputs)
+        return self._value(outputs) - self._value(self.outputs)
 
-    def _once(self, outputs: np.ndarray) -> float:
+    def _once(self) -> float:
         self._model(self._x, training=True)  # refreshes what layers report by add_loss
-        return self._value(outputs)
+        return self._value(self.outputs)
 
     def _value(self, outputs: np.ndarray) -> float:
         loss = self._model.compute_loss(self._x, self._y, ops.convert_to_tensor(outputs), training=True)
@@ -165,7 +174,7 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
     other = np.roll(outputs, 1, axis=0) if np.ptp(outputs, axis=0).any() else outputs[..., ::-1]
 
     def mean_nll(values: np.ndarray) -> float:
-        nll = likelihood.nll(ops.convert_to_tensor(_labels(y, values, likelihood)), ops.convert_to_tensor(values))
+        nll = likelihood.nll(ops.convert_to_tensor(class_numbers(y, likelihood)), ops.convert_to_tensor(values))
         return float(np.mean(ops.convert_to_numpy(nll)))
 
     change = mean_nll(other) - mean_nll(outputs)
@@ -180,21 +189,13 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
 
 def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> float:
     """Change of the loss for a change of one layer's divergence."""
-    before_loss, before = loss(), total_divergence(model, posteriors)
-    held = [(part, part.mean, part.scale) for part in posteriors]
-    for part, mean, scale in held:
-        part.assign(mean, _SCALE_FACTOR * scale)
-    change = total_divergence(model, posteriors) - before
-    multiplier = (loss() - before_loss) / change
-    for part, mean, scale in held:
-        part.assign(mean, scale)
+    before_loss, before = loss.unmoved(), total_divergence(model, posteriors)
+    with restored(posteriors):
+        for part in posteriors:
+            part.assign(part.mean, _SCALE_FACTOR * part.scale)
+        change = total_divergence(model, posteriors) - before
+        multiplier = (loss() - before_loss) / change
     return max(float(multiplier), 0.0) if abs(multiplier) > 1e-12 else 0.0
-
-
-def _labels(y: Any, outputs: np.ndarray, likelihood: Likelihood) -> Any:
-    """Class numbers, also of one-hot labels."""
-    y = np.asarray(y)
-    return y.argmax(axis=-1) if likelihood.has_class_axis and y.shape == outputs.shape else y
 
 
 def _go_to_end_of_schedule(model: keras.Model) -> None:

@@ -8,7 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -17,6 +17,7 @@ from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accoun
 from bdl.diagnostics.measure import ProbeData, measure, posteriors_of, take_probe
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import FORMAT, append
+from bdl.diagnostics.symptoms import unit
 from bdl.diagnostics.thresholds import THRESHOLDS
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import HOPELESS, Finding, judge
@@ -26,7 +27,9 @@ from bdl.model import VariationalModel
 
 _SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
 _FIRST_SHARE = 0.25  # of the budget that may be spent at once
+_FAST_STEP = 1e-3  # seconds; no training step is much faster, so that many planned ones are a long training for sure
 _NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
+_SPACING = 0.05  # of the planned epochs, between two measurements that the logs call for
 _ACTIONS = ("warn", "stop", "record")
 
 
@@ -102,18 +105,19 @@ class TrainingHealth(keras.callbacks.Callback):
         self.epochs: list[dict[str, Any]] = []
         self.verdicts: list[tuple[int, str, str]] = []
         self.own_seconds = 0.0
+        self._entered = 0.0
         self._is_broken = False
         self._said: set[str] = set()
         self._state: _Run | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Takes the probes, and measures what the compiled loss makes of the KL."""
+        """Takes the probes, and reads what is known before the first step."""
         self._watch(self._begin)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Measures the accounting of a network that was not built before."""
-        if self._state is not None and self._state.accounting is None and not self._state.is_measured:
-            self._watch(self._measure_accounting)
+        """Reads a network that was not built before."""
+        if self._state is not None and not self._state.is_read:
+            self._watch(self._read_model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Records the epoch; measures where that is within the budget."""
@@ -127,7 +131,7 @@ class TrainingHealth(keras.callbacks.Callback):
         """Runs a part of the callback: on the clock, and never to the harm of the training."""
         if self._is_broken:
             return
-        start = time.perf_counter()
+        self._entered = time.perf_counter()
         try:
             action()
         except Exception as error:  # whatever it is, the training goes on
@@ -137,7 +141,7 @@ class TrainingHealth(keras.callbacks.Callback):
                 HealthWarning,
                 stacklevel=2,
             )
-        self.own_seconds += time.perf_counter() - start
+        self.own_seconds += time.perf_counter() - self._entered
 
     def _begin(self) -> None:
         likelihood = likelihood_of(self.model, self._likelihood)
@@ -158,26 +162,47 @@ class TrainingHealth(keras.callbacks.Callback):
                 "planned_epochs": self.params.get("epochs"),
             }
         )
-        if self.model.built:
-            self._measure_accounting()
+        self._read_model()
 
     def _probe(self, data: Any, argument: str, likelihood: Likelihood) -> ProbeData | None:
         return None if data is None else take_probe(data, self._probe_size, likelihood, argument)
 
-    def _measure_accounting(self) -> None:
+    def _read_model(self) -> None:
+        """Scales at the start, and how the loss counts the KL where that is known without measuring it."""
         run = self._state
         assert run is not None
         if not self.model.built:
             return
-        run.is_measured = True
+        run.is_read = True
         posteriors = posteriors_of(self.model)
         run.start = start_scales(posteriors)
         if posteriors and isinstance(self.model, VariationalModel):
-            run.accounting = Accounting.by_construction(self.model)
-        elif posteriors and run.train is not None and run.size is not None:
-            run.accounting = measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size)
-        if run.accounting is not None:
-            self._judge(Quantities(0, self._planned, run.size, **_counts(run, posteriors)), 0)
+            self._take_accounting(Accounting.by_construction(self.model))
+        run.needs_accounting = bool(posteriors) and run.accounting is None and run.train is not None
+        steps = self.params.get("steps") or 0
+        if run.expected_cost <= self._max_cost * _FAST_STEP * steps * (self._planned or 1):
+            self._measure_accounting()
+
+    def _measure_accounting(self) -> None:
+        """Measures what the compiled loss makes of the KL, once."""
+        run = self._state
+        assert run is not None
+        if not run.needs_accounting or run.size is None:
+            return
+        assert run.train is not None
+        run.needs_accounting = False
+        start = time.perf_counter()
+        self._take_accounting(measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size))
+        run.note_cost(time.perf_counter() - start)
+
+    def _take_accounting(self, accounting: Accounting | None) -> None:
+        run = self._state
+        assert run is not None
+        run.accounting = accounting
+        if accounting is not None:
+            posteriors = posteriors_of(self.model)
+            epoch = self.epochs[-1]["epoch"] if self.epochs else 0
+            self._judge(Quantities(epoch, self._planned, run.size, **_counts(run, posteriors)), epoch)
 
     @property
     def _planned(self) -> int | None:
@@ -196,7 +221,10 @@ class TrainingHealth(keras.callbacks.Callback):
         if loss is not None and not np.isfinite(loss):
             self._judge(Quantities(epoch, self._planned, run.size, finite=False), epoch)
         elif self._is_affordable(epoch, entry):
-            self._probe_now(epoch)
+            if run.needs_accounting:
+                self._measure_accounting()
+            else:
+                self._probe_now(epoch)
         self._write({"event": "epoch", "epoch": epoch, "logs": {k: v for k, v in entry.items() if k != "epoch"}})
         self._to_board(epoch, entry)
 
@@ -218,18 +246,32 @@ class TrainingHealth(keras.callbacks.Callback):
         # The first epoch compiles; the others tell how long the whole will take.
         lengths = np.diff([earlier["seconds"] for earlier in self.epochs[-20:]])
         budget = self._max_cost * (elapsed + float(np.median(lengths)) * (planned - epoch))
-        share = 1.0 if self._is_suspicious(entry) else _FIRST_SHARE + (1.0 - _FIRST_SHARE) * epoch / planned
-        return self.own_seconds + run.expected_cost <= share * budget
+        is_due = epoch - run.last_probe > planned * _SPACING
+        is_urgent = run.needs_accounting or (is_due and self._is_suspicious(entry))
+        share = 1.0 if is_urgent else _FIRST_SHARE + (1.0 - _FIRST_SHARE) * epoch / planned
+        return self._spent() + run.expected_cost <= share * budget
+
+    def _spent(self) -> float:
+        """Seconds that this callback has taken so far, those since it was entered among them."""
+        return self.own_seconds + time.perf_counter() - self._entered
 
     def _is_suspicious(self, entry: dict[str, Any]) -> bool:
-        """Whether the logs alone look like a collapse."""
+        """Whether the logs alone look like a collapse, a network that forgets, or overfitting."""
         run = self._state
         assert run is not None
         probe = run.train or run.validation
-        if probe is None or entry.get("nll") is None or entry.get("kl") is None or not run.size:
-            return False
-        at_null = entry["nll"] > _NEARLY_NULL * probe.nll_null
-        return at_null and entry["kl"] / run.size < THRESHOLDS.collapsed_rate * probe.nll_null
+        assert probe is not None
+        nats = unit(probe.nll_null)
+        nll, kl = entry.get("nll"), entry.get("kl")
+        if nll is not None and kl is not None and run.size and nll > probe.nll_null - (1.0 - _NEARLY_NULL) * nats:
+            return kl / run.size < THRESHOLDS.collapsed_rate * nats
+
+        def worst(key: str, sign: float) -> float:
+            values = [sign * earlier[key] for earlier in self.epochs if earlier.get(key) is not None]
+            return values[-1] - min(values) if values and entry.get(key) is not None else 0.0
+
+        fell = max(worst("val_accuracy", -1.0), worst("accuracy", -1.0)) > THRESHOLDS.accuracy_drop
+        return fell or worst("val_nll", 1.0) > THRESHOLDS.overfit_rise * nats
 
     def _probe_now(self, epoch: int) -> None:
         run = self._state
@@ -254,9 +296,7 @@ class TrainingHealth(keras.callbacks.Callback):
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
-        cost = time.perf_counter() - start
-        # The first one also pays for what backends prepare once.
-        run.expected_cost = 0.5 * cost if run.last_probe == 0 else cost
+        run.note_cost(time.perf_counter() - start)
         run.last_probe = epoch
 
     def _complete(self, entry: dict[str, Any], q: Quantities) -> None:
@@ -313,15 +353,8 @@ class TrainingHealth(keras.callbacks.Callback):
         run = self._state
         if run is None:
             return
+        self._last_look()
         last = self.epochs[-1]["epoch"] if self.epochs else 0
-        is_finite = self.quantities is None or self.quantities.finite
-        if self.epochs and run.last_probe != last and is_finite and (run.train or run.validation):
-            elapsed = time.perf_counter() - run.began
-            if self.own_seconds + run.expected_cost <= self._max_cost * elapsed:
-                self._probe_now(last)
-            elif self.quantities is not None:  # the last measurement, with what the logs say since
-                trends = measure_trends(self.epochs, run.size)
-                self._judge(dataclasses.replace(self.quantities, epoch=last, trends=trends), last)
         self._write(
             {
                 "event": "end",
@@ -330,6 +363,27 @@ class TrainingHealth(keras.callbacks.Callback):
                 "own_seconds": self.own_seconds,
             }
         )
+
+    def _last_look(self) -> None:
+        """Measures the end, where the whole training pays for it."""
+        run = self._state
+        assert run is not None
+        last = self.epochs[-1]["epoch"] if self.epochs else 0
+        is_finite = self.quantities is None or self.quantities.finite
+        if not self.epochs or not is_finite or run.last_probe == last or not (run.train or run.validation):
+            return
+
+        def is_paid() -> bool:
+            elapsed = time.perf_counter() - run.began
+            return self._max_cost == 1 or self._spent() + run.expected_cost <= self._max_cost * elapsed
+
+        if run.needs_accounting and is_paid():
+            self._measure_accounting()
+        if is_paid():
+            self._probe_now(last)
+        elif self.quantities is not None:  # the last measurement, with what the logs say since
+            trends = measure_trends(self.epochs, run.size)
+            self._judge(dataclasses.replace(self.quantities, epoch=last, trends=trends), last)
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._path is not None and self._state is not None:
@@ -365,10 +419,23 @@ class _Run:
     began: float
     accounting: Accounting | None = None
     start: dict[str, np.ndarray] | None = None
-    is_measured: bool = False
-    expected_cost: float = 0.2  # seconds; a guess before the first
+    is_read: bool = False
+    needs_accounting: bool = False
     last_probe: int = 0
     board: Any = None
+
+    # Seconds that the next measurement will take: what the last one in this process took, for the first of all also
+    # pays for what backends prepare once.
+    _last_cost: ClassVar[float] = 0.3
+
+    @property
+    def expected_cost(self) -> float:
+        """Seconds that the next measurement will take."""
+        return _Run._last_cost
+
+    def note_cost(self, seconds: float) -> None:
+        """Learns what a measurement takes."""
+        _Run._last_cost = seconds
 
 
 def _counts(run: _Run, posteriors: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def with_gradients(
         numbers = [
             index[id(variable)]
             for part in parts
-            for variable in (part.mean_variable, part.scale_variable)
+            for variable in part.variables
             if id(variable) in index
         ]
         if not numbers:

@@ -13,16 +13,15 @@ from keras import ops
 from bdl.diagnostics import probe
 from bdl.diagnostics.accounting import Accounting, with_counts
 from bdl.diagnostics.gradients import with_gradients
-from bdl.diagnostics.quantities import Fit, LocalLatents, Quantities, null_nll
+from bdl.diagnostics.local import local_latents
+from bdl.diagnostics.quantities import Fit, Quantities, null_nll
 from bdl.diagnostics.weights import (
     WeightPosterior,
     dropout_rates,
     layer_health,
-    preserved,
     total_divergence,
     weight_posteriors,
 )
-from bdl.elbo import local_kl
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 
@@ -35,12 +34,14 @@ class ProbeData:
 
     Args:
         x: Inputs, a sample of at most the probe's size.
-        y: Their labels.
+        y: Their labels as they were given, which is what a compiled loss takes.
+        labels: Their labels as a likelihood takes them: class numbers where `y` is one-hot.
         nll_null: NLL_null of the whole set.
     """
 
     x: Any
     y: np.ndarray
+    labels: np.ndarray
     nll_null: float
 
 
@@ -57,9 +58,10 @@ def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str) -> P
     if len(lengths) != 1 or not len(y):
         raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one. Received: {sorted(lengths)}.")
     rows = np.sort(np.random.default_rng(0).permutation(len(y))[:size])
-    labels = y.argmax(axis=-1) if likelihood.has_class_axis and y.ndim > 1 and y.shape[-1] > 1 and _is_one_hot(y) else y
+    labels = probe.class_numbers(y, likelihood)
     return ProbeData(
         keras.tree.map_structure(lambda leaf: np.asarray(leaf)[rows], x),
+        y[rows],
         labels[rows],
         null_nll(labels, likelihood.is_classifier),
     )
@@ -101,27 +103,30 @@ def measure(
         if data is None:
             continue
         wanted = tuple(layer.name for layer in layers) if is_thorough and data is judged else ()
-        draws = probe.draw(networks, data.x, data.y, likelihood, num_samples, wanted)
-        mean = probe.mean_nll(networks[0], data.x, data.y, likelihood) if is_thorough and len(networks) == 1 else None
-        fits[name] = probe.fit_of(draws, data.y, likelihood, data.nll_null, mean)
+        draws = probe.draw(networks, data.x, data.labels, likelihood, num_samples, wanted)
+        mean = probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_thorough and len(networks) == 1 else None
+        fits[name] = probe.fit_of(draws, data.labels, likelihood, data.nll_null, mean)
         if data is judged:
             spread = float(draws.means.std(axis=0).max()) if len(draws.means) > 1 else None
             size = max(float(np.abs(draws.means).max()), 1e-12)
             quantities["has_noise"] = None if spread is None else spread > _IDENTICAL * size
-            quantities["function_signal"] = probe.function_signal(draws, data.y, likelihood)
+            quantities["function_signal"] = probe.function_signal(draws, data.labels, likelihood)
             if draws.hidden:
                 active = {layer: probe.active_units(values) for layer, values in draws.hidden.items()}
                 last = list(active)[-1]
                 active.pop(last)  # its units are the outputs, which Q13 judges
                 layers = tuple(dataclasses.replace(layer, active_units=active.get(layer.name)) for layer in layers)
-            local = _local_latents(networks[0], data)
+            local = local_latents(networks[0], data.x)
             if is_thorough and posteriors[0] and len(networks) == 1:
-                prior = probe.prior_draws(networks[0], posteriors[0], data.x, data.y, likelihood, num_samples)
+                prior = probe.prior_draws(networks[0], posteriors[0], data.x, data.labels, likelihood, num_samples)
                 quantities["nll_prior"] = _finite(float(np.mean(prior.nll)))
                 variance = probe.function_variance(prior)
                 quantities["function_variance"] = probe.function_variance(draws) / variance if variance > 0 else None
+                quantities["pruned_accuracy"] = probe.pruned_accuracy(
+                    networks[0], posteriors[0], data.x, data.labels, likelihood
+                )
     if is_thorough and train is not None and len(networks) == 1 and layers:
-        layers = with_gradients(layers, posteriors[0], networks[0], train.x, train.y, likelihood, num_examples)
+        layers = with_gradients(layers, posteriors[0], networks[0], train.x, train.labels, likelihood, num_examples)
     finite = all(np.all(np.isfinite(value)) for value in _weights(networks)) and all(
         np.isfinite(fit.nll_gibbs) for fit in fits.values()
     )
@@ -148,22 +153,9 @@ def posteriors_of(model: Any) -> list[WeightPosterior]:
     return weight_posteriors(member.network if isinstance(member, VariationalModel) else member)
 
 
-def _local_latents(network: Any, data: ProbeData) -> LocalLatents | None:
-    """What layers with latent variables of single examples report by `add_loss`, one number an example."""
-    with preserved(network):
-        head = keras.tree.map_structure(lambda leaf: ops.convert_to_tensor(leaf[:64]), data.x)
-        network(head, training=True)
-        kl = local_kl(network.losses)
-    return None if kl is None else LocalLatents(kl=float(np.mean(ops.convert_to_numpy(kl))))
-
-
 def _weights(networks: list[Any]) -> list[np.ndarray]:
     return [ops.convert_to_numpy(weight) for network in networks for weight in network.trainable_weights]
 
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def _is_one_hot(y: np.ndarray) -> bool:
-    return bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=-1) == 1))

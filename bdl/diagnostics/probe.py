@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from bdl.diagnostics.quantities import Fit, fit_figures
-from bdl.diagnostics.weights import WeightPosterior, at_prior, preserved
+from bdl.diagnostics.weights import WeightPosterior, at_prior, preserved, without_weakest
 from bdl.keras_internals import flatten_layers
 from bdl.layers import mean_weights
 from bdl.layers.estimators import whole_functions
@@ -23,6 +23,8 @@ from bdl.likelihoods import Likelihood
 
 ACTIVE_SIGNAL = 0.05
 """Share of a unit's variance that must come from the input for it to count as active."""
+PRUNED_SHARES = (0.5, 0.75, 0.9)
+"""Shares of the weights, those of the lowest signal-to-noise ratio, that are zeroed to see what they carry."""
 _BATCH_SIZE = 512
 
 
@@ -79,9 +81,37 @@ def fit_of(
 
 def mean_nll(network: keras.Model, x: Any, y: Any, likelihood: Likelihood) -> float:
     """NLL of the posterior mean, nats per example (Q4); that of the network if it has no noise."""
-    has_noise = any(hasattr(layer, "noise_strength") for layer in flatten_layers(network))
-    with mean_weights(network) if has_noise else contextlib.nullcontext():
+    with mean_weights(network) if _has_our_noise(network) else contextlib.nullcontext():
         return float(draw(network, x, y, likelihood, 1).nll.mean())
+
+
+def class_numbers(y: Any, likelihood: Likelihood) -> np.ndarray:
+    """Labels as a likelihood takes them: class numbers of one-hot ones.
+
+    Example:
+    >>> class_numbers([[0.0, 1.0], [1.0, 0.0]], bdl.likelihoods.Categorical())
+    array([1, 0])
+    """
+    y = np.asarray(y)
+    may_be = likelihood.has_class_axis and y.ndim > 1 and y.shape[-1] > 1
+    is_one_hot = may_be and bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=-1) == 1))
+    return y.argmax(axis=-1) if is_one_hot else y
+
+
+def pruned_accuracy(
+    network: keras.Model, posteriors: list[WeightPosterior], x: Any, y: Any, likelihood: Likelihood
+) -> dict[str, float] | None:
+    """Accuracy of the posterior mean without its weakest weights, by the percentage that is zeroed (Q11).
+
+    None for layers of other libraries, whose noise cannot be turned off.
+    """
+    if not _has_our_noise(network):
+        return None
+    found = {}
+    for share in PRUNED_SHARES:
+        with without_weakest(posteriors, share), mean_weights(network):
+            found[f"{share:.0%}"] = fit_of(draw(network, x, y, likelihood, 1), y, likelihood).accuracy or 0.0
+    return found
 
 
 def prior_draws(
@@ -126,6 +156,10 @@ def active_units(hidden: np.ndarray) -> float:
     return float(np.mean((total > 1e-12) & (signal >= ACTIVE_SIGNAL * total)))
 
 
+def _has_our_noise(network: keras.Model) -> bool:
+    return any(hasattr(layer, "noise_strength") for layer in flatten_layers(network))
+
+
 def _signal_variance(values: np.ndarray) -> np.ndarray:
     """`Var_x(E_q f)` of each output, without the bias that few samples of q put into it."""
     samples = len(values)
@@ -156,9 +190,7 @@ def _evaluate(network: Any, likelihood: Likelihood, x: Any, y: Any) -> tuple[np.
     hidden: list[Any] = []
     if isinstance(outputs, (list, tuple)):
         outputs, *hidden = outputs
-    y = np.asarray(y)
-    labels = y.argmax(axis=-1) if likelihood.has_class_axis and y.shape == tuple(outputs.shape) else y
-    nll = likelihood.nll(ops.convert_to_tensor(labels), outputs)
+    nll = likelihood.nll(ops.convert_to_tensor(np.asarray(y)), outputs)
     means = likelihood.mean(outputs)
     return _numpy(nll), _numpy(means), [_numpy(values) for values in hidden]
 

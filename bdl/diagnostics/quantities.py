@@ -142,6 +142,8 @@ class Quantities:
         nll_prior: Mean NLL of networks drawn from the prior, nats per example (Q5).
         function_signal: `sd_x(E_q f) / sd(y)` (Q13).
         function_variance: `E_x Var_q f / E_x Var_p f` (Q13).
+        pruned_accuracy: Accuracy of the posterior mean when the weights of the lowest signal-to-noise ratio are zero,
+            by their share, such as `"75%"` (Q11).
         layers: Each layer with a posterior.
         trends: Of the recorded epochs.
         local: Local latent variables, if there are any.
@@ -163,6 +165,7 @@ class Quantities:
     nll_prior: float | None = None
     function_signal: float | None = None
     function_variance: float | None = None
+    pruned_accuracy: dict[str, float] | None = None
     layers: tuple[LayerHealth, ...] = ()
     trends: Trends | None = None
     local: LocalLatents | None = None

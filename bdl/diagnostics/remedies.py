@@ -1,22 +1,29 @@
 """What to do about a verdict: the likeliest remedy first, each with its source and the change in code.
 
 A remedy that needs nothing of the user's code is applied by `remedy.apply(model)`, which returns a new model,
-compiled and untrained, of the same architecture; the model that was diagnosed is not touched.
+compiled and untrained, of the same architecture; the model that was diagnosed is not touched. The order in which a
+verdict lists its remedies was set on the calibration half of `benchmarks/zoo.py`; docs/diagnostics.md has the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
 
 from bdl.diagnostics.accounting import likelihood_of
-from bdl.diagnostics.twin import rebuilt
-from bdl.model import VariationalModel
-from bdl.posteriors import MeanFieldNormal, Rank1
-from bdl.priors import TiedMean
+from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.symptoms import is_local_collapse
+from bdl.diagnostics.twin import burnt_in, rebuilt, redropped
+from bdl.elbo import CyclicalWarmup, LinearWarmup
+from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
+from bdl.priors import EmpiricalBayes, TiedMean
+
+SMALL_SCALE = 9.1e-4  # softplus(-7)
+TEMPERED = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,53 +35,37 @@ class Remedy:
         why: Why it should help, and what it costs.
         source: Where it comes from.
         code: The change in code.
-        build: Makes the new model, or None where only the user's code can.
+        build: Makes the new model of a model, its likelihood and its training data; None where only the user's code
+            can.
+        needs_data: Whether it trains something first, and so needs the training data.
     """
 
     name: str
     why: str
     source: str
     code: str
-    build: Callable[[Any, Any], keras.Model] | None = None
+    build: Callable[[Any, Any, Any], keras.Model] | None = None
+    needs_data: bool = False
 
-    def apply(self, model: Any, likelihood: Any = None) -> keras.Model:
+    def apply(self, model: Any, likelihood: Any = None, data: Any = None) -> keras.Model:
         """A new model with this remedy: compiled, untrained; `fit` it as before.
 
         Args:
             model: The model that was diagnosed.
             likelihood: Of its labels; None takes the model's own.
+            data: The training data `(x, y)`, for a remedy that begins with a training of its own.
 
         Raises:
-            ValueError: if it needs a change in your code.
+            ValueError: if it needs a change in your code, or data that are not given.
         """
         if self.build is None:
             raise ValueError(f"The remedy {self.name!r} needs a change in your code: {self.code}")
-        return self.build(model, likelihood_of(model, likelihood))
+        if self.needs_data and data is None:
+            raise ValueError(f"The remedy {self.name!r} trains a network first: pass data=(x, y), the training data.")
+        return self.build(model, likelihood_of(model, likelihood), data)
 
 
-def _rank1(model: Any, likelihood: Any) -> VariationalModel:
-    return rebuilt(model, likelihood, posterior=Rank1(), kl_weight=1.0)
-
-
-def _default_recipe(model: Any, likelihood: Any) -> VariationalModel:
-    return rebuilt(model, likelihood)
-
-
-def _tied_mean(model: Any, likelihood: Any) -> VariationalModel:
-    return rebuilt(model, likelihood, prior=TiedMean())
-
-
-def _last_layer(model: Any, likelihood: Any) -> VariationalModel:
-    return rebuilt(model, likelihood, layers="last")
-
-
-def _fast_scales(model: Any, likelihood: Any) -> VariationalModel:
-    return rebuilt(model, likelihood, posterior=MeanFieldNormal(speed=10.0))
-
-
-def _lower_rate(model: Any, likelihood: Any) -> VariationalModel:
-    return rebuilt(model, likelihood, optimizer=keras.optimizers.Adam(1e-3, clipnorm=1.0))
-
+DEFAULT_RECIPE = partial(rebuilt, prior=EmpiricalBayes(), posterior=MeanFieldNormal())
 
 RANK1 = Remedy(
     "a rank-1 posterior",
@@ -82,44 +73,44 @@ RANK1 = Remedy(
     "themselves become point estimates (variational EM).",
     "Dusenberry et al. 2020, arXiv 2005.07186",
     "keras.layers.Dense(...) -> bdl.layers.DenseRank1(...)",
-    _rank1,
+    partial(rebuilt, posterior=Rank1(), kl_weight=1.0),
 )
-DEFAULT_RECIPE = Remedy(
+EMPIRICAL_BAYES = Remedy(
     "empirical-Bayes prior with warm-up",
     "Prior scales are fitted by row and column, and T rises from 0 to 1, so that the means find the data before the KL "
     "bites. It ends at T = 1.",
     "MacKay 1992; Bowman et al. 2015",
     "bdl.layers.DenseReparameterization(..., kernel_prior='empirical_bayes'); "
     "bdl.VariationalModel(network, likelihood, kl_weight=None)",
-    _default_recipe,
+    DEFAULT_RECIPE,
 )
 TIED_MEAN = Remedy(
     "a tied-mean prior",
     "The KL acts on the scales only; the means are fitted by maximum likelihood (variational EM).",
     "Nado et al. 2021, arXiv 2106.04015",
     "bdl.layers.DenseReparameterization(..., kernel_prior='tied_mean')",
-    _tied_mean,
+    partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal()),
 )
 LAST_LAYER = Remedy(
     "Bayesian last layer only",
     "Features are learned by maximum likelihood; only what reads them is uncertain.",
     "Riquelme et al. 2018; Harrison et al. 2024",
     "bdl.convert.to_variational(network, layers='last')",
-    _last_layer,
+    partial(rebuilt, layers="last", prior=EmpiricalBayes(), posterior=MeanFieldNormal()),
 )
 HONEST_ELBO = Remedy(
     "bdl's ELBO in place of the loss",
     "It divides the KL by the number of training examples and counts each layer once.",
     "Graves 2011, eq. 3",
     "bdl.VariationalModel(network, likelihood).compile('adam')",
-    _default_recipe,
+    DEFAULT_RECIPE,
 )
 T_ONE = Remedy(
     "train at T = 1",
     "Less than T = 1 narrows the posterior beyond what the data say. If it is wanted, report T.",
     "Wenzel et al. 2020, arXiv 2002.02405",
     "bdl.VariationalModel(network, likelihood, kl_weight=None)",
-    _default_recipe,
+    DEFAULT_RECIPE,
 )
 TRAIN_LONGER = Remedy(
     "train longer, or at a higher rate",
@@ -127,7 +118,7 @@ TRAIN_LONGER = Remedy(
     "default recipe at Adam's default rate of 1e-3.",
     "Theil-Sen slope and Mann-Kendall test of the record",
     "model.compile(keras.optimizers.Adam(1e-3)); model.fit(..., epochs=4 * epochs)",
-    _default_recipe,
+    DEFAULT_RECIPE,
 )
 FAST_SCALES = Remedy(
     "scales that move as fast as means",
@@ -135,14 +126,14 @@ FAST_SCALES = Remedy(
     "arrives.",
     "docs/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
-    _fast_scales,
+    partial(rebuilt, posterior=MeanFieldNormal(speed=10.0)),
 )
 LOWER_RATE = Remedy(
     "a lower rate and clipped gradients",
     "Look for the epoch in the record; check inputs and targets for outliers and standardise them.",
     "Pascanu et al. 2013",
     "keras.optimizers.Adam(1e-3, clipnorm=1.0)",
-    _lower_rate,
+    partial(rebuilt, optimizer={"class_name": "Adam", "config": {"learning_rate": 1e-3, "clipnorm": 1.0}}),
 )
 EARLY_STOPPING = Remedy(
     "stop at the best validation NLL",
@@ -155,17 +146,89 @@ MORE_NOISE = Remedy(
     "Weights that are point estimates overfit few data; Gaussian ones pay for what they say.",
     "Blundell et al. 2015, arXiv 1505.05424",
     "bdl.convert.to_variational(network)",
-    _default_recipe,
+    DEFAULT_RECIPE,
 )
 LIVE_NOISE = Remedy(
     "dropout that reaches the outputs",
     "Noise that nothing follows, or of rate 0, says nothing about uncertainty.",
     "Gal & Ghahramani 2016, arXiv 1506.02142",
-    "bdl.convert.to_mc_dropout(network, rate=0.1); for ensembles, other seeds and initial weights for each member",
+    "bdl.convert.to_mc_dropout(network, rate=0.1)",
+    redropped,
+)
+OTHER_SEEDS = Remedy(
+    "members that differ",
+    "Equal initial weights and equal batches end in equal networks: give each member a seed of its own.",
+    "Lakshminarayanan et al. 2017, arXiv 1612.01474",
+    "for seed in range(5): keras.utils.set_random_seed(seed); members.append(train(build()))",
 )
 WARMUP = Remedy(
     "KL warm-up",
-    "T rises from 0 to 1. Alone it did not mend a wide network whose prior it does not suit.",
+    "T rises from 0 to 1, so that the means find the data first. Alone it did not mend a wide network whose prior it "
+    "does not suit.",
+    "Bowman et al. 2015, arXiv 1511.06349",
+    "bdl.VariationalModel(network, likelihood, kl_weight=bdl.elbo.LinearWarmup(0.85))",
+    partial(rebuilt, kl_weight=LinearWarmup()),
+)
+CYCLICAL = Remedy(
+    "cyclical KL warm-up",
+    "T rises from 0 to 1 four times: each cycle begins from better means. It ends at T = 1.",
+    "Fu et al. 2019, arXiv 1903.10145",
+    "bdl.VariationalModel(network, likelihood, kl_weight=bdl.elbo.CyclicalWarmup(4))",
+    partial(rebuilt, kl_weight=CyclicalWarmup()),
+)
+LOW_RANK = Remedy(
+    "a low-rank posterior",
+    "Correlated weights can move together where the data do not care, which mean-field weights cannot.",
+    "Ong et al. 2018, arXiv 1701.03208",
+    "bdl.layers.DenseReparameterization(..., kernel_posterior=bdl.posteriors.LowRankNormal(2))",
+    partial(rebuilt, posterior=LowRankNormal()),
+)
+MATRIX_NORMAL = Remedy(
+    "a matrix-normal posterior",
+    "One scale an input and one an output, shared by their weights: fewer scales, each with more data to learn it from.",
+    "Louizos & Welling 2016, arXiv 1603.04733",
+    "bdl.layers.DenseReparameterization(..., kernel_posterior=bdl.posteriors.MatrixNormal())",
+    partial(rebuilt, posterior=MatrixNormal()),
+)
+SMALL_SCALES = Remedy(
+    "smaller scales at the start",
+    "Noise that drowns the first gradients keeps the means from finding the data. It costs more KL at first.",
+    "Nado et al. 2021, arXiv 2106.04015",
+    f"kernel_posterior=bdl.posteriors.MeanFieldNormal(initial_scale={SMALL_SCALE})  # softplus(-7)",
+    partial(rebuilt, posterior=MeanFieldNormal(initial_scale=SMALL_SCALE)),
+)
+LOCAL_NOISE = Remedy(
+    "local reparameterization",
+    "Each example has noise of its own, so that the gradient is less noisy; the objective is the same.",
+    "Kingma et al. 2015, arXiv 1506.02557",
+    "bdl.layers.DenseReparameterization -> bdl.layers.DenseLocalReparameterization",
+    partial(rebuilt, estimator="local_reparameterization"),
+)
+BURN_IN = Remedy(
+    "deterministic burn-in",
+    "The network is trained without noise first; prior and posterior are then centred on its weights. The data are used "
+    "twice, so few epochs should follow.",
+    "Krishnan et al. 2020, arXiv 1906.05323",
+    "plain.fit(x, y); bdl.VariationalModel(bdl.convert.to_variational(plain, prior='moped'), likelihood, kl_weight=1.0)",
+    burnt_in,
+    needs_data=True,
+)
+TEMPERING = Remedy(
+    "honest tempering",
+    f"T = {TEMPERED}: the KL counts a tenth. This is not Bayes' posterior any more; report T beside every figure.",
+    "Wenzel et al. 2020, arXiv 2002.02405",
+    f"bdl.VariationalModel(network, likelihood, kl_weight={TEMPERED})",
+    partial(rebuilt, kl_weight=TEMPERED),
+)
+FREE_BITS = Remedy(
+    "free bits",
+    "The local KL costs nothing below a rate, so that a code is not pushed to its prior before the decoder reads it.",
+    "Kingma et al. 2016, arXiv 1606.04934",
+    "bdl.VariationalModel(network, likelihood, free_bits=0.5)",
+)
+LOCAL_WARMUP = Remedy(
+    "KL warm-up",
+    "The decoder learns to read the code while it costs nothing.",
     "Bowman et al. 2015, arXiv 1511.06349",
     "bdl.VariationalModel(network, likelihood, kl_weight=bdl.elbo.LinearWarmup(0.85))",
 )
@@ -176,18 +239,37 @@ LAPLACE_OR_ENSEMBLE = Remedy(
     "bdl.predict_distribution([model_a, model_b, ...], x, likelihood)",
 )
 
+_RICHER = (LOW_RANK, MATRIX_NORMAL, LAST_LAYER, BURN_IN, SMALL_SCALES, LOCAL_NOISE, WARMUP, CYCLICAL, TEMPERING)
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "diverged": (LOWER_RATE,),
     "accounting_error": (HONEST_ELBO, RANK1),
     "mis_scaled_kl": (HONEST_ELBO, RANK1),
     "still_training": (TRAIN_LONGER, RANK1),
-    "underfitting": (RANK1, DEFAULT_RECIPE, TIED_MEAN, LAST_LAYER, WARMUP, LAPLACE_OR_ENSEMBLE),
-    "collapsed": (RANK1, DEFAULT_RECIPE, TIED_MEAN, LAST_LAYER, WARMUP, LAPLACE_OR_ENSEMBLE),
-    "over_pruned": (RANK1, DEFAULT_RECIPE, TIED_MEAN, LAST_LAYER),
-    "variance_saturated": (RANK1, DEFAULT_RECIPE, TIED_MEAN),
+    "underfitting": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
+    "collapsed": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
+    "over_pruned": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER),
+    "variance_saturated": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, LAST_LAYER, BURN_IN),
     "scales_not_learned": (FAST_SCALES, RANK1),
-    "near_deterministic": (T_ONE, RANK1, LIVE_NOISE),
+    "near_deterministic": (T_ONE, RANK1),
     "overfitting": (MORE_NOISE, EARLY_STOPPING, RANK1),
     "healthy": (),
     "inconclusive": (),
 }
+"""Remedies of each verdict on weights, the likeliest first."""
+_LOCAL = (LOCAL_WARMUP, FREE_BITS)
+
+
+def remedies_of(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
+    """What to do about a verdict on a model of this kind, the likeliest first.
+
+    Example:
+    >>> [remedy.name for remedy in remedies_of("near_deterministic", Quantities(num_members=5))]
+    ['members that differ']
+    """
+    if verdict == "near_deterministic" and quantities.num_members > 1:
+        return (OTHER_SEEDS,)
+    if verdict == "near_deterministic" and quantities.dropout_rates and not quantities.layers:
+        return (LIVE_NOISE, RANK1)
+    if verdict == "collapsed" and quantities.local is not None and is_local_collapse(quantities.local):
+        return _LOCAL
+    return REMEDIES[verdict]

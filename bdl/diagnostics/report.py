@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import plain
-from bdl.diagnostics.remedies import REMEDIES, Remedy
+from bdl.diagnostics.remedies import Remedy, remedies_of
 from bdl.diagnostics.verdict import Finding
 from bdl.report import Block, Figure, Page, Paragraph, Row, Section, Table, render, write_atomically
 
@@ -65,7 +65,7 @@ class HealthReport:
         cls, finding: Finding, quantities: Quantities, epochs: Any = (), title: str = "Training health"
     ) -> HealthReport:
         """The report of a finding."""
-        remedies = REMEDIES[finding.verdict]
+        remedies = remedies_of(finding.verdict, quantities)
         return cls(finding.verdict, finding.confidence, finding.evidence, remedies, quantities, tuple(epochs), title)
 
     def __str__(self) -> str:

@@ -8,31 +8,47 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.convert import to_deterministic, to_variational
+from bdl.convert import to_deterministic, to_mc_dropout, to_variational
+from bdl.convert.rewiring import ConvertedModel
 from bdl.diagnostics.measure import ProbeData
 from bdl.diagnostics.probe import draw, fit_of
 from bdl.diagnostics.quantities import Fit
+from bdl.diagnostics.weights import weight_posteriors
+from bdl.keras_internals import flatten_layers
+from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
+from bdl.posteriors import Posterior
+from bdl.priors import Prior
 
 
-def untrained_twin(model: keras.Model, seed: int = 0) -> keras.Model:
-    """The plain network of a Bayesian model, with new initial weights.
+def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Model:
+    """The plain network of a Bayesian model, with weights of its own: new ones, or copies of the posterior means.
 
     Raises:
         ValueError: if bdl cannot take the Bayesian layers out of it.
     """
     network = model.network if isinstance(model, VariationalModel) else model
+    if isinstance(network, ConvertedModel) and not keeps_weights:
+        network = network.network  # rank-1 factors do not matter where the weights are made anew
     plain = to_deterministic(network)
-    keras.utils.set_random_seed(seed)
-    return keras.models.clone_model(plain)
+    if weight_posteriors(plain):
+        raise ValueError(
+            f"`model` {network.name!r} holds Bayesian layers of another library, which bdl cannot take out. Build the "
+            'plain network yourself, and pass it trained as twin=, or through bdl.convert.to_variational.'
+        )
+    fresh = keras.models.clone_model(plain)
+    if keeps_weights:
+        fresh.set_weights(plain.get_weights())
+    return fresh
 
 
 def train_twin(
     model: keras.Model, x: Any, y: Any, likelihood: Likelihood, epochs: int, batch_size: int, seed: int
 ) -> Any:
     """Trains the twin of a model by maximum likelihood, with Adam at its default rate, for the same budget."""
-    network = untrained_twin(model, seed)
+    keras.utils.set_random_seed(seed)
+    network = plain_network(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`network` has no variational layer")
         twin = VariationalModel(network, _copy(likelihood), num_examples=len(np.asarray(y)))
@@ -46,15 +62,17 @@ def fit_of_twin(twin: keras.Model, data: ProbeData, likelihood: Likelihood) -> F
     own = getattr(twin, "likelihood", None)
     likelihood = own if isinstance(own, Likelihood) else likelihood
     network = twin.network if isinstance(twin, VariationalModel) else twin
-    return fit_of(draw(network, data.x, data.y, likelihood, 1), data.y, likelihood, data.nll_null)
+    return fit_of(draw(network, data.x, data.labels, likelihood, 1), data.labels, likelihood, data.nll_null)
 
 
 def rebuilt(
     model: Any,
     likelihood: Likelihood,
-    prior: Any = "empirical_bayes",
+    data: Any = None,
+    prior: Any = None,
     posterior: Any = None,
     layers: Any = "all",
+    estimator: str = "reparameterization",
     kl_weight: Any = None,
     keeps_weights: bool = False,
     optimizer: Any = "adam",
@@ -64,22 +82,54 @@ def rebuilt(
     Args:
         model: A Bayesian Keras model.
         likelihood: Of its labels.
-        prior: Of the weights.
-        posterior: Of the weights.
+        data: Not used; remedies that train need it.
+        prior: Of the weights; None keeps the model's own.
+        posterior: Of the weights; None keeps the model's own.
         layers: Which layers get one.
+        estimator: As `bdl.layers.Variational`'s.
         kl_weight: T or a schedule; None is the default warm-up.
         keeps_weights: Whether to begin at the model's posterior means instead of anew.
         optimizer: To compile with.
     """
-    network = model.network if isinstance(model, VariationalModel) else model
-    plain = to_deterministic(network)
-    fresh = keras.models.clone_model(plain)
-    if keeps_weights:
-        fresh.set_weights(plain.get_weights())
-    bayesian = to_variational(fresh, layers=layers, prior=prior, posterior=posterior)
-    result = VariationalModel(bayesian, _copy(likelihood), kl_weight=kl_weight)
-    result.compile(optimizer)
+    own_prior, own_posterior = own_family(model)
+    bayesian = to_variational(
+        plain_network(model, keeps_weights),
+        layers=layers,
+        estimator=estimator,
+        prior=own_prior if prior is None else prior,
+        posterior=own_posterior if posterior is None else posterior,
+    )
+    return compiled(bayesian, likelihood, kl_weight, optimizer)
+
+
+def burnt_in(model: Any, likelihood: Likelihood, data: Any, epochs: int = 50, batch_size: int = 64) -> VariationalModel:
+    """The same architecture with posteriors around the weights of its deterministic twin, trained first on `data`."""
+    twin = train_twin(model, data[0], data[1], likelihood, epochs, batch_size, seed=0)
+    return compiled(to_variational(twin.network, prior="moped"), likelihood, kl_weight=1.0)
+
+
+def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float = 0.1) -> VariationalModel:
+    """The same architecture with dropout of this rate that stays on at prediction, compiled."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`network` has no variational layer")
+        return compiled(to_mc_dropout(plain_network(model), rate=rate), likelihood, kl_weight=1.0)
+
+
+def compiled(network: keras.Model, likelihood: Likelihood, kl_weight: Any, optimizer: Any = "adam") -> VariationalModel:
+    """A `VariationalModel` of a network, with a likelihood of its own."""
+    result = VariationalModel(network, _copy(likelihood), kl_weight=kl_weight)
+    result.compile(keras.optimizers.get(optimizer))
     return result
+
+
+def own_family(model: Any) -> tuple[Prior, Posterior]:
+    """Prior and mean-field posterior of a model's first sampled weight; the defaults where it samples none."""
+    network = model.network if isinstance(model, VariationalModel) else model
+    for layer in flatten_layers(network):
+        for weight in layer.sampled_weights.values() if isinstance(layer, Variational) else ():
+            if weight.prior is not None:
+                return weight.prior, weight.posterior
+    return DEFAULT_PRIOR, DEFAULT_POSTERIOR
 
 
 def _copy(likelihood: Likelihood) -> Likelihood:

@@ -10,6 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.symptoms import (
+    accuracy_gap,
+    forgot,
+    is_behind,
+    is_cold,
+    is_collapsed,
+    is_declared_cold,
+    is_declared_one,
+    is_done,
+    is_local_collapse,
+    is_unpaid,
+    pruned_layers,
+    unit,
+)
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
 VERDICTS = (
@@ -88,7 +102,7 @@ def accounting_error(q: Quantities) -> Finding | None:
         return Finding("accounting_error", "certain", (f"The loss counts the KL of some layers differently: {found}.",))
     whole = round(q.temperature or 0.0)
     is_multiple = 2 <= whole <= 4 and abs(q.temperature / whole - 1.0) < LIMIT.count_tolerance  # type: ignore[operator]
-    if is_multiple and q.declared_temperature != q.temperature and _declared_one(q):
+    if is_multiple and q.declared_temperature != q.temperature and is_declared_one(q):
         return Finding(
             "accounting_error",
             "certain",
@@ -101,7 +115,7 @@ def mis_scaled_kl(q: Quantities) -> Finding | None:
     """Rung 1: the effective temperature is not about 1 (Q1)."""
     if q.temperature is None or LIMIT.temperature_low <= q.temperature <= LIMIT.temperature_high:
         return None
-    if q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold:
+    if is_declared_cold(q):
         return None
     evidence = [f"The compiled loss weights the KL with T = {q.temperature:.4g}; Bayes is T = 1."]
     if q.num_examples and abs(q.temperature / q.num_examples - 1.0) < LIMIT.count_tolerance:
@@ -114,25 +128,25 @@ def mis_scaled_kl(q: Quantities) -> Finding | None:
 def still_training(q: Quantities) -> Finding | None:
     """Rung 2: the ELBO still rises and the NLL still falls, or the prior still beats the posterior (Q7, Q15)."""
     trend, fit = q.trends, q.train or q.validation
-    if trend is None or fit is None or not _is_done(q):
+    if trend is None or fit is None or not is_done(q):
         return None
     if trend.elbo_p is None or trend.elbo_p >= LIMIT.significance or (trend.elbo_change or 0.0) <= 0.0:
         return None
     fall = -(trend.nll_change or 0.0)
     is_falling = trend.nll_p is not None and trend.nll_p < LIMIT.significance
-    unit = _unit(fit.nll_null)
+    nats = unit(fit.nll_null)
     # A training NLL that falls is no news where the twin is reached, or where validation got worse.
     is_news = q.twin_gap is None or q.twin_gap > LIMIT.twin_reached
-    is_useful = (trend.val_nll_rise or 0.0) < LIMIT.overfit_rise * unit
-    still_learns = is_falling and is_news and is_useful and fall > LIMIT.material_nll_fall * unit
-    dominated = q.rate is not None and fit.gain < LIMIT.collapsed_gain and q.rate > LIMIT.dominated_rate * unit
-    if not (still_learns or dominated or _is_unpaid(q)):
+    is_useful = (trend.val_nll_rise or 0.0) < LIMIT.overfit_rise * nats
+    still_learns = is_falling and is_news and is_useful and fall > LIMIT.material_nll_fall * nats
+    dominated = q.rate is not None and fit.gain < LIMIT.collapsed_gain and q.rate > LIMIT.dominated_rate * nats
+    if not (still_learns or dominated or is_unpaid(q)):
         return None
     evidence = [
         f"Over the last {trend.window} recorded epochs the ELBO rose by {trend.elbo_change:.3g} nats per example "
         f"(p = {trend.elbo_p:.2g}) and the NLL changed by {trend.nll_change or 0.0:+.3g}."
     ]
-    if _is_unpaid(q):
+    if is_unpaid(q):
         evidence.append(f"R = {q.rate:.3g} nats per example is more than an optimum at T = 1 would pay.")
     if dominated:
         evidence.append(f"The KL still costs {q.rate:.3g} nats per example while the data have taught nothing yet.")
@@ -142,41 +156,34 @@ def still_training(q: Quantities) -> Finding | None:
 def underfitting(q: Quantities) -> Finding | None:
     """Rung 3: the ELBO's gain was bought by the KL, and the predictions pay for it (Q14, Q15)."""
     fit, trend = q.judged, q.trends
-    if fit is None or q.kl is None or _is_collapsed(q):
+    if fit is None or q.kl is None or is_collapsed(q):
         return None
-    forgot = (
-        trend is not None
-        and trend.accuracy_drop is not None
-        and trend.accuracy_drop > max(LIMIT.accuracy_drop, LIMIT.errors * (fit.accuracy_error or 0.0))
-        and trend.elbo_p is not None
-        and trend.elbo_p < LIMIT.significance
-        and (trend.elbo_change or 0.0) > 0.0
-        and (trend.kappa or 0.0) > LIMIT.kappa
-    )
-    gap = q.twin_gap
-    behind = gap is not None and gap > max(LIMIT.twin_gap, LIMIT.errors * fit.gain_error)
-    less_accurate = _accuracy_gap(q) > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
-    if q.twin is not None and not (behind and less_accurate and trend is not None):
+    has_forgotten = forgot(q)
+    if q.twin is None and not has_forgotten:
         return None
-    if q.twin is None and not forgot:
-        return None
+    if q.twin is not None:
+        less_accurate = accuracy_gap(q) > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
+        if not (is_behind(q, LIMIT.twin_gap) and less_accurate and trend is not None):
+            return None
+        if pruned_layers(q) and not has_forgotten:
+            return None  # units that never took part are a cause of their own, named below
     evidence = []
-    if forgot and trend is not None:
+    if has_forgotten and trend is not None:
         evidence.append(
             f"The ELBO rose by {trend.elbo_change:.3g} nats per example over the last {trend.window} recorded epochs, "
             f"{trend.kappa:.0%} of it by a smaller KL, while accuracy fell by {trend.accuracy_drop:.3f} from its best."
         )
-    if q.twin is not None and gap is not None:
+    if q.twin is not None:
         evidence.append(
             f"The deterministic twin gains {q.twin.gain:.3f} (accuracy {q.twin.accuracy:.3f}), this network "
             f"{fit.gain:.3f} ± {fit.gain_error:.3f} (accuracy {fit.accuracy:.3f})."
         )
-    return Finding("underfitting", "certain" if q.twin is not None and forgot else "probable", tuple(evidence))
+    return Finding("underfitting", "certain" if q.twin is not None and has_forgotten else "probable", tuple(evidence))
 
 
 def collapsed(q: Quantities) -> Finding | None:
     """Rung 4: the posterior is the prior and the mean ignores the inputs (Q6, Q8, Q13), or the codes do (Q19)."""
-    if q.local is not None and _is_local_collapse(q):
+    if q.local is not None and is_local_collapse(q.local):
         local = q.local
         return Finding(
             "collapsed",
@@ -192,7 +199,7 @@ def collapsed(q: Quantities) -> Finding | None:
                 + ".",
             ),
         )
-    if not _is_collapsed(q):
+    if not is_collapsed(q):
         return None
     fit = q.judged
     assert fit is not None
@@ -210,17 +217,10 @@ def collapsed(q: Quantities) -> Finding | None:
 
 def over_pruned(q: Quantities) -> Finding | None:
     """Rung 5: most units of a layer are noise, and it costs (Q12, Q14)."""
-    dead = {
-        layer.name: layer.active_units
-        for layer in q.layers
-        if layer.active_units is not None and layer.active_units < LIMIT.active_units
-    }
-    fit = q.judged
-    if not dead or fit is None or q.twin is None or q.twin_gap is None or not _is_done(q):
+    dead, fit = pruned_layers(q), q.judged
+    if not dead or fit is None or q.twin is None or not is_done(q) or is_collapsed(q):
         return None
-    if q.twin_gap <= max(LIMIT.pruned_gap, LIMIT.errors * fit.gain_error):
-        return None
-    if _accuracy_gap(q) <= LIMIT.errors * (fit.accuracy_error or 0.0):
+    if not is_behind(q, LIMIT.pruned_gap) or accuracy_gap(q) <= LIMIT.errors * (fit.accuracy_error or 0.0):
         return None
     found = ", ".join(f"{name} {share:.0%}" for name, share in dead.items())
     return Finding(
@@ -233,9 +233,9 @@ def over_pruned(q: Quantities) -> Finding | None:
 def variance_saturated(q: Quantities) -> Finding | None:
     """Rung 6: the mean fits, but functions vary as if there were no data (Q4, Q13)."""
     fit = q.judged
-    if fit is None or fit.gain < LIMIT.collapsed_gain or not _is_done(q) or q.kl is None:
+    if fit is None or fit.gain < LIMIT.collapsed_gain or not is_done(q) or q.kl is None:
         return None
-    disagreement = (fit.nll_gibbs - fit.nll_bma) / _unit(fit.nll_null)
+    disagreement = (fit.nll_gibbs - fit.nll_bma) / unit(fit.nll_null)
     by_variance = q.function_variance is not None and q.function_variance > LIMIT.saturated_variance
     if not (by_variance or disagreement > LIMIT.saturated_disagreement):
         return None
@@ -248,7 +248,7 @@ def variance_saturated(q: Quantities) -> Finding | None:
 def scales_not_learned(q: Quantities) -> Finding | None:
     """Rung 7: most scales of a layer are where they started (Q17)."""
     stuck = {layer.name: layer.stuck for layer in q.layers if layer.stuck is not None and layer.stuck > LIMIT.stuck}
-    if not stuck or not _is_done(q, share=0.5):
+    if not stuck or not is_done(q, share=0.5):
         return None
     found = ", ".join(f"{name} {share:.0%}" for name, share in stuck.items())
     return Finding("scales_not_learned", "certain", (f"Scales within 5 % of their start: {found}.",))
@@ -257,7 +257,7 @@ def scales_not_learned(q: Quantities) -> Finding | None:
 def near_deterministic(q: Quantities) -> Finding | None:
     """Rung 8: declared cold, dead dropout, members that agree, or an R that T = 1 would never pay (Q7, Q8)."""
     evidence = []
-    if q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold:
+    if is_declared_cold(q):
         evidence.append(f"kl_weight={q.declared_temperature:g}: the posterior is {q.declared_temperature:g} of Bayes'.")
     if q.dropout_rates and max(q.dropout_rates) == 0.0:
         evidence.append("Every dropout layer has the rate 0.")
@@ -269,7 +269,7 @@ def near_deterministic(q: Quantities) -> Finding | None:
         evidence.append("Repeated predictions of one input are identical.")
     excess = q.information_excess
     fit = q.train
-    if excess is not None and fit is not None and q.rate is not None and _is_done(q) and _is_cold(q):
+    if excess is not None and fit is not None and q.rate is not None and is_done(q) and is_cold(q):
         evidence.append(
             f"The posterior costs R = {q.rate:.3g} nats per example; at an optimum with T = 1 it would be at most "
             f"NLL_prior - NLL_Gibbs = {q.rate - excess:.3g}."
@@ -286,7 +286,7 @@ def overfitting(q: Quantities) -> Finding | None:
     trend, fit = q.trends, q.validation
     if trend is None or fit is None or trend.val_nll_rise is None or trend.val_nll_rise_errors is None:
         return None
-    material = LIMIT.overfit_rise * _unit(fit.nll_null)
+    material = LIMIT.overfit_rise * unit(fit.nll_null)
     if trend.val_nll_rise < material or trend.val_nll_rise_errors < LIMIT.errors or (trend.nll_change or 0.0) > 0.0:
         return None
     return Finding(
@@ -313,7 +313,7 @@ def inconclusive(q: Quantities) -> Finding | None:
             ("The model has no variational layer, no dropout that stays on, and no members: no uncertainty to judge.",),
         )
     fit = q.judged
-    if q.twin is None and fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain and _is_done(q):
+    if q.twin is None and fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain and is_done(q):
         return Finding(
             "inconclusive",
             "possible",
@@ -355,63 +355,3 @@ RULES: tuple[Rule, ...] = (
     overfitting,
     inconclusive,
 )
-
-
-def _is_done(q: Quantities, share: float = 1.0) -> bool:
-    """Whether the run (or this share of it) is over; some verdicts would be premature before."""
-    return q.planned_epochs is None or q.epoch >= share * q.planned_epochs
-
-
-def _declared_one(q: Quantities) -> bool:
-    return q.declared_temperature is None or q.declared_temperature == 1.0
-
-
-def _unit(nll_null: float) -> float:
-    """What changes of an NLL are measured by: NLL_null of labels; of a density, whose NLL has no zero, one nat."""
-    return nll_null if 0.05 < nll_null < 5.0 else 1.0
-
-
-def _is_collapsed(q: Quantities) -> bool:
-    fit = q.judged
-    if fit is None or q.rate is None or q.function_signal is None or not q.layers:
-        return False
-    return (
-        fit.gain < LIMIT.collapsed_gain
-        and (
-            q.rate < LIMIT.collapsed_rate * _unit(fit.nll_null)
-            or (q.function_variance or 0.0) > LIMIT.saturated_variance  # what is left of R is on its way out
-        )
-        and q.function_signal < LIMIT.collapsed_signal
-    )
-
-
-def _is_local_collapse(q: Quantities) -> bool:
-    local = q.local
-    assert local is not None
-    silent = local.kl is not None and local.kl < LIMIT.local_rate and not local.mutual_information
-    inactive = local.active_units is not None and local.active_units == 0.0
-    uniform = local.attention_entropy is not None and local.attention_entropy > LIMIT.uniform_attention
-    return silent or inactive or uniform
-
-
-def _is_cold(q: Quantities) -> bool:
-    """R far above what T = 1 would pay, and no longer moving."""
-    assert q.train is not None
-    assert q.information_excess is not None
-    return q.information_excess > LIMIT.excess_rate * _unit(q.train.nll_null)
-
-
-def _is_unpaid(q: Quantities) -> bool:
-    """Q7 is violated, and neither frozen scales nor a declared T explain it."""
-    is_frozen = any(layer.stuck is not None and layer.stuck > LIMIT.stuck for layer in q.layers)
-    is_declared = q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold
-    if is_frozen or is_declared or q.train is None or q.information_excess is None:
-        return False
-    return _is_cold(q) and not _is_collapsed(q)
-
-
-def _accuracy_gap(q: Quantities) -> float:
-    fit = q.judged
-    if fit is None or q.twin is None or fit.accuracy is None or q.twin.accuracy is None:
-        return 0.0
-    return q.twin.accuracy - fit.accuracy

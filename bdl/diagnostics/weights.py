@@ -20,7 +20,7 @@ from bdl.elbo import kl_divergence
 from bdl.keras_internals import flatten_layers
 from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import Variational
-from bdl.posteriors import MeanFieldNormal, Rank1
+from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
 from bdl.priors import Prior
 
 MATCHED_DIVERGENCE = 0.01
@@ -31,25 +31,30 @@ STUCK_CHANGE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class WeightPosterior:
-    """Gaussian posterior and prior of one tensor, and the variables behind it.
+    """Gaussian posterior and prior of one tensor, weight by weight, and the variables behind it.
 
     Args:
         layer: Path of the layer.
         mean_variable: Holds the means.
-        scale_variable: Holds the untransformed scales.
-        to_scale: From that variable's values to standard deviations, in NumPy.
-        from_scale: Back again.
+        scale_variables: Hold what the scales are made of.
+        read_scale: The standard deviation of each weight, from the values of those variables.
+        write_scale: Values of those variables that make the weights independent with given standard deviations.
         prior_mean: Prior means, broadcastable.
         prior_scale: Prior standard deviations, broadcastable.
     """
 
     layer: str
     mean_variable: keras.Variable
-    scale_variable: keras.Variable
-    to_scale: Callable[[np.ndarray], np.ndarray]
-    from_scale: Callable[[np.ndarray], np.ndarray]
+    scale_variables: tuple[keras.Variable, ...]
+    read_scale: Callable[..., np.ndarray]
+    write_scale: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     prior_mean: Any
     prior_scale: Any
+
+    @property
+    def variables(self) -> tuple[keras.Variable, ...]:
+        """All variables of the posterior, the means first."""
+        return (self.mean_variable, *self.scale_variables)
 
     @property
     def mean(self) -> np.ndarray:
@@ -59,18 +64,20 @@ class WeightPosterior:
     @property
     def scale(self) -> np.ndarray:
         """Posterior standard deviations."""
-        return self.to_scale(_numpy(self.scale_variable))
+        return self.read_scale(*(_numpy(variable) for variable in self.scale_variables))
 
     def divergences(self) -> np.ndarray:
-        """KL of each weight from its prior, in nats (Q9)."""
+        """KL of each weight by itself from its prior, in nats (Q9)."""
         ratio, shift = self.scale / self.prior_scale, (self.mean - self.prior_mean) / self.prior_scale
         return 0.5 * (ratio**2 + shift**2 - 1.0) - np.log(ratio)
 
     def assign(self, mean: Any, scale: Any) -> None:
-        """Sets the posterior."""
+        """Sets the posterior to independent Gaussians."""
         shape = tuple(self.mean_variable.shape)
+        scale = np.broadcast_to(np.asarray(scale, "float32"), shape)
         self.mean_variable.assign(np.broadcast_to(np.asarray(mean, "float32"), shape))
-        self.scale_variable.assign(np.broadcast_to(self.from_scale(np.asarray(scale, "float32")), shape))
+        for variable, value in zip(self.scale_variables, self.write_scale(scale), strict=True):
+            variable.assign(value)
 
 
 def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
@@ -105,8 +112,8 @@ def layer_health(
 
 
 def start_scales(posteriors: list[WeightPosterior]) -> dict[str, np.ndarray]:
-    """Scales by the path of their variable, to be compared with later ones."""
-    return {posterior.scale_variable.path: posterior.scale for posterior in posteriors}
+    """Scales by the path of their first variable, to be compared with later ones."""
+    return {posterior.scale_variables[0].path: posterior.scale for posterior in posteriors}
 
 
 def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> float:
@@ -116,17 +123,35 @@ def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> f
 
 
 @contextmanager
+def restored(posteriors: list[WeightPosterior]) -> Iterator[None]:
+    """Within this context posteriors may be assigned; after it they are as before, to the bit."""
+    before = [(variable, _numpy(variable)) for posterior in posteriors for variable in posterior.variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
+@contextmanager
 def at_prior(posteriors: list[WeightPosterior]) -> Iterator[None]:
     """Within this context every posterior equals its prior, as it stood when the posteriors were read."""
-    before = [(posterior.mean, _numpy(posterior.scale_variable)) for posterior in posteriors]
-    try:
+    with restored(posteriors):
         for posterior in posteriors:
             posterior.assign(posterior.prior_mean, posterior.prior_scale)
         yield
-    finally:
-        for posterior, (mean, raw) in zip(posteriors, before, strict=True):
-            posterior.mean_variable.assign(mean)
-            posterior.scale_variable.assign(raw)
+
+
+@contextmanager
+def without_weakest(posteriors: list[WeightPosterior], share: float) -> Iterator[None]:
+    """Within this context the means with the lowest `|mean| / scale`, a share of all of them, are zero (Q11)."""
+    signal = np.concatenate([(np.abs(part.mean) / part.scale).ravel() for part in posteriors])
+    limit = np.quantile(signal, share)
+    with restored(posteriors):
+        for part in posteriors:
+            mean = part.mean
+            part.mean_variable.assign(np.where(np.abs(mean) / part.scale < limit, 0.0, mean).astype(mean.dtype))
+        yield
 
 
 @contextmanager
@@ -153,39 +178,55 @@ def dropout_rates(model: keras.Layer) -> tuple[float, ...]:
 
 
 def _of_sampled_weight(name: str, weight: SampledWeight) -> Iterator[WeightPosterior]:
-    posterior = weight.posterior
-    if isinstance(posterior, Rank1):
-        sides = (("input", posterior.input_factor_prior), ("output", posterior.output_factor_prior))
-        for side, prior in sides:
-            yield _gaussian(
-                name, weight.variables[f"{side}_mean"], weight.variables[f"{side}_rho"], posterior.speed, prior, ()
-            )
-    elif isinstance(posterior, MeanFieldNormal) and weight.prior is not None:
+    family, variables = weight.posterior, weight.variables
+    if isinstance(family, Rank1):
+        for side, prior in (("input", family.input_factor_prior), ("output", family.output_factor_prior)):
+            factor = MeanFieldNormal(speed=family.speed)
+            yield _gaussian(name, variables[f"{side}_mean"], {"rho": variables[f"{side}_rho"]}, factor, prior, ())
+    elif isinstance(family, (MeanFieldNormal, MatrixNormal, LowRankNormal)) and weight.prior is not None:
         centre = 0.0 if weight.centre is None else _numpy(weight.centre)
-        rho = weight.variables["rho"]
-        yield _gaussian(name, weight.mean, rho, posterior.speed, weight.prior, weight.input_axes, centre)
+        yield _gaussian(name, weight.mean, variables, family, weight.prior, weight.input_axes, centre)
 
 
 def _gaussian(
     name: str,
     mean: keras.Variable,
-    rho: keras.Variable,
-    speed: float,
+    variables: dict[str, keras.Variable],
+    family: MeanFieldNormal | MatrixNormal | LowRankNormal,
     prior: Prior,
     axes: Any,
     centre: Any = 0.0,
 ) -> WeightPosterior:
     deviation = ops.convert_to_tensor(_numpy(mean) - centre)
-    prior_mean, prior_scale = prior.parameters(deviation, ops.exp(speed * ops.convert_to_tensor(rho)), axes)
+    prior_mean, prior_scale = prior.parameters(deviation, family.scale(variables), axes)
+    shapes = {key: tuple(variable.shape) for key, variable in variables.items()}
+
+    def read_scale(*values: np.ndarray) -> np.ndarray:
+        return _numpy(family.scale(dict(zip(variables, values, strict=True))))
+
+    def write_scale(scale: np.ndarray) -> tuple[np.ndarray, ...]:
+        return _independent(np.log(scale) / family.speed, shapes)
+
     return WeightPosterior(
         layer=name,
         mean_variable=mean,
-        scale_variable=rho,
-        to_scale=lambda raw: np.exp(speed * raw),
-        from_scale=lambda scale: np.log(scale) / speed,
+        scale_variables=tuple(variables.values()),
+        read_scale=read_scale,
+        write_scale=write_scale,
         prior_mean=_numpy(prior_mean) + centre,
         prior_scale=_numpy(prior_scale),
     )
+
+
+def _independent(rho: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tuple[np.ndarray, ...]:
+    """Values of a family's variables for independent weights of these stored log scales."""
+    if "row_rho" in shapes:  # the nearest sum of a row's and a column's; exact for every prior of bdl
+        sides = [
+            rho.mean(axis=tuple(i for i, size in enumerate(shape) if size == 1), keepdims=True)
+            for shape in shapes.values()
+        ]
+        return tuple(side - 0.5 * rho.mean() for side in sides)
+    return tuple(np.zeros(shape, "float32") if key == "factor" else rho for key, shape in shapes.items())
 
 
 def _softplus(raw: np.ndarray) -> np.ndarray:
@@ -223,7 +264,16 @@ def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
         if reading is None or not (named or same):
             continue
         mean = (named or same)[0]
-        yield WeightPosterior(layer.name, mean, variable, *reading, 0.0, float(np.mean(_numpy(prior_scale))))
+        read, write = reading
+        yield WeightPosterior(
+            layer=layer.name,
+            mean_variable=mean,
+            scale_variables=(variable,),
+            read_scale=read,
+            write_scale=lambda scale, write=write: (write(scale),),
+            prior_mean=0.0,
+            prior_scale=float(np.mean(_numpy(prior_scale))),
+        )
 
 
 def _foreign_scale(variable: keras.Variable) -> tuple[Any, Any] | None:
@@ -242,8 +292,8 @@ def _health(name: str, parts: list[WeightPosterior], start: dict[str, np.ndarray
     ratio = np.concatenate([(part.scale / part.prior_scale).ravel() for part in parts])
     signal = np.concatenate([(np.abs(part.mean) / part.scale).ravel() for part in parts])
     stuck = None
-    if start is not None and all(part.scale_variable.path in start for part in parts):
-        first = np.concatenate([start[part.scale_variable.path].ravel() for part in parts])
+    if start is not None and all(part.scale_variables[0].path in start for part in parts):
+        first = np.concatenate([start[part.scale_variables[0].path].ravel() for part in parts])
         stuck = float(np.mean(np.abs(scale / first - 1.0) < STUCK_CHANGE))
     return LayerHealth(
         name=name,

@@ -46,6 +46,7 @@ from bdl.layers.dropout import (
     MCSpatialDropout3D,
 )
 from bdl.layers.embedding import EmbeddingReparameterization
+from bdl.layers.latent import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
 from bdl.layers.learned_dropout import ConcreteDropout, VariationalGaussianDropout
 from bdl.layers.normalization import (
     BatchNormalizationReparameterization,
@@ -72,6 +73,7 @@ from bdl.layers.temperature import TemperatureScaling
 from bdl.layers.variational import Variational, mean_weights
 
 __all__ = [
+    "Alignment",
     "BatchNormalizationReparameterization",
     "ConcreteDropout",
     "Conv1DFlipout",
@@ -111,8 +113,10 @@ __all__ = [
     "EinsumDenseReparameterization",
     "EmbeddingReparameterization",
     "GRUReparameterization",
+    "GaussianCode",
     "GroupNormalizationReparameterization",
     "LSTMReparameterization",
+    "LatentReport",
     "LayerNormalizationReparameterization",
     "MCAlphaDropout",
     "MCDropout",
@@ -133,5 +137,7 @@ __all__ = [
     "TemperatureScaling",
     "Variational",
     "VariationalGaussianDropout",
+    "collect_latents",
     "mean_weights",
+    "report_latent",
 ]

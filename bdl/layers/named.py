@@ -30,6 +30,7 @@ class NamedVariational(Variational):
         *args: Positional arguments of the Keras layer.
         kernel_prior: `bdl.priors.Prior` of the kernel, or its name. Default: row x column empirical Bayes.
         kernel_posterior: `bdl.posteriors.Posterior` of the kernel, or its name. Default: `MeanFieldNormal()`.
+            The correlated weights of `LowRankNormal()` need a `...Reparameterization` layer.
         bias_prior: Prior of the bias. None, with `bias_posterior` None, leaves the bias a point estimate.
         bias_posterior: Posterior of the bias. None with a `bias_prior` means `MeanFieldNormal()`.
         seed: Integer seed of the layer's noise, and of its dropout if it has one, or None for a random one.

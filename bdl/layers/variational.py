@@ -50,8 +50,9 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
             marginals match. There it trains, and outside training whole weights are drawn.
         prior: `bdl.priors.Prior` or its name. Default: row x column empirical Bayes.
-        posterior: `bdl.posteriors.Posterior` or its name. Default: `MeanFieldNormal()`. `Rank1()` replaces sampled
-            weights by factors.
+        posterior: `bdl.posteriors.Posterior` or its name. Default: `MeanFieldNormal()`. `MatrixNormal()` has fewer
+            scales; `LowRankNormal()` correlates the weights and needs `"reparameterization"`; `Rank1()` replaces
+            sampled weights by factors.
         weights: Names of the weights that get a posterior, each the last part of a variable's path, or a longer end
             such as `"query/kernel"`. A mapping from name to `(prior, posterior)` gives each weight its own.
         seed: Integer seed of the layer's noise, or None for a random one.
@@ -98,6 +99,7 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         adopt_signatures(self, layer)
         self.estimator = estimator
         self._families = _families(weights, prior, posterior)
+        _check_independence(self._families, estimator)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(self._noise_seed())
         self.supports_masking = layer.supports_masking
@@ -317,6 +319,17 @@ def _regularizer_argument(owner: keras.Layer, weight: keras.Variable) -> str:
     if name == "kernel" and isinstance(owner, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         name = "depthwise"
     return f"{name}_regularizer"
+
+
+def _check_independence(families: Mapping[str, tuple[Prior, Posterior]], estimator: str) -> None:
+    """Refuses correlated weights where the estimator draws as if they were independent."""
+    for name, (_, posterior) in families.items():
+        if estimator != "reparameterization" and not posterior.has_independent_weights:
+            raise ValueError(
+                f"`estimator`={estimator!r} needs weights that are independent of each other, but {name!r} has the "
+                f"posterior {posterior!r}. Use estimator='reparameterization' (a `...Reparameterization` layer), or "
+                "another posterior, such as 'mean_field' or 'matrix_normal'."
+            )
 
 
 def _families(

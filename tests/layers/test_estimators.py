@@ -13,7 +13,7 @@ from standard_errors import assert_covariance, assert_mean, assert_moments, asse
 
 from bdl.layers import Variational
 from bdl.layers.estimators import ESTIMATORS, whole_functions
-from bdl.posteriors import MeanFieldNormal, Rank1
+from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
 
 pytestmark = pytest.mark.core
 
@@ -52,11 +52,14 @@ def inputs(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("bias", ["point", "sampled"])
-def test_dense_outputs_have_the_moments_of_the_weights(bias: str, estimator: str, training: bool):
+@pytest.mark.parametrize(
+    ("posterior", "bias"),
+    [("mean_field", "point"), ("mean_field", "sampled"), ("matrix_normal", "sampled")],
+)
+def test_dense_outputs_have_the_moments_of_the_weights(posterior: str, bias: str, estimator: str, training: bool):
     x = inputs(2, 3)
     weights = ("kernel", "bias") if bias == "sampled" else ("kernel",)
-    layer = with_equal_features(layers.Dense(COPIES), x, estimator, weights=weights)
+    layer = with_equal_features(layers.Dense(COPIES), x, estimator, weights=weights, posterior=posterior)
     variance = x**2 @ scale_of(layer)[:, 0] ** 2
     if bias == "sampled":
         variance = variance + scale_of(layer, "bias")[0] ** 2
@@ -84,6 +87,33 @@ def test_mean_gradients_equal_the_closed_form(estimator: str):
     assert_mean(by_name["bias"], y.sum())
     slope = layer_speed(layer) * scale  # of the scale exp(speed * rho)
     assert_mean(by_name["kernel_rho"], (x**2).sum(axis=0) * scale * slope)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_shared_scales_have_the_sum_of_their_weights_gradients(estimator: str):
+    """As above, E dL/dscale = sum of x^2 over the batch times scale, summed over what a number is the scale of."""
+    x = inputs(4, 3)
+    layer = with_equal_features(layers.Dense(COPIES), x, estimator, posterior="matrix_normal")
+    found = draw_gradients(layer, x, lambda y: ops.sum(ops.square(y)) / 2, DRAWS)
+    by_name = {path.rsplit("/", 1)[-1]: value for path, value in found.items()}
+    expected = layer_speed(layer) * (x**2).sum(axis=0) * scale_of(layer)[:, 0] ** 2
+    assert_mean(by_name["kernel_row_rho"][..., 0], COPIES * expected)
+    assert_mean(pooled(by_name["kernel_column_rho"])[:, 0], expected.sum())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_correlated_weights_give_correlated_outputs(training: bool):
+    """vec(y) = J vec(W) has the covariance J (diag(d^2) + V V^T) J^T; in training the second example sees -W."""
+    x = inputs(2, 3)
+    layer = Variational(
+        layers.Dense(2), posterior=LowRankNormal(2, initial_scale=0.4, initial_factor_scale=0.5), seed=1
+    )
+    layer.build(x.shape)
+    V = array(layer.sampled_weights["kernel"].variables["factor"]).reshape(6, 2)
+    J = np.kron(x * np.array([[1], [-1 if training else 1]]), np.eye(2))
+    expected = J @ (0.4**2 * np.eye(6) + V @ V.T) @ J.T
+    samples = draw(layer, x, 10 * DRAWS, training).reshape(-1, 4)
+    assert_covariance(samples, array(layer.layer(x)).ravel(), expected)
 
 
 MIRRORED = [
@@ -181,13 +211,21 @@ def covariance_across_positions(layer: Variational, x: np.ndarray) -> np.ndarray
 
 
 @pytest.mark.parametrize(
-    ("estimator", "training"),
-    [("reparameterization", True), ("flipout", True), ("flipout", False), ("local_reparameterization", False)],
+    ("estimator", "training", "posterior"),
+    [
+        ("reparameterization", True, "mean_field"),
+        ("flipout", True, "mean_field"),
+        ("flipout", True, "matrix_normal"),
+        ("flipout", False, "mean_field"),
+        ("local_reparameterization", False, "mean_field"),
+    ],
 )
 @pytest.mark.parametrize(("make", "shape"), POSITIONAL)
-def test_one_weight_draw_serves_all_positions(make: Any, shape: tuple[int, ...], estimator: str, training: bool):
+def test_one_weight_draw_serves_all_positions(
+    make: Any, shape: tuple[int, ...], estimator: str, training: bool, posterior: str
+):
     x = inputs(*shape)
-    layer = with_equal_features(make(), x, estimator)
+    layer = with_equal_features(make(), x, estimator, posterior=posterior)
     expected = covariance_across_positions(layer, x)
     assert not np.allclose(expected, np.diag(np.diag(expected)))
     mean = array(layer.layer(x))[0, ..., 0].ravel()
@@ -266,7 +304,9 @@ def test_rank1_factors_have_their_moments_and_differ_by_example(make: Any, examp
     assert_mean(products, 0.0)
 
 
-@pytest.mark.parametrize("posterior", [MeanFieldNormal(), Rank1()], ids=["mean_field", "rank1"])
+@pytest.mark.parametrize(
+    "posterior", [MeanFieldNormal(), MatrixNormal(), Rank1()], ids=["mean_field", "matrix", "rank1"]
+)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_whole_functions_are_one_function_for_the_batch(estimator: str, posterior: Any):
     x = np.repeat(inputs(1, 3), 3, axis=0)
@@ -285,7 +325,9 @@ def test_whole_functions_are_one_function_for_the_batch(estimator: str, posterio
         assert not np.allclose(outside[0], outside[1])
 
 
-@pytest.mark.parametrize("posterior", [MeanFieldNormal(), Rank1()], ids=["mean_field", "rank1"])
+@pytest.mark.parametrize(
+    "posterior", [MeanFieldNormal(), MatrixNormal(), Rank1()], ids=["mean_field", "matrix", "rank1"]
+)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_equal_seeds_give_equal_samples_and_calls_differ(estimator: str, posterior: Any):
     x = inputs(2, 3)

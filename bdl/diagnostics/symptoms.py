@@ -1,0 +1,93 @@
+"""What several rules of the ladder ask of recorded quantities; each is a plain function of them."""
+
+from __future__ import annotations
+
+from bdl.diagnostics.quantities import LocalLatents, Quantities
+from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
+
+
+def is_done(q: Quantities, share: float = 1.0) -> bool:
+    """Whether the run (or this share of it) is over; some verdicts would be premature before."""
+    return q.planned_epochs is None or q.epoch >= share * q.planned_epochs
+
+
+def is_declared_one(q: Quantities) -> bool:
+    """Whether the user asked for T = 1, or had no way to ask."""
+    return q.declared_temperature is None or q.declared_temperature == 1.0
+
+
+def is_declared_cold(q: Quantities) -> bool:
+    """Whether the user asked for next to no KL."""
+    return q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold
+
+
+def unit(nll_null: float) -> float:
+    """What changes of an NLL are measured by: NLL_null of labels; of a density, whose NLL has no zero, one nat."""
+    return nll_null if 0.05 < nll_null < 5.0 else 1.0
+
+
+def is_collapsed(q: Quantities) -> bool:
+    """The posterior says next to nothing, and the predictions ignore the inputs (Q6, Q8, Q13)."""
+    fit = q.judged
+    if fit is None or q.rate is None or q.function_signal is None or not q.layers:
+        return False
+    says_nothing = q.rate < LIMIT.collapsed_rate * unit(fit.nll_null)
+    on_its_way = (q.function_variance or 0.0) > LIMIT.saturated_variance  # what is left of R is on its way out
+    ignores_inputs = fit.gain < LIMIT.collapsed_gain and q.function_signal < LIMIT.collapsed_signal
+    return ignores_inputs and (says_nothing or on_its_way)
+
+
+def is_local_collapse(local: LocalLatents) -> bool:
+    """Codes or alignments that carry nothing about their example (Q19)."""
+    silent = local.kl is not None and local.kl < LIMIT.local_rate
+    if local.mutual_information is not None:  # q may equal an informative prior: then the prior carries it
+        silent = silent and local.mutual_information < LIMIT.local_rate
+    inactive = local.active_units is not None and local.active_units == 0.0
+    uniform = local.attention_entropy is not None and local.attention_entropy > LIMIT.uniform_attention
+    return silent or inactive or uniform
+
+
+def is_cold(q: Quantities) -> bool:
+    """R far above what an optimum at T = 1 would pay (Q7)."""
+    if q.train is None or q.information_excess is None:
+        return False
+    return q.information_excess > LIMIT.excess_rate * unit(q.train.nll_null)
+
+
+def is_unpaid(q: Quantities) -> bool:
+    """Q7 is violated, and neither frozen scales nor a declared T explain it."""
+    is_frozen = any(layer.stuck is not None and layer.stuck > LIMIT.stuck for layer in q.layers)
+    return is_cold(q) and not is_frozen and not is_declared_cold(q) and not is_collapsed(q)
+
+
+def accuracy_gap(q: Quantities) -> float:
+    """Accuracy of the twin above the network's; 0 where one is not known."""
+    fit = q.judged
+    if fit is None or q.twin is None or fit.accuracy is None or q.twin.accuracy is None:
+        return 0.0
+    return q.twin.accuracy - fit.accuracy
+
+
+def is_behind(q: Quantities, gap: float) -> bool:
+    """Whether the network gains less than its twin, by so much and by two standard errors (Q14)."""
+    fit, found = q.judged, q.twin_gap
+    return fit is not None and found is not None and found > max(gap, LIMIT.errors * fit.gain_error)
+
+
+def forgot(q: Quantities) -> bool:
+    """The ELBO rose by a smaller KL while the accuracy fell from its best (Q15)."""
+    fit, trend = q.judged, q.trends
+    if fit is None or trend is None or trend.accuracy_drop is None or trend.elbo_p is None:
+        return False
+    fell = trend.accuracy_drop > max(LIMIT.accuracy_drop, LIMIT.errors * (fit.accuracy_error or 0.0))
+    rose = trend.elbo_p < LIMIT.significance and (trend.elbo_change or 0.0) > 0.0
+    return fell and rose and (trend.kappa or 0.0) > LIMIT.kappa
+
+
+def pruned_layers(q: Quantities) -> dict[str, float]:
+    """Share of active units of the layers in which most are noise (Q12)."""
+    return {
+        layer.name: layer.active_units
+        for layer in q.layers
+        if layer.active_units is not None and layer.active_units < LIMIT.active_units
+    }
