@@ -9,7 +9,7 @@ moved likewise, and it says how it counts the NLL. With `loss = a * mean NLL + c
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -23,7 +23,7 @@ from bdl.likelihoods import Bernoulli, Categorical, Likelihood, Normal
 from bdl.model import VariationalModel
 
 _PROBE_EXAMPLES = 64
-_REPEATS = 8  # layers of other libraries may estimate their KL from one sample: a mean of several
+_REPEATS = 8  # draws of the noise, for layers of other libraries that estimate their KL from one sample
 _SCALE_FACTOR = 0.5  # by which scales are moved: log 2 nats a weight, far above any rounding
 
 
@@ -35,11 +35,13 @@ class Accounting:
         temperature: N times the multiplier of the KL over that of the summed NLL; 0 if the KL is missing.
         counted: Multiplier of each layer's KL over the median layer's, by layer; 0 where it is missing.
         declared: The T that the user asked for; None where there was none to declare.
+        errors: Standard error of each multiplier: 0 where layers know their KL in closed form.
     """
 
     temperature: float
     counted: dict[str, float]
     declared: float | None
+    errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def by_construction(cls, model: VariationalModel) -> Accounting:
@@ -85,9 +87,10 @@ def measure_accounting(
             name: _kl_multiplier(loss, model, [part for part in posteriors if part.layer == name])
             for name in dict.fromkeys(part.layer for part in posteriors)
         }
-    middle = float(np.median([share for share in shares.values() if share > 0] or [0.0]))
-    counted = {name: share / middle if middle else 0.0 for name, share in shares.items()}
-    return Accounting(num_examples * middle / max(nll_share, 1e-12), counted, declared_temperature(model))
+    middle = float(np.median([share for share, _ in shares.values() if share > 0] or [0.0]))
+    counted = {name: share / middle if middle else 0.0 for name, (share, _) in shares.items()}
+    errors = {name: error / middle if middle else 0.0 for name, (_, error) in shares.items()}
+    return Accounting(num_examples * middle / max(nll_share, 1e-12), counted, declared_temperature(model), errors)
 
 
 def declared_temperature(model: keras.Model) -> float | None:
@@ -131,28 +134,25 @@ def likelihood_of(model: Any, likelihood: Likelihood | None = None) -> Likelihoo
 
 
 class _LossOfWeights:
-    """The compiled loss as a function of the weights' KL and of the outputs, each apart."""
+    """The compiled loss as a function of the weights' KL and of the outputs, each apart.
+
+    Layers of other libraries may estimate their KL from one sample of the weights: then the loss is taken under several
+    draws of the noise, the same ones for every state of the weights, so that differences are nearly free of it.
+    """
 
     def __init__(self, model: keras.Model, x: Any, y: Any) -> None:
-        self._is_exact = False  # becomes True when two evaluations agree: the layers know their KL in closed form
-        self._own: float | None = None
         self._model, self._x, self._y = model, ops.convert_to_tensor(x), ops.convert_to_tensor(y)
+        self._state = [(variable, ops.convert_to_numpy(variable)) for variable in model.non_trainable_variables]
         self.outputs = ops.convert_to_numpy(model(self._x, training=True))
+        first = [self._once(), self._once()]
+        self._num_draws = 1 if first[0] == first[1] else _REPEATS
+        self.own = self.values()
 
-    def __call__(self) -> float:
-        """The loss for the weights as they are."""
-        values = [self._once()]
-        while len(values) < _REPEATS and not self._is_exact:
-            values.append(self._once())
-            self._is_exact = values[0] == values[1]
-        return float(np.mean(values))
-
-    def unmoved(self) -> float:
-        """The loss for the model's own weights; an exact one is evaluated once."""
-        if self._is_exact and self._own is not None:
-            return self._own
-        self._own = self()
-        return self._own
+    def values(self) -> np.ndarray:
+        """The loss for the weights as they are, under each draw of the noise."""
+        for variable, value in self._state:  # seeds, that is, and moving statistics
+            variable.assign(value)
+        return np.array([self._once() for _ in range(self._num_draws)])
 
     def change(self, outputs: np.ndarray) -> float:
         """The loss of other outputs minus that of the network's own, under one and the same draw of the KL."""
@@ -187,15 +187,19 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
     return loss.change(other) / change
 
 
-def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> float:
-    """Change of the loss for a change of one layer's divergence."""
-    before_loss, before = loss.unmoved(), total_divergence(model, posteriors)
+def _kl_multiplier(
+    loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]
+) -> tuple[float, float]:
+    """Change of the loss for a change of one layer's divergence, and its standard error over draws of the noise."""
+    before = total_divergence(model, posteriors)
     with restored(posteriors):
         for part in posteriors:
             part.assign(part.mean, _SCALE_FACTOR * part.scale)
         change = total_divergence(model, posteriors) - before
-        multiplier = (loss() - before_loss) / change
-    return max(float(multiplier), 0.0) if abs(multiplier) > 1e-12 else 0.0
+        multipliers = (loss.values() - loss.own) / change
+    multiplier = float(multipliers.mean())
+    error = float(multipliers.std(ddof=1) / np.sqrt(len(multipliers))) if len(multipliers) > 1 else 0.0
+    return (multiplier, error) if multiplier > 1e-12 else (0.0, error)
 
 
 def _go_to_end_of_schedule(model: keras.Model) -> None:
@@ -214,4 +218,11 @@ def with_counts(layers: Any, accounting: Accounting | None) -> Any:
     """Layers with how often the loss counts each."""
     if accounting is None:
         return layers
-    return tuple(dataclasses.replace(layer, counted=accounting.counted.get(layer.name)) for layer in layers)
+    return tuple(
+        dataclasses.replace(
+            layer,
+            counted=accounting.counted.get(layer.name),
+            counted_error=accounting.errors.get(layer.name),
+        )
+        for layer in layers
+    )

@@ -8,7 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,6 +30,9 @@ _FIRST_SHARE = 0.25  # of the budget that may be spent at once
 _FAST_STEP = 1e-3  # seconds; no training step is much faster, so that many planned ones are a long training for sure
 _NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
 _SPACING = 0.05  # of the planned epochs, between two measurements that the logs call for
+_FIRST_TIME = 3.0  # times what a measurement costs later
+# Seconds that the last measurement of a kind took in this process; at first guesses, of what backends prepare once.
+_COSTS = {"probe": 0.1, "accounting": 0.3}
 _ACTIONS = ("warn", "stop", "record")
 
 
@@ -193,7 +196,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run.needs_accounting = False
         start = time.perf_counter()
         self._take_accounting(measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size))
-        run.note_cost(time.perf_counter() - start)
+        _COSTS["accounting"] = time.perf_counter() - start
 
     def _take_accounting(self, accounting: Accounting | None) -> None:
         run = self._state
@@ -243,9 +246,9 @@ class TrainingHealth(keras.callbacks.Callback):
             return False
         elapsed = time.perf_counter() - run.began
         planned = max(self._planned or epoch, epoch)
-        # The first epoch compiles; the others tell how long the whole will take.
+        # The first epoch compiles, and one with validation may: the shortest is what the rest will take at least.
         lengths = np.diff([earlier["seconds"] for earlier in self.epochs[-20:]])
-        budget = self._max_cost * (elapsed + float(np.median(lengths)) * (planned - epoch))
+        budget = self._max_cost * (elapsed + float(np.min(lengths)) * (planned - epoch))
         is_due = epoch - run.last_probe > planned * _SPACING
         is_urgent = run.needs_accounting or (is_due and self._is_suspicious(entry))
         share = 1.0 if is_urgent else _FIRST_SHARE + (1.0 - _FIRST_SHARE) * epoch / planned
@@ -296,7 +299,7 @@ class TrainingHealth(keras.callbacks.Callback):
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
-        run.note_cost(time.perf_counter() - start)
+        _COSTS["probe"] = time.perf_counter() - start
         run.last_probe = epoch
 
     def _complete(self, entry: dict[str, Any], q: Quantities) -> None:
@@ -381,9 +384,10 @@ class TrainingHealth(keras.callbacks.Callback):
             self._measure_accounting()
         if is_paid():
             self._probe_now(last)
-        elif self.quantities is not None:  # the last measurement, with what the logs say since
+        elif self.quantities is not None:  # the last measurement, with what logs and weights say since
             trends = measure_trends(self.epochs, run.size)
-            self._judge(dataclasses.replace(self.quantities, epoch=last, trends=trends), last)
+            layers = with_counts(layer_health(posteriors_of(self.model), run.start), run.accounting)
+            self._judge(dataclasses.replace(self.quantities, epoch=last, trends=trends, layers=layers), last)
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._path is not None and self._state is not None:
@@ -424,18 +428,12 @@ class _Run:
     last_probe: int = 0
     board: Any = None
 
-    # Seconds that the next measurement will take: what the last one in this process took, for the first of all also
-    # pays for what backends prepare once.
-    _last_cost: ClassVar[float] = 0.3
-
     @property
     def expected_cost(self) -> float:
-        """Seconds that the next measurement will take."""
-        return _Run._last_cost
-
-    def note_cost(self, seconds: float) -> None:
-        """Learns what a measurement takes."""
-        _Run._last_cost = seconds
+        """Seconds that the next measurement will take; the first of a run also traces functions for its shapes."""
+        if self.needs_accounting:
+            return _COSTS["accounting"]
+        return _COSTS["probe"] * (1.0 if self.last_probe else _FIRST_TIME)
 
 
 def _counts(run: _Run, posteriors: Any) -> dict[str, Any]:

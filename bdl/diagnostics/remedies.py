@@ -242,16 +242,16 @@ LAPLACE_OR_ENSEMBLE = Remedy(
 _RICHER = (LOW_RANK, MATRIX_NORMAL, LAST_LAYER, BURN_IN, SMALL_SCALES, LOCAL_NOISE, WARMUP, CYCLICAL, TEMPERING)
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "diverged": (LOWER_RATE,),
-    "accounting_error": (HONEST_ELBO, RANK1),
-    "mis_scaled_kl": (HONEST_ELBO, RANK1),
-    "still_training": (TRAIN_LONGER, RANK1),
+    "accounting_error": (HONEST_ELBO, RANK1, TIED_MEAN),
+    "mis_scaled_kl": (HONEST_ELBO, RANK1, TIED_MEAN),
+    "still_training": (TRAIN_LONGER, RANK1, TIED_MEAN),
     "underfitting": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
     "collapsed": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
     "over_pruned": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER),
     "variance_saturated": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, LAST_LAYER, BURN_IN),
-    "scales_not_learned": (FAST_SCALES, RANK1),
-    "near_deterministic": (T_ONE, RANK1),
-    "overfitting": (MORE_NOISE, EARLY_STOPPING, RANK1),
+    "scales_not_learned": (FAST_SCALES, RANK1, TIED_MEAN),
+    "near_deterministic": (T_ONE, RANK1, TIED_MEAN),
+    "overfitting": (MORE_NOISE, EARLY_STOPPING, RANK1, TIED_MEAN),
     "healthy": (),
     "inconclusive": (),
 }

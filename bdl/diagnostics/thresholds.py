@@ -19,6 +19,7 @@ class Thresholds:
         declared_cold: A declared T below it is near-deterministic and not a mistake.
         count_tolerance: Relative error of a layer's share of the KL that is still one count: the loss is measured to
             better than this in float32.
+        count_errors: Standard errors that a share of a sampled KL may be off: one in 16,000 layers by chance.
         significance: Of a trend, two-sided.
         errors: Standard errors that a difference needs (Q18).
         material_nll_fall: NLL that the last third of training still took off, as a share of NLL_null, above which a run
@@ -48,6 +49,7 @@ class Thresholds:
     temperature_high: float = 1.5
     declared_cold: float = 0.1
     count_tolerance: float = 0.01
+    count_errors: float = 4.0
     significance: float = 0.05
     errors: float = 2.0
     material_nll_fall: float = 0.03

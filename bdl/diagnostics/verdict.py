@@ -96,7 +96,12 @@ def accounting_error(q: Quantities) -> Finding | None:
             "certain",
             (f"The compiled loss does not contain the KL of {', '.join(missing) or 'any layer'}.",),
         )
-    wrong = {name: count for name, count in counts.items() if abs(count - 1.0) > LIMIT.count_tolerance}
+    wrong = {
+        layer.name: layer.counted
+        for layer in q.layers
+        if layer.counted is not None
+        and abs(layer.counted - 1.0) > max(LIMIT.count_tolerance, LIMIT.count_errors * (layer.counted_error or 0.0))
+    }
     if wrong:
         found = ", ".join(f"{name} {count:.3g} times" for name, count in wrong.items())
         return Finding("accounting_error", "certain", (f"The loss counts the KL of some layers differently: {found}.",))
