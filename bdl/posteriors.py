@@ -418,9 +418,9 @@ def _log_excess(ratios: Tensor) -> Tensor:
 def _log_determinant(ratios: Tensor) -> Tensor:
     """`log det(I + U^T U)` for `U` of a few columns, by elimination.
 
-    No pivot can be below one. Held there, rounding cannot make the matrix indefinite where two long columns are nearly
-    parallel, at which a Cholesky factorisation in float32 fails. Columns are first brought to a length of about one,
-    by factors that cancel whatever they are and so need no gradient.
+    No pivot can be below one, before scaling. Held there, rounding cannot make the matrix indefinite where two long
+    columns are nearly parallel, at which a Cholesky factorisation in float32 fails. Columns are first brought to a
+    length of about one, by factors that cancel whatever they are and so need no gradient.
     """
     lengths = ops.stop_gradient(ops.sqrt(1.0 + ops.sum(ops.square(ratios), axis=0)))
     identity = 1.0 / ops.square(lengths)

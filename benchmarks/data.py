@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-UCI = {"boston": "bostonHousing", "concrete": "concrete", "energy": "energy", "yacht": "yacht", "wine-red": "wine-quality-red"}
+UCI = {
+    "boston": "bostonHousing",
+    "concrete": "concrete",
+    "energy": "energy",
+    "yacht": "yacht",
+    "wine-red": "wine-quality-red",
+}
 
 
 def folder_of(data: Path | None) -> Path | None:

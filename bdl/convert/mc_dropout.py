@@ -101,6 +101,11 @@ class MCDropoutModel(SavesSeed, ConvertedModel):
         """The network's layers whose dropout is on, rates of zero included."""
         return [layer for layer in flatten_layers(self.network) if _rates(layer)]
 
+    def dropout_rates(self) -> list[float]:
+        """Rates in force, one for each dropout: the model's own where it has one, and that of inserted dropout."""
+        rates = [rate for layer in self.dropout_layers() for rate in _effective_rates(layer, self.rate)]
+        return [*rates, *([self.rate or 0.0] * len(self.before))]
+
     def replacements(self) -> list[Replacement]:
         """Each layer with dropout is evaluated with masks of ours; the inputs of chosen layers are dropped."""
         noise = _Noise(random.draw_key(self.seed_generator), ops.convert_to_tensor(self.noise_strength))
@@ -203,11 +208,11 @@ def decorative_dropout(model: MCDropoutModel) -> str | None:
     >>> print(decorative_dropout(MCDropoutModel(model)))  # doctest: +ELLIPSIS
     `model` has no dropout...
     """
-    rates = [rate for layer in model.dropout_layers() for rate in _effective_rates(layer, model.rate)]
+    rates = model.dropout_rates()
     cure = "Pass rate=0.1, say, and before='all' or 'last' to insert dropout."
-    if not rates and not model.before:
+    if not rates:
         return f"`model` has no dropout: all predictions will be equal. {cure}"
-    if not any(rates) and not (model.before and model.rate):
+    if not any(rates):
         return f"All dropout rates of `model` are zero: all predictions will be equal. {cure}"
     spread = _relative_spread(model)
     if spread is not None and spread < DECORATIVE_SPREAD:

@@ -187,9 +187,7 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
     return loss.change(other) / change
 
 
-def _kl_multiplier(
-    loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]
-) -> tuple[float, float]:
+def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> tuple[float, float]:
     """Change of the loss for a change of one layer's divergence, and its standard error over draws of the noise."""
     before = total_divergence(model, posteriors)
     with restored(posteriors):

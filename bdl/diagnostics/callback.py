@@ -296,6 +296,7 @@ class TrainingHealth(keras.callbacks.Callback):
             measured,
             epoch=epoch,
             planned_epochs=self._planned,
+            present_temperature=self.epochs[-1].get("temperature"),
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
@@ -387,7 +388,13 @@ class TrainingHealth(keras.callbacks.Callback):
         elif self.quantities is not None:  # the last measurement, with what logs and weights say since
             trends = measure_trends(self.epochs, run.size)
             layers = with_counts(layer_health(posteriors_of(self.model), run.start), run.accounting)
-            self._judge(dataclasses.replace(self.quantities, epoch=last, trends=trends, layers=layers), last)
+            present = self.epochs[-1].get("temperature")
+            self._judge(
+                dataclasses.replace(
+                    self.quantities, epoch=last, trends=trends, layers=layers, present_temperature=present
+                ),
+                last,
+            )
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._path is not None and self._state is not None:

@@ -168,6 +168,7 @@ def _with_record(measured: Quantities, run: RunRecord | None) -> Quantities:
         measured,
         epoch=run.epochs[-1]["epoch"] if run.epochs else 0,
         planned_epochs=run.start.get("planned_epochs"),
+        present_temperature=run.epochs[-1].get("temperature") if run.epochs else None,
         trends=measure_trends(run.epochs, measured.num_examples),
         layers=layers,
         finite=measured.finite and last.finite,

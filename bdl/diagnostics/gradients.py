@@ -39,12 +39,7 @@ def with_gradients(
 
     def of(layer: LayerHealth) -> LayerHealth:
         parts = [part for part in posteriors if part.layer == layer.name]
-        numbers = [
-            index[id(variable)]
-            for part in parts
-            for variable in part.variables
-            if id(variable) in index
-        ]
+        numbers = [index[id(variable)] for part in parts for variable in part.variables if id(variable) in index]
         if not numbers:
             return layer
         a, b = (np.concatenate([side[number].ravel() for number in numbers]) for side in (kl, nll))

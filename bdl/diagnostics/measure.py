@@ -104,7 +104,9 @@ def measure(
             continue
         wanted = tuple(layer.name for layer in layers) if is_thorough and data is judged else ()
         draws = probe.draw(networks, data.x, data.labels, likelihood, num_samples, wanted)
-        mean = probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_thorough and len(networks) == 1 else None
+        mean = (
+            probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_thorough and len(networks) == 1 else None
+        )
         fits[name] = probe.fit_of(draws, data.labels, likelihood, data.nll_null, mean)
         if data is judged:
             spread = float(draws.means.std(axis=0).max()) if len(draws.means) > 1 else None

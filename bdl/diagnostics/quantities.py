@@ -127,6 +127,23 @@ class LocalLatents:
 
 
 @dataclass(frozen=True)
+class Refit:
+    """A short training from the same means with one thing changed (Q20).
+
+    Args:
+        change: What was changed: `"nothing"`, `"family"`, `"prior"` or `"optimizer"`.
+        what: The change in words.
+        elbo: ELBO at T = 1 after it, nats per example.
+        elbo_error: Its Monte Carlo standard error.
+    """
+
+    change: str
+    what: str
+    elbo: float
+    elbo_error: float
+
+
+@dataclass(frozen=True)
 class Quantities:
     """All that the rules of `bdl.diagnostics.verdict` read.
 
@@ -137,6 +154,7 @@ class Quantities:
         finite: Whether loss and weights are finite.
         temperature: Effective temperature T at the end of the schedule, measured from the compiled loss (Q1).
         declared_temperature: The T that the user asked for, where there is one to declare; else None.
+        present_temperature: T of the last recorded epoch, which a warm-up raises to the final one.
         kl: Closed-form divergence of all weights, in nats, total.
         train: Fit to training data.
         validation: Fit to data not trained on.
@@ -149,6 +167,7 @@ class Quantities:
         layers: Each layer with a posterior.
         trends: Of the recorded epochs.
         local: Local latent variables, if there are any.
+        refits: Short trainings that tell family, prior and optimizer apart (Q20).
         has_noise: Whether predictions of one input differ between draws; None if unknown.
         dropout_rates: Rates of the dropout layers that stay on.
         num_members: Members of an ensemble; 1 for a single network.
@@ -160,6 +179,7 @@ class Quantities:
     finite: bool = True
     temperature: float | None = None
     declared_temperature: float | None = None
+    present_temperature: float | None = None
     kl: float | None = None
     train: Fit | None = None
     validation: Fit | None = None
@@ -171,6 +191,7 @@ class Quantities:
     layers: tuple[LayerHealth, ...] = ()
     trends: Trends | None = None
     local: LocalLatents | None = None
+    refits: tuple[Refit, ...] = ()
     has_noise: bool | None = None
     dropout_rates: tuple[float, ...] = ()
     num_members: int = 1
@@ -216,6 +237,7 @@ class Quantities:
         if parts.get("local") is not None:
             parts["local"] = LocalLatents(**_known(LocalLatents, parts["local"]))
         parts["layers"] = tuple(LayerHealth(**_known(LayerHealth, layer)) for layer in parts.get("layers", ()))
+        parts["refits"] = tuple(Refit(**_known(Refit, refit)) for refit in parts.get("refits", ()))
         parts["dropout_rates"] = tuple(parts.get("dropout_rates", ()))
         return cls(**parts)
 

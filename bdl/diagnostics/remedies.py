@@ -65,7 +65,11 @@ class Remedy:
         return self.build(model, likelihood_of(model, likelihood), data)
 
 
-DEFAULT_RECIPE = partial(rebuilt, prior=EmpiricalBayes(), posterior=MeanFieldNormal())
+# What a remedy returns that is about the objective or the budget and not about the family. On the calibration half of
+# the zoo this recipe kept the twin's accuracy most often.
+_RECIPE = partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal())
+_RECIPE_SAID = "apply() returns the network with a tied-mean prior, whose means are point estimates (variational EM)."
+_EMPIRICAL_BAYES = partial(rebuilt, prior=EmpiricalBayes(), posterior=MeanFieldNormal())
 
 RANK1 = Remedy(
     "a rank-1 posterior",
@@ -82,14 +86,14 @@ EMPIRICAL_BAYES = Remedy(
     "MacKay 1992; Bowman et al. 2015",
     "bdl.layers.DenseReparameterization(..., kernel_prior='empirical_bayes'); "
     "bdl.VariationalModel(network, likelihood, kl_weight=None)",
-    DEFAULT_RECIPE,
+    _EMPIRICAL_BAYES,
 )
 TIED_MEAN = Remedy(
     "a tied-mean prior",
     "The KL acts on the scales only; the means are fitted by maximum likelihood (variational EM).",
     "Nado et al. 2021, arXiv 2106.04015",
     "bdl.layers.DenseReparameterization(..., kernel_prior='tied_mean')",
-    partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal()),
+    _RECIPE,
 )
 LAST_LAYER = Remedy(
     "Bayesian last layer only",
@@ -100,33 +104,33 @@ LAST_LAYER = Remedy(
 )
 HONEST_ELBO = Remedy(
     "bdl's ELBO in place of the loss",
-    "It divides the KL by the number of training examples and counts each layer once.",
+    f"It divides the KL by the number of training examples and counts each layer once. {_RECIPE_SAID}",
     "Graves 2011, eq. 3",
     "bdl.VariationalModel(network, likelihood).compile('adam')",
-    DEFAULT_RECIPE,
+    _RECIPE,
 )
 T_ONE = Remedy(
     "train at T = 1",
-    "Less than T = 1 narrows the posterior beyond what the data say. If it is wanted, report T.",
+    f"Less than T = 1 narrows the posterior beyond what the data say. If it is wanted, report T. {_RECIPE_SAID}",
     "Wenzel et al. 2020, arXiv 2002.02405",
     "bdl.VariationalModel(network, likelihood, kl_weight=None)",
-    DEFAULT_RECIPE,
+    _RECIPE,
 )
 TRAIN_LONGER = Remedy(
     "train longer, or at a higher rate",
-    "The ELBO is still rising: this verdict is about the budget, not about the model. What apply returns is the "
-    "default recipe at Adam's default rate of 1e-3.",
+    "The ELBO is still rising: this verdict is about the budget, not about the model. Adam's rate is 1e-3. "
+    f"{_RECIPE_SAID}",
     "Theil-Sen slope and Mann-Kendall test of the record",
     "model.compile(keras.optimizers.Adam(1e-3)); model.fit(..., epochs=4 * epochs)",
-    DEFAULT_RECIPE,
+    _RECIPE,
 )
 FAST_SCALES = Remedy(
     "scales that move as fast as means",
     "Adam moves a stored parameter by its rate a step, whatever the gradient: stored as log(scale) / 10, a scale "
-    "arrives.",
+    f"arrives. {_RECIPE_SAID}",
     "docs/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
-    partial(rebuilt, posterior=MeanFieldNormal(speed=10.0)),
+    partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal(speed=10.0)),
 )
 LOWER_RATE = Remedy(
     "a lower rate and clipped gradients",
@@ -146,7 +150,7 @@ MORE_NOISE = Remedy(
     "Weights that are point estimates overfit few data; Gaussian ones pay for what they say.",
     "Blundell et al. 2015, arXiv 1505.05424",
     "bdl.convert.to_variational(network)",
-    DEFAULT_RECIPE,
+    _EMPIRICAL_BAYES,
 )
 LIVE_NOISE = Remedy(
     "dropout that reaches the outputs",
@@ -185,7 +189,7 @@ LOW_RANK = Remedy(
 )
 MATRIX_NORMAL = Remedy(
     "a matrix-normal posterior",
-    "One scale an input and one an output, shared by their weights: fewer scales, each with more data to learn it from.",
+    "One scale an input and one an output, shared by their weights: fewer scales, each with more data to learn from.",
     "Louizos & Welling 2016, arXiv 1603.04733",
     "bdl.layers.DenseReparameterization(..., kernel_posterior=bdl.posteriors.MatrixNormal())",
     partial(rebuilt, posterior=MatrixNormal()),
@@ -206,10 +210,11 @@ LOCAL_NOISE = Remedy(
 )
 BURN_IN = Remedy(
     "deterministic burn-in",
-    "The network is trained without noise first; prior and posterior are then centred on its weights. The data are used "
-    "twice, so few epochs should follow.",
+    "The network is trained without noise first; prior and posterior are then centred on its weights. The data are "
+    "used twice, so few epochs should follow.",
     "Krishnan et al. 2020, arXiv 1906.05323",
-    "plain.fit(x, y); bdl.VariationalModel(bdl.convert.to_variational(plain, prior='moped'), likelihood, kl_weight=1.0)",
+    "plain.fit(x, y); network = bdl.convert.to_variational(plain, prior='moped'); "
+    "bdl.VariationalModel(network, likelihood, kl_weight=1.0)",
     burnt_in,
     needs_data=True,
 )
@@ -242,16 +247,16 @@ LAPLACE_OR_ENSEMBLE = Remedy(
 _RICHER = (LOW_RANK, MATRIX_NORMAL, LAST_LAYER, BURN_IN, SMALL_SCALES, LOCAL_NOISE, WARMUP, CYCLICAL, TEMPERING)
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "diverged": (LOWER_RATE,),
-    "accounting_error": (HONEST_ELBO, RANK1, TIED_MEAN),
-    "mis_scaled_kl": (HONEST_ELBO, RANK1, TIED_MEAN),
-    "still_training": (TRAIN_LONGER, RANK1, TIED_MEAN),
+    "accounting_error": (HONEST_ELBO, RANK1),
+    "mis_scaled_kl": (HONEST_ELBO, RANK1),
+    "still_training": (TRAIN_LONGER, RANK1),
     "underfitting": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
     "collapsed": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
     "over_pruned": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER),
-    "variance_saturated": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, LAST_LAYER, BURN_IN),
-    "scales_not_learned": (FAST_SCALES, RANK1, TIED_MEAN),
-    "near_deterministic": (T_ONE, RANK1, TIED_MEAN),
-    "overfitting": (MORE_NOISE, EARLY_STOPPING, RANK1, TIED_MEAN),
+    "variance_saturated": (TIED_MEAN, RANK1, BURN_IN, EMPIRICAL_BAYES, LAST_LAYER),
+    "scales_not_learned": (FAST_SCALES, RANK1),
+    "near_deterministic": (T_ONE, RANK1),
+    "overfitting": (TIED_MEAN, RANK1, EARLY_STOPPING, MORE_NOISE),
     "healthy": (),
     "inconclusive": (),
 }

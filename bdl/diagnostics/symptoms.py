@@ -21,6 +21,13 @@ def is_declared_cold(q: Quantities) -> bool:
     return q.declared_temperature is not None and q.declared_temperature < LIMIT.declared_cold
 
 
+def is_warming_up(q: Quantities) -> bool:
+    """Whether the KL of the weights is still on its way to its final weight."""
+    if q.temperature is None or q.present_temperature is None or not q.layers:
+        return False
+    return q.present_temperature < (1.0 - LIMIT.count_tolerance) * q.temperature
+
+
 def unit(nll_null: float) -> float:
     """What changes of an NLL are measured by: NLL_null of labels; of a density, whose NLL has no zero, one nat."""
     return nll_null if 0.05 < nll_null < 5.0 else 1.0

@@ -41,6 +41,7 @@ class Thresholds:
         stuck: Share of a layer's scales within 5 % of their start.
         excess_rate: Q7's excess, as a share of NLL_null, that cannot be Monte Carlo error. Zoo.
         overfit_rise: Rise of the validation NLL from its best, as a share of NLL_null. Zoo.
+        refit_gain: ELBO that a refit must gain over the control, as a share of NLL_null, to name a cause (Q20).
         local_rate: Local KL per example below it, in nats, is a collapsed code.
         uniform_attention: Attention entropy over log(keys) above it ignores the keys.
     """
@@ -65,10 +66,11 @@ class Thresholds:
     active_units: float = 0.5
     pruned_gap: float = 0.2
     saturated_variance: float = 0.8
-    saturated_disagreement: float = 0.5
+    saturated_disagreement: float = 0.75
     stuck: float = 0.5
     excess_rate: float = 0.2
-    overfit_rise: float = 0.1
+    overfit_rise: float = 0.14
+    refit_gain: float = 0.02
     local_rate: float = 0.01
     uniform_attention: float = 0.99
 

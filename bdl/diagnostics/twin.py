@@ -35,7 +35,7 @@ def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Mode
     if weight_posteriors(plain):
         raise ValueError(
             f"`model` {network.name!r} holds Bayesian layers of another library, which bdl cannot take out. Build the "
-            'plain network yourself, and pass it trained as twin=, or through bdl.convert.to_variational.'
+            "plain network yourself, and pass it trained as twin=, or through bdl.convert.to_variational."
         )
     fresh = keras.models.clone_model(plain)
     if keeps_weights:

@@ -21,6 +21,7 @@ from bdl.diagnostics.symptoms import (
     is_done,
     is_local_collapse,
     is_unpaid,
+    is_warming_up,
     pruned_layers,
     unit,
 )
@@ -287,19 +288,26 @@ def near_deterministic(q: Quantities) -> Finding | None:
 
 
 def overfitting(q: Quantities) -> Finding | None:
-    """Rung 9: the training NLL falls while the validation NLL has risen from its best (Q15)."""
+    """Rung 9: the training NLL falls while the validation NLL has risen from its best (Q15).
+
+    Recorded validation NLLs are those of one weight sample: what their mixture takes back was noise, not overfitting.
+    """
     trend, fit = q.trends, q.validation
     if trend is None or fit is None or trend.val_nll_rise is None or trend.val_nll_rise_errors is None:
         return None
-    material = LIMIT.overfit_rise * unit(fit.nll_null)
-    if trend.val_nll_rise < material or trend.val_nll_rise_errors < LIMIT.errors or (trend.nll_change or 0.0) > 0.0:
+    if is_warming_up(q):
+        return None  # the KL that will mend it does not count in full yet
+    rise = trend.val_nll_rise - (fit.nll_gibbs - fit.nll_bma)
+    is_material = rise > LIMIT.overfit_rise * unit(fit.nll_null) and trend.val_nll_rise_errors > LIMIT.errors
+    if not is_material or (trend.nll_change or 0.0) > 0.0:
         return None
     return Finding(
         "overfitting",
         "probable",
         (
             f"The validation NLL is {trend.val_nll_rise:.3f} nats above its best ({trend.val_nll_rise_errors:.1f} "
-            f"standard errors) while the training NLL changed by {trend.nll_change or 0.0:+.3g}.",
+            f"standard errors) while the training NLL changed by {trend.nll_change or 0.0:+.3g}; weight noise accounts "
+            f"for {fit.nll_gibbs - fit.nll_bma:.3f} of it.",
         ),
     )
 

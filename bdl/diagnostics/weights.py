@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.convert.mc_dropout import MCDropoutModel
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.elbo import kl_divergence
 from bdl.keras_internals import flatten_layers
@@ -169,11 +170,13 @@ def preserved(model: keras.Layer) -> Iterator[None]:
 
 
 def dropout_rates(model: keras.Layer) -> tuple[float, ...]:
-    """Rates of the dropout that stays on at prediction: layers with noise but no posterior of their own."""
-    kept = [layer for layer in flatten_layers(model) if not isinstance(layer, Variational)]
-    inner = [part for layer in kept for part in getattr(layer, "dropout_layers", [layer])]
-    noisy = any(hasattr(layer, "noise_strength") for layer in kept)
-    rates = [float(layer.rate) for layer in inner if noisy and isinstance(getattr(layer, "rate", None), (int, float))]
+    """Rates of the dropout that stays on at prediction, in bdl's dropout layers and in models of `to_mc_dropout`."""
+    rates: list[float] = []
+    for layer in flatten_layers(model):
+        if isinstance(layer, MCDropoutModel):
+            rates.extend(layer.dropout_rates())
+        elif hasattr(layer, "noise_strength") and isinstance(getattr(layer, "rate", None), (int, float)):
+            rates.append(float(layer.rate))
     return tuple(rates)
 
 
