@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from zoo_cases import cases
 
 _HALVES = {"calibration": (0,), "scoring": (1,), "all": (0, 1)}
 # Verdicts about the budget itself can only be given when it is spent.
@@ -26,7 +27,9 @@ def report(path: Path, half: str, output: Path | None) -> None:
     if half not in _HALVES:
         raise SystemExit(f"--half must be one of {tuple(_HALVES)}, not {half!r}.")
     results = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    results = [result for result in results if result["seed"] % 2 in _HALVES[half]]
+    labels = _labels({result["seed"] for result in results})
+    results = [result for result in results if result["seed"] % 2 in _HALVES[half] and result["key"] in labels]
+    results = [{**result, "right": labels[result["key"]]} for result in results]
     failed = [result for result in results if "error" in result]
     results = [_judged(result) for result in results if "error" not in result]
     figures = {
@@ -43,6 +46,11 @@ def report(path: Path, half: str, output: Path | None) -> None:
         temporary = output.with_suffix(".tmp")
         temporary.write_text(json.dumps(figures, indent=1) + "\n")
         temporary.replace(output)
+
+
+def _labels(seeds: set[int]) -> dict[str, tuple[str, ...]]:
+    """Right verdicts of each run that the zoo holds today, by its identity; with and without real data."""
+    return {case.key: case.right for case in cases(sorted(seeds), Path())}
 
 
 def _judged(result: Result) -> Result:

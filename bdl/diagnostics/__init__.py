@@ -2,7 +2,7 @@
 
 from bdl.diagnostics.callback import HealthWarning, TrainingHealth
 from bdl.diagnostics.diagnose import diagnose, diagnose_record
-from bdl.diagnostics.quantities import Fit, LayerHealth, LocalLatents, Quantities, Trends
+from bdl.diagnostics.quantities import Fit, LayerHealth, LocalLatents, Quantities, Refit, Trends
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.remedies import REMEDIES, Remedy
 from bdl.diagnostics.report import HealthReport, comparison
@@ -22,6 +22,7 @@ __all__ = [
     "LayerHealth",
     "LocalLatents",
     "Quantities",
+    "Refit",
     "Remedy",
     "RunRecord",
     "Thresholds",

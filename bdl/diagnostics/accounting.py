@@ -24,7 +24,8 @@ from bdl.model import VariationalModel
 
 _PROBE_EXAMPLES = 64
 _REPEATS = 8  # draws of the noise, for layers of other libraries that estimate their KL from one sample
-_SCALE_FACTOR = 0.5  # by which scales are moved: log 2 nats a weight, far above any rounding
+_SCALE_FACTOR = 0.5  # by which scales are moved: log 2 nats a weight
+_ROUNDING = float(np.finfo("float32").eps)  # of a loss and of a divergence that are sums over all layers
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Accounting:
         temperature: N times the multiplier of the KL over that of the summed NLL; 0 if the KL is missing.
         counted: Multiplier of each layer's KL over the median layer's, by layer; 0 where it is missing.
         declared: The T that the user asked for; None where there was none to declare.
-        errors: Standard error of each multiplier: 0 where layers know their KL in closed form.
+        errors: Standard error of each multiplier: of sampling, where layers estimate their KL from samples, and of
+            rounding, where a layer's KL is a small part of the loss.
     """
 
     temperature: float
@@ -188,7 +190,7 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
 
 
 def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> tuple[float, float]:
-    """Change of the loss for a change of one layer's divergence, and its standard error over draws of the noise."""
+    """Change of the loss for a change of one layer's divergence, and its error: of the noise's draws and of rounding."""
     before = total_divergence(model, posteriors)
     with restored(posteriors):
         for part in posteriors:
@@ -196,7 +198,9 @@ def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[We
         change = total_divergence(model, posteriors) - before
         multipliers = (loss.values() - loss.own) / change
     multiplier = float(multipliers.mean())
-    error = float(multipliers.std(ddof=1) / np.sqrt(len(multipliers))) if len(multipliers) > 1 else 0.0
+    sampling = float(multipliers.std(ddof=1) / np.sqrt(len(multipliers))) if len(multipliers) > 1 else 0.0
+    rounding = _ROUNDING * (float(np.abs(loss.own).max()) + abs(multiplier * before)) / abs(change)
+    error = float(np.hypot(sampling, rounding))
     return (multiplier, error) if multiplier > 1e-12 else (0.0, error)
 
 

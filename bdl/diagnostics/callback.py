@@ -15,10 +15,9 @@ import numpy as np
 
 from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, with_counts
 from bdl.diagnostics.measure import ProbeData, measure, posteriors_of, take_probe
+from bdl.diagnostics.pacing import Budget, is_due, looks_wrong
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import FORMAT, append
-from bdl.diagnostics.symptoms import unit
-from bdl.diagnostics.thresholds import THRESHOLDS
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import HOPELESS, Finding, judge
 from bdl.diagnostics.weights import layer_health, start_scales
@@ -26,13 +25,6 @@ from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 
 _SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
-_FIRST_SHARE = 0.25  # of the budget that may be spent at once
-_FAST_STEP = 1e-3  # seconds; no training step is much faster, so that many planned ones are a long training for sure
-_NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
-_SPACING = 0.05  # of the planned epochs, between two measurements that the logs call for
-_FIRST_TIME = 3.0  # times what a measurement costs later
-# Seconds that the last measurement of a kind took in this process; at first guesses, of what backends prepare once.
-_COSTS = {"probe": 0.1, "accounting": 0.3}
 _ACTIONS = ("warn", "stop", "record")
 
 
@@ -102,19 +94,25 @@ class TrainingHealth(keras.callbacks.Callback):
         self._path = None if record is None else Path(record)
         self._board_folder = tensorboard
         self.on_verdict = on_verdict
-        self._num_samples, self._probe_size, self._max_cost = num_samples, probe_size, max_cost
+        self._num_samples, self._probe_size = num_samples, probe_size
         self.finding: Finding | None = None
         self.quantities: Quantities | None = None
         self.epochs: list[dict[str, Any]] = []
         self.verdicts: list[tuple[int, str, str]] = []
-        self.own_seconds = 0.0
-        self._entered = 0.0
+        self._budget = Budget(max_cost)
         self._is_broken = False
         self._said: set[str] = set()
         self._state: _Run | None = None
 
+    @property
+    def own_seconds(self) -> float:
+        """Seconds of the present training that went into watching it."""
+        return self._budget.own_seconds
+
     def on_train_begin(self, logs: Any = None) -> None:
         """Takes the probes, and reads what is known before the first step."""
+        self._budget = Budget(self._budget.share)
+        self._is_broken = False
         self._watch(self._begin)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -134,26 +132,30 @@ class TrainingHealth(keras.callbacks.Callback):
         """Runs a part of the callback: on the clock, and never to the harm of the training."""
         if self._is_broken:
             return
-        self._entered = time.perf_counter()
         try:
-            action()
+            with self._budget.spending():
+                action()
         except Exception as error:  # whatever it is, the training goes on
             self._is_broken = True
-            warnings.warn(
-                f"TrainingHealth stopped watching ({type(error).__name__}: {error}). The training goes on.",
-                HealthWarning,
-                stacklevel=2,
-            )
-        self.own_seconds += time.perf_counter() - self._entered
+            self._warn(f"TrainingHealth stopped watching ({type(error).__name__}: {error}). The training goes on.")
+
+    def _warn(self, message: str) -> None:
+        """A warning; where warnings are errors a line of text, for the training goes on."""
+        try:
+            warnings.warn(message, HealthWarning, stacklevel=3)
+        except HealthWarning:
+            print(f"\n{message}", flush=True)
 
     def _begin(self) -> None:
+        self.finding, self.quantities, self.epochs, self.verdicts = None, None, [], []
+        self._said.clear()
         likelihood = likelihood_of(self.model, self._likelihood)
         train = self._probe(self._data, "data", likelihood)
         validation = self._probe(self._validation_data, "validation_data", likelihood)
         size = self._given_size or getattr(self.model, "num_examples", None)
         if size is None and self._data is not None:
             size = len(np.asarray(self._data[1]))
-        self._state = _Run(uuid.uuid4().hex, likelihood, size, train, validation, time.perf_counter())
+        self._state = _Run(uuid.uuid4().hex, likelihood, size, train, validation)
         self._write(
             {
                 "event": "start",
@@ -182,8 +184,8 @@ class TrainingHealth(keras.callbacks.Callback):
         if posteriors and isinstance(self.model, VariationalModel):
             self._take_accounting(Accounting.by_construction(self.model))
         run.needs_accounting = bool(posteriors) and run.accounting is None and run.train is not None
-        steps = self.params.get("steps") or 0
-        if run.expected_cost <= self._max_cost * _FAST_STEP * steps * (self._planned or 1):
+        steps = (self.params.get("steps") or 0) * (self._planned or 1)
+        if self._budget.share == 1 or self._budget.pays_before("accounting", steps):
             self._measure_accounting()
 
     def _measure_accounting(self) -> None:
@@ -194,9 +196,8 @@ class TrainingHealth(keras.callbacks.Callback):
             return
         assert run.train is not None
         run.needs_accounting = False
-        start = time.perf_counter()
-        self._take_accounting(measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size))
-        _COSTS["accounting"] = time.perf_counter() - start
+        with self._budget.measuring("accounting"):
+            self._take_accounting(measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size))
 
     def _take_accounting(self, accounting: Accounting | None) -> None:
         run = self._state
@@ -219,67 +220,34 @@ class TrainingHealth(keras.callbacks.Callback):
             logs["nll"] = logs.get("loss")
         entry = {"epoch": epoch, **{key: _number(value) for key, value in logs.items()}}
         self.epochs.append(entry)
-        entry["seconds"] = time.perf_counter() - run.began
+        entry["seconds"] = self._budget.elapsed()
         loss = logs.get("loss", logs.get("nll"))
         if loss is not None and not np.isfinite(loss):
             self._judge(Quantities(epoch, self._planned, run.size, finite=False), epoch)
-        elif self._is_affordable(epoch, entry):
-            if run.needs_accounting:
-                self._measure_accounting()
-            else:
-                self._probe_now(epoch)
+        elif run.train is not None or run.validation is not None:
+            self._measure_if_paid(epoch)
         self._write({"event": "epoch", "epoch": epoch, "logs": {k: v for k, v in entry.items() if k != "epoch"}})
         self._to_board(epoch, entry)
 
-    def _is_affordable(self, epoch: int, entry: dict[str, Any]) -> bool:
-        """Whether a measurement fits the budget now: a quarter of it at once, the rest as the training goes on.
-
-        What the record shows by itself, at no cost, may call for one earlier.
-        """
+    def _measure_if_paid(self, epoch: int) -> None:
+        """Measures within the budget; what the logs call for may spend all of it."""
         run = self._state
         assert run is not None
-        if run.train is None and run.validation is None:
-            return False
-        if self._max_cost == 1:
-            return True
-        if len(self.epochs) < 2:
-            return False
-        elapsed = time.perf_counter() - run.began
         planned = max(self._planned or epoch, epoch)
-        # The first epoch compiles, and one with validation may: the shortest is what the rest will take at least.
-        lengths = np.diff([earlier["seconds"] for earlier in self.epochs[-20:]])
-        budget = self._max_cost * (elapsed + float(np.min(lengths)) * (planned - epoch))
-        is_due = epoch - run.last_probe > planned * _SPACING
-        is_urgent = run.needs_accounting or (is_due and self._is_suspicious(entry))
-        share = 1.0 if is_urgent else _FIRST_SHARE + (1.0 - _FIRST_SHARE) * epoch / planned
-        return self._spent() + run.expected_cost <= share * budget
-
-    def _spent(self) -> float:
-        """Seconds that this callback has taken so far, those since it was entered among them."""
-        return self.own_seconds + time.perf_counter() - self._entered
-
-    def _is_suspicious(self, entry: dict[str, Any]) -> bool:
-        """Whether the logs alone look like a collapse, a network that forgets, or overfitting."""
-        run = self._state
-        assert run is not None
+        if run.needs_accounting:
+            if self._budget.pays_now("accounting", self.epochs, planned, is_urgent=True):
+                self._measure_accounting()
+            return
         probe = run.train or run.validation
         assert probe is not None
-        nats = unit(probe.nll_null)
-        nll, kl = entry.get("nll"), entry.get("kl")
-        if nll is not None and kl is not None and run.size and nll > probe.nll_null - (1.0 - _NEARLY_NULL) * nats:
-            return kl / run.size < THRESHOLDS.collapsed_rate * nats
-
-        def worst(key: str, sign: float) -> float:
-            values = [sign * earlier[key] for earlier in self.epochs if earlier.get(key) is not None]
-            return values[-1] - min(values) if values and entry.get(key) is not None else 0.0
-
-        fell = max(worst("val_accuracy", -1.0), worst("accuracy", -1.0)) > THRESHOLDS.accuracy_drop
-        return fell or worst("val_nll", 1.0) > THRESHOLDS.overfit_rise * nats
+        is_urgent = is_due(epoch, run.last_probe, planned) and looks_wrong(self.epochs, probe.nll_null, run.size)
+        if self._budget.pays_now("probe", self.epochs, planned, is_urgent):
+            with self._budget.measuring("probe"):
+                self._probe_now(epoch)
 
     def _probe_now(self, epoch: int) -> None:
         run = self._state
         assert run is not None
-        start = time.perf_counter()
         measured = measure(
             self.model,
             run.likelihood,
@@ -300,7 +268,6 @@ class TrainingHealth(keras.callbacks.Callback):
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
-        _COSTS["probe"] = time.perf_counter() - start
         run.last_probe = epoch
 
     def _complete(self, entry: dict[str, Any], q: Quantities) -> None:
@@ -345,13 +312,10 @@ class TrainingHealth(keras.callbacks.Callback):
             return
         self._said.add(finding.verdict)
         message = f"epoch {epoch}: {finding.verdict} ({finding.confidence}). {finding.evidence[0]}"
-        if not self.params.get("verbose"):
-            try:
-                warnings.warn(message, HealthWarning, stacklevel=2)
-                return
-            except HealthWarning:  # where warnings are errors: said all the same, and the training goes on
-                pass
-        print(f"\nTrainingHealth: {message}", flush=True)
+        if self.params.get("verbose"):
+            print(f"\nTrainingHealth: {message}", flush=True)
+        else:
+            self._warn(message)
 
     def _end(self) -> None:
         run = self._state
@@ -363,7 +327,7 @@ class TrainingHealth(keras.callbacks.Callback):
             {
                 "event": "end",
                 "epoch": last,
-                "seconds": time.perf_counter() - run.began,
+                "seconds": self._budget.elapsed(),
                 "own_seconds": self.own_seconds,
             }
         )
@@ -377,13 +341,10 @@ class TrainingHealth(keras.callbacks.Callback):
         if not self.epochs or not is_finite or run.last_probe == last or not (run.train or run.validation):
             return
 
-        def is_paid() -> bool:
-            elapsed = time.perf_counter() - run.began
-            return self._max_cost == 1 or self._spent() + run.expected_cost <= self._max_cost * elapsed
-
-        if run.needs_accounting and is_paid():
+        elapsed = self._budget.elapsed()
+        if run.needs_accounting and self._budget.pays("accounting", elapsed):
             self._measure_accounting()
-        if is_paid():
+        if self._budget.pays("probe", elapsed):
             self._probe_now(last)
         elif self.quantities is not None:  # the last measurement, with what logs and weights say since
             trends = measure_trends(self.epochs, run.size)
@@ -427,20 +388,12 @@ class _Run:
     size: int | None
     train: ProbeData | None
     validation: ProbeData | None
-    began: float
     accounting: Accounting | None = None
     start: dict[str, np.ndarray] | None = None
     is_read: bool = False
     needs_accounting: bool = False
     last_probe: int = 0
     board: Any = None
-
-    @property
-    def expected_cost(self) -> float:
-        """Seconds that the next measurement will take; the first of a run also traces functions for its shapes."""
-        if self.needs_accounting:
-            return _COSTS["accounting"]
-        return _COSTS["probe"] * (1.0 if self.last_probe else _FIRST_TIME)
 
 
 def _counts(run: _Run, posteriors: Any) -> dict[str, Any]:

@@ -11,13 +11,15 @@ import keras
 import numpy as np
 
 from bdl.diagnostics.accounting import likelihood_of, measure_accounting
+from bdl.diagnostics.family_gap import refit
 from bdl.diagnostics.measure import ProbeData, measure, take_probe
 from bdl.diagnostics.quantities import Fit, Quantities
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.report import HealthReport
+from bdl.diagnostics.symptoms import refit_cause
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.twin import fit_of_twin, train_twin
-from bdl.diagnostics.verdict import judge
+from bdl.diagnostics.verdict import Finding, judge
 from bdl.likelihoods import Likelihood
 
 _TWIN_EPOCHS = 50  # where no record tells how long the model was trained
@@ -33,6 +35,7 @@ def diagnose(
     validation_data: Any = None,
     likelihood: Likelihood | None = None,
     num_examples: int | None = None,
+    family_gap: bool = False,
     num_samples: int = 32,
     probe_size: int = 1000,
     batch_size: int = 64,
@@ -52,10 +55,12 @@ def diagnose(
             the training data, and say nothing about overfitting.
         likelihood: Of the labels; None takes the model's, or that of the compiled loss.
         num_examples: Number of training examples; None takes the model's, else the length of `y`.
+        family_gap: Whether to train the network on, four times for some 200 steps, to tell whether its family, its
+            prior or its optimizer holds the ELBO back (Q20). bdl's layers only.
         num_samples: Whole functions to draw.
         probe_size: Examples of each set to measure on.
-        batch_size: For the twin's training.
-        seed: For the twin's training.
+        batch_size: For the trainings of twin and refits.
+        seed: For the trainings of twin and refits.
 
     Returns:
         A `HealthReport`. NLLs are in nats per example.
@@ -82,17 +87,14 @@ def diagnose(
         raise ValueError("`x` and `y` are needed to measure what the model has learned; pass the training data.")
     likelihood = likelihood_of(model, likelihood)
     first = model[0] if isinstance(model, (list, tuple)) else model
-    size = (
-        num_examples
-        or getattr(first, "num_examples", None)
-        or len(np.asarray(y if y is not None else validation_data[1]))
-    )
     train = None if x is None else take_probe((x, y), probe_size, likelihood, "x, y")
     validation = (
         None if validation_data is None else take_probe(validation_data, probe_size, likelihood, "validation_data")
     )
     some = train or validation
     assert some is not None
+    size = num_examples or getattr(first, "num_examples", None)
+    size = size or len(np.asarray(y if y is not None else validation_data[1]))
     is_compiled = getattr(first, "compiled", False) and not isinstance(model, (list, tuple))
     accounting = measure_accounting(first, some.x, some.y, likelihood, size) if is_compiled else None
     measured = measure(model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True)
@@ -101,7 +103,26 @@ def diagnose(
         budget = measured.planned_epochs or _TWIN_EPOCHS
         fit = _twin_fit(twin, first, x, y, validation or some, likelihood, budget, batch_size, seed)
         measured = dataclasses.replace(measured, twin=fit)
-    return HealthReport.of(judge(measured), measured, run.epochs if run else ())
+    if family_gap:
+        if train is None or not measured.layers:
+            raise ValueError("`family_gap=True` trains the network on: it needs x, y, and layers with a posterior.")
+        measured = dataclasses.replace(
+            measured, refits=refit(first, x, y, likelihood, train, batch_size=batch_size, seed=seed)
+        )
+    return HealthReport.of(_with_cause(judge(measured), measured), measured, run.epochs if run else ())
+
+
+def _with_cause(finding: Finding, measured: Quantities) -> Finding:
+    """The finding with what the refits say about its cause."""
+    if not measured.refits:
+        return finding
+    found = refit_cause(measured)
+    if found is None:
+        sentence = "No refit gained: neither a richer family, another prior nor faster scales raises the ELBO."
+    else:
+        best, gain = found
+        sentence = f"A refit names the {best.change}: {best.what} gains {gain:.3f} nats per example over the control."
+    return dataclasses.replace(finding, evidence=(*finding.evidence, sentence))
 
 
 def diagnose_record(path: str | Path) -> dict[str, HealthReport]:

@@ -126,10 +126,10 @@ def function_signal(draws: Draws, y: Any, likelihood: Likelihood) -> float:
     """`sd_x(E_q f) / sd(y)`, with f the likelihood's mean; over classes, of the sum of variances (Q13)."""
     y = np.asarray(y)
     if likelihood.is_classifier:
-        y = y.reshape(-1)
-        classes = draws.means.shape[-1] if likelihood.has_class_axis else 2
-        frequencies = np.bincount(y.astype(int), minlength=classes) / len(y)
-        variance = float(np.sum(frequencies * (1.0 - frequencies))) / (1 if likelihood.has_class_axis else 2)
+        # Of the one-hot label of each event, 1 - sum f^2; of label 1 alone it is half of that of two classes.
+        events = y.reshape(len(y), -1).T
+        shares = [np.unique(event, return_counts=True)[1] / len(y) for event in events]
+        variance = float(sum(1.0 - np.sum(share**2) for share in shares)) / (1 if likelihood.has_class_axis else 2)
     else:
         variance = float(y.reshape(len(y), -1).astype("float64").var(axis=0).sum())
     return float(np.sqrt(max(_signal_variance(draws.means).sum(), 0.0) / max(variance, 1e-12)))

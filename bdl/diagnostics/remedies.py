@@ -16,7 +16,7 @@ import keras
 
 from bdl.diagnostics.accounting import likelihood_of
 from bdl.diagnostics.quantities import Quantities
-from bdl.diagnostics.symptoms import is_local_collapse
+from bdl.diagnostics.symptoms import is_local_collapse, refit_cause
 from bdl.diagnostics.twin import burnt_in, rebuilt, redropped
 from bdl.elbo import CyclicalWarmup, LinearWarmup
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
@@ -51,7 +51,7 @@ class Remedy:
         """A new model with this remedy: compiled, untrained; `fit` it as before.
 
         Args:
-            model: The model that was diagnosed.
+            model: The model that was diagnosed; of an ensemble, a list, the first member is made anew.
             likelihood: Of its labels; None takes the model's own.
             data: The training data `(x, y)`, for a remedy that begins with a training of its own.
 
@@ -62,7 +62,8 @@ class Remedy:
             raise ValueError(f"The remedy {self.name!r} needs a change in your code: {self.code}")
         if self.needs_data and data is None:
             raise ValueError(f"The remedy {self.name!r} trains a network first: pass data=(x, y), the training data.")
-        return self.build(model, likelihood_of(model, likelihood), data)
+        likelihood = likelihood_of(model, likelihood)
+        return self.build(model[0] if isinstance(model, (list, tuple)) else model, likelihood, data)
 
 
 # What a remedy returns that is about the objective or the budget and not about the family. On the calibration half of
@@ -262,6 +263,9 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
 }
 """Remedies of each verdict on weights, the likeliest first."""
 _LOCAL = (LOCAL_WARMUP, FREE_BITS)
+_OF_THE_POSTERIOR = ("underfitting", "collapsed", "over_pruned", "variance_saturated", "scales_not_learned")
+_BY_CAUSE = {"family": (LOW_RANK,), "prior": (TIED_MEAN, EMPIRICAL_BAYES), "optimizer": (FAST_SCALES,)}
+"""What a refit that gained speaks for (Q20)."""
 
 
 def remedies_of(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
@@ -277,4 +281,8 @@ def remedies_of(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
         return (LIVE_NOISE, RANK1)
     if verdict == "collapsed" and quantities.local is not None and is_local_collapse(quantities.local):
         return _LOCAL
-    return REMEDIES[verdict]
+    found, listed = refit_cause(quantities), REMEDIES[verdict]
+    if found is None or verdict not in _OF_THE_POSTERIOR:
+        return listed
+    named = _BY_CAUSE[found[0].change]
+    return (*named, *(remedy for remedy in listed if remedy not in named))

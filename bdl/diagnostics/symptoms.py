@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bdl.diagnostics.quantities import LocalLatents, Quantities
+import math
+
+from bdl.diagnostics.quantities import LocalLatents, Quantities, Refit
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
 
@@ -98,3 +100,24 @@ def pruned_layers(q: Quantities) -> dict[str, float]:
         for layer in q.layers
         if layer.active_units is not None and layer.active_units < LIMIT.active_units
     }
+
+
+def refit_cause(q: Quantities) -> tuple[Refit, float] | None:
+    """The one change that gained most ELBO over the control, and its gain in nats per example (Q20).
+
+    None where none gained more than two standard errors of the difference and a material share of NLL_null.
+
+    Example:
+    >>> control, other = Refit("nothing", "20 more epochs", -2.0, 0.01), Refit("prior", "the prior ...", -0.5, 0.01)
+    >>> from bdl.diagnostics import Fit
+    >>> fit = Fit(100, nll_null=2.3, nll_gibbs=2.0, nll_bma=2.0)
+    >>> refit_cause(Quantities(train=fit, refits=(control, other)))[0].change
+    'prior'
+    """
+    if len(q.refits) < 2 or q.train is None:
+        return None
+    control = q.refits[0]
+    best = max(q.refits[1:], key=lambda each: each.elbo)
+    gain, error = best.elbo - control.elbo, math.hypot(best.elbo_error, control.elbo_error)
+    is_material = gain > max(LIMIT.errors * error, LIMIT.refit_gain * unit(q.train.nll_null))
+    return (best, gain) if is_material else None

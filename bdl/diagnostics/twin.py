@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from bdl.convert import to_deterministic, to_mc_dropout, to_variational
+from bdl.convert.mc_dropout import DecorativeDropoutWarning, decorative_dropout
 from bdl.convert.rewiring import ConvertedModel
 from bdl.diagnostics.measure import ProbeData
 from bdl.diagnostics.probe import draw, fit_of
@@ -19,7 +20,7 @@ from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 from bdl.posteriors import Posterior
-from bdl.priors import Prior
+from bdl.priors import Moped, Prior
 
 
 def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Model:
@@ -109,10 +110,18 @@ def burnt_in(model: Any, likelihood: Likelihood, data: Any, epochs: int = 50, ba
 
 
 def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float = 0.1) -> VariationalModel:
-    """The same architecture with dropout of this rate that stays on at prediction, compiled."""
+    """The same architecture with dropout of this rate that stays on at prediction, compiled.
+
+    Where its own dropout does not reach the outputs, the inputs of the last layer with a kernel are dropped besides.
+    """
+    plain = plain_network(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`network` has no variational layer")
-        return compiled(to_mc_dropout(plain_network(model), rate=rate), likelihood, kl_weight=1.0)
+        warnings.simplefilter("ignore", DecorativeDropoutWarning)
+        dropped = to_mc_dropout(plain, rate=rate)
+        if decorative_dropout(dropped) is not None:
+            dropped = to_mc_dropout(plain, rate=rate, before="last")
+        return compiled(dropped, likelihood, kl_weight=1.0)
 
 
 def compiled(network: keras.Model, likelihood: Likelihood, kl_weight: Any, optimizer: Any = "adam") -> VariationalModel:
@@ -123,12 +132,16 @@ def compiled(network: keras.Model, likelihood: Likelihood, kl_weight: Any, optim
 
 
 def own_family(model: Any) -> tuple[Prior, Posterior]:
-    """Prior and mean-field posterior of a model's first sampled weight; the defaults where it samples none."""
+    """Prior and posterior of a model's first weight that has both; the defaults where none has.
+
+    Of a prior centred on trained weights only the spread is kept: a network made anew has none to be centred on.
+    """
     network = model.network if isinstance(model, VariationalModel) else model
     for layer in flatten_layers(network):
         for weight in layer.sampled_weights.values() if isinstance(layer, Variational) else ():
             if weight.prior is not None:
-                return weight.prior, weight.posterior
+                prior = weight.prior.spread if isinstance(weight.prior, Moped) else weight.prior
+                return prior, weight.posterior
     return DEFAULT_PRIOR, DEFAULT_POSTERIOR
 
 

@@ -18,7 +18,7 @@ from keras import ops
 from bdl.convert.mc_dropout import MCDropoutModel
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.elbo import kl_divergence
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import direct_layers, flatten_layers
 from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import Variational
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
@@ -90,7 +90,7 @@ def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
     [('hidden', (4, 3))]
     """
     found: list[WeightPosterior] = []
-    for layer in flatten_layers(model):
+    for layer in _in_order(model):
         if isinstance(layer, Variational):
             for weight in layer.sampled_weights.values():
                 found.extend(_of_sampled_weight(layer.name, weight))
@@ -178,6 +178,15 @@ def dropout_rates(model: keras.Layer) -> tuple[float, ...]:
         elif hasattr(layer, "noise_strength") and isinstance(getattr(layer, "rate", None), (int, float)):
             rates.append(float(layer.rate))
     return tuple(rates)
+
+
+def _in_order(layer: keras.Layer) -> list[keras.Layer]:
+    """The layer and every layer inside it, each once, in the order in which they are held, at any depth."""
+    found = {id(layer): layer}
+    for inner in direct_layers(layer):
+        for each in _in_order(inner):
+            found.setdefault(id(each), each)
+    return list(found.values())
 
 
 def _of_sampled_weight(name: str, weight: SampledWeight) -> Iterator[WeightPosterior]:
@@ -273,10 +282,17 @@ def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
             mean_variable=mean,
             scale_variables=(variable,),
             read_scale=read,
-            write_scale=lambda scale, write=write: (write(scale),),
+            write_scale=_as_only_variable(write),
             prior_mean=0.0,
             prior_scale=float(np.mean(_numpy(prior_scale))),
         )
+
+
+def _as_only_variable(write: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    def write_scale(scale: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (write(scale),)
+
+    return write_scale
 
 
 def _foreign_scale(variable: keras.Variable) -> tuple[Any, Any] | None:
@@ -286,7 +302,7 @@ def _foreign_scale(variable: keras.Variable) -> tuple[Any, Any] | None:
 
 def _stem(name: str) -> str:
     """A variable's name without the word for mean or scale: `kernel_rho` and `kernel_mu` are both `kernel`."""
-    return name.lower().rsplit("_", 1)[0].removesuffix("_posterior").removesuffix("_untransformed")
+    return name.lower().rsplit("_", 1)[0].removesuffix("_untransformed").removesuffix("_posterior")
 
 
 def _health(name: str, parts: list[WeightPosterior], start: dict[str, np.ndarray] | None) -> LayerHealth:

@@ -3,47 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from foreign_layers import AddLossDense, ForeignDense
 
 import bdl
-from bdl.diagnostics import REMEDIES, diagnose
+from bdl.diagnostics import REMEDIES, THRESHOLDS, diagnose
 from bdl.diagnostics.accounting import measure_accounting
 from bdl.diagnostics.weights import at_prior, weight_posteriors
 
 N = 150
-
-
-class AddLossDense(bdl.layers.DenseReparameterization):
-    """Adds its KL by `add_loss` with a weight of the user's, as other libraries do."""
-
-    def __init__(self, units, kl_weight, **kwargs):
-        super().__init__(units, **kwargs)
-        self.kl_weight = kl_weight
-
-    def call(self, *args, **kwargs):
-        self.add_loss(self.kl_weight * self.kl_divergence())
-        return super().call(*args, **kwargs)
-
-
-class ForeignDense(keras.layers.Layer):
-    """A Gaussian layer as another library writes it: `kernel_mu`, `kernel_rho`, KL of one sample by `add_loss`."""
-
-    def __init__(self, units, kl_weight):
-        super().__init__()
-        self.units, self.kl_weight, self.prior_sigma = units, kl_weight, 1.0
-        self.seed_generator = keras.random.SeedGenerator(0)
-
-    def build(self, shape):
-        self.mu = self.add_weight(shape=(shape[-1], self.units), name="kernel_mu")
-        rho = keras.initializers.Constant(-3.0)
-        self.rho = self.add_weight(shape=(shape[-1], self.units), name="kernel_rho", initializer=rho)
-
-    def call(self, inputs):
-        scale = keras.ops.softplus(self.rho)
-        noise = keras.random.normal(self.mu.shape, seed=self.seed_generator)
-        weight = self.mu + scale * noise
-        log_ratio = -keras.ops.log(scale) - 0.5 * noise**2 + 0.5 * weight**2
-        self.add_loss(self.kl_weight * keras.ops.sum(log_ratio))
-        return keras.ops.matmul(inputs, weight)
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +160,79 @@ def test_bad_arguments_are_named(data, arguments, message):
         arguments["x"], arguments["y"] = data
     with pytest.raises(ValueError, match=message):
         diagnose(**arguments)
+
+
+def test_temperature_with_one_hot_labels(data):
+    x, y = data
+    model = plain(AddLossDense(8, 10.0 / N), AddLossDense(2, 10.0 / N))
+    model.compile("adam", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    report = diagnose(model, x, np.eye(2)[y])
+    assert report.verdict == "mis_scaled_kl"
+    assert report.quantities.temperature == pytest.approx(10.0, rel=5e-3)
+
+
+@pytest.mark.parametrize("temperature", [10.0, float(N)])
+def test_counts_of_sampled_divergences_come_with_errors(data, temperature):
+    model = plain(ForeignDense(8, temperature / N), ForeignDense(2, temperature / N))
+    model.fit(*data, epochs=3, verbose=0)
+    report = diagnose(model, *data)
+    assert all(layer.counted_error > 1e-5 for layer in report.quantities.layers)  # rounding is 1e-7
+    assert report.quantities.temperature == pytest.approx(temperature, rel=THRESHOLDS.count_tolerance)
+    assert report.verdict == "mis_scaled_kl"
+
+
+def test_a_small_layer_beside_a_large_one_is_counted_once_within_rounding(data):
+    """Its KL is a millionth of the loss, so that float32 leaves few digits of it."""
+    x, y = data
+    network = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(500, "relu"),
+            bdl.layers.DenseReparameterization(1000, kernel_prior="fan_in_normal"),
+            keras.layers.Dense(1),
+            bdl.layers.DenseReparameterization(2, kernel_prior="fan_in_normal"),
+        ]
+    )
+    model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), num_examples=N, kl_weight=1.0)
+    model.compile("adam")
+    large, small = measure_accounting(model, x, y, model.likelihood, N).errors.values()
+    assert large < 1e-5 < 1e-2 < small
+    assert diagnose(model, x, y, num_samples=2).verdict != "accounting_error"
+
+
+def converted_dropout(data, rate):
+    network = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(32, "relu"), keras.layers.Dropout(0.2), keras.layers.Dense(2)]
+    )
+    network.compile(keras.optimizers.Adam(0.01), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.fit(*data, epochs=20, verbose=0)
+    return bdl.convert.to_mc_dropout(network, rate=rate)
+
+
+def test_a_plain_network_s_own_dropout_left_on(data):
+    report = diagnose(converted_dropout(data, None), *data, likelihood=bdl.likelihoods.Categorical())
+    assert report.quantities.dropout_rates == (0.2,)
+    assert report.verdict == "healthy"
+
+
+def test_a_plain_network_s_dropout_left_on_at_rate_zero(data):
+    with pytest.warns(UserWarning, match="rates of `model` are zero"):
+        model = converted_dropout(data, 0.0)
+    report = diagnose(model, *data, likelihood=bdl.likelihoods.Categorical())
+    assert report.quantities.dropout_rates == (0.0,)
+    assert report.verdict == "near_deterministic"
+    assert report.remedies[0].name == "dropout that reaches the outputs"
+
+
+def test_a_converted_network_and_its_twin(data):
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+    model = bdl.VariationalModel(bdl.convert.to_variational(network), bdl.likelihoods.Categorical(), kl_weight=1.0)
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(*data, epochs=30, verbose=0)
+    before = model.get_weights()
+    report = diagnose(model, *data, twin="auto")
+    assert report.verdict == "healthy"
+    assert report.quantities.twin.num_examples == N
+    assert len(report.quantities.layers) == 2
+    for value, weight in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, weight)

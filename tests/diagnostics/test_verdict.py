@@ -108,3 +108,44 @@ def test_any_quantity_may_be_missing(dropped):
     empty = {"layers": (), "dropout_rates": (), "num_members": 1, "finite": True, "epoch": 0}
     for _, quantities in CASES:
         assert judge(dataclasses.replace(quantities, **{dropped: empty.get(dropped)})).verdict in VERDICTS
+
+
+PRUNED = layer(active_units=0.2)
+
+
+def test_pruned_units_are_named_before_underfitting():
+    assert judge(but(validation=POOR, train=POOR)).verdict == "underfitting"
+    assert judge(but(validation=POOR, train=POOR, layers=PRUNED)).verdict == "over_pruned"
+
+
+def test_forgetting_is_named_before_pruned_units():
+    assert judge(but(validation=POOR, train=POOR, layers=PRUNED, trends=FORGETTING)).verdict == "underfitting"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "overfitting"),
+        ({"temperature": 1.0, "present_temperature": 0.5}, "healthy"),  # the KL does not count in full yet
+        ({"temperature": 1.0, "present_temperature": 1.0}, "overfitting"),
+        ({"validation": dataclasses.replace(GOOD, nll_gibbs=GOOD.nll_bma + 0.75)}, "healthy"),  # 0.75 of 0.8 is noise
+    ],
+)
+def test_overfitting_is_neither_warm_up_nor_weight_noise(changes, verdict):
+    rising = dataclasses.replace(FLAT, val_nll_rise=0.8, val_nll_rise_errors=9.0, nll_change=-0.1)
+    assert judge(but(trends=rising, **changes)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("counted", "error", "verdict"),
+    [
+        (1.3, 0.1, "healthy"),
+        (0.7, 0.1, "healthy"),
+        (1.3, 0.05, "accounting_error"),
+        (1.3, 0.0, "accounting_error"),
+        (1.3, None, "accounting_error"),
+        (0.0, 1.0, "accounting_error"),  # missing, whatever the error
+    ],
+)
+def test_a_count_within_its_errors_is_one(counted, error, verdict):
+    assert judge(but(layers=layer(counted=counted, counted_error=error))).verdict == verdict

@@ -1,0 +1,64 @@
+"""Refits name the cause that was built in: the family, the prior, or an optimizer that leaves the scales behind (Q20)."""
+
+import keras
+import numpy as np
+import pytest
+
+import bdl
+from bdl.diagnostics import diagnose
+
+N, D = 12, 3  # so few examples that what a family cannot say costs much for each
+
+
+def model_of(x, y, prior, posterior, epochs=150):
+    keras.utils.set_random_seed(0)
+    layer = bdl.layers.DenseReparameterization(1, use_bias=False, kernel_prior=prior, kernel_posterior=posterior)
+    network = keras.Sequential([keras.Input((x.shape[1],)), layer])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Normal(scale=0.5), kl_weight=1.0)
+    model.compile(keras.optimizers.Adam(0.02))
+    model.fit(x, y, batch_size=N, epochs=epochs, verbose=0)
+    return model
+
+
+def regression(correlation, weights=(1.0, -1.0, 0.5)):
+    random = np.random.default_rng(0)
+    shared = random.normal(size=(N, 1))
+    x = np.sqrt(correlation) * shared + np.sqrt(1.0 - correlation) * random.normal(size=(N, D))
+    y = x @ np.array(weights) + 0.5 * random.normal(size=N)
+    return x.astype("float32"), y.astype("float32")
+
+
+CASES = {
+    # Inputs that are nearly one: only the sum of the weights is known, which independent ones cannot say.
+    "family": (0.99, (0.5, 0.5, 0.5), bdl.priors.Normal(), bdl.posteriors.MeanFieldNormal()),
+    "prior": (0.0, (1.0, -1.0, 0.5), bdl.priors.Normal(0.0, 0.02), bdl.posteriors.MeanFieldNormal()),
+    # Scales far below what the data call for, and stored so that they never move.
+    "optimizer": (0.0, (1.0, -1.0, 0.5), bdl.priors.Normal(), bdl.posteriors.MeanFieldNormal(1e-4, speed=1e-3)),
+}
+
+
+@pytest.mark.parametrize("change", CASES)
+def test_the_cause_that_was_built_in_is_named(change):
+    correlation, weights, prior, posterior = CASES[change]
+    x, y = regression(correlation, weights)
+    model = model_of(x, y, prior, posterior)
+    before = [weight.copy() for weight in model.get_weights()]
+    report = diagnose(model, x, y, family_gap=True, batch_size=16)
+    assert [each.change for each in report.quantities.refits] == ["nothing", "family", "prior", "optimizer"]
+    assert f"names the {change}" in " ".join(report.evidence)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_is_named_where_nothing_gains():
+    x, y = regression(0.0)
+    model = model_of(x, y, bdl.priors.Normal(), bdl.posteriors.MeanFieldNormal(0.05))
+    report = diagnose(model, x, y, family_gap=True, batch_size=16)
+    assert "No refit gained" in " ".join(report.evidence)
+
+
+def test_it_needs_posteriors_and_training_data():
+    x, y = regression(0.0)
+    network = keras.Sequential([keras.Input((D,)), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="`family_gap=True`"):
+        diagnose(network, x, y, likelihood=bdl.likelihoods.Normal(scale=0.5), family_gap=True)
