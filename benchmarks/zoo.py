@@ -58,45 +58,71 @@ def twin_of(case: Case, data: tuple[np.ndarray, ...], likelihood: Any) -> Any:
     return _TWINS[key]
 
 
+def watched(case: Case, data: tuple[np.ndarray, ...], max_cost: float = MAX_COST) -> tuple[Any, Any, Any, Any, float]:
+    """Trains a case: the model, its likelihood, the callback, its record, and the seconds that it took."""
+    import keras
+
+    from bdl.diagnostics import TrainingHealth, read_record
+
+    x, y, x_test, y_test = data
+    keras.utils.set_random_seed(case.seed)
+    model, likelihood = build(case, x.shape[1], len(x))
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "run.jsonl"
+        watching = {"likelihood": likelihood, "on_verdict": "record", "max_cost": max_cost}
+        health = TrainingHealth((x, y), (x_test, y_test), record=path, **watching)
+        callbacks: list[Any] = [poison(case.epochs // 2), health] if case.kind == "nan" else [health]
+        start = time.perf_counter()
+        model.fit(
+            x,
+            y,
+            batch_size=case.batch_size,
+            epochs=case.epochs,
+            verbose=0,
+            callbacks=callbacks,
+            validation_data=(x_test, y_test),
+            validation_freq=max(1, case.epochs // 20),
+        )
+        seconds = time.perf_counter() - start
+        (record,) = read_record(path)
+    return model, likelihood, health, record, seconds
+
+
+def examined(
+    case: Case, data: tuple[np.ndarray, ...], max_cost: float = MAX_COST
+) -> tuple[Any, Any, Any, Any, Any, float]:
+    """The same, with the report of `diagnose` and the twin's fit in place of the callback."""
+    import keras
+
+    from bdl.diagnostics import diagnose
+
+    x, y, x_test, y_test = data
+    keras.backend.clear_session()
+    likelihood = build(case, x.shape[1], len(x))[1]
+    twin = None if case.kind == "nan" else twin_of(case, data, likelihood)
+    model, likelihood, health, record, seconds = watched(case, data, max_cost)
+    held = {"validation_data": (x_test, y_test), "likelihood": likelihood}
+    report = diagnose(model, x, y, record=health, twin=twin, num_samples=16, **held)
+    return model, likelihood, report, record, twin, seconds
+
+
 def run(case: Case, remedies: str, folder: Path | None) -> dict[str, Any]:
     """Trains and diagnoses one case."""
     import warnings
 
-    import keras
-
-    from bdl.diagnostics import TrainingHealth, diagnose, read_record
-
     warnings.simplefilter("ignore")
     began = time.perf_counter()
     data = data_of(case, folder)
-    x, y, x_test, y_test = data
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(case.seed)
-    model, likelihood = build(case, x.shape[1], len(x))
-    twin = None if case.kind == "nan" else twin_of(case, data, likelihood)
-    keras.utils.set_random_seed(case.seed)
-    epochs = case.epochs
-    with tempfile.TemporaryDirectory() as place:
-        record = Path(place) / "run.jsonl"
-        watching = {"likelihood": likelihood, "on_verdict": "record", "max_cost": MAX_COST}
-        health = TrainingHealth((x, y), (x_test, y_test), record=record, **watching)
-        callbacks: list[Any] = [poison(epochs // 2), health] if case.kind == "nan" else [health]
-        start = time.perf_counter()
-        watched = {"validation_data": (x_test, y_test), "validation_freq": max(1, epochs // 20)}
-        model.fit(x, y, batch_size=case.batch_size, epochs=epochs, verbose=0, callbacks=callbacks, **watched)
-        seconds = time.perf_counter() - start
-        (recorded,) = read_record(record)
-    held = {"validation_data": (x_test, y_test), "likelihood": likelihood}
-    report = diagnose(model, x, y, record=health, twin=twin, num_samples=16, **held)
+    model, likelihood, report, record, twin, seconds = examined(case, data)
     result = {
         **asdict(case),
         "key": case.key,
         "verdict": report.verdict,
         "quantities": report.quantities.to_dict(),
-        "live": [{"at": at[0], **q.to_dict()} for at, q in zip(recorded.verdicts, recorded.probes, strict=True)],
-        "accuracy": [entry.get("val_accuracy") for entry in recorded.epochs],
-        "epochs": epochs,
-        "own_share": health.own_seconds / seconds,
+        "live": [{"at": at[0], **q.to_dict()} for at, q in zip(record.verdicts, record.probes, strict=True)],
+        "accuracy": [entry.get("val_accuracy") for entry in record.epochs],
+        "epochs": case.epochs,
+        "own_share": record.end["own_seconds"] / seconds,
         "fit_seconds": seconds,
     }
     if remedies != "none" and report.remedies and twin is not None and report.verdict in case.right:

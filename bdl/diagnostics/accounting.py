@@ -190,7 +190,7 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
 
 
 def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> tuple[float, float]:
-    """Change of the loss for a change of one layer's divergence, and its error: of the noise's draws and of rounding."""
+    """Change of the loss for a change of one layer's divergence, and its error: of noise draws and of rounding."""
     before = total_divergence(model, posteriors)
     with restored(posteriors):
         for part in posteriors:

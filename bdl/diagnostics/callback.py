@@ -183,6 +183,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run.start = start_scales(posteriors)
         if posteriors and isinstance(self.model, VariationalModel):
             self._take_accounting(Accounting.by_construction(self.model))
+        run.has_posteriors = bool(posteriors)
         run.needs_accounting = bool(posteriors) and run.accounting is None and run.train is not None
         steps = (self.params.get("steps") or 0) * (self._planned or 1)
         if self._budget.share == 1 or self._budget.pays_before("accounting", steps):
@@ -216,8 +217,8 @@ class TrainingHealth(keras.callbacks.Callback):
         run = self._state
         if run is None:
             return
-        if "nll" not in logs and run.accounting is None:
-            logs["nll"] = logs.get("loss")
+        if "nll" not in logs and run.is_read and not run.has_posteriors:
+            logs["nll"] = logs.get("loss")  # a plain model's loss is all there is
         entry = {"epoch": epoch, **{key: _number(value) for key, value in logs.items()}}
         self.epochs.append(entry)
         entry["seconds"] = self._budget.elapsed()
@@ -391,6 +392,7 @@ class _Run:
     accounting: Accounting | None = None
     start: dict[str, np.ndarray] | None = None
     is_read: bool = False
+    has_posteriors: bool = False
     needs_accounting: bool = False
     last_probe: int = 0
     board: Any = None

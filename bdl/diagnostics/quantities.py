@@ -27,7 +27,7 @@ class LayerHealth:
         num_weights: Number of scales.
         kl: Divergence from the prior, in nats, total over the layer.
         counted: How often the loss counts that divergence: 1 is right (Q2).
-        counted_error: Its standard error, where the KL is estimated from samples; else 0.
+        counted_error: Its standard error: rounding, and where the KL is estimated from samples, their noise.
         prior_matched: Share of weights whose own divergence is under 0.01 nats (Q9).
         contraction: Median of `1 - (scale / prior scale)^2` (Q10).
         signal_to_noise: Median of `|mean| / scale` (Q11).

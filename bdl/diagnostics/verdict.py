@@ -265,7 +265,7 @@ def near_deterministic(q: Quantities) -> Finding | None:
     evidence = []
     if is_declared_cold(q):
         evidence.append(f"kl_weight={q.declared_temperature:g}: the posterior is {q.declared_temperature:g} of Bayes'.")
-    if q.dropout_rates and max(q.dropout_rates) == 0.0:
+    if q.dropout_rates and max(q.dropout_rates) == 0.0 and not q.layers:
         evidence.append("Every dropout layer has the rate 0.")
     elif q.has_noise is False and q.dropout_rates:
         evidence.append("Dropout is dead: repeated predictions of one input are identical.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bdl.plots._style import COLORS, INK, axes_or_new, legend, tidy, tidy_strip
+from bdl.plots._style import COLORS, INK, MUTED, axes_or_new, legend, tidy, tidy_strip
 from bdl.plots.training import spans_decades
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def health_curves(epochs: Sequence[Mapping[str, Any]], num_examples: int | None, ax: Axes | None = None) -> Axes:
     """Draws NLL, KL / N and -ELBO (at T = 1), in nats per example, with accuracy in a strip above.
+
+    Where not every epoch knows its ELBO, the compiled loss is drawn as well.
 
     Args:
         epochs: Logs of each recorded epoch: `epoch`, and of `nll`, `kl` (nats, total), `elbo`, `val_nll` and
@@ -39,14 +41,17 @@ def health_curves(epochs: Sequence[Mapping[str, Any]], num_examples: int | None,
         "NLL": _curve(epochs, "nll"),
         "NLL, validation": _curve(epochs, "val_nll"),
     }
+    if len(curves["$-$ELBO"][1]) < len(epochs):  # a model whose log does not tell its parts
+        curves["loss, as compiled"] = _curve(epochs, "loss")
     if not any(len(values) for _, values in curves.values()):
-        raise ValueError("`epochs` holds no nll, kl or elbo. A record of TrainingHealth(data=...) does.")
+        raise ValueError("`epochs` holds no loss, nll, kl or elbo. A record of TrainingHealth(data=...) does.")
     ax = axes_or_new(ax, width=6.0, height=4.0)
     styles = {
         "$-$ELBO": (COLORS[2], "-", 3.2),
         "KL / N": (COLORS[1], "-", 1.5),
         "NLL": (COLORS[0], "-", 1.5),
         "NLL, validation": (COLORS[0], "--", 1.5),
+        "loss, as compiled": (MUTED, ":", 1.5),
     }
     for label, (steps, values) in curves.items():
         if len(values):

@@ -134,7 +134,7 @@ def test_report_as_text_page_and_json(data, tmp_path):
     assert "Mis scaled kl" in html
     report.to_json(tmp_path / "report.json")
     assert "1. Try" in str(report)
-    with pytest.raises(ValueError, match="no nll, kl or elbo"):
+    with pytest.raises(ValueError, match="no loss, nll, kl or elbo"):
         report.plot()
 
 

@@ -1,4 +1,4 @@
-"""Refits name the cause that was built in: the family, the prior, or an optimizer that leaves the scales behind (Q20)."""
+"""Refits name the cause that was built in: the family, the prior, or scales that the optimizer left behind (Q20)."""
 
 import keras
 import numpy as np

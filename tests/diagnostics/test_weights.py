@@ -19,7 +19,7 @@ from bdl.diagnostics.weights import (
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal
 from bdl.priors import Moped, Normal
 
-EPSILON = np.finfo("float32").eps
+EPSILON = float(np.finfo("float32").eps)
 # exp(log(scale)) in float32: the logarithm, of a size up to 4, is rounded a few times.
 ROUNDING = 32 * EPSILON
 

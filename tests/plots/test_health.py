@@ -18,5 +18,5 @@ def test_curves_are_per_example_and_skip_what_is_missing():
 
 
 def test_nothing_to_draw_is_an_error():
-    with pytest.raises(ValueError, match="no nll, kl or elbo"):
+    with pytest.raises(ValueError, match="no loss, nll, kl or elbo"):
         health_curves([{"epoch": 1, "loss": 1.0}], 10)

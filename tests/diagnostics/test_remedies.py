@@ -1,0 +1,240 @@
+"""Each remedy makes what it says of a small network, trains, and leaves the diagnosed model alone."""
+
+import keras
+import numpy as np
+import pytest
+from foreign_layers import ForeignDense
+
+import bdl
+from bdl.convert.variational import MOPED_POSTERIOR
+from bdl.diagnostics import REMEDIES, VERDICTS, LayerHealth, LocalLatents, Quantities
+from bdl.diagnostics import remedies as known
+from bdl.diagnostics.remedies import remedies_of
+from bdl.diagnostics.weights import dropout_rates
+from bdl.elbo import CyclicalWarmup, LinearWarmup
+from bdl.layers import Variational
+from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
+from bdl.priors import EmpiricalBayes, FanInNormal, Moped, TiedMean
+
+UNITS = (5, 2)
+OWN_PRIOR, OWN_POSTERIOR = FanInNormal(0.5), MeanFieldNormal(initial_scale=0.03, speed=5.0)
+ALL, LAST = ("hidden", "head"), ("head",)
+RECIPE = {"prior": TiedMean(), "posterior": MeanFieldNormal()}
+EMPIRICAL = {"prior": EmpiricalBayes(), "posterior": MeanFieldNormal()}
+# Remedy, and what its texts promise where it differs from: own family, all layers, default warm-up.
+PROMISES = [
+    (known.RANK1, {"prior": None, "posterior": Rank1(), "kl_weight": 1.0}),
+    (known.EMPIRICAL_BAYES, EMPIRICAL),
+    (known.TIED_MEAN, RECIPE),
+    (known.LAST_LAYER, {**EMPIRICAL, "layers": LAST}),
+    (known.HONEST_ELBO, RECIPE),
+    (known.T_ONE, RECIPE),
+    (known.TRAIN_LONGER, RECIPE),
+    (known.FAST_SCALES, {"prior": TiedMean(), "posterior": MeanFieldNormal(speed=10.0)}),
+    (known.LOWER_RATE, {}),
+    (known.MORE_NOISE, EMPIRICAL),
+    (known.WARMUP, {"kl_weight": LinearWarmup(0.85)}),
+    (known.CYCLICAL, {"kl_weight": CyclicalWarmup(4)}),
+    (known.LOW_RANK, {"posterior": LowRankNormal(2)}),
+    (known.MATRIX_NORMAL, {"posterior": MatrixNormal()}),
+    (known.SMALL_SCALES, {"posterior": MeanFieldNormal(initial_scale=known.SMALL_SCALE)}),
+    (known.LOCAL_NOISE, {"estimator": "local_reparameterization"}),
+    (known.BURN_IN, {"prior": Moped(), "posterior": MOPED_POSTERIOR, "kl_weight": 1.0}),
+    (known.TEMPERING, {"kl_weight": 0.1}),
+]
+ALL_REMEDIES = list(dict.fromkeys(remedy for remedies in REMEDIES.values() for remedy in remedies))
+
+
+def name_of(case):
+    return case[0].name.replace(" ", "_")
+
+
+@pytest.fixture(scope="module")
+def data():
+    x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+    return x, (x[:, 0] > 0).astype(int)
+
+
+def variational_network(names=ALL):
+    layers = [
+        bdl.layers.DenseReparameterization(
+            units, activation=activation, kernel_prior=OWN_PRIOR, kernel_posterior=OWN_POSTERIOR, name=name
+        )
+        for units, activation, name in zip(UNITS, ("relu", None), names, strict=True)
+    ]
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+@pytest.fixture(scope="module")
+def diagnosed():
+    model = bdl.VariationalModel(variational_network(), bdl.likelihoods.Categorical())
+    model.compile("adam")
+    return model
+
+
+def plain_layers(model):
+    return [layer for layer in model.network.network.layers if layer.weights]
+
+
+def sampled_layers(model):
+    """The layers that sample their weights, by the name of the layer inside."""
+    found = [layer for layer in bdl.keras_internals.flatten_layers(model) if isinstance(layer, Variational)]
+    return {layer.layer.name: layer for layer in found}
+
+
+def values(model):
+    return [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+
+
+@pytest.mark.parametrize("case", PROMISES, ids=name_of)
+def test_a_remedy_is_what_it_says_and_trains(case, diagnosed, data):
+    remedy, promised = case
+    before = values(diagnosed)
+    mended = remedy.apply(diagnosed, data=data if remedy.needs_data else None)
+    assert mended.compiled
+    assert mended.kl_weight == promised.get("kl_weight")
+    assert [layer.name for layer in plain_layers(mended)] == list(ALL)
+    assert [layer.units for layer in plain_layers(mended)] == list(UNITS)
+    assert [layer.activation.__name__ for layer in plain_layers(mended)] == ["relu", "linear"]
+    assert set(sampled_layers(mended)) == set(promised.get("layers", ALL))
+    for layer in sampled_layers(mended).values():
+        assert layer.estimator == promised.get("estimator", "reparameterization")
+        (weight,) = layer.sampled_weights.values()
+        assert weight.prior == promised.get("prior", OWN_PRIOR)
+        assert weight.posterior == promised.get("posterior", OWN_POSTERIOR)
+    history = mended.fit(*data, epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    for value, now in zip(before, values(diagnosed), strict=True):
+        np.testing.assert_array_equal(value, now)
+
+
+def test_every_remedy_that_can_be_applied_is_tested():
+    assert {remedy for remedy in ALL_REMEDIES if remedy.build is not None} == {remedy for remedy, _ in PROMISES}
+
+
+@pytest.mark.core
+def test_the_first_remedy_trains_on_every_backend(diagnosed, data):
+    mended = known.RANK1.apply(diagnosed)
+    history = mended.fit(*data, epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("remedy", "settings"),
+    [(known.TRAIN_LONGER, {"clipnorm": None}), (known.LOWER_RATE, {"clipnorm": 1.0})],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_rates_and_clipping(remedy, settings, diagnosed):
+    for _ in range(2):  # the settings are shared, and must not be used up
+        config = remedy.apply(diagnosed).optimizer.get_config()
+        assert config["learning_rate"] == pytest.approx(1e-3, rel=1e-6)
+        assert config["clipnorm"] == settings["clipnorm"]
+
+
+def test_burn_in_needs_the_data(diagnosed):
+    with pytest.raises(ValueError, match=r"pass data=\(x, y\)"):
+        known.BURN_IN.apply(diagnosed)
+
+
+def test_burn_in_is_centred_where_it_starts(diagnosed, data):
+    mended = known.BURN_IN.apply(diagnosed, data=data)
+    for layer in sampled_layers(mended).values():
+        (weight,) = layer.sampled_weights.values()
+        np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(part) for part in (weight.mean, weight.centre)))
+
+
+def test_a_network_made_anew_is_not_centred_on_its_first_weights(diagnosed, data):
+    again = known.WARMUP.apply(known.BURN_IN.apply(diagnosed, data=data))
+    for layer in sampled_layers(again).values():
+        assert [weight.prior for weight in layer.sampled_weights.values()] == [Moped().spread]
+
+
+@pytest.mark.parametrize("remedy", [known.RANK1, known.LAST_LAYER], ids=lambda remedy: remedy.name)
+def test_models_of_two_applications_share_nothing(remedy, diagnosed, data):
+    first, second = remedy.apply(diagnosed), remedy.apply(diagnosed)
+    assert not {id(variable) for variable in first.variables} & {id(variable) for variable in second.variables}
+    assert first.likelihood is not second.likelihood
+    assert first.likelihood is not diagnosed.likelihood
+    assert first.optimizer is not second.optimizer
+    before = values(second)
+    first.fit(*data, epochs=1, verbose=0)
+    for value, now in zip(before, values(second), strict=True):
+        np.testing.assert_array_equal(value, now)
+
+
+@pytest.mark.parametrize("remedy", [known.TIED_MEAN, known.RANK1, known.LOCAL_NOISE], ids=lambda remedy: remedy.name)
+def test_a_rank1_model_can_be_given_another_remedy(remedy, diagnosed, data):
+    rank1 = known.RANK1.apply(diagnosed)
+    rank1.fit(*data, epochs=1, verbose=0)
+    before = values(rank1)
+    again = remedy.apply(rank1)
+    again.fit(*data, epochs=1, verbose=0)
+    assert [layer.units for layer in plain_layers(again)] == list(UNITS)
+    for value, now in zip(before, values(rank1), strict=True):
+        np.testing.assert_array_equal(value, now)
+
+
+def test_a_scale_that_a_likelihood_learns_is_the_new_model_s_own():
+    network = keras.Sequential([keras.Input((3,)), bdl.layers.DenseReparameterization(1)])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Normal())
+    model.likelihood.raw_scale.assign(3.0)
+    mended = known.TIED_MEAN.apply(model)
+    assert mended.likelihood.raw_scale is not model.likelihood.raw_scale
+
+
+def test_an_ensemble_s_first_member_is_made_anew(data):
+    members = [keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]) for _ in range(2)]
+    mended = known.MORE_NOISE.apply(members, bdl.likelihoods.Categorical())
+    assert list(sampled_layers(mended)) == [members[0].layers[0].name]
+
+
+def dropout_network(rate, *after):
+    layers = [keras.layers.Dense(8, "relu", name="hidden"), bdl.layers.MCDropout(rate), *after]
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+@pytest.mark.parametrize(
+    ("network", "rates"),
+    [
+        (lambda: dropout_network(0.0, keras.layers.Dense(2)), (0.1,)),
+        (lambda: dropout_network(0.5), (0.1, 0.1)),  # no weights follow: besides before the last kernel
+        (lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), (0.1,)),  # none at all
+    ],
+    ids=["rate_zero", "nothing_follows", "none"],
+)
+def test_dropout_that_reaches_the_outputs_does(network, rates, data):
+    mended = known.LIVE_NOISE.apply(network(), bdl.likelihoods.Categorical())
+    assert dropout_rates(mended.network) == rates
+    x = np.ones((4, 3), "float32")
+    outputs = [keras.ops.convert_to_numpy(mended(x)) for _ in range(8)]
+    assert np.std(outputs, axis=0).max() > 0.0
+
+
+def test_another_library_s_layers_are_named():
+    model = keras.Sequential([keras.Input((3,)), ForeignDense(2, 1.0)])
+    with pytest.raises(ValueError, match=r"holds Bayesian layers of another library.*Build the\s+plain network"):
+        known.RANK1.apply(model, bdl.likelihoods.Categorical())
+
+
+@pytest.mark.core
+def test_remedies_of_kinds_of_models():
+    agreeing = Quantities(num_members=3)
+    dead = Quantities(dropout_rates=(0.0,))
+    assert remedies_of("near_deterministic", agreeing) == (known.OTHER_SEEDS,)
+    assert remedies_of("near_deterministic", dead)[0] is known.LIVE_NOISE
+    with_posteriors = Quantities(dropout_rates=(0.1,), layers=(LayerHealth("a"),))
+    assert remedies_of("near_deterministic", with_posteriors) == REMEDIES["near_deterministic"]
+    silent, speaking = (Quantities(local=LocalLatents(kl=kl)) for kl in (0.0, 1.0))
+    assert remedies_of("collapsed", silent) == (known.LOCAL_WARMUP, known.FREE_BITS)
+    assert remedies_of("collapsed", speaking) == REMEDIES["collapsed"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_every_verdict_has_its_remedies(verdict):
+    found = remedies_of(verdict, Quantities())
+    assert found == REMEDIES[verdict]
+    assert bool(found) == (verdict not in ("healthy", "inconclusive"))
+    assert len({remedy.name for remedy in found}) == len(found)
+    for remedy in found:
+        assert all(text.strip() for text in (remedy.name, remedy.why, remedy.source, remedy.code))
