@@ -17,7 +17,7 @@ import keras
 from bdl.diagnostics.accounting import likelihood_of
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.symptoms import is_local_collapse, refit_cause
-from bdl.diagnostics.twin import burnt_in, rebuilt, redropped
+from bdl.diagnostics.twin import burnt_in, rebuilt, redropped, restarted
 from bdl.elbo import CyclicalWarmup, LinearWarmup
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, TiedMean
@@ -230,13 +230,15 @@ FREE_BITS = Remedy(
     "free bits",
     "The local KL costs nothing below a rate, so that a code is not pushed to its prior before the decoder reads it.",
     "Kingma et al. 2016, arXiv 1606.04934",
-    "bdl.VariationalModel(network, likelihood, free_bits=0.5)",
+    "bdl.VariationalModel(network, likelihood, free_bits=0.5)  # the loss is then no ELBO below 0.5 nats",
+    partial(restarted, kl_weight=1.0, free_bits=0.5),
 )
 LOCAL_WARMUP = Remedy(
     "KL warm-up",
     "The decoder learns to read the code while it costs nothing.",
     "Bowman et al. 2015, arXiv 1511.06349",
     "bdl.VariationalModel(network, likelihood, kl_weight=bdl.elbo.LinearWarmup(0.85))",
+    restarted,
 )
 LAPLACE_OR_ENSEMBLE = Remedy(
     "another method",

@@ -100,7 +100,7 @@ def rebuilt(
         prior=own_prior if prior is None else prior,
         posterior=own_posterior if posterior is None else posterior,
     )
-    return compiled(bayesian, likelihood, kl_weight, optimizer)
+    return compiled(bayesian, likelihood, kl_weight, optimizer, getattr(model, "free_bits", 0.0))
 
 
 def burnt_in(model: Any, likelihood: Likelihood, data: Any, epochs: int = 50, batch_size: int = 64) -> VariationalModel:
@@ -116,17 +116,29 @@ def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float 
     """
     plain = plain_network(model)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`network` has no variational layer")
         warnings.simplefilter("ignore", DecorativeDropoutWarning)
         dropped = to_mc_dropout(plain, rate=rate)
         if decorative_dropout(dropped) is not None:
             dropped = to_mc_dropout(plain, rate=rate, before="last")
-        return compiled(dropped, likelihood, kl_weight=1.0)
+    return compiled(dropped, likelihood, kl_weight=1.0)
 
 
-def compiled(network: keras.Model, likelihood: Likelihood, kl_weight: Any, optimizer: Any = "adam") -> VariationalModel:
-    """A `VariationalModel` of a network, with a likelihood of its own."""
-    result = VariationalModel(network, _copy(likelihood), kl_weight=kl_weight)
+def restarted(
+    model: Any, likelihood: Likelihood, data: Any = None, kl_weight: Any = None, free_bits: float = 0.0
+) -> VariationalModel:
+    """The same network, its layers as they are, with new weights and another objective."""
+    network = model.network if isinstance(model, VariationalModel) else model
+    return compiled(keras.models.clone_model(network), likelihood, kl_weight, free_bits=free_bits)
+
+
+def compiled(
+    network: keras.Model, likelihood: Likelihood, kl_weight: Any, optimizer: Any = "adam", free_bits: float = 0.0
+) -> VariationalModel:
+    """A `VariationalModel` of a network, with a likelihood of its own; compiled."""
+    with warnings.catch_warnings():
+        # Of dropout and codes, whose noise is not a posterior over weights.
+        warnings.filterwarnings("ignore", message="`network` has no variational layer")
+        result = VariationalModel(network, _copy(likelihood), kl_weight=kl_weight, free_bits=free_bits)
     result.compile(keras.optimizers.get(optimizer))
     return result
 

@@ -1,5 +1,7 @@
 """Local latent variables (Q19) against closed forms, and through `diagnose`."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -246,3 +248,45 @@ def test_diagnose_names_codes_that_ignore_the_input():
     assert report.verdict == "collapsed"
     assert report.quantities.local.active_units == 0.0
     assert report.quantities.local.mutual_information < 0.01
+
+
+class LearnedCode(keras.layers.Layer):
+    """A Gaussian code whose mean and log scale the layer before it says; it can be cloned."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        mean, log_scale = ops.split(x, 2, axis=-1)
+        kl = 0.5 * (ops.square(mean) + ops.exp(2.0 * log_scale) - 1.0) - log_scale
+        self.add_loss(ops.sum(kl, axis=-1))
+        report_latent(self, GaussianCode(mean, ops.exp(log_scale)))
+        return mean + ops.exp(log_scale) * keras.random.normal(ops.shape(mean), seed=self.seed_generator)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], shape[-1] // 2)
+
+
+def test_remedies_of_a_code_that_the_outputs_can_do_without():
+    x = inputs(features=2)
+    y = (x[:, 0] > 0).astype(int)
+    seen = keras.Input((2,))
+    code = LearnedCode()(keras.layers.Dense(4)(seen))
+    network = keras.Model(seen, keras.layers.Dense(2)(keras.layers.Concatenate()([seen, code])))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`network` has no variational layer")
+        model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), kl_weight=1.0)
+    model.compile(keras.optimizers.Adam(0.03))
+    model.fit(x, y, epochs=40, verbose=0)
+    report = diagnose(model, x, y)
+    assert report.verdict == "collapsed"
+    assert [remedy.name for remedy in report.remedies] == ["KL warm-up", "free bits"]
+    warm, free = (remedy.apply(model) for remedy in report.remedies)
+    assert warm.kl_weight is None
+    free.compile(keras.optimizers.Adam(0.03))
+    free.fit(x, y, epochs=40, verbose=0)
+    mended = diagnose(free, x, y)
+    # The loss does not see the divergence below 0.5 nats, and has no reason to stay above.
+    assert mended.quantities.local.kl == pytest.approx(0.5, abs=0.1)
+    assert mended.verdict != "collapsed"
