@@ -207,7 +207,7 @@ LOCAL_NOISE = Remedy(
     "Each example has noise of its own, so that the gradient is less noisy; the objective is the same.",
     "Kingma et al. 2015, arXiv 1506.02557",
     "bdl.layers.DenseReparameterization -> bdl.layers.DenseLocalReparameterization",
-    partial(rebuilt, posterior=MeanFieldNormal(), estimator="local_reparameterization"),
+    partial(rebuilt, estimator="local_reparameterization"),
 )
 BURN_IN = Remedy(
     "deterministic burn-in",

@@ -93,12 +93,15 @@ def rebuilt(
         optimizer: To compile with.
     """
     own_prior, own_posterior = own_family(model)
+    family = own_posterior if posterior is None else posterior
+    if estimator != "reparameterization" and not family.has_independent_weights:
+        family = DEFAULT_POSTERIOR  # such an estimator draws weights as if they were independent
     bayesian = to_variational(
         plain_network(model, keeps_weights),
         layers=layers,
         estimator=estimator,
         prior=own_prior if prior is None else prior,
-        posterior=own_posterior if posterior is None else posterior,
+        posterior=family,
     )
     return compiled(bayesian, likelihood, kl_weight, optimizer, getattr(model, "free_bits", 0.0))
 

@@ -43,7 +43,7 @@ def test_the_cause_that_was_built_in_is_named(change):
     x, y = regression(correlation, weights)
     model = model_of(x, y, prior, posterior)
     before = [weight.copy() for weight in model.get_weights()]
-    report = diagnose(model, x, y, family_gap=True, batch_size=16)
+    report = diagnose(model, x, y, family_gap=True, batch_size=3)
     assert [each.change for each in report.quantities.refits] == ["nothing", "family", "prior", "optimizer"]
     assert f"names the {change}" in " ".join(report.evidence)
     for a, b in zip(before, model.get_weights(), strict=True):
@@ -53,7 +53,7 @@ def test_the_cause_that_was_built_in_is_named(change):
 def test_nothing_is_named_where_nothing_gains():
     x, y = regression(0.0)
     model = model_of(x, y, bdl.priors.Normal(), bdl.posteriors.MeanFieldNormal(0.05))
-    report = diagnose(model, x, y, family_gap=True, batch_size=16)
+    report = diagnose(model, x, y, family_gap=True, batch_size=3)
     assert "No refit gained" in " ".join(report.evidence)
 
 
