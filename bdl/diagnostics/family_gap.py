@@ -18,7 +18,7 @@ import numpy as np
 from bdl.diagnostics.accounting import likelihood_of
 from bdl.diagnostics.measure import ProbeData, measure
 from bdl.diagnostics.quantities import Refit
-from bdl.diagnostics.twin import own_family, rebuilt
+from bdl.diagnostics.twin import own_family, own_optimizer, rebuilt
 from bdl.likelihoods import Likelihood
 from bdl.posteriors import LowRankNormal, MeanFieldNormal
 from bdl.priors import EmpiricalBayes, FanInNormal
@@ -67,7 +67,7 @@ def refit(
     for change, what, options in variants:
         keras.utils.set_random_seed(seed)
         variant = rebuilt(
-            model, likelihood, kl_weight=1.0, keeps_weights=True, optimizer=_own_optimizer(model), **options
+            model, likelihood, kl_weight=1.0, keeps_weights=True, optimizer=own_optimizer(model), **options
         )
         variant.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0)
         measured = measure(variant, likelihood_of(variant), len(np.asarray(y)), data, num_samples=_SAMPLES)
@@ -75,9 +75,3 @@ def refit(
         error = (measured.train.disagreement or 0.0) / math.sqrt(_SAMPLES)
         found.append(Refit(change, what, -(measured.train.nll_gibbs + (measured.rate or 0.0)), error))
     return tuple(found)
-
-
-def _own_optimizer(model: Any) -> Any:
-    """Settings of the model's own optimizer, or Adam's defaults."""
-    optimizer = getattr(model, "optimizer", None)
-    return "adam" if optimizer is None else keras.optimizers.serialize(optimizer)

@@ -148,7 +148,16 @@ class HealthReport:
                 rows.append(
                     _row(f"{name}: accuracy", fit.accuracy, "Share of right labels; of targets, of explained variance.")
                 )
+        for share, accuracy in (q.pruned_accuracy or {}).items():
+            rows.append(
+                _row(f"Accuracy without {share} of the weights", accuracy, "Those of least |mean| / scale, zeroed.")
+            )
         blocks: list[Block] = [Table(["value"], [row for row in rows if row is not None])]
+        if q.refits:
+            refits = [Row(each.what, [_cell(each.elbo), _cell(each.elbo_error)]) for each in q.refits]
+            blocks.append(
+                Table(["ELBO [nats]", "error"], refits, "Per example at T = 1, after a short refit with this.")
+            )
         if q.layers:
             names = ("kl", "prior_matched", "signal_to_noise", "stuck", "active_units", "gradient_ratio")
             layers = [Row(part.name, [_cell(getattr(part, name)) for name in names]) for part in q.layers]

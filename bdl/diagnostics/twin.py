@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from bdl.convert import to_deterministic, to_mc_dropout, to_variational
 from bdl.convert.mc_dropout import DecorativeDropoutWarning, decorative_dropout
@@ -21,6 +22,8 @@ from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 from bdl.posteriors import Posterior
 from bdl.priors import Moped, Prior
+
+_LEAST_RATE = 1e-3  # Adam's default
 
 
 def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Model:
@@ -47,13 +50,18 @@ def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Mode
 def train_twin(
     model: keras.Model, x: Any, y: Any, likelihood: Likelihood, epochs: int, batch_size: int, seed: int
 ) -> Any:
-    """Trains the twin of a model by maximum likelihood, with Adam at its default rate, for the same budget."""
+    """Trains the twin of a model by maximum likelihood for the same budget, by the model's own optimizer.
+
+    Adam's default rate takes the place of a lower one: the twin shows what the network could learn.
+    """
     keras.utils.set_random_seed(seed)
     network = plain_network(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`network` has no variational layer")
         twin = VariationalModel(network, _copy(likelihood), num_examples=len(np.asarray(y)))
-    twin.compile("adam")
+    optimizer = keras.optimizers.get(own_optimizer(model))
+    rate = ops.convert_to_numpy(optimizer.learning_rate)
+    twin.compile("adam" if rate < _LEAST_RATE else optimizer)
     twin.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0)
     return twin
 
@@ -144,6 +152,12 @@ def compiled(
         result = VariationalModel(network, _copy(likelihood), kl_weight=kl_weight, free_bits=free_bits)
     result.compile(keras.optimizers.get(optimizer))
     return result
+
+
+def own_optimizer(model: Any) -> Any:
+    """Settings of a model's own optimizer; Adam's defaults for a model without one."""
+    optimizer = getattr(model, "optimizer", None)
+    return "adam" if optimizer is None else keras.optimizers.serialize(optimizer)
 
 
 def own_family(model: Any) -> tuple[Prior, Posterior]:
