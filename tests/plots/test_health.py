@@ -19,4 +19,11 @@ def test_curves_are_per_example_and_skip_what_is_missing():
 
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="no loss, nll, kl or elbo"):
-        health_curves([{"epoch": 1, "loss": 1.0}], 10)
+        health_curves([{"epoch": 1, "seconds": 1.0}], 10)
+
+
+def test_the_compiled_loss_stands_in_where_its_parts_are_not_known():
+    ax = health_curves([{"epoch": t, "loss": 3.0 / t, "seconds": 1.0} for t in (1, 2, 3)], 10)
+    (line,) = ax.get_lines()
+    assert line.get_label() == "loss, as compiled"
+    assert list(line.get_ydata()) == [3.0, 1.5, 1.0]
