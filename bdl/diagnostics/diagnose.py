@@ -176,22 +176,20 @@ def _with_record(measured: Quantities, run: RunRecord | None) -> Quantities:
         return measured
     last = run.probes[-1] if run.probes else Quantities()
     stuck = {layer.name: layer.stuck for layer in last.layers}
-    counted = {layer.name: layer.counted for layer in last.layers}
-    layers = tuple(
-        dataclasses.replace(
-            layer,
-            stuck=stuck.get(layer.name),
-            counted=counted.get(layer.name) if layer.counted is None else layer.counted,
-        )
-        for layer in measured.layers
-    )
+    counted = {layer.name: (layer.counted, layer.counted_error) for layer in last.layers}
+    layers = []
+    for layer in measured.layers:
+        own = (layer.counted, layer.counted_error)
+        count, error = counted.get(layer.name, own) if layer.counted is None else own
+        stuck_share = stuck.get(layer.name)
+        layers.append(dataclasses.replace(layer, stuck=stuck_share, counted=count, counted_error=error))
     return dataclasses.replace(
         measured,
         epoch=run.epochs[-1]["epoch"] if run.epochs else 0,
         planned_epochs=run.start.get("planned_epochs"),
         present_temperature=run.epochs[-1].get("temperature") if run.epochs else None,
         trends=measure_trends(run.epochs, measured.num_examples),
-        layers=layers,
+        layers=tuple(layers),
         finite=measured.finite and last.finite,
         temperature=last.temperature if measured.temperature is None else measured.temperature,
         declared_temperature=(
@@ -212,6 +210,7 @@ def _from_record(run: RunRecord) -> HealthReport:
         planned_epochs=run.start.get("planned_epochs"),
         num_examples=size,
         finite=last.finite and None not in losses,
+        present_temperature=run.epochs[-1].get("temperature") if run.epochs else None,
         trends=measure_trends(run.epochs, size),
     )
     report = HealthReport.of(judge(quantities), quantities, run.epochs)

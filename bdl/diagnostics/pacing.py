@@ -18,7 +18,8 @@ _FIRST_TIME = 3.0  # times what a measurement costs later: the first of a run tr
 _NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
 _SPACING = 0.05  # of the planned epochs, between two measurements that the logs call for
 # Seconds that the last measurement of a kind took in this process; at first guesses, of what backends prepare once.
-_COSTS = {"probe": 0.1, "accounting": 0.3}
+_GUESSES = {"probe": 0.1, "accounting": 0.3}
+_COSTS = dict(_GUESSES)
 
 
 class Budget:
@@ -34,6 +35,8 @@ class Budget:
         self.own_seconds = 0.0
         self._entered: float | None = None
         self._known: set[str] = set()
+        # What another, larger model took says nothing of this one.
+        self._costs = {kind: min(cost, _GUESSES[kind]) for kind, cost in _COSTS.items()}
 
     @contextmanager
     def spending(self) -> Iterator[None]:
@@ -50,7 +53,7 @@ class Budget:
         """Within this context a measurement of a kind is made, whose cost is remembered."""
         start = time.perf_counter()
         yield
-        _COSTS[kind] = time.perf_counter() - start
+        self._costs[kind] = _COSTS[kind] = time.perf_counter() - start
         self._known.add(kind)
 
     def spent(self) -> float:
@@ -68,7 +71,7 @@ class Budget:
         >>> Budget(0.04).pays("probe", seconds=3600.0), Budget(0.04).pays("probe", seconds=0.1)
         (True, False)
         """
-        expected = _COSTS[kind] * (1.0 if kind in self._known else _FIRST_TIME if kind == "probe" else 1.0)
+        expected = self._costs[kind] * (1.0 if kind in self._known else _FIRST_TIME if kind == "probe" else 1.0)
         return self.share == 1.0 or self.spent() + expected <= share * self.share * seconds
 
     def pays_before(self, kind: str, steps: int) -> bool:
