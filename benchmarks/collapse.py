@@ -32,9 +32,9 @@ def main(
         f"named at epochs {epochs} of {EPOCHS}; after the remedy {np.mean(accuracies):.3f}, least {min(accuracies):.3f}"
     )
     if output is not None:
-        temporary = output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
-        temporary.replace(output)
+        from bdl.report import write_atomically
+
+        write_atomically(output, json.dumps(results, indent=1) + "\n")
 
 
 def run(seed: int, whole: bool) -> dict[str, Any]:

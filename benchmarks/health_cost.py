@@ -42,9 +42,9 @@ def main(
     worst = max(result["share"] for result in results)
     print(f"largest share {worst:.1%}, goal {GOAL:.0%}")
     if output is not None:
-        temporary = output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
-        temporary.replace(output)
+        from bdl.report import write_atomically
+
+        write_atomically(output, json.dumps(results, indent=1) + "\n")
 
 
 def _train(case: Case, epochs: int) -> dict[str, Any]:

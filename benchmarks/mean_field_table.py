@@ -186,9 +186,9 @@ def main(
     if output is not None:
         settings = {"num_examples": NUM_EXAMPLES, "noise_variance": NOISE_VARIANCE, "num_samples": samples}
         settings |= {"seeds": seeds, "measured_seeds": measured_seeds, "backend": keras.backend.backend()}
-        draft = output.with_suffix(".tmp")
-        draft.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
-        draft.replace(output)
+        from bdl.report import write_atomically
+
+        write_atomically(output, json.dumps({**settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ def report(path: Path, half: str, output: Path | None) -> None:
     }
     _print(figures, results)
     if output is not None:
-        temporary = output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(figures, indent=1) + "\n")
-        temporary.replace(output)
+        from bdl.report import write_atomically
+
+        write_atomically(output, json.dumps(figures, indent=1) + "\n")
 
 
 def _labels(seeds: set[int]) -> dict[str, tuple[str, ...]]:

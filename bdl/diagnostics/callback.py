@@ -20,7 +20,7 @@ from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import FORMAT, append
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import HOPELESS, Finding, judge
-from bdl.diagnostics.weights import layer_health, start_scales
+from bdl.diagnostics.weights import WeightPosterior, layer_health, start_scales
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 
@@ -182,7 +182,7 @@ class TrainingHealth(keras.callbacks.Callback):
         posteriors = posteriors_of(self.model)
         run.start = start_scales(posteriors)
         if posteriors and isinstance(self.model, VariationalModel):
-            self._take_accounting(Accounting.by_construction(self.model))
+            self._take_accounting(Accounting.by_construction(self.model), posteriors)
         run.has_posteriors = bool(posteriors)
         run.needs_accounting = bool(posteriors) and run.accounting is None and run.train is not None
         steps = (self.params.get("steps") or 0) * (self._planned or 1)
@@ -198,14 +198,14 @@ class TrainingHealth(keras.callbacks.Callback):
         assert run.train is not None
         run.needs_accounting = False
         with self._budget.measuring("accounting"):
-            self._take_accounting(measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size))
+            found = measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size)
+            self._take_accounting(found, posteriors_of(self.model))
 
-    def _take_accounting(self, accounting: Accounting | None) -> None:
+    def _take_accounting(self, accounting: Accounting | None, posteriors: list[WeightPosterior]) -> None:
         run = self._state
         assert run is not None
         run.accounting = accounting
         if accounting is not None:
-            posteriors = posteriors_of(self.model)
             epoch = self.epochs[-1]["epoch"] if self.epochs else 0
             self._judge(Quantities(epoch, self._planned, run.size, **_counts(run, posteriors)), epoch)
 

@@ -92,7 +92,7 @@ def measure(
         is_thorough: Whether to measure what costs more: the prior's functions, gradients, unit activity.
     """
     members = list(model) if isinstance(model, (list, tuple)) else [model]
-    networks = [member.network if isinstance(member, VariationalModel) else member for member in members]
+    networks = [network_of(member) for member in members]
     posteriors = [weight_posteriors(network) for network in networks]
     layers = layer_health(posteriors[0], start)
     local = None
@@ -151,8 +151,12 @@ def measure(
 
 def posteriors_of(model: Any) -> list[WeightPosterior]:
     """Weight posteriors of a model or of an ensemble's first member."""
-    member = model[0] if isinstance(model, (list, tuple)) else model
-    return weight_posteriors(member.network if isinstance(member, VariationalModel) else member)
+    return weight_posteriors(network_of(model[0] if isinstance(model, (list, tuple)) else model))
+
+
+def network_of(model: keras.Model) -> keras.Model:
+    """The network inside a `VariationalModel`; any other model is its own."""
+    return model.network if isinstance(model, VariationalModel) else model
 
 
 def _weights(networks: list[Any]) -> list[np.ndarray]:

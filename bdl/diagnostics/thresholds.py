@@ -42,6 +42,7 @@ class Thresholds:
         excess_rate: Q7's excess, as a share of NLL_null, that cannot be Monte Carlo error. Zoo.
         overfit_rise: Rise of the validation NLL from its best, as a share of NLL_null. Zoo.
         refit_gain: ELBO that a refit must gain over the control, as a share of NLL_null, to name a cause (Q20).
+        local_share: Of the training, before which alignments are uniform because they are new.
         local_rate: Local KL per example below it, in nats, is a collapsed code.
         uniform_attention: Attention entropy over log(keys) above it ignores the keys.
     """
@@ -71,6 +72,7 @@ class Thresholds:
     excess_rate: float = 0.2
     overfit_rise: float = 0.14
     refit_gain: float = 0.02
+    local_share: float = 0.2
     local_rate: float = 0.01
     uniform_attention: float = 0.99
 

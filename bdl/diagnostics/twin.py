@@ -6,13 +6,12 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from bdl.convert import to_deterministic, to_mc_dropout, to_variational
 from bdl.convert.mc_dropout import DecorativeDropoutWarning, decorative_dropout
 from bdl.convert.rewiring import ConvertedModel
-from bdl.diagnostics.measure import ProbeData
+from bdl.diagnostics.measure import ProbeData, network_of
 from bdl.diagnostics.probe import draw, fit_of
 from bdl.diagnostics.quantities import Fit
 from bdl.diagnostics.weights import weight_posteriors
@@ -32,7 +31,7 @@ def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Mode
     Raises:
         ValueError: if bdl cannot take the Bayesian layers out of it.
     """
-    network = model.network if isinstance(model, VariationalModel) else model
+    network = network_of(model)
     if isinstance(network, ConvertedModel) and not keeps_weights:
         network = network.network  # rank-1 factors do not matter where the weights are made anew
     plain = to_deterministic(network)
@@ -55,13 +54,9 @@ def train_twin(
     Adam's default rate takes the place of a lower one: the twin shows what the network could learn.
     """
     keras.utils.set_random_seed(seed)
-    network = plain_network(model)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`network` has no variational layer")
-        twin = VariationalModel(network, _copy(likelihood), num_examples=len(np.asarray(y)))
     optimizer = keras.optimizers.get(own_optimizer(model))
     rate = ops.convert_to_numpy(optimizer.learning_rate)
-    twin.compile("adam" if rate < _LEAST_RATE else optimizer)
+    twin = compiled(plain_network(model), likelihood, None, "adam" if rate < _LEAST_RATE else optimizer)
     twin.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0)
     return twin
 
@@ -70,8 +65,7 @@ def fit_of_twin(twin: keras.Model, data: ProbeData, likelihood: Likelihood) -> F
     """How well a twin predicts a probe; `likelihood` reads its outputs unless it has its own."""
     own = getattr(twin, "likelihood", None)
     likelihood = own if isinstance(own, Likelihood) else likelihood
-    network = twin.network if isinstance(twin, VariationalModel) else twin
-    return fit_of(draw(network, data.x, data.labels, likelihood, 1), data.labels, likelihood, data.nll_null)
+    return fit_of(draw(network_of(twin), data.x, data.labels, likelihood, 1), data.labels, likelihood, data.nll_null)
 
 
 def rebuilt(
@@ -138,8 +132,7 @@ def restarted(
     model: Any, likelihood: Likelihood, data: Any = None, kl_weight: Any = None, free_bits: float = 0.0
 ) -> VariationalModel:
     """The same network, its layers as they are, with new weights and another objective."""
-    network = model.network if isinstance(model, VariationalModel) else model
-    return compiled(keras.models.clone_model(network), likelihood, kl_weight, free_bits=free_bits)
+    return compiled(keras.models.clone_model(network_of(model)), likelihood, kl_weight, free_bits=free_bits)
 
 
 def compiled(
@@ -165,8 +158,7 @@ def own_family(model: Any) -> tuple[Prior, Posterior]:
 
     Of a prior centred on trained weights only the spread is kept: a network made anew has none to be centred on.
     """
-    network = model.network if isinstance(model, VariationalModel) else model
-    for layer in flatten_layers(network):
+    for layer in flatten_layers(network_of(model)):
         for weight in layer.sampled_weights.values() if isinstance(layer, Variational) else ():
             if weight.prior is not None:
                 prior = weight.prior.spread if isinstance(weight.prior, Moped) else weight.prior

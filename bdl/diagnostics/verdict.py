@@ -42,7 +42,6 @@ VERDICTS = (
     "healthy",
     "inconclusive",
 )
-_LOCAL_SHARE = 0.2  # of the training, before which alignments are uniform because they are new
 HOPELESS = ("diverged", "accounting_error", "mis_scaled_kl", "collapsed")
 """Verdicts on which going on with the same run is a waste."""
 
@@ -190,7 +189,7 @@ def underfitting(q: Quantities) -> Finding | None:
 
 def collapsed(q: Quantities) -> Finding | None:
     """Rung 4: the posterior is the prior and the mean ignores the inputs (Q6, Q8, Q13), or the codes do (Q19)."""
-    if q.local is not None and is_local_collapse(q.local) and is_done(q, share=_LOCAL_SHARE):
+    if q.local is not None and is_local_collapse(q.local) and is_done(q, share=LIMIT.local_share):
         local = q.local
         return Finding(
             "collapsed",

@@ -118,7 +118,7 @@ def start_scales(posteriors: list[WeightPosterior]) -> dict[str, np.ndarray]:
 
 
 def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> float:
-    """Divergence: the layers' own where they know it (a fitted prior moves along), else that of fixed Gaussians."""
+    """Divergence: of layers that know it their own, for a fitted prior moves along; of others that of Gaussians."""
     known = float(ops.convert_to_numpy(kl_divergence(model)))
     own = {layer.name for layer in flatten_layers(model) if hasattr(layer, "kl_divergence")}
     return known + float(sum(part.divergences().sum() for part in posteriors if part.layer not in own))
