@@ -4,9 +4,10 @@ Each run trains a network on a real data set with a `TrainingHealth` callback, t
 deterministic twin. A run's label is what was done to it (`zoo_cases.py`). Seeds of even number set the thresholds and
 the order of the remedies, odd ones score; `--data DIR` adds UCI regressions and Fashion-MNIST.
 
-    python benchmarks/zoo.py run --first-seed 0 --last-seed 0 --remedies all   # sets the thresholds
-    python benchmarks/zoo.py run --first-seed 1 --last-seed 9 --remedies first # scores them
-    python benchmarks/zoo.py score                                             # judges all that was recorded anew
+    python benchmarks/zoo.py run --first-seed 0 --last-seed 0       # sets the thresholds
+    python benchmarks/zoo.py run --first-seed 1 --last-seed 9       # scores them
+    python benchmarks/zoo.py remedies                               # tries the first remedy of each verdict
+    python benchmarks/zoo.py score                                  # judges all that was recorded anew
 
 A run that was interrupted goes on where it was, on two processes.
 """
@@ -17,8 +18,11 @@ import json
 import os
 import tempfile
 import time
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,12 +31,13 @@ import numpy as np
 import typer
 from data import folder_of
 from zoo_cases import Case, build, cases, data_of
+from zoo_remedies import WHICH, Trial, attempt, trials
 
 app = typer.Typer(add_completion=False)
 DEFAULT_OUTPUT = Path("zoo.jsonl")
+DEFAULT_TRIALS = Path("zoo_remedies.jsonl")
 # These trainings take some five seconds each; what a callback measures there costs 4 % of one of half a minute.
 MAX_COST = 0.2
-REMEDIES = ("none", "first", "all")
 _TWINS: dict[tuple[Any, ...], Any] = {}
 
 
@@ -54,7 +59,7 @@ def twin_of(case: Case, data: tuple[np.ndarray, ...], likelihood: Any) -> Any:
         keras.utils.set_random_seed(case.seed)
         model, own = build(plain, x.shape[1], len(x))
         twin = train_twin(model, x, y, own, plain.epochs // 2, case.batch_size, case.seed)
-        _TWINS[key] = fit_of_twin(twin, take_probe((x_test, y_test), 1000, own, "twin"), own)
+        _TWINS[key] = fit_of_twin(twin, take_probe((x_test, y_test), 1000, own, "twin", twin), own)
     return _TWINS[key]
 
 
@@ -106,14 +111,12 @@ def examined(
     return model, likelihood, report, record, twin, seconds
 
 
-def run(case: Case, remedies: str, folder: Path | None) -> dict[str, Any]:
+def run(case: Case, folder: Path | None) -> dict[str, Any]:
     """Trains and diagnoses one case."""
-    import warnings
-
     warnings.simplefilter("ignore")
     began = time.perf_counter()
     data = data_of(case, folder)
-    model, likelihood, report, record, twin, seconds = examined(case, data)
+    _, _, report, record, _, seconds = examined(case, data)
     result = {
         **asdict(case),
         "key": case.key,
@@ -125,29 +128,7 @@ def run(case: Case, remedies: str, folder: Path | None) -> dict[str, Any]:
         "own_share": record.end["own_seconds"] / seconds,
         "fit_seconds": seconds,
     }
-    if remedies != "none" and report.remedies and twin is not None and report.verdict in case.right:
-        applicable = [remedy for remedy in report.remedies if remedy.build is not None]
-        chosen = applicable[:1] if remedies == "first" else applicable
-        result["remedied"] = {remedy.name: remedied(remedy, case, model, likelihood, data) for remedy in chosen}
-        result["twin_accuracy"] = twin.accuracy
     return {**result, "seconds": time.perf_counter() - began}
-
-
-def remedied(remedy: Any, case: Case, model: Any, likelihood: Any, data: Any) -> float | None:
-    """Test accuracy after a remedy, trained as long as the patient should have been; None where it failed."""
-    from bdl.diagnostics.measure import measure, take_probe
-
-    x, y, x_test, y_test = data
-    epochs = Case("rank1", (), case.data, case.width).epochs
-    try:
-        better = remedy.apply(model, likelihood, data=(x, y))
-        better.fit(x, y, batch_size=case.batch_size, epochs=epochs, verbose=0)
-    except ValueError as error:
-        print(f"{case.key}: {remedy.name} cannot be applied: {error}", flush=True)
-        return None
-    probe = take_probe((x_test, y_test), 1000, better.likelihood, "data")
-    fit = measure(better, better.likelihood, len(x), None, probe, num_samples=32).validation
-    return None if fit is None else fit.accuracy
 
 
 def poison(epoch: int) -> Any:
@@ -176,11 +157,19 @@ def _begin_worker() -> None:
         model.fit(x, y, epochs=3, verbose=0, callbacks=[health])
 
 
-def _work(case: Case, remedies: str, folder: Path | None) -> dict[str, Any]:
+def _work(case: Case, folder: Path | None) -> dict[str, Any]:
     try:
-        return run(case, remedies, folder)
+        return run(case, folder)
     except Exception as error:  # one bad run must not end the others; it is reported
         return {**asdict(case), "key": case.key, "error": f"{type(error).__name__}: {error}"}
+
+
+def _work_on_trial(trial: Trial, folder: Path | None) -> dict[str, Any]:
+    warnings.simplefilter("ignore")
+    try:
+        return attempt(trial, folder)
+    except Exception as error:
+        return {"key": trial.key, "error": f"{type(error).__name__}: {error}"}
 
 
 @app.command("run")
@@ -191,39 +180,64 @@ def run_all(
     first_seed: Annotated[int, typer.Option(help="The first seed; every second follows.")] = 1,
     last_seed: Annotated[int, typer.Option(help="The last seed.")] = 9,
     only: Annotated[str, typer.Option(help="Only these kinds, by commas.")] = "",
-    remedies: Annotated[str, typer.Option(help="Remedies to apply to a right verdict: none, first or all.")] = "first",
     data: Annotated[Path | None, typer.Option(help="Folder of real data sets, see benchmarks/data.py.")] = None,
     processes: Annotated[int, typer.Option(help="Processes.")] = 2,
 ) -> None:
-    """Trains whatever the output does not hold yet."""
-    if remedies not in REMEDIES:
-        raise typer.BadParameter(f"--remedies must be one of {REMEDIES}, not {remedies!r}.")
+    """Trains and diagnoses whatever the output does not hold yet."""
     folder = folder_of(data)
+    chosen = [case for case in cases(range(first_seed, last_seed + 1, 2), folder)]
+    chosen = [case for case in chosen if not only or case.kind in only.split(",")]
+    _go_on(output, chosen, partial(_work, folder=folder), processes)
+
+
+@app.command("remedies")
+def try_remedies(
+    path: Annotated[Path, typer.Argument(help="What `run` wrote.")] = DEFAULT_OUTPUT,
+    output: Annotated[Path, typer.Option(help="JSON lines of the results; goes on with what is missing.")] = (
+        DEFAULT_TRIALS
+    ),
+    half: Annotated[str, typer.Option(help="calibration, scoring or all.")] = "scoring",
+    which: Annotated[str, typer.Option(help="Remedies of a right verdict: first or all.")] = "first",
+    splits: Annotated[int, typer.Option(help="Splits into training and test data.")] = 5,
+    data: Annotated[Path | None, typer.Option(help="Folder of real data sets, see benchmarks/data.py.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Tries the remedies of the runs with a right verdict, on several splits of their data."""
+    from zoo_score import judged_results
+
+    if which not in WHICH:
+        raise typer.BadParameter(f"--which must be one of {WHICH}, not {which!r}.")
+    wanted = trials(judged_results(path, half)[0], which, splits)
+    _go_on(output, wanted, partial(_work_on_trial, folder=folder_of(data)), processes)
+
+
+def _go_on(output: Path, tasks: Sequence[Any], work: Callable[[Any], dict[str, Any]], processes: int) -> None:
+    """Does what the output does not hold yet, and adds a line for each."""
     done = {json.loads(line)["key"] for line in output.read_text().splitlines()} if output.exists() else set()
-    todo = [case for case in cases(range(first_seed, last_seed + 1, 2), folder) if case.key not in done]
-    todo = [case for case in todo if not only or case.kind in only.split(",")]
+    todo = [task for task in tasks if task.key not in done]
     print(f"{len(done)} done, {len(todo)} to do", flush=True)
     workers = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_worker, max_tasks_per_child=60)
     with workers as pool, output.open("a") as file:
-        futures = [pool.submit(_work, case, remedies, folder) for case in todo]
+        futures = [pool.submit(work, task) for task in todo]
         for number, future in enumerate(as_completed(futures), 1):
             result = future.result()
             file.write(json.dumps(result) + "\n")
             file.flush()
-            said = result.get("verdict", result.get("error"))
+            said = result.get("error", result.get("verdict"))
             print(f"{number}/{len(todo)} {result['key']}: {said} ({result.get('seconds', 0):.0f} s)", flush=True)
 
 
 @app.command()
 def score(
     path: Annotated[Path, typer.Argument(help="What `run` wrote.")] = DEFAULT_OUTPUT,
+    trials: Annotated[Path, typer.Option(help="What `remedies` wrote.")] = DEFAULT_TRIALS,
     half: Annotated[str, typer.Option(help="calibration, scoring or all.")] = "scoring",
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
     """Prints the confusion matrix, the false-alarm rate, the onset and the remedies of a half of the zoo."""
     from zoo_score import report
 
-    report(path, half, output)
+    report(path, trials, half, output)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 from zoo_cases import cases
+from zoo_remedies import applicable, case_of, read_trials, trial_key
+
+from bdl.diagnostics import Quantities, judge
 
 _HALVES = {"calibration": (0,), "scoring": (1,), "all": (0, 1)}
 # Verdicts about the budget itself can only be given when it is spent.
@@ -22,8 +25,8 @@ _POINT = 0.01
 Result = dict[str, Any]
 
 
-def report(path: Path, half: str, output: Path | None) -> None:
-    """Prints the figures of a half of the zoo; writes them to a JSON file if one is given."""
+def judged_results(path: Path, half: str) -> tuple[list[Result], list[Result]]:
+    """Runs of a half of the zoo, judged by the rules of today, and those that failed."""
     if half not in _HALVES:
         raise SystemExit(f"--half must be one of {tuple(_HALVES)}, not {half!r}.")
     results = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -31,7 +34,12 @@ def report(path: Path, half: str, output: Path | None) -> None:
     results = [result for result in results if result["seed"] % 2 in _HALVES[half] and result["key"] in labels]
     results = [{**result, "right": labels[result["key"]]} for result in results]
     failed = [result for result in results if "error" in result]
-    results = [_judged(result) for result in results if "error" not in result]
+    return [_judged(result) for result in results if "error" not in result], failed
+
+
+def report(path: Path, trials: Path, half: str, output: Path | None) -> None:
+    """Prints the figures of a half of the zoo; writes them to a JSON file if one is given."""
+    results, failed = judged_results(path, half)
     figures = {
         "runs": len(results),
         "failed": [f"{result['key']}: {result['error']}" for result in failed],
@@ -39,7 +47,7 @@ def report(path: Path, half: str, output: Path | None) -> None:
         "verdicts": _verdicts(results),
         "onset": _onset(results),
         "callback_share": _quantiles([result["own_share"] for result in results]),
-        "remedies": _remedies(results),
+        "remedies": _remedies(results, read_trials(trials)),
     }
     _print(figures, results)
     if output is not None:
@@ -54,8 +62,6 @@ def _labels(seeds: set[int]) -> dict[str, tuple[str, ...]]:
 
 
 def _judged(result: Result) -> Result:
-    from bdl.diagnostics import Quantities, judge
-
     live = [(values["at"], judge(Quantities.from_dict(values)).verdict) for values in result["live"]]
     finding = judge(Quantities.from_dict(result["quantities"]))
     first = next((at for at, verdict in live if verdict in result["right"]), None)
@@ -112,26 +118,39 @@ def _onset(results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _remedies(results: list[Result]) -> dict[str, Any]:
-    """For each verdict and remedy: how many runs came within a point of their twin's test accuracy."""
-    gaps: dict[str, dict[str, list[float]]] = {}
+def _remedies(results: list[Result], trials: dict[str, Any]) -> dict[str, Any]:
+    """For each verdict and remedy: how many runs came within a point of their twin's test accuracy.
+
+    The gap of a run is that of its remedied network, a mean over splits; runs may share one.
+    """
+    gaps: dict[str, dict[str, dict[str, float]]] = {}
     first: dict[str, list[bool]] = {}
-    not_applied = 0
+    on_first_split: list[bool] = []
+    networks: dict[str, bool] = {}
+    could_not = 0
     for result in results:
-        for number, (name, accuracy) in enumerate(result.get("remedied", {}).items()):
-            if accuracy is None:  # layers of another library, which bdl cannot replace
-                not_applied += 1
+        if not _is_right(result) or result["verdict"] == "diverged":
+            continue
+        remedies = applicable(result["verdict"], Quantities.from_dict(result["quantities"]))
+        could_not += bool(remedies) and result["kind"].startswith("foreign")
+        for number, remedy in enumerate(remedies):
+            trial = trials.get(trial_key(remedy.name, case_of(result)))
+            if trial is None or None in trial["accuracy"]:
                 continue
-            gap = accuracy - result["twin_accuracy"]
-            gaps.setdefault(result["verdict"], {}).setdefault(name, []).append(gap)
+            pairs = zip(trial["accuracy"], trial["twin_accuracy"], strict=True)
+            each = [accuracy - twin for accuracy, twin in pairs]
+            gap = float(np.mean(each))
+            gaps.setdefault(result["verdict"], {}).setdefault(remedy.name, {})[trial["key"]] = gap
             if number == 0:
                 first.setdefault(result["verdict"], []).append(gap >= -_POINT)
+                on_first_split.append(each[0] >= -_POINT)
+                networks[trial["key"]] = gap >= -_POINT
     table = {
         verdict: {
             name: {
-                "within_a_point": sum(gap >= -_POINT for gap in values),
-                "runs": len(values),
-                "mean_gap": float(np.mean(values)),
+                "within_a_point": sum(gap >= -_POINT for gap in values.values()),
+                "networks": len(values),
+                "mean_gap": float(np.mean(list(values.values()))),
             }
             for name, values in remedies.items()
         }
@@ -139,8 +158,11 @@ def _remedies(results: list[Result]) -> dict[str, Any]:
     }
     return {
         "first_within_a_point": _share([hit for hits in first.values() for hit in hits]),
+        "first_within_a_point_on_one_split": _share(on_first_split),
+        "networks_within_a_point": _share(list(networks.values())),
         "first_by_verdict": {verdict: _share(hits) for verdict, hits in first.items()},
-        "could_not_be_applied": not_applied,
+        "networks_short": sorted(key for key, hit in networks.items() if not hit),
+        "could_not_be_applied": could_not,
         "table": table,
     }
 
@@ -179,12 +201,16 @@ def _print(figures: dict[str, Any], results: list[Result]) -> None:
     print("epochs before the last, of those called:", _quantiles_said(onset["epochs_before_the_last"]))
     print("healthy runs with an alarm at any epoch:", _said(onset["healthy_runs_with_a_live_alarm"]))
     print("callback's share of fit:", _quantiles_said(figures["callback_share"]))
-    print("first remedy within a point of the twin:", _said(figures["remedies"]["first_within_a_point"]))
+    remedied = figures["remedies"]
+    print("first remedy within a point of the twin, runs:", _said(remedied["first_within_a_point"]))
+    print("  of different networks:", _said(remedied["networks_within_a_point"]))
+    print("  on the first split alone:", _said(remedied["first_within_a_point_on_one_split"]))
+    print("  short:", ", ".join(remedied["networks_short"]))
     for verdict, share in figures["remedies"]["first_by_verdict"].items():
         print(f"  first, {verdict}:", _said(share))
     for verdict, remedies in figures["remedies"]["table"].items():
         for name, row in remedies.items():
-            print(f"  {verdict}: {name}: {row['within_a_point']} of {row['runs']}, mean gap {row['mean_gap']:+.3f}")
+            print(f"  {verdict}: {name}: {row['within_a_point']} of {row['networks']}, mean gap {row['mean_gap']:+.3f}")
     print("could not be applied:", figures["remedies"]["could_not_be_applied"])
 
 

@@ -176,7 +176,9 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
     other = np.roll(outputs, 1, axis=0) if np.ptp(outputs, axis=0).any() else outputs[..., ::-1]
 
     def mean_nll(values: np.ndarray) -> float:
-        nll = likelihood.nll(ops.convert_to_tensor(class_numbers(y, likelihood)), ops.convert_to_tensor(values))
+        nll = likelihood.nll(
+            ops.convert_to_tensor(class_numbers(y, likelihood, values.ndim)), ops.convert_to_tensor(values)
+        )
         return float(np.mean(ops.convert_to_numpy(nll)))
 
     change = mean_nll(other) - mean_nll(outputs)

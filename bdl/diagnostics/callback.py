@@ -170,7 +170,7 @@ class TrainingHealth(keras.callbacks.Callback):
         self._read_model()
 
     def _probe(self, data: Any, argument: str, likelihood: Likelihood) -> ProbeData | None:
-        return None if data is None else take_probe(data, self._probe_size, likelihood, argument)
+        return None if data is None else take_probe(data, self._probe_size, likelihood, argument, self.model)
 
     def _read_model(self) -> None:
         """Scales at the start, and how the loss counts the KL where that is known without measuring it."""

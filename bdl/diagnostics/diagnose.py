@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from bdl.diagnostics.accounting import likelihood_of, measure_accounting
-from bdl.diagnostics.family_gap import refit
+from bdl.diagnostics.family_gap import check_refits, refit
 from bdl.diagnostics.measure import ProbeData, measure, take_probe
 from bdl.diagnostics.quantities import Fit, Quantities
 from bdl.diagnostics.record import RunRecord, read_record
@@ -60,7 +60,7 @@ def diagnose(
         num_samples: Whole functions to draw.
         probe_size: Examples of each set to measure on.
         batch_size: For the trainings of twin and refits.
-        seed: For the trainings of twin and refits.
+        seed: For the trainings of twin and refits, which set Keras' global seed to it.
 
     Returns:
         A `HealthReport`. NLLs are in nats per example.
@@ -85,9 +85,11 @@ def diagnose(
         return _from_record(run)
     if (x is None or y is None) and validation_data is None:
         raise ValueError("`x` and `y` are needed to measure what the model has learned; pass the training data.")
+    if family_gap:
+        check_refits(model, x)
     likelihood = likelihood_of(model, likelihood)
     first = model[0] if isinstance(model, (list, tuple)) else model
-    train = None if x is None else take_probe((x, y), probe_size, likelihood, "x, y")
+    train = None if x is None else take_probe((x, y), probe_size, likelihood, "x, y", model)
     validation = (
         None if validation_data is None else take_probe(validation_data, probe_size, likelihood, "validation_data")
     )
@@ -104,8 +106,7 @@ def diagnose(
         fit = _twin_fit(twin, first, x, y, validation or some, likelihood, budget, batch_size, seed)
         measured = dataclasses.replace(measured, twin=fit)
     if family_gap:
-        if train is None or not measured.layers:
-            raise ValueError("`family_gap=True` trains the network on: it needs x, y, and layers with a posterior.")
+        assert train is not None
         measured = dataclasses.replace(
             measured, refits=refit(first, x, y, likelihood, train, batch_size=batch_size, seed=seed)
         )

@@ -18,14 +18,34 @@ import numpy as np
 from bdl.diagnostics.accounting import likelihood_of
 from bdl.diagnostics.measure import ProbeData, measure
 from bdl.diagnostics.quantities import Refit
-from bdl.diagnostics.twin import own_family, own_optimizer, rebuilt
+from bdl.diagnostics.twin import drawn_families, own_family, own_optimizer, rebuilt
 from bdl.likelihoods import Likelihood
-from bdl.posteriors import LowRankNormal, MeanFieldNormal
+from bdl.posteriors import LowRankNormal, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal
 
 _LEAST_STEPS = 200
 _FAST = 3.0  # times the speed of the scales
 _SAMPLES = 32
+
+
+def check_refits(model: Any, x: Any) -> None:
+    """Whether a model can be refitted.
+
+    Raises:
+        ValueError: if there are no training data, no mean-field-like posteriors of bdl's, or several networks.
+    """
+    if isinstance(model, (list, tuple)):
+        raise ValueError("`family_gap=True` refits one network, not an ensemble; pass one of its members as `model`.")
+    posteriors = drawn_families(model)
+    if x is None or not posteriors:
+        raise ValueError(
+            "`family_gap=True` trains the network on: it needs x, y, and bdl's layers with a posterior over weights."
+        )
+    if any(isinstance(posterior, Rank1) for posterior in posteriors):
+        raise ValueError(
+            "`family_gap=True` compares ELBOs of whole weights, and a rank-1 posterior's leaves the weights out. Leave "
+            "family_gap at False."
+        )
 
 
 def refit(

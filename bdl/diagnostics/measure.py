@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.convert.rewiring import ConvertedModel
 from bdl.diagnostics import probe
 from bdl.diagnostics.accounting import Accounting, with_counts
 from bdl.diagnostics.gradients import with_gradients
@@ -45,8 +46,15 @@ class ProbeData:
     nll_null: float
 
 
-def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str) -> ProbeData:
+def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str, model: Any = None) -> ProbeData:
     """A fixed random sample of `(x, y)` arrays.
+
+    Args:
+        data: The arrays.
+        size: At most so many examples.
+        likelihood: What the outputs mean.
+        argument: Name of `data` in messages.
+        model: What will be measured on it, or a list of such; its outputs tell class numbers from one-hot labels.
 
     Raises:
         ValueError: if `data` is no pair of arrays of one length.
@@ -58,7 +66,7 @@ def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str) -> P
     if len(lengths) != 1 or not len(y):
         raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one. Received: {sorted(lengths)}.")
     rows = np.sort(np.random.default_rng(0).permutation(len(y))[:size])
-    labels = probe.class_numbers(y, likelihood)
+    labels = probe.class_numbers(y, likelihood, _output_rank(model))
     return ProbeData(
         keras.tree.map_structure(lambda leaf: np.asarray(leaf)[rows], x),
         y[rows],
@@ -157,6 +165,14 @@ def posteriors_of(model: Any) -> list[WeightPosterior]:
 def network_of(model: keras.Model) -> keras.Model:
     """The network inside a `VariationalModel`; any other model is its own."""
     return model.network if isinstance(model, VariationalModel) else model
+
+
+def _output_rank(model: Any) -> int | None:
+    """Number of axes of a model's outputs, where it is known before the first call."""
+    first = model[0] if isinstance(model, (list, tuple)) else model
+    network = None if first is None else network_of(first)
+    shape = getattr(network.network if isinstance(network, ConvertedModel) else network, "output_shape", None)
+    return len(shape) if isinstance(shape, tuple) else None
 
 
 def _weights(networks: list[Any]) -> list[np.ndarray]:

@@ -85,15 +85,21 @@ def mean_nll(network: keras.Model, x: Any, y: Any, likelihood: Likelihood) -> fl
         return float(draw(network, x, y, likelihood, 1).nll.mean())
 
 
-def class_numbers(y: Any, likelihood: Likelihood) -> np.ndarray:
+def class_numbers(y: Any, likelihood: Likelihood, output_rank: int | None = None) -> np.ndarray:
     """Labels as a likelihood takes them: class numbers of one-hot ones.
+
+    Args:
+        y: Labels.
+        likelihood: What the outputs mean.
+        output_rank: Number of axes of the network's outputs, which one-hot labels share and class numbers do not. None
+            where it is not known: then labels that look like one-hot ones are taken for such.
 
     Example:
     >>> class_numbers([[0.0, 1.0], [1.0, 0.0]], bdl.likelihoods.Categorical())
     array([1, 0])
     """
     y = np.asarray(y)
-    may_be = likelihood.has_class_axis and y.ndim > 1 and y.shape[-1] > 1
+    may_be = likelihood.has_class_axis and y.ndim > 1 and y.shape[-1] > 1 and output_rank in (None, y.ndim)
     is_one_hot = may_be and bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=-1) == 1))
     return y.argmax(axis=-1) if is_one_hot else y
 

@@ -131,7 +131,7 @@ FAST_SCALES = Remedy(
     f"arrives. {_RECIPE_SAID}",
     "docs/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
-    partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal(speed=10.0)),
+    _RECIPE,  # whose family has that speed by default
 )
 LOWER_RATE = Remedy(
     "a lower rate and clipped gradients",
@@ -230,7 +230,7 @@ FREE_BITS = Remedy(
     "free bits",
     "The local KL costs nothing below a rate, so that a code is not pushed to its prior before the decoder reads it.",
     "Kingma et al. 2016, arXiv 1606.04934",
-    "bdl.VariationalModel(network, likelihood, free_bits=0.5)  # the loss is then no ELBO below 0.5 nats",
+    "bdl.VariationalModel(network, likelihood, kl_weight=1.0, free_bits=0.5)  # no ELBO below 0.5 nats",
     partial(restarted, kl_weight=1.0, free_bits=0.5),
 )
 LOCAL_WARMUP = Remedy(
@@ -259,7 +259,7 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "variance_saturated": (TIED_MEAN, RANK1, BURN_IN, EMPIRICAL_BAYES, LAST_LAYER),
     "scales_not_learned": (FAST_SCALES, RANK1),
     "near_deterministic": (T_ONE, RANK1),
-    "overfitting": (TIED_MEAN, RANK1, EARLY_STOPPING, MORE_NOISE),
+    "overfitting": (RANK1, TIED_MEAN, EARLY_STOPPING, MORE_NOISE),
     "healthy": (),
     "inconclusive": (),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from bdl.diagnostics.probe import draw, fit_of
 from bdl.diagnostics.quantities import Fit
 from bdl.diagnostics.weights import weight_posteriors
 from bdl.keras_internals import flatten_layers
+from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
@@ -40,7 +42,7 @@ def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Mode
             f"`model` {network.name!r} holds Bayesian layers of another library, which bdl cannot take out. Build the "
             "plain network yourself, and pass it trained as twin=, or through bdl.convert.to_variational."
         )
-    fresh = keras.models.clone_model(plain)
+    fresh = _cloned(plain)
     if keeps_weights:
         fresh.set_weights(plain.get_weights())
     return fresh
@@ -129,10 +131,11 @@ def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float 
 
 
 def restarted(
-    model: Any, likelihood: Likelihood, data: Any = None, kl_weight: Any = None, free_bits: float = 0.0
+    model: Any, likelihood: Likelihood, data: Any = None, kl_weight: Any = None, free_bits: float | None = None
 ) -> VariationalModel:
-    """The same network, its layers as they are, with new weights and another objective."""
-    return compiled(keras.models.clone_model(network_of(model)), likelihood, kl_weight, free_bits=free_bits)
+    """The same network, its layers as they are, with new weights and another objective; None keeps its free bits."""
+    free_bits = getattr(model, "free_bits", 0.0) if free_bits is None else free_bits
+    return compiled(_cloned(network_of(model)), likelihood, kl_weight, free_bits=free_bits)
 
 
 def compiled(
@@ -154,16 +157,40 @@ def own_optimizer(model: Any) -> Any:
 
 
 def own_family(model: Any) -> tuple[Prior, Posterior]:
-    """Prior and posterior of a model's first weight that has both; the defaults where none has.
+    """Prior and posterior of a model's first weight that is drawn; the defaults where none is.
 
-    Of a prior centred on trained weights only the spread is kept: a network made anew has none to be centred on.
+    A rank-1 posterior has priors of its own: the default takes the place of one for its weights. Of a prior centred on
+    trained weights only the spread is kept: a network made anew has none to be centred on.
     """
-    for layer in flatten_layers(network_of(model)):
-        for weight in layer.sampled_weights.values() if isinstance(layer, Variational) else ():
-            if weight.prior is not None:
-                prior = weight.prior.spread if isinstance(weight.prior, Moped) else weight.prior
-                return prior, weight.posterior
+    for weight in _drawn_weights(model):
+        prior = DEFAULT_PRIOR if weight.prior is None else weight.prior
+        return prior.spread if isinstance(prior, Moped) else prior, weight.posterior
     return DEFAULT_PRIOR, DEFAULT_POSTERIOR
+
+
+def drawn_families(model: Any) -> list[Posterior]:
+    """Posteriors of all weights that a model of bdl's layers draws."""
+    return [weight.posterior for weight in _drawn_weights(model)]
+
+
+def _drawn_weights(model: Any) -> Iterator[SampledWeight]:
+    for layer in flatten_layers(network_of(model)):
+        yield from layer.sampled_weights.values() if isinstance(layer, Variational) else ()
+
+
+def _cloned(network: keras.Model) -> keras.Model:
+    """The same network with new weights.
+
+    Raises:
+        ValueError: if it is subclassed and says nothing about its configuration.
+    """
+    try:
+        return keras.models.clone_model(network)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"`model` {network.name!r} cannot be made anew: {type(network).__name__} is neither Functional nor "
+            "Sequential. Build it again yourself, with the change in code that the remedy names."
+        ) from error
 
 
 def _copy(likelihood: Likelihood) -> Likelihood:

@@ -1,5 +1,7 @@
 """Refits name the cause that was built in: the family, the prior, or scales that the optimizer left behind (Q20)."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -57,8 +59,24 @@ def test_nothing_is_named_where_nothing_gains():
     assert "No refit gained" in " ".join(report.evidence)
 
 
-def test_it_needs_posteriors_and_training_data():
+def dense(*layers):
+    return keras.Sequential([keras.Input((D,)), *layers])
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "message"),
+    [
+        (lambda: dense(keras.layers.Dense(1)), True, "bdl's layers with a posterior"),
+        (lambda: dense(bdl.layers.DenseFlipout(1)), False, "needs x, y"),
+        (lambda: dense(bdl.layers.DenseRank1(1)), True, "rank-1"),
+        (lambda: [dense(bdl.layers.DenseFlipout(1)) for _ in range(2)], True, "one network"),
+    ],
+)
+def test_what_cannot_be_refitted_is_said_before_the_twin_is_trained(model, training, message, monkeypatch):
     x, y = regression(0.0)
-    network = keras.Sequential([keras.Input((D,)), keras.layers.Dense(1)])
-    with pytest.raises(ValueError, match="`family_gap=True`"):
-        diagnose(network, x, y, likelihood=bdl.likelihoods.Normal(scale=0.5), family_gap=True)
+    module = importlib.import_module("bdl.diagnostics.diagnose")  # the package's `diagnose` is the function
+    monkeypatch.setattr(module, "train_twin", lambda *args: pytest.fail("a twin was trained"))
+    data = (x, y) if training else (None, None)
+    with pytest.raises(ValueError, match=message):
+        likelihood = bdl.likelihoods.Normal(scale=0.5)
+        diagnose(model(), *data, validation_data=(x, y), likelihood=likelihood, family_gap=True, twin="auto")

@@ -6,6 +6,7 @@ import pytest
 from foreign_layers import ForeignDense
 
 import bdl
+from bdl.diagnostics.measure import take_probe
 from bdl.diagnostics.probe import (
     ACTIVE_SIGNAL,
     PRUNED_SHARES,
@@ -40,6 +41,14 @@ def test_one_hot_labels_become_class_numbers(kind):
 def test_one_hot_sequences_become_sequences_of_class_numbers():
     y = np.stack([LABELS, LABELS[::-1]], axis=1)
     np.testing.assert_array_equal(class_numbers(np.eye(3)[y], Categorical()), y)
+
+
+def test_class_numbers_of_sequences_that_look_one_hot_stay():
+    """One event of class 1 in each sequence: outputs `(n, steps, classes)` have an axis more than such labels."""
+    y = np.eye(3, dtype="int64")[LABELS]
+    np.testing.assert_array_equal(class_numbers(y, Categorical(), output_rank=3), y)
+    network = keras.Sequential([keras.Input((3, 2)), bdl.layers.DenseFlipout(2)])
+    np.testing.assert_array_equal(take_probe((np.zeros((6, 3, 2)), y), 6, Categorical(), "data", network).labels, y)
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Normal(1.0)])

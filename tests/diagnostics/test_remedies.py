@@ -174,6 +174,38 @@ def test_a_rank1_model_can_be_given_another_remedy(remedy, diagnosed, data):
         np.testing.assert_array_equal(value, now)
 
 
+@pytest.mark.parametrize("remedy", [known.LOWER_RATE, known.WARMUP, known.CYCLICAL], ids=lambda remedy: remedy.name)
+def test_what_keeps_the_family_keeps_rank_1(remedy, diagnosed):
+    again = remedy.apply(known.RANK1.apply(diagnosed))
+    families = [
+        weight.posterior for layer in sampled_layers(again).values() for weight in layer.sampled_weights.values()
+    ]
+    assert families == [Rank1(), Rank1()]
+
+
+def test_local_warm_up_keeps_free_bits():
+    network = keras.Sequential([keras.Input((3,)), bdl.layers.DenseReparameterization(2)])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), free_bits=0.25)
+    assert known.LOCAL_WARMUP.apply(model).free_bits == 0.25
+    assert known.FREE_BITS.apply(model).free_bits == 0.5
+
+
+@pytest.mark.parametrize("remedy", [known.LOCAL_WARMUP, known.RANK1], ids=lambda remedy: remedy.name)
+def test_a_subclassed_network_without_a_configuration_is_named(remedy):
+    class Own(keras.Model):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def call(self, x):
+            return self.layer(x)
+
+    network = Own(keras.layers.Dense(2))
+    network(np.ones((1, 3)))
+    with pytest.raises(ValueError, match="Own is neither Functional nor Sequential"):
+        remedy.apply(network, bdl.likelihoods.Categorical())
+
+
 def test_a_scale_that_a_likelihood_learns_is_the_new_model_s_own():
     network = keras.Sequential([keras.Input((3,)), bdl.layers.DenseReparameterization(1)])
     model = bdl.VariationalModel(network, bdl.likelihoods.Normal())
