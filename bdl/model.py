@@ -381,7 +381,8 @@ class VariationalModel(keras.Model):
         return contextlib.nullcontext() if strategy is None else strategy.scope()
 
     def _warn_if_deterministic(self) -> None:
-        if not any(hasattr(layer, "kl_divergence") for layer in flatten_layers(self.network)):
+        layers = flatten_layers(self.network)
+        if not any(hasattr(layer, "kl_divergence") or getattr(layer, "is_variational", False) for layer in layers):
             warnings.warn(
                 "`network` has no variational layer: the KL is zero, training is by maximum likelihood, and the "
                 "epistemic uncertainty will be zero unless the network is random in another way. Use bdl.layers.",

@@ -117,8 +117,9 @@ class Sampler:
             shape = tuple(spec.shape if name is None else spec[name].shape)
             found = empty.setdefault(str(name), {})
             if head.is_classifier:
-                found["p_sum"] = ops.zeros(shape)
-                found["entropy_sum"] = ops.zeros(shape[:-1] if head.has_class_axis else shape)
+                p_shape = head.mean_shape(shape)
+                found["p_sum"] = ops.zeros(p_shape)
+                found["entropy_sum"] = ops.zeros(p_shape[:-1] if head.has_class_axis else p_shape)
             if keep_outputs or not head.is_classifier:
                 found["outputs"] = ops.zeros((num_samples, *shape))
         return empty

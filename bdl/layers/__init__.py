@@ -47,6 +47,7 @@ from bdl.layers.dropout import (
 )
 from bdl.layers.embedding import EmbeddingReparameterization
 from bdl.layers.latent import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
+from bdl.layers.latent_attention import LatentAttention
 from bdl.layers.learned_dropout import ConcreteDropout, VariationalGaussianDropout
 from bdl.layers.normalization import (
     BatchNormalizationReparameterization,
@@ -116,6 +117,7 @@ __all__ = [
     "GaussianCode",
     "GroupNormalizationReparameterization",
     "LSTMReparameterization",
+    "LatentAttention",
     "LatentReport",
     "LayerNormalizationReparameterization",
     "MCAlphaDropout",

@@ -1,0 +1,137 @@
+"""What every likelihood has: densities of events, summed over an example, and checks of its labels."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.random import Tensor
+
+MIN_LIKELIHOOD_SCALE = 1e-4
+"""Floor of a learned or predicted scale: a density may not grow without bound on repeated targets."""
+LEARNED_SPEED = 10.0
+"""A learned scale is `softplus(10 * raw)`: it moves as fast as the network does."""
+
+
+class Likelihood(keras.layers.Layer):
+    """Base of all likelihoods.
+
+    Subclasses give `parameters`, `log_prob` and `check_labels`, and `distribution` where they are not classifiers.
+    """
+
+    is_classifier: ClassVar[bool] = False
+    has_class_axis: ClassVar[bool] = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"  # densities and their scales stay in full precision under any policy
+        super().__init__(**kwargs)
+        self.built = True  # a learned scale does not depend on the shape of the data
+
+    def call(self, outputs: Tensor) -> Tensor:
+        """The mean of the likelihood, so that it can end a Keras model."""
+        return self.mean(outputs)
+
+    def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Parameters of the distribution of each event, named as in scipy.stats."""
+        raise NotImplementedError
+
+    def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """Log density of each event, `(batch, ...)`, in nats."""
+        raise NotImplementedError
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Mean of each event; for a classifier its class probabilities."""
+        raise NotImplementedError
+
+    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+        """The frozen scipy.stats distribution with these parameters (not for classifiers)."""
+        raise NotImplementedError
+
+    def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
+        """Checks labels against the shape of the network's outputs.
+
+        Raises:
+            ValueError: if shape, type or values do not fit; it names the first bad entry and the fix.
+        """
+        raise NotImplementedError
+
+    def nll(self, y: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Negative log likelihood of each example.
+
+        Args:
+            y: Labels, `(batch, ...)`.
+            outputs: Network outputs.
+            mask: Boolean, `(batch, ...)`, False where an event does not count; broadcast over trailing event axes.
+
+        Returns:
+            `(batch,)`, the sum over unmasked events, in nats, float32.
+        """
+        y = ops.convert_to_tensor(y)
+        outputs = ops.cast(outputs, "float32")
+        y = self._align(y, outputs)
+        self._check_aligned(y, outputs)
+        if mask is not None:
+            # Padding may hold any label; it must not reach the density, for 0 * nan is nan.
+            y = ops.where(expand_to_rank(ops.cast(mask, "bool"), len(y.shape)), y, ops.zeros_like(y))
+        events = self.log_prob(y, outputs)
+        if mask is not None:
+            keep = ops.cast(expand_to_rank(mask, len(events.shape)), events.dtype)
+            events = events * keep
+        return -ops.sum(ops.reshape(events, (ops.shape(events)[0], -1)), axis=-1)
+
+    def event_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Shape of the labels that belong to outputs of a shape, both with the batch."""
+        return output_shape[:-1] if self.has_class_axis else output_shape
+
+    def mean_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Shape of a classifier's probabilities for outputs of a shape, both with the batch."""
+        return output_shape
+
+    def _check_aligned(self, y: Tensor, outputs: Tensor) -> None:
+        """Labels and outputs of different shapes would broadcast to a density of nothing in particular."""
+        found, expected = tuple(y.shape), self.event_shape(tuple(outputs.shape))
+        pairs = zip(found[1:], expected[1:], strict=False)
+        if len(found) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in pairs):
+            raise ValueError(
+                f"`y` has shape {found}, but {type(self).__name__} needs {expected} for outputs of shape "
+                f"{tuple(outputs.shape)}."
+            )
+
+    def _align(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """Labels in the shape of the events: a missing or superfluous last axis of one is no mistake."""
+        rank = len(self.event_shape(tuple(outputs.shape)))
+        if len(y.shape) == rank - 1:
+            return ops.expand_dims(y, -1)
+        if len(y.shape) == rank + 1 and y.shape[-1] == 1:
+            return ops.squeeze(y, -1)
+        return y
+
+
+def expand_to_rank(mask: Tensor, rank: int) -> Tensor:
+    """A mask with axes of one at its end."""
+    while len(mask.shape) < rank:
+        mask = ops.expand_dims(mask, -1)
+    return mask
+
+
+def check_shape(y: np.ndarray, events: tuple[int | None, ...], name: str, wanted: str) -> None:
+    """The labels must have the events' shape, but for a last axis of one."""
+    shapes = [tuple(events)]
+    if len(events) > 1 and events[-1] == 1:
+        shapes.append(tuple(events[:-1]))
+    shapes.append((*events, 1))
+    for shape in shapes:
+        if y.ndim == len(shape) and all(e is None or e == s for e, s in zip(shape[1:], y.shape[1:], strict=True)):
+            return
+    expected = tuple("batch" if axis == 0 else size for axis, size in enumerate(events))
+    raise ValueError(f"`y` has shape {y.shape}, but {name} needs {wanted}: shape {expected}.")
+
+
+def check_entries(y: np.ndarray, good: np.ndarray, wanted: str) -> None:
+    """Names the first entry of labels that is not good."""
+    if not np.all(good):
+        index = tuple(int(i) for i in np.argwhere(~good)[0])
+        raise ValueError(f"`y` must hold {wanted}; y[{', '.join(map(str, index))}] is {y[index]}.")

@@ -1,0 +1,167 @@
+"""Likelihoods of real targets."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.likelihoods.base import LEARNED_SPEED, MIN_LIKELIHOOD_SCALE, Likelihood, check_shape
+from bdl.priors import _check_positive
+from bdl.random import Tensor
+
+_register = keras.saving.register_keras_serializable(package="bdl")
+
+
+class _LocationScale(Likelihood):
+    """A real target around the network's output, with a fixed, learned or predicted scale."""
+
+    def __init__(self, scale: float | None = None, heteroscedastic: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if scale is not None:
+            _check_positive("scale", scale, "None (learned) or ")
+            if heteroscedastic:
+                raise ValueError(
+                    "`scale` and `heteroscedastic=True` exclude each other: the network predicts the scale."
+                )
+        self.scale = scale
+        self.heteroscedastic = heteroscedastic
+        if scale is None and not heteroscedastic:
+            self.raw_scale = self.add_weight(
+                name="raw_scale",
+                shape=(),
+                initializer=keras.initializers.Constant(math.log(math.expm1(1.0)) / LEARNED_SPEED),
+                dtype="float32",
+            )
+
+    def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
+        """`loc` and `scale`, the shape of the targets."""
+        outputs = ops.cast(outputs, "float32")
+        if not self.heteroscedastic:
+            return {"loc": outputs, "scale": ops.broadcast_to(self._shared_scale(), ops.shape(outputs))}
+        location, raw = ops.split(outputs, 2, axis=-1)
+        return {"loc": location, "scale": MIN_LIKELIHOOD_SCALE + ops.softplus(raw)}
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The location. It reads no variable: metrics call it where, on JAX, variables have no value."""
+        outputs = ops.cast(outputs, "float32")
+        return ops.split(outputs, 2, axis=-1)[0] if self.heteroscedastic else outputs
+
+    def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
+        """Checks that there is one finite target for each location."""
+        name = type(self).__name__
+        if self.heteroscedastic and output_shape[-1] is not None and output_shape[-1] % 2:
+            raise ValueError(
+                f"`likelihood` {name}(heteroscedastic=True) reads mean and raw scale from the network's last axis, "
+                f"which must be even, not {output_shape[-1]}."
+            )
+        check_shape(y, self.event_shape(output_shape), name, "one target for each output")
+        if y.dtype.kind not in "fiub":
+            raise ValueError(f"`y` must hold numbers for {name}, not {y.dtype}.")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns everything that `from_config` needs."""
+        return {**super().get_config(), "scale": self.scale, "heteroscedastic": self.heteroscedastic}
+
+    def event_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The outputs' shape, or half of their last axis where they hold mean and scale."""
+        last = output_shape[-1]
+        halved = last if last is None or not self.heteroscedastic else last // 2
+        return (*output_shape[:-1], halved)
+
+    def _shared_scale(self) -> Tensor:
+        if self.scale is not None:
+            return ops.convert_to_tensor(np.float32(self.scale))
+        return MIN_LIKELIHOOD_SCALE + ops.softplus(LEARNED_SPEED * ops.convert_to_tensor(self.raw_scale))
+
+    def _align(self, y: Tensor, outputs: Tensor) -> Tensor:
+        return ops.cast(super()._align(y, outputs), "float32")
+
+
+@_register
+class Normal(_LocationScale):
+    """Gaussian targets around the network's output.
+
+    Args:
+        scale: Positive standard deviation, or None to learn one (by maximum likelihood).
+        heteroscedastic: True to read mean and raw scale from the two halves of the network's last axis; the scale
+            is `softplus(raw)`.
+        **kwargs: `name` of the layer.
+
+    Targets: `(batch,)` or the shape of the means. Standardise them: a learned scale starts at 1.
+
+    Raises:
+        ValueError: if `scale` is not positive, or is given together with `heteroscedastic`.
+
+    Example:
+    >>> nll = Normal(scale=1.0).nll(np.array([0.0]), np.zeros((1, 1), "float32"))
+    >>> bool(np.allclose(nll, 0.5 * np.log(2 * np.pi)))
+    True
+    """
+
+    def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """The targets' shape, in nats."""
+        values = self.parameters(outputs)
+        z = (y - values["loc"]) / values["scale"]
+        return -0.5 * ops.square(z) - ops.log(values["scale"]) - 0.5 * math.log(2 * math.pi)
+
+    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+        """scipy.stats.norm."""
+        from scipy import stats
+
+        return stats.norm(**parameters)
+
+
+@_register
+class StudentT(_LocationScale):
+    """Heavy-tailed targets around the network's output.
+
+    Args:
+        degrees_of_freedom: Number above 2, so that the variance exists.
+        scale: Positive scale, or None to learn one.
+        heteroscedastic: True to read location and raw scale from the two halves of the network's last axis.
+        **kwargs: `name` of the layer.
+
+    Targets: `(batch,)` or the shape of the locations.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+    >>> likelihood = StudentT(degrees_of_freedom=5.0, scale=1.0)
+    >>> float(likelihood.nll(np.array([0.0]), np.zeros((1, 1), "float32"))[0])
+    0.9686
+    """
+
+    def __init__(
+        self,
+        degrees_of_freedom: float = 4.0,
+        scale: float | None = None,
+        heteroscedastic: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(scale=scale, heteroscedastic=heteroscedastic, **kwargs)
+        if not (degrees_of_freedom > 2 and math.isfinite(degrees_of_freedom)):
+            raise ValueError(f"`degrees_of_freedom` must be a finite number above 2, not {degrees_of_freedom!r}.")
+        self.degrees_of_freedom = degrees_of_freedom
+
+    def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """The targets' shape, in nats."""
+        values = self.parameters(outputs)
+        df = self.degrees_of_freedom
+        z = (y - values["loc"]) / values["scale"]
+        constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
+        return constant - ops.log(values["scale"]) - 0.5 * (df + 1) * ops.log1p(ops.square(z) / df)
+
+    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+        """scipy.stats.t."""
+        from scipy import stats
+
+        return stats.t(self.degrees_of_freedom, **parameters)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns everything that `from_config` needs."""
+        return {**super().get_config(), "degrees_of_freedom": self.degrees_of_freedom}

@@ -1,0 +1,168 @@
+"""Likelihoods of counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.likelihoods.base import LEARNED_SPEED, MIN_LIKELIHOOD_SCALE, Likelihood, check_entries, check_shape
+from bdl.priors import _check_positive
+from bdl.random import Tensor
+
+_register = keras.saving.register_keras_serializable(package="bdl")
+
+
+@_register
+class Poisson(Likelihood):
+    """Counts; each output is the logarithm of a rate.
+
+    Labels: non-negative integers, `(batch,)` or the outputs' shape.
+
+    Example:
+    >>> nll = Poisson().nll(np.array([0]), np.zeros((1, 1), "float32"))
+    >>> float(nll[0])
+    1.0
+    """
+
+    def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
+        """`mu`, the rate."""
+        return {"mu": self.mean(outputs)}
+
+    def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """The outputs' shape, in nats."""
+        y = ops.cast(y, "float32")
+        return y * outputs - ops.exp(outputs) - log_gamma(y + 1.0)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The rate."""
+        return ops.exp(ops.cast(outputs, "float32"))
+
+    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+        """scipy.stats.poisson."""
+        from scipy import stats
+
+        return stats.poisson(**parameters)
+
+    def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
+        """Checks that labels are counts, one for each output."""
+        _check_counts(y, output_shape, "Poisson")
+
+
+@_register
+class NegativeBinomial(Likelihood):
+    """Overdispersed counts; each output is the logarithm of a mean.
+
+    The variance is `mean + mean^2 / total_count`; Poisson is the limit of a large `total_count`.
+
+    Args:
+        total_count: Positive number (inverse dispersion), or None to learn one by maximum likelihood.
+        **kwargs: `name` of the layer.
+
+    Labels: non-negative integers, `(batch,)` or the outputs' shape.
+
+    Raises:
+        ValueError: if `total_count` is not positive.
+
+    Example:
+    >>> nll = NegativeBinomial(total_count=1.0).nll(np.array([0]), np.zeros((1, 1), "float32"))
+    >>> bool(np.allclose(nll, np.log(2)))  # geometric with success probability one half
+    True
+    """
+
+    def __init__(self, total_count: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if total_count is not None:
+            _check_positive("total_count", total_count, "None (learned) or ")
+        self.total_count = total_count
+        if total_count is None:
+            self.raw_total_count = self.add_weight(
+                name="raw_total_count",
+                shape=(),
+                initializer=keras.initializers.Constant(math.log(math.expm1(1.0)) / LEARNED_SPEED),
+                dtype="float32",
+            )
+
+    def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
+        """`n` (total count) and `p`, as in scipy.stats.nbinom."""
+        mean = self.mean(outputs)
+        count = self._count()
+        return {"n": ops.broadcast_to(count, ops.shape(mean)), "p": count / (count + mean)}
+
+    def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """The outputs' shape, in nats."""
+        y = ops.cast(y, "float32")
+        count = self._count()
+        log_total = ops.logaddexp(ops.log(count), outputs)
+        normaliser = log_gamma(y + count) - log_gamma(count) - log_gamma(y + 1.0)
+        return normaliser + count * (ops.log(count) - log_total) + y * (outputs - log_total)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The mean count."""
+        return ops.exp(ops.cast(outputs, "float32"))
+
+    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+        """scipy.stats.nbinom."""
+        from scipy import stats
+
+        return stats.nbinom(**parameters)
+
+    def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
+        """Checks that labels are counts, one for each output."""
+        _check_counts(y, output_shape, "NegativeBinomial")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns everything that `from_config` needs."""
+        return {**super().get_config(), "total_count": self.total_count}
+
+    def _count(self) -> Tensor:
+        if self.total_count is not None:
+            return ops.convert_to_tensor(np.float32(self.total_count))
+        return MIN_LIKELIHOOD_SCALE + ops.softplus(LEARNED_SPEED * ops.convert_to_tensor(self.raw_total_count))
+
+
+def digamma(x: Tensor) -> Tensor:
+    """Derivative of `log_gamma`, which `keras.ops` lacks.
+
+    Example:
+    >>> round(float(digamma(np.float32(1.0))), 4)
+    -0.5772
+    """
+    x = ops.convert_to_tensor(x)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.math.digamma(x)
+    if backend == "jax":
+        import jax
+
+        return jax.scipy.special.digamma(x)
+    import torch
+
+    return torch.digamma(x)
+
+
+def log_gamma(x: Tensor) -> Tensor:
+    """Logarithm of the gamma function, which `keras.ops` lacks."""
+    x = ops.convert_to_tensor(x)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.math.lgamma(x)
+    if backend == "jax":
+        import jax
+
+        return jax.scipy.special.gammaln(x)
+    import torch
+
+    return torch.lgamma(x)
+
+
+def _check_counts(y: np.ndarray, output_shape: tuple[int | None, ...], name: str) -> None:
+    check_shape(y, output_shape, name, "one count for each output")
+    check_entries(y, (y >= 0) & (y == np.floor(y)), f"a non-negative integer, for {name} models counts")

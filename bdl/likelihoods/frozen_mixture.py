@@ -1,0 +1,79 @@
+"""A weighted mixture with the methods of a frozen scipy.stats distribution that predictions use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_STEPS = 80  # bisections, as many as float64 resolves
+
+
+class FrozenMixture:
+    """A mixture along one axis of a frozen scipy.stats distribution.
+
+    Args:
+        components: The frozen distribution of all components.
+        log_weight: Their log weights, broadcastable to the components' shape; they sum to 1 along the axis.
+        axis: The components' axis, negative.
+
+    Example:
+    >>> from scipy import stats
+    >>> mixture = FrozenMixture(stats.norm([0.0, 2.0], 1.0), np.log([0.5, 0.5]), axis=-1)
+    >>> float(mixture.mean()), float(mixture.var()), round(float(mixture.ppf(0.5)), 6)
+    (1.0, 2.0, 1.0)
+    """
+
+    def __init__(self, components: Any, log_weight: np.ndarray, axis: int) -> None:
+        self._components, self._axis = components, axis
+        self._log_weight = np.broadcast_to(log_weight, components.mean().shape)
+        self.dist = components.dist
+
+    def mean(self) -> Any:
+        """Mean."""
+        return self._average(self._components.mean())
+
+    def var(self) -> Any:
+        """Variance: that of the components and that of their means."""
+        mean = self._components.mean()
+        return self._average(self._components.var() + (mean - self._spread(self.mean())) ** 2)
+
+    def cdf(self, y: Any) -> Any:
+        """Probability of at most `y`."""
+        return self._average(self._components.cdf(self._spread(y)))
+
+    def logpdf(self, y: Any) -> Any:
+        """Log density."""
+        return self._log_average(self._components.logpdf(self._spread(y)))
+
+    def logpmf(self, y: Any) -> Any:
+        """Log probability of counts."""
+        return self._log_average(self._components.logpmf(self._spread(y)))
+
+    def ppf(self, level: float) -> Any:
+        """Quantile, by bisection between the components' least and greatest; of counts the least that reaches it."""
+        is_count = hasattr(self.dist, "pmf")
+        ends = self._components.ppf(level)
+        low, high = ends.min(axis=self._axis) - (1.0 if is_count else 0.0), ends.max(axis=self._axis)
+        for _ in range(_STEPS):
+            middle = np.floor((low + high) / 2) if is_count else (low + high) / 2
+            reached = self.cdf(middle) >= level
+            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+        return high
+
+    def rvs(self, size: Any = None, random_state: Any = None) -> Any:
+        """Draws: a component by its weight, then a value of it."""
+        random = np.random.default_rng(random_state)
+        noise = random.gumbel(size=self._log_weight.shape)
+        chosen = np.argmax(self._log_weight + noise, axis=self._axis, keepdims=True)
+        values = self._components.rvs(size=self._log_weight.shape, random_state=random)
+        return np.take_along_axis(values, chosen, axis=self._axis).squeeze(self._axis)
+
+    def _spread(self, y: Any) -> np.ndarray:
+        return np.expand_dims(np.asarray(y), self._axis)
+
+    def _average(self, values: Any) -> Any:
+        return np.sum(np.exp(self._log_weight) * values, axis=self._axis)
+
+    def _log_average(self, values: Any) -> Any:
+        return np.logaddexp.reduce(self._log_weight + values, axis=self._axis)
