@@ -25,6 +25,7 @@ from bdl.elbo import (
     local_kl,
 )
 from bdl.keras_internals import flatten_layers, keras_mask, num_replicas, symbolic_inputs
+from bdl.layers.latent_alignment import alignment_trackers
 from bdl.likelihoods import Likelihood
 from bdl.prediction import predict_with
 from bdl.random import Tensor
@@ -99,6 +100,7 @@ class VariationalModel(keras.Model):
         self._step = self._counter("step", 0)
         self._total_steps = self._counter("total_steps", 0)
         self._trackers = [keras.metrics.Mean(name=part) for part in ("nll", "kl", "elbo", "temperature")]
+        self._alignment_trackers = alignment_trackers(network)
         self._sampler: Sampler | None = None
         if network.built:
             self._warn_if_deterministic()
@@ -246,6 +248,8 @@ class VariationalModel(keras.Model):
         batch = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         for tracker in self._trackers:
             tracker.update_state(getattr(parts, tracker.name), sample_weight=batch)
+        for alignment_tracker in self._alignment_trackers:
+            alignment_tracker.update(batch)
         regularizers = sum((ops.sum(loss) for loss in self.losses if len(loss.shape) == 0), ops.zeros(()))
         return (parts.loss + regularizers) / num_replicas()
 

@@ -48,6 +48,7 @@ from bdl.layers.dropout import (
 from bdl.layers.embedding import EmbeddingReparameterization
 from bdl.layers.latent import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
 from bdl.layers.latent_attention import LatentAttention
+from bdl.layers.latent_multi_head_attention import LatentMultiHeadAttention
 from bdl.layers.learned_dropout import ConcreteDropout, VariationalGaussianDropout
 from bdl.layers.normalization import (
     BatchNormalizationReparameterization,
@@ -118,6 +119,7 @@ __all__ = [
     "GroupNormalizationReparameterization",
     "LSTMReparameterization",
     "LatentAttention",
+    "LatentMultiHeadAttention",
     "LatentReport",
     "LayerNormalizationReparameterization",
     "MCAlphaDropout",

@@ -120,7 +120,7 @@ def relaxed_sample(log_q: Tensor, temperature: float, key: Tensor, num_samples: 
     1.0
     """
     log_q = ops.cast(log_q, "float32")
-    return ops.softmax((log_q + _gumbel(log_q, key, num_samples)) / temperature, axis=-1)
+    return ops.exp(ops.log_softmax((log_q + _gumbel(log_q, key, num_samples)) / temperature, axis=-1))
 
 
 def concentration(scores: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bdl.keras_internals import flatten_layers
 from bdl.layers import alignment
 from bdl.layers.alignment_estimators import (
     NEED_DECODER,
@@ -78,7 +79,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         self.baseline, self.block_size, self.dropout = baseline, block_size, dropout
         self.decoder = decoder
         self._has_dense_inference = inference_network == "dense"
-        self.inference_network = None if self._has_dense_inference else inference_network
+        self.inference_network: Any = None if self._has_dense_inference else inference_network
         self.supports_masking = True
         # TensorFlow's gamma noise, and recomputation in blocks, do not compile under XLA.
         if keras.backend.backend() == "tensorflow" and (estimator == "dirichlet" or block_size is not None):
@@ -100,7 +101,13 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         self.add_noise_strength()
         shape = (self.num_alignments, len(STATISTICS))
         self.statistics = self.add_weight(
-            name="statistics", shape=shape, initializer="zeros", trainable=False, dtype="float32", autocast=False
+            name="statistics",
+            shape=shape,
+            initializer="zeros",
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+            aggregation="only_first_replica",
         )
         if self.is_variational:
             if target_shape is None:
@@ -238,3 +245,34 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         decode = keras.remat(lambda block: self.decoder(block, training=training))
         blocks = range(0, points, self.block_size)
         return ops.concatenate([decode(inputs[:, :, start : start + self.block_size]) for start in blocks], axis=2)
+
+
+class AlignmentTracker(keras.metrics.Mean):
+    """Mean over batches of one figure of one alignment of a layer, for the logs.
+
+    Args:
+        layer: The layer.
+        number: Of the alignment: its head.
+        statistic: One of `STATISTICS`.
+    """
+
+    def __init__(self, layer: LatentAlignment, number: int, statistic: str) -> None:
+        head = f"_head_{number}" if layer.num_alignments > 1 else ""
+        super().__init__(name=f"{layer.name}{head}_{statistic}")
+        self._layer, self._number, self._column = layer, number, STATISTICS.index(statistic)
+
+    def update(self, batch: Tensor) -> None:
+        """Adds the figure of the present batch, of that many examples."""
+        statistics = ops.convert_to_tensor(self._layer.statistics)
+        self.update_state(statistics[self._number, self._column], sample_weight=batch)
+
+
+def alignment_trackers(network: keras.Layer) -> list[AlignmentTracker]:
+    """A tracker for every figure of every alignment of a network."""
+    return [
+        AlignmentTracker(layer, number, statistic)
+        for layer in flatten_layers(network)
+        if isinstance(layer, LatentAlignment)
+        for number in range(layer.num_alignments)
+        for statistic in STATISTICS
+    ]

@@ -83,7 +83,7 @@ class LatentAttention(LatentAlignment):
         correction = None
         if inferred is not None:
             correction = ops.expand_dims(ops.matmul(inferred, ops.swapaxes(key, -2, -1)) / key.shape[-1] ** 0.5, 1)
-        key_mask = _key_mask(scores, value_mask, use_causal_mask)
+        key_mask = key_mask_of(scores, value_mask, use_causal_mask)
         exists = None if query_mask is None else ops.expand_dims(query_mask, 1)
         posterior = self.infer(ops.expand_dims(scores, 1), correction, key_mask, exists)
         if self.decoder is not None:
@@ -122,7 +122,7 @@ class LatentAttention(LatentAlignment):
         return {**super().get_config(), "use_scale": self.use_scale, "score_mode": self.score_mode}
 
 
-def _key_mask(scores: Tensor, value_mask: Tensor | None, use_causal_mask: bool) -> Tensor | None:
+def key_mask_of(scores: Tensor, value_mask: Tensor | None, use_causal_mask: bool) -> Tensor | None:
     """Keys that a query may attend to, `(batch or 1, 1, queries or 1, keys)`, or None for all."""
     mask = None if value_mask is None else ops.cast(value_mask, "bool")[:, None, None, :]
     if use_causal_mask:

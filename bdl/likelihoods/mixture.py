@@ -110,7 +110,7 @@ class Mixture(Likelihood):
         outputs = ops.cast(outputs, "float32")
         y = self._align(ops.convert_to_tensor(y), outputs)
         outputs, log_weight, _ = _unpack(outputs)
-        return ops.softmax(log_weight + self._of_each(y, outputs), axis=-1)
+        return ops.exp(ops.log_softmax(log_weight + self._of_each(y, outputs), axis=-1))
 
     def alignments(self, outputs: Tensor) -> Tensor:
         """`p(z | x)`, `(batch, ..., alignments)`, of the outputs outside training."""
