@@ -386,7 +386,7 @@ class VariationalModel(keras.Model):
 
     def _warn_if_deterministic(self) -> None:
         layers = flatten_layers(self.network)
-        if not any(hasattr(layer, "kl_divergence") or getattr(layer, "is_variational", False) for layer in layers):
+        if not any(hasattr(layer, "kl_divergence") or getattr(layer, "sums_alignments", False) for layer in layers):
             warnings.warn(
                 "`network` has no variational layer: the KL is zero, training is by maximum likelihood, and the "
                 "epistemic uncertainty will be zero unless the network is random in another way. Use bdl.layers.",

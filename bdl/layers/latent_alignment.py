@@ -24,7 +24,7 @@ from bdl.likelihoods.mixture import NUM_EXTRAS, pack
 from bdl.random import Tensor
 
 STATISTICS = ("kl", "alignment_entropy", "mutual_information")
-"""Figures of each head: nats per example, nats per query, nats per example."""
+"""Figures of each head: nats per example; nats per query; what a query's alignment says of its example, in nats."""
 
 
 class LatentAlignment(HasNoise, keras.layers.Layer):
@@ -90,6 +90,11 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
     def num_alignments(self) -> int:
         """Alignments of a query: one, or one a head."""
         return 1
+
+    @property
+    def sums_alignments(self) -> bool:
+        """Whether alignments are a latent variable, and not only their mean is plugged in."""
+        return self.estimator != "soft"
 
     @property
     def is_variational(self) -> bool:
@@ -223,8 +228,10 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         log_q = ops.stop_gradient(posterior.log_q)
         exists = ops.broadcast_to(exists, ops.shape(log_q)[:-1])
         uncertain = alignment.entropy(log_q, posterior.mask)
-        mean_entropy = ops.sum(uncertain * exists, axis=(0, 2)) / ops.maximum(ops.sum(exists, axis=(0, 2)), 1.0)
-        information = alignment.mutual_information(log_q, posterior.mask, query_mask)
+        queries = ops.maximum(ops.sum(exists, axis=(0, 2)), 1.0)
+        mean_entropy = ops.sum(uncertain * exists, axis=(0, 2)) / queries
+        total = alignment.mutual_information(log_q, posterior.mask, query_mask)
+        information = total * ops.cast(ops.shape(log_q)[0], "float32") / queries
         self.statistics.assign(ops.stack([ops.mean(ops.stop_gradient(kl), axis=0), mean_entropy, information], axis=-1))
 
     def _decode_at(self, found: Evaluation, value: Tensor, query: Tensor, training: bool | None) -> Tensor:
