@@ -8,11 +8,12 @@ import math
 import keras
 import numpy as np
 import pytest
+from gradients import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 from scipy import stats
-from standard_errors import assert_within_standard_errors
+from standard_errors import assert_mean, assert_within_standard_errors
 
 from bdl import random
 
@@ -303,3 +304,54 @@ def test_uniform_is_uniform():
     assert values.min() >= 0
     assert values.max() < 1
     assert stats.kstest(values, "uniform").pvalue > RARE
+
+
+# Gamma
+
+
+CONCENTRATIONS = [0.3, 1.0, 4.0, 50.0]
+
+
+@pytest.mark.parametrize("concentration", CONCENTRATIONS)
+def test_gamma_has_the_moments_and_distribution_of_a_gamma(concentration):
+    size = 2**17
+    noise = array(random.gamma(np.full(size, concentration, "float32"), random.draw_key(20))).astype("float64")
+    assert_within_standard_errors(noise.mean(), concentration, np.sqrt(concentration / size))
+    # The fourth central moment of a gamma is 3 a^2 + 6 a.
+    error = np.sqrt((2 * concentration**2 + 6 * concentration) / size)
+    assert_within_standard_errors(np.square(noise - concentration).mean(), concentration, error)
+    assert stats.kstest(noise[: 2**14], stats.gamma(concentration).cdf).pvalue > RARE
+
+
+def test_gamma_has_the_shape_of_its_concentrations_and_is_float32():
+    concentration = np.array([[1e-2, 1.0, 1e3], [0.5, 5.0, 50.0]])
+    noise = random.gamma(concentration, random.draw_key(21))
+    assert tuple(noise.shape) == (2, 3)
+    assert keras.backend.standardize_dtype(noise.dtype) == "float32"
+    assert np.all(np.isfinite(array(noise)))
+    assert np.all(array(noise) >= 0)
+
+
+def test_gradients_of_gamma_are_those_of_its_moments():
+    """d E g / d a = 1 and d E g^2 / d a = 2 a + 1, through the noise."""
+    for concentration in CONCENTRATIONS[1:]:
+        values = ops.convert_to_tensor(np.full(2**15, concentration, "float32"))
+        of_mean = gradients(lambda a: ops.sum(random.gamma(a[0], random.draw_key(22))), [values])
+        assert_mean(array(of_mean[0]), 1.0)
+        of_square = gradients(lambda a: ops.sum(ops.square(random.gamma(a[0], random.draw_key(22)))), [values])
+        assert_mean(array(of_square[0]), 2 * concentration + 1)
+
+
+def test_gamma_repeats_with_its_key_and_not_with_another():
+    concentration = np.full(1_000, 2.0, "float32")
+    first, again, other = (array(random.gamma(concentration, random.draw_key(seed))) for seed in (23, 23, 24))
+    np.testing.assert_array_equal(first, again)
+    assert abs(np.corrcoef(first, other)[0, 1]) < 5 / np.sqrt(1_000)
+
+
+def test_gamma_leaves_the_backends_global_noise_alone():
+    keras.utils.set_random_seed(0)
+    expected = array(keras.random.normal((3,)))
+    keras.utils.set_random_seed(0)
+    random.gamma(np.ones(3, "float32"), random.draw_key(25))
+    np.testing.assert_array_equal(array(keras.random.normal((3,))), expected)

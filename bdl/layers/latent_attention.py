@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bdl.keras_internals import keras_mask
 from bdl.layers import alignment
 from bdl.layers.latent_alignment import LatentAlignment
 from bdl.layers.scores import AlignmentScore
@@ -77,7 +78,8 @@ class LatentAttention(LatentAlignment):
         """Attends; see the class."""
         _check_inputs(inputs)
         query, value, key = (*inputs, inputs[1])[:3]
-        query_mask, value_mask = (mask[0], mask[1]) if mask else (None, None)
+        # Keras fills in `mask` only where there is no target.
+        query_mask, value_mask = (mask or [keras_mask(each) for each in inputs])[:2]
         scores = self.score(query, key)
         inferred = self.posterior_query(query, target, training)
         correction = None

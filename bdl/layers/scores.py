@@ -32,6 +32,7 @@ class AlignmentScore(keras.layers.Layer):
                 f"`use_scale=True` adds nothing to score_mode={mode!r}, whose weights have a scale. Drop it."
             )
         self.mode, self.use_scale, self.units = mode, use_scale, units
+        self.supports_masking = True
 
     def build(self, query_shape: Any, key_shape: Any) -> None:
         """Adds the weights that the mode has."""
