@@ -43,8 +43,9 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         temperature: Of gumbel; the lower, the less bias and the more variance.
         baseline: Control variate of reinforce: the other samples' mean (`"leave_one_out"`), the outputs of soft
             attention (`"soft"`), or `"none"`.
-        block_size: Alignments to decode at a time. The hidden values of a block are computed again in the backward
-            pass, so that memory grows with keys by the outputs alone; None decodes all at once.
+        block_size: Alignments to decode at a time, by a decoder without noise. The hidden values of a block are
+            computed again in the backward pass, so that memory grows with keys by the outputs alone; None decodes all
+            at once.
         dropout: Share of attention weights that is dropped in training.
         seed: Integer seed of the noise, or None for a random one.
     """
@@ -126,6 +127,11 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
                 self.inference_network.build((*query_shape[:-1], query_shape[-1] + target_shape[-1]))
         if self.decoder is not None and not self.decoder.built:
             self.decoder.build((*query_shape[:-1], None, value_shape[-1] + query_shape[-1]))
+        if self.block_size is not None and self.decoder is not None and _is_random(self.decoder):
+            raise ValueError(
+                f"`block_size={self.block_size}` computes the decoder again in the backward pass, and this one draws "
+                "noise, which would then be another. Use block_size=None, or a decoder without dropout and sampling."
+            )
 
     def posterior_query(self, query: Tensor, target: Tensor | None, training: bool | None) -> Tensor | None:
         """What the inference network makes of query and target; None where q is p."""
@@ -250,8 +256,14 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         if self.block_size is None or points is None or points <= self.block_size:
             return self.decoder(inputs, training=training)
         decode = keras.remat(lambda block: self.decoder(block, training=training))
-        blocks = range(0, points, self.block_size)
-        return ops.concatenate([decode(inputs[:, :, start : start + self.block_size]) for start in blocks], axis=2)
+        # Split and not sliced: the gradient of a slice is padded to the whole for each block.
+        blocks = ops.split(inputs, list(range(self.block_size, points, self.block_size)), axis=2)
+        return ops.concatenate([decode(block) for block in blocks], axis=2)
+
+
+def _is_random(network: keras.Layer) -> bool:
+    """Whether a built network holds a seed."""
+    return any(variable.path.endswith("seed_generator_state") for variable in network.non_trainable_variables)
 
 
 class AlignmentTracker(keras.metrics.Mean):
