@@ -170,8 +170,16 @@ class ELBO(keras.losses.Loss):
         self.model = model
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """The loss of a batch; under a distribution strategy the replica's share of it."""
-        return self.evidence(y_true, y_pred, sample_weight).loss / num_replicas()
+        """The loss of a batch; under a distribution strategy the replica's share of it.
+
+        To the loss that a model was compiled with Keras adds the sums of what layers gave to `add_loss`. The local KL
+        has its place here already, so that its sum is taken off before.
+        """
+        loss = self.evidence(y_true, y_pred, sample_weight).loss
+        if getattr(self.model, "loss", None) is self:
+            local = local_kl(self.model.losses)
+            loss = loss if local is None else loss - ops.sum(local)
+        return loss / num_replicas()
 
     def evidence(self, y: Tensor, outputs: Tensor, sample_weight: Tensor | None = None) -> Evidence:
         """All parts of the ELBO on a batch, for custom loops and logs.

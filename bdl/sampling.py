@@ -172,11 +172,13 @@ def _is_equal(one: Likelihood, other: Likelihood) -> bool:
 
 def _settings(likelihood: Likelihood) -> dict[str, Any]:
     """Its plain public attributes; `get_config` would import TensorFlow on every backend, to describe a dtype."""
-    return {
+    settings = {
         name: value
         for name, value in vars(likelihood).items()
         if not name.startswith("_") and name not in ("name", "built") and isinstance(value, (bool, int, float, str))
     }
+    component = getattr(likelihood, "component", None)  # of a mixture
+    return settings if component is None else {**settings, "component": (type(component), _settings(component))}
 
 
 def label_entropy(likelihood: Likelihood, p: Any) -> Any:

@@ -68,8 +68,11 @@ class Remedy:
 
 # What a remedy returns that is about the objective or the budget and not about the family. On the calibration half of
 # the zoo this recipe kept the twin's accuracy most often.
-_RECIPE = partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal())
-_RECIPE_SAID = "apply() returns the network with a tied-mean prior, whose means are point estimates (variational EM)."
+_RECIPE = partial(rebuilt, posterior=Rank1(), kl_weight=1.0)
+_RECIPE_SAID = (
+    "apply() returns the network with a rank-1 posterior, whose weights are point estimates (variational EM)."
+)
+_TIED_MEAN = partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal())
 _EMPIRICAL_BAYES = partial(rebuilt, prior=EmpiricalBayes(), posterior=MeanFieldNormal())
 
 RANK1 = Remedy(
@@ -78,7 +81,7 @@ RANK1 = Remedy(
     "themselves become point estimates (variational EM).",
     "Dusenberry et al. 2020, arXiv 2005.07186",
     "keras.layers.Dense(...) -> bdl.layers.DenseRank1(...)",
-    partial(rebuilt, posterior=Rank1(), kl_weight=1.0),
+    _RECIPE,
 )
 EMPIRICAL_BAYES = Remedy(
     "empirical-Bayes prior with warm-up",
@@ -94,7 +97,7 @@ TIED_MEAN = Remedy(
     "The KL acts on the scales only; the means are fitted by maximum likelihood (variational EM).",
     "Nado et al. 2021, arXiv 2106.04015",
     "bdl.layers.DenseReparameterization(..., kernel_prior='tied_mean')",
-    _RECIPE,
+    _TIED_MEAN,
 )
 LAST_LAYER = Remedy(
     "Bayesian last layer only",
@@ -128,10 +131,11 @@ TRAIN_LONGER = Remedy(
 FAST_SCALES = Remedy(
     "scales that move as fast as means",
     "Adam moves a stored parameter by its rate a step, whatever the gradient: stored as log(scale) / 10, a scale "
-    f"arrives. {_RECIPE_SAID}",
+    "arrives. "
+    "apply() returns the network with a tied-mean prior, whose means are point estimates (variational EM).",
     "docs/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
-    _RECIPE,  # whose family has that speed by default
+    _TIED_MEAN,  # whose family has that speed by default
 )
 LOWER_RATE = Remedy(
     "a lower rate and clipped gradients",
@@ -250,15 +254,15 @@ LAPLACE_OR_ENSEMBLE = Remedy(
 _RICHER = (LOW_RANK, MATRIX_NORMAL, LAST_LAYER, BURN_IN, SMALL_SCALES, LOCAL_NOISE, WARMUP, CYCLICAL, TEMPERING)
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "diverged": (LOWER_RATE,),
-    "accounting_error": (HONEST_ELBO, RANK1),
-    "mis_scaled_kl": (HONEST_ELBO, RANK1),
-    "still_training": (TRAIN_LONGER, RANK1),
+    "accounting_error": (HONEST_ELBO, TIED_MEAN),
+    "mis_scaled_kl": (HONEST_ELBO, TIED_MEAN),
+    "still_training": (TRAIN_LONGER, TIED_MEAN),
     "underfitting": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
     "collapsed": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER, LAPLACE_OR_ENSEMBLE),
     "over_pruned": (RANK1, TIED_MEAN, EMPIRICAL_BAYES, *_RICHER),
-    "variance_saturated": (TIED_MEAN, RANK1, BURN_IN, EMPIRICAL_BAYES, LAST_LAYER),
-    "scales_not_learned": (FAST_SCALES, RANK1),
-    "near_deterministic": (T_ONE, RANK1),
+    "variance_saturated": (RANK1, TIED_MEAN, BURN_IN, EMPIRICAL_BAYES, LAST_LAYER),
+    "scales_not_learned": (RANK1, FAST_SCALES),
+    "near_deterministic": (T_ONE, TIED_MEAN),
     "overfitting": (RANK1, TIED_MEAN, EARLY_STOPPING, MORE_NOISE),
     "healthy": (),
     "inconclusive": (),

@@ -60,6 +60,8 @@ class LatentAttention(LatentAlignment):
 
     def build(self, inputs_shape: Any, target_shape: Any = None) -> None:
         """Builds scores, inference network and decoder."""
+        if not isinstance(inputs_shape[0], (list, tuple)):
+            _check_inputs(None)
         _check_inputs(inputs_shape)
         query, value, key = (*inputs_shape, inputs_shape[1])[:3]
         self.score.build(query, key)
@@ -136,5 +138,5 @@ def key_mask_of(scores: Tensor, value_mask: Tensor | None, use_causal_mask: bool
 
 def _check_inputs(inputs: Any) -> None:
     if not isinstance(inputs, (list, tuple)) or not 2 <= len(inputs) <= 3:
-        received = f"{len(inputs)} of them" if isinstance(inputs, (list, tuple)) else type(inputs).__name__
+        received = f"{len(inputs)} of them" if isinstance(inputs, (list, tuple)) else "one tensor"
         raise ValueError(f"`inputs` must be a list [query, value] or [query, value, key]. Received: {received}.")

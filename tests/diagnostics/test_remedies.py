@@ -19,13 +19,13 @@ from bdl.priors import EmpiricalBayes, FanInNormal, Moped, TiedMean
 UNITS = (5, 2)
 OWN_PRIOR, OWN_POSTERIOR = FanInNormal(0.5), MeanFieldNormal(initial_scale=0.03, speed=5.0)
 ALL, LAST = ("hidden", "head"), ("head",)
-RECIPE = {"prior": TiedMean(), "posterior": MeanFieldNormal()}
+RECIPE = {"prior": None, "posterior": Rank1(), "kl_weight": 1.0}
 EMPIRICAL = {"prior": EmpiricalBayes(), "posterior": MeanFieldNormal()}
 # Remedy, and what its texts promise where it differs from: own family, all layers, default warm-up.
 PROMISES = [
-    (known.RANK1, {"prior": None, "posterior": Rank1(), "kl_weight": 1.0}),
+    (known.RANK1, RECIPE),
     (known.EMPIRICAL_BAYES, EMPIRICAL),
-    (known.TIED_MEAN, RECIPE),
+    (known.TIED_MEAN, {"prior": TiedMean(), "posterior": MeanFieldNormal()}),
     (known.LAST_LAYER, {**EMPIRICAL, "layers": LAST}),
     (known.HONEST_ELBO, RECIPE),
     (known.T_ONE, RECIPE),

@@ -172,7 +172,7 @@ def log_likelihoods(layer):
     return np.take_along_axis(special.log_softmax(logits, axis=-1), labels, axis=-1)[..., 0]
 
 
-@pytest.mark.xfail(reason="Keras adds the sum of the local KL to a loss that has its mean already", strict=True)
+@pytest.mark.core
 def test_the_elbo_as_a_keras_loss_counts_the_local_kl_once():
     layer, likelihood = built("enumerate"), Mixture(Categorical())
     outputs, kl = called(layer, INPUTS, training=True)
@@ -307,3 +307,11 @@ def test_configurations_come_back(estimator):
     assert isinstance(again.decoder, keras.layers.Dense)
     plain = LatentAttention.from_config(LatentAttention().get_config())
     assert (plain.decoder, plain.inference_network) == (None, None)
+
+
+@pytest.mark.parametrize("noisy", [keras.layers.Dropout(0.2), bdl.layers.DenseFlipout(3)], ids=lambda layer: layer.name)
+def test_blocks_are_refused_where_computing_again_would_draw_again(noisy):
+    decoder = keras.Sequential([noisy, keras.layers.Dense(2)])
+    layer = LatentAttention(estimator="marginal", decoder=decoder, block_size=2)
+    with pytest.raises(ValueError, match=r"`block_size=2` computes the decoder again.*Use\s+block_size=None"):
+        layer([QUERY, VALUE])
