@@ -69,9 +69,7 @@ class Remedy:
 # What a remedy returns that is about the objective or the budget and not about the family. On the calibration half of
 # the zoo this recipe kept the twin's accuracy most often.
 _RECIPE = partial(rebuilt, posterior=Rank1(), kl_weight=1.0)
-_RECIPE_SAID = (
-    "apply() returns the network with a rank-1 posterior, whose weights are point estimates (variational EM)."
-)
+_RECIPE_SAID = "apply() returns the network with rank-1 posteriors, whose weights are point estimates (variational EM)."
 _TIED_MEAN = partial(rebuilt, prior=TiedMean(), posterior=MeanFieldNormal())
 _EMPIRICAL_BAYES = partial(rebuilt, prior=EmpiricalBayes(), posterior=MeanFieldNormal())
 
@@ -131,8 +129,7 @@ TRAIN_LONGER = Remedy(
 FAST_SCALES = Remedy(
     "scales that move as fast as means",
     "Adam moves a stored parameter by its rate a step, whatever the gradient: stored as log(scale) / 10, a scale "
-    "arrives. "
-    "apply() returns the network with a tied-mean prior, whose means are point estimates (variational EM).",
+    "arrives. apply() returns the network with a tied-mean prior, whose means are point estimates (variational EM).",
     "docs/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
     _TIED_MEAN,  # whose family has that speed by default
