@@ -85,8 +85,8 @@ class Settings:
 
 GENERATED = Settings(max_words=10, vocabulary=(400, 400), min_count=1, units=32, warmup=0.9)
 CONTEXT = (
-    "On the same gold pairs IBM model 1 (5 iterations of EM on the whole file) has an AER of 0.579 and IBM model 2 of "
-    "0.551. Both see the target word, as p(z|x,y) does."
+    "On the same gold pairs IBM model 1 (5 iterations of EM) has an AER of 0.579, and IBM model 2 of 0.551. Both see "
+    "the target word, as p(z|x,y) does."
 )
 
 
