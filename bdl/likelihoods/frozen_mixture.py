@@ -1,4 +1,7 @@
-"""A weighted mixture with the methods of a frozen scipy.stats distribution that predictions use."""
+"""A weighted mixture with the methods of a frozen scipy.stats distribution that predictions use.
+
+Several targets of one event are mixed each by itself: their common alignment is summed out for each.
+"""
 
 from __future__ import annotations
 
