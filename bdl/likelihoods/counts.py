@@ -124,6 +124,11 @@ class NegativeBinomial(Likelihood):
         return MIN_LIKELIHOOD_SCALE + ops.softplus(LEARNED_SPEED * ops.convert_to_tensor(self.raw_total_count))
 
 
+def log_gamma(x: Tensor) -> Tensor:
+    """Logarithm of the gamma function, which `keras.ops` lacks."""
+    return _special(x, tensorflow="lgamma", jax="gammaln", torch="lgamma")
+
+
 def digamma(x: Tensor) -> Tensor:
     """Derivative of `log_gamma`, which `keras.ops` lacks.
 
@@ -131,36 +136,24 @@ def digamma(x: Tensor) -> Tensor:
     >>> round(float(digamma(np.float32(1.0))), 4)
     -0.5772
     """
+    return _special(x, tensorflow="digamma", jax="digamma", torch="digamma")
+
+
+def _special(x: Tensor, **names: str) -> Tensor:
+    """A special function by the name that it has in each backend."""
     x = ops.convert_to_tensor(x)
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.math.digamma(x)
+        return getattr(tf.math, names[backend])(x)
     if backend == "jax":
         import jax
 
-        return jax.scipy.special.digamma(x)
+        return getattr(jax.scipy.special, names[backend])(x)
     import torch
 
-    return torch.digamma(x)
-
-
-def log_gamma(x: Tensor) -> Tensor:
-    """Logarithm of the gamma function, which `keras.ops` lacks."""
-    x = ops.convert_to_tensor(x)
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.math.lgamma(x)
-    if backend == "jax":
-        import jax
-
-        return jax.scipy.special.gammaln(x)
-    import torch
-
-    return torch.lgamma(x)
+    return getattr(torch, names["torch"])(x)
 
 
 def _check_counts(y: np.ndarray, output_shape: tuple[int | None, ...], name: str) -> None:
