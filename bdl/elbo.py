@@ -129,7 +129,8 @@ class ELBO(keras.losses.Loss):
             weights of its own (a learned scale), for the compiled model would not train them.
         num_examples: Positive number of training examples, N. Without it the KL cannot be scaled, so it has no default.
         kl_weight: Temperature T: non-negative, 1 is Bayes. A schedule needs `VariationalModel`.
-        model: The network whose weights' KL belongs in the loss. None leaves the KL to `kl=` of `evidence`.
+        model: The network whose weights' KL belongs in the loss, and which is compiled with it. A loop of your own
+            takes `evidence(...).loss`; a model around this one needs `VariationalModel` if layers have a local KL.
         free_bits: As of `VariationalModel`; above 0 the loss is not the ELBO any more, here `val_loss` neither.
         name: Name of the loss.
 
@@ -173,11 +174,12 @@ class ELBO(keras.losses.Loss):
         """The loss of a batch; under a distribution strategy the replica's share of it.
 
         To the loss that a model was compiled with Keras adds the sums of what layers gave to `add_loss`. The local KL
-        has its place here already, so that its sum is taken off before.
+        has its place here already, so that its sum is taken off before: a loop of your own takes `evidence(...).loss`.
         """
         loss = self.evidence(y_true, y_pred, sample_weight).loss
-        if getattr(self.model, "loss", None) is self:
-            local = local_kl(self.model.losses)
+        model: Any = self.model
+        if any(each is self for each in keras.tree.flatten(getattr(model, "loss", None))):
+            local = local_kl(model.losses)
             loss = loss if local is None else loss - ops.sum(local)
         return loss / num_replicas()
 

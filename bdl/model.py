@@ -116,6 +116,7 @@ class VariationalModel(keras.Model):
         if not self.network.built:
             # A symbolic call builds any network; `network.build` would not build a subclassed one.
             self.network(symbolic_inputs(input_shape))
+        self._alignment_trackers = alignment_trackers(self.network)  # of layers that were made while building, too
         self._warn_if_deterministic()
         self.built = True
 

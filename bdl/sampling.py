@@ -17,11 +17,12 @@ from keras import ops
 
 from bdl.keras_internals import flatten_layers
 from bdl.layers.estimators import whole_functions
-from bdl.likelihoods import Likelihood
+from bdl.layers.latent_alignment import LatentAlignment
+from bdl.layers.noise_layers import SEED_KEY
+from bdl.likelihoods import Likelihood, Mixture
 from bdl.random import Tensor
 from bdl.training_data import check_finite
 
-_SEED_STATE = "seed_generator_state"  # Keras' name of the variable of a SeedGenerator
 _SUMS = ("p_sum", "entropy_sum")
 _SQUASHING = {"softmax": "Categorical", "sigmoid": "Bernoulli"}
 
@@ -157,7 +158,7 @@ class Sampler:
         values = []
         for number, variable in enumerate(self.network.non_trainable_variables):
             value = variable.value
-            if seed is not None and variable.path.endswith(_SEED_STATE):
+            if seed is not None and variable.path.endswith(SEED_KEY):
                 word = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) & 0x7FFFFFFF
                 value = ops.convert_to_tensor(np.array([word, 0]), dtype=variable.dtype)
             values.append(value)
@@ -172,13 +173,14 @@ def _is_equal(one: Likelihood, other: Likelihood) -> bool:
 
 def _settings(likelihood: Likelihood) -> dict[str, Any]:
     """Its plain public attributes; `get_config` would import TensorFlow on every backend, to describe a dtype."""
-    settings = {
+    settings: dict[str, Any] = {
         name: value
         for name, value in vars(likelihood).items()
         if not name.startswith("_") and name not in ("name", "built") and isinstance(value, (bool, int, float, str))
     }
-    component = getattr(likelihood, "component", None)  # of a mixture
-    return settings if component is None else {**settings, "component": (type(component), _settings(component))}
+    if isinstance(likelihood, Mixture):
+        settings["component"] = (type(likelihood.component), _settings(likelihood.component))
+    return settings
 
 
 def label_entropy(likelihood: Likelihood, p: Any) -> Any:
@@ -199,8 +201,19 @@ def batches(x: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
 
 
 def check_output_activation(network: keras.Model, likelihood: Any) -> None:
-    """Raises ValueError where the network visibly squashes what the likelihood will squash again."""
-    if isinstance(likelihood, Mapping) or not getattr(likelihood, "from_logits", False):
+    """Raises ValueError where the network visibly squashes what the likelihood will squash again, or is a mixture."""
+    if isinstance(likelihood, Mapping):
+        return
+    last = (getattr(network, "layers", None) or [network])[-1]
+    is_mixture = isinstance(last, LatentAlignment) and last.decoder is not None
+    if is_mixture and not isinstance(likelihood, Mixture):
+        name = type(likelihood).__name__
+        raise ValueError(
+            f"The network ends in {last.name!r}, whose decoder gives one output for each alignment, but `likelihood` "
+            f"is {name}. Use bdl.likelihoods.Mixture({name}(...))."
+        )
+    likelihood = likelihood.component if isinstance(likelihood, Mixture) else likelihood
+    if not getattr(likelihood, "from_logits", False):
         return
     activation = _output_activation(network)
     if activation in _SQUASHING:
@@ -220,6 +233,8 @@ def _output_activation(network: Any) -> str | None:
             return "softmax"
         if isinstance(last, keras.layers.Wrapper):
             last = last.layer
+        if isinstance(last, LatentAlignment):
+            last = last.decoder
         activation = getattr(last, "activation", None)
         if activation is not None:
             return getattr(activation, "__name__", None)

@@ -46,6 +46,7 @@ def categorical_kl(log_q: Tensor, log_p: Tensor, mask: Tensor | None = None) -> 
     >>> round(float(categorical_kl(np.log([0.5, 0.5]), np.log([0.25, 0.75]))), 4)
     0.1438
     """
+    log_q, log_p = (ops.maximum(ops.cast(each, "float32"), MASKED) for each in (log_q, log_p))  # no 0 * inf
     return ops.sum(probabilities(log_q, mask) * (log_q - log_p), axis=-1)
 
 
@@ -53,9 +54,10 @@ def entropy(log_q: Tensor, mask: Tensor | None = None) -> Tensor:
     """Entropy of each query's alignment, without its last axis, in nats: how uncertain it is.
 
     Example:
-    >>> round(float(entropy(np.log([0.5, 0.5]))), 4)
+    >>> round(float(entropy(np.array([np.log(0.5), np.log(0.5), -np.inf]))), 4)  # the last has probability zero
     0.6931
     """
+    log_q = ops.maximum(ops.cast(log_q, "float32"), MASKED)  # no 0 * inf
     return -ops.sum(probabilities(log_q, mask) * log_q, axis=-1)
 
 
@@ -110,7 +112,7 @@ def sample(log_q: Tensor, key: Tensor, num_samples: int | None = None) -> Tensor
 
 
 def relaxed_sample(log_q: Tensor, temperature: float, key: Tensor, num_samples: int | None = None) -> Tensor:
-    """Differentiable samples near the corners of the simplex, that of one-hot samples at temperature 0.
+    """Differentiable samples from within the simplex, which are one-hot in the limit of temperature 0.
 
     Sources: Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712.
 
@@ -124,7 +126,7 @@ def relaxed_sample(log_q: Tensor, temperature: float, key: Tensor, num_samples: 
 
 
 def concentration(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Dirichlet concentrations `exp(score)`, at least 0.01, whose mean is the softmax; 0.01 for keys that are not."""
+    """Dirichlet concentrations `exp(score)`, whose mean is the softmax; at least 0.01, and that for missing keys."""
     scores = ops.cast(scores, "float32")
     alpha = ops.maximum(ops.exp(ops.minimum(scores, 15.0)), _LEAST_CONCENTRATION)
     return alpha if mask is None else ops.where(mask, alpha, _LEAST_CONCENTRATION)

@@ -17,9 +17,9 @@ Source: Deng et al. 2018, "Latent alignment and variational attention", arXiv 18
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import keras
 from keras import ops
 
 from bdl.layers import alignment
@@ -33,7 +33,7 @@ BASELINES = ("leave_one_out", "soft", "none")
 
 
 @dataclass(frozen=True, eq=False)
-class Posterior:
+class AlignmentPosterior:
     """Prior and posterior of the alignments of a call.
 
     Args:
@@ -106,7 +106,7 @@ class Evaluation:
 
 
 def context_weights(
-    posterior: Posterior, estimator: str, temperature: float, key: Tensor, strength: Tensor, training: bool
+    posterior: AlignmentPosterior, estimator: str, temperature: float, key: Tensor, strength: Tensor, training: bool
 ) -> Tensor:
     """Weights of the values without a decoder, `(batch, heads, queries, keys)`: of the mean or of one sample.
 
@@ -127,20 +127,23 @@ def context_weights(
 
 
 def evaluations(
-    posterior: Posterior,
+    posterior: AlignmentPosterior,
     estimator: str,
     temperature: float,
     num_samples: int,
     baseline: str,
     key: Tensor,
+    strength: Tensor,
     training: bool,
 ) -> list[Evaluation]:
-    """Where a decoder is evaluated, of one shared alignment; see the module's table."""
+    """Where a decoder is evaluated, of one shared alignment; see the module's table. `strength` as above."""
     if estimator == "soft":
         weights = alignment.probabilities(posterior.log_p, posterior.mask)
         return [Evaluation(weights, ops.zeros_like(weights[..., 0]), MIXTURE)]
     if estimator == "dirichlet" and not training:
-        return [_equal(posterior.draw(key, num_samples, from_prior=True), MIXTURE)]
+        mean = alignment.probabilities(posterior.log_p, posterior.mask)
+        draws = posterior.draw(key, num_samples, from_prior=True)
+        return [_equal(strength * draws + (1.0 - strength) * mean, MIXTURE)]
     if estimator == "marginal" or not training:
         return [Evaluation(None, _first_head(posterior.log_p), MIXTURE)]
     if estimator == "enumerate":
@@ -152,10 +155,10 @@ def evaluations(
     return _score_function(posterior, num_samples, baseline, key)
 
 
-def _score_function(posterior: Posterior, num_samples: int, baseline: str, key: Tensor) -> list[Evaluation]:
+def _score_function(posterior: AlignmentPosterior, num_samples: int, baseline: str, key: Tensor) -> list[Evaluation]:
     draws = ops.stop_gradient(posterior.draw(key, num_samples))
     sampled = _equal(draws, SAMPLE if baseline == "leave_one_out" else EXPECTATION)
-    log_q = _points(ops.sum(draws * ops.maximum(posterior.log_q, alignment.MASKED), axis=-1))
+    log_q = _points(ops.sum(draws * posterior.log_q, axis=-1))
     log_weight = sampled.log_weight + log_q - ops.stop_gradient(log_q)
     found = [Evaluation(sampled.weights, log_weight, sampled.role)]
     if baseline == "soft":
@@ -168,7 +171,7 @@ def _equal(draws: Tensor, role: float) -> Evaluation:
     """Samples `(num_samples, batch, 1, queries, keys)`, each of weight 1 / num_samples."""
     weights = _points(draws)
     number = float(draws.shape[0])
-    return Evaluation(weights, ops.zeros_like(weights[..., 0]) - keras.ops.log(number), role)
+    return Evaluation(weights, ops.zeros_like(weights[..., 0]) - math.log(number), role)
 
 
 def _points(draws: Tensor) -> Tensor:

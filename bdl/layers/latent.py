@@ -1,7 +1,7 @@
 """What a layer knows of a latent variable of single examples: a Gaussian code, or an alignment over keys.
 
-A layer with such a variable does two things in `call`, whether in training or not: it adds the divergence, one number
-for each example, which the ELBO counts, and it reports the posterior, which only a diagnosis reads (Q19):
+A layer with such a variable does two things in `call`: it adds the divergence, one number for each example, which the
+ELBO counts, and it reports the posterior, which only a diagnosis reads (Q19):
 
     self.add_loss(kl)                                    # (batch,), in nats
     report_latent(self, GaussianCode(mean, scale))

@@ -12,14 +12,14 @@ from bdl.layers import alignment
 from bdl.layers.alignment_estimators import (
     NEED_DECODER,
     VARIATIONAL,
+    AlignmentPosterior,
     Evaluation,
-    Posterior,
     check_estimator,
     context_weights,
     evaluations,
 )
 from bdl.layers.latent import Alignment, report_latent
-from bdl.layers.noise_layers import HasNoise
+from bdl.layers.noise_layers import SEED_KEY, HasNoise
 from bdl.likelihoods.mixture import NUM_EXTRAS, pack
 from bdl.random import Tensor
 
@@ -30,22 +30,23 @@ STATISTICS = ("kl", "alignment_entropy", "mutual_information")
 class LatentAlignment(HasNoise, keras.layers.Layer):
     """Base of attention layers whose alignment is a latent variable.
 
-    Subclasses score queries against keys, and call `align` with what they found.
+    Subclasses score queries against keys, `infer` alignments from that, and take `context_weights` or `decode`.
 
     Args:
         estimator: How alignments are summed out, one of `bdl.layers.alignment_estimators.ESTIMATORS`.
         inference_network: Of q(z | x, y): None for q = p; `"dense"`, one Dense layer; or a layer or model from the
-            concatenation of query and target, `(batch, queries, query_dim + target_dim)`, to a query of its own, whose
-            score is added to the prior's.
+            concatenation of query and target, `(batch, queries, query_dim + target_dim)`, to a query of its own, of the
+            keys' dimension (num_heads * key_dim), whose score is added to the prior's.
         decoder: Layer or model, applied at each position, from the concatenation of an alignment's value and the query,
-            `(..., value_dim + query_dim)`, to the outputs that a `bdl.likelihoods.Mixture` reads.
+            `(batch, queries, alignments, value_dim + query_dim)`, to the outputs that a `bdl.likelihoods.Mixture`
+            reads; a functional one begins with `keras.Input((None, None, value_dim + query_dim))`.
         num_samples: Alignments to draw for each query where a decoder follows.
         temperature: Of gumbel; the lower, the less bias and the more variance.
         baseline: Control variate of reinforce: the other samples' mean (`"leave_one_out"`), the outputs of soft
             attention (`"soft"`), or `"none"`.
-        block_size: Alignments to decode at a time, by a decoder without noise. The hidden values of a block are
-            computed again in the backward pass, so that memory grows with keys by the outputs alone; None decodes all
-            at once.
+        block_size: Alignments to decode at a time, by a decoder without noise and moving means. The hidden values of a
+            block are computed again in the backward pass, so that memory grows with keys by the outputs alone. None,
+            or a number of keys that is not known before the call, decodes all at once.
         dropout: Share of attention weights that is dropped in training.
         seed: Integer seed of the noise, or None for a random one.
     """
@@ -70,11 +71,18 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
                 f"`decoder` is None, but estimator={estimator!r} evaluates what follows at single alignments. Pass the "
                 "layers that follow as decoder= and train with Mixture(likelihood); or use 'gumbel' or 'dirichlet'."
             )
+        if dropout and decoder is not None:
+            raise ValueError(
+                f"`dropout={dropout}` drops attention weights, which single alignments in front of a decoder do not "
+                "have. Use dropout=0 here and a Dropout layer in the decoder."
+            )
         if inference_network is not None and estimator not in VARIATIONAL:
             raise ValueError(
                 f"`inference_network` is not used by estimator={estimator!r}; its estimators are {VARIATIONAL}."
             )
-        if block_size is not None and not (isinstance(block_size, int) and block_size > 0):
+        if block_size is not None and (
+            not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1
+        ):
             raise ValueError(f"`block_size` must be a positive integer or None, not {block_size!r}.")
         self.estimator, self.num_samples, self.temperature = estimator, num_samples, temperature
         self.baseline, self.block_size, self.dropout = baseline, block_size, dropout
@@ -123,14 +131,22 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
                 )
             if self._has_dense_inference:
                 self.inference_network = keras.layers.Dense(inference_units, name="inference", dtype=self.dtype_policy)
+            shape = (*query_shape[:-1], query_shape[-1] + target_shape[-1])
             if not self.inference_network.built:
-                self.inference_network.build((*query_shape[:-1], query_shape[-1] + target_shape[-1]))
+                self.inference_network.build(shape)
+            units = self.inference_network.compute_output_shape(shape)[-1]
+            if units != inference_units:
+                raise ValueError(
+                    f"`inference_network` must give queries of the keys' dimension {inference_units}, not {units}. "
+                    "Change the units of its last layer."
+                )
         if self.decoder is not None and not self.decoder.built:
             self.decoder.build((*query_shape[:-1], None, value_shape[-1] + query_shape[-1]))
-        if self.block_size is not None and self.decoder is not None and _is_random(self.decoder):
+        if self.block_size is not None and self.decoder is not None and _has_state(self.decoder):
             raise ValueError(
                 f"`block_size={self.block_size}` computes the decoder again in the backward pass, and this one draws "
-                "noise, which would then be another. Use block_size=None, or a decoder without dropout and sampling."
+                "noise or keeps moving means, which would then be others. Use block_size=None, or a decoder without "
+                "dropout, sampling and batch normalization."
             )
 
     def posterior_query(self, query: Tensor, target: Tensor | None, training: bool | None) -> Tensor | None:
@@ -143,7 +159,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
 
     def infer(
         self, scores: Tensor, correction: Tensor | None, key_mask: Tensor | None, query_mask: Tensor | None
-    ) -> Posterior:
+    ) -> AlignmentPosterior:
         """Prior and posterior of a call; adds the local KL, and keeps and reports its figures.
 
         Args:
@@ -154,7 +170,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         """
         scores = ops.cast(scores, "float32")
         posterior_scores = scores if correction is None else scores + ops.cast(correction, "float32")
-        posterior = Posterior(scores, posterior_scores, key_mask, self.estimator == "dirichlet")
+        posterior = AlignmentPosterior(scores, posterior_scores, key_mask, self.estimator == "dirichlet")
         exists = ops.ones_like(scores[..., 0]) if query_mask is None else ops.cast(query_mask, "float32")
         kl = ops.zeros_like(scores[:, :, 0, 0])
         if not posterior.is_prior:
@@ -173,7 +189,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         )
         return posterior
 
-    def context_weights(self, posterior: Posterior, training: bool | None) -> Tensor:
+    def context_weights(self, posterior: AlignmentPosterior, training: bool | None) -> Tensor:
         """Weights of the values, `(batch, heads, queries, keys)`, with dropout; for layers without a decoder."""
         key, strength = self.draw()
         weights = context_weights(posterior, self.estimator, self.temperature, key, strength, bool(training))
@@ -181,7 +197,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
             weights = keras.random.dropout(weights, self.dropout, seed=self.seed_generator)
         return weights
 
-    def decode(self, posterior: Posterior, value: Tensor, query: Tensor, training: bool | None) -> Tensor:
+    def decode(self, posterior: AlignmentPosterior, value: Tensor, query: Tensor, training: bool | None) -> Tensor:
         """What follows from each alignment, packed: `(batch, queries, points, units + 2)`.
 
         Args:
@@ -190,11 +206,10 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
             query: `(batch, queries, query_dim)`.
             training: Whether gradients are wanted.
         """
-        key, _ = self.draw()
-        found = evaluations(
-            posterior, self.estimator, self.temperature, self.num_samples, self.baseline, key, bool(training)
-        )
-        parts = [self._decode_at(each, value, query, training) for each in found]
+        key, strength = self.draw()
+        settings = (self.estimator, self.temperature, self.num_samples, self.baseline)
+        found = evaluations(posterior, *settings, key, strength, bool(training))
+        parts = [self._decode_at(each, posterior.mask, value, query, training) for each in found]
         return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=2)
 
     def decoded_shape(self, query_shape: Any, value_shape: Any) -> Any:
@@ -229,7 +244,9 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         }
         return cls(**{**config, **inside})
 
-    def _keep_statistics(self, posterior: Posterior, kl: Tensor, exists: Tensor, query_mask: Tensor | None) -> None:
+    def _keep_statistics(
+        self, posterior: AlignmentPosterior, kl: Tensor, exists: Tensor, query_mask: Tensor | None
+    ) -> None:
         """Means over the batch of each head's figures, in a variable that the logs read."""
         log_q = ops.stop_gradient(posterior.log_q)
         exists = ops.broadcast_to(exists, ops.shape(log_q)[:-1])
@@ -240,11 +257,16 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         information = total * ops.cast(ops.shape(log_q)[0], "float32") / queries
         self.statistics.assign(ops.stack([ops.mean(ops.stop_gradient(kl), axis=0), mean_entropy, information], axis=-1))
 
-    def _decode_at(self, found: Evaluation, value: Tensor, query: Tensor, training: bool | None) -> Tensor:
+    def _decode_at(
+        self, found: Evaluation, mask: Tensor | None, value: Tensor, query: Tensor, training: bool | None
+    ) -> Tensor:
         log_weight = ops.swapaxes(found.log_weight, -2, -1)
         if found.weights is None:
             context = ops.expand_dims(value, 1)
             context = ops.broadcast_to(context, (*ops.shape(log_weight), ops.shape(value)[-1]))
+            if mask is not None:  # a query without any key sees nothing, whatever masked keys hold
+                has_key = ops.any(ops.squeeze(mask, 1), axis=-1)[..., None, None]
+                context = ops.where(has_key, context, ops.zeros_like(context))
         else:
             weights = ops.cast(found.weights, self.compute_dtype)
             context = ops.swapaxes(ops.matmul(weights, ops.expand_dims(value, 1)), 1, 2)
@@ -261,9 +283,10 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         return ops.concatenate([decode(block) for block in blocks], axis=2)
 
 
-def _is_random(network: keras.Layer) -> bool:
-    """Whether a built network holds a seed."""
-    return any(variable.path.endswith("seed_generator_state") for variable in network.non_trainable_variables)
+def _has_state(network: keras.Layer) -> bool:
+    """Whether calling a built network changes it: seeds, or moving statistics."""
+    endings = (SEED_KEY, "moving_mean", "moving_variance")
+    return any(variable.path.endswith(endings) for variable in network.non_trainable_variables)
 
 
 class AlignmentTracker(keras.metrics.Mean):

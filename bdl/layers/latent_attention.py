@@ -27,8 +27,10 @@ class LatentAttention(LatentAlignment):
     Args:
         use_scale: Whether a learned scalar multiplies the scores.
         score_mode: `"dot"` and `"concat"` as in Keras; `"scaled_dot"`, `"general"` or `"additive"`.
-        **kwargs: `estimator`, `inference_network`, `decoder`, `num_samples`, `temperature`, `baseline`, `block_size`,
-            `dropout` and `seed` of `LatentAlignment`; `name`, `dtype` and other arguments of `keras.Layer`.
+        dropout: Share of attention weights that is dropped in training; 0 with a decoder.
+        seed: Integer seed of the noise, or None for a random one.
+        **kwargs: `estimator`, `inference_network`, `decoder`, `num_samples`, `temperature`, `baseline` and
+            `block_size` of `LatentAlignment`; `name`, `dtype` and other arguments of `keras.Layer`.
 
     Call arguments: `inputs` `[query, value]` or `[query, value, key]`, `(batch, queries, dim)` and `(batch, keys,
     dim)`; `mask` `[query_mask, value_mask]`; `target`, features of y `(batch, queries, target_dim)`, for the inference
@@ -53,8 +55,15 @@ class LatentAttention(LatentAlignment):
     (4, 5, 10)
     """
 
-    def __init__(self, use_scale: bool = False, score_mode: str = "dot", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        use_scale: bool = False,
+        score_mode: str = "dot",
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dropout=dropout, seed=seed, **kwargs)
         self.use_scale, self.score_mode = use_scale, score_mode
         self.score = AlignmentScore(score_mode, use_scale, name="score", dtype=self.dtype_policy)
 

@@ -27,6 +27,7 @@ class LatentMultiHeadAttention(LatentAlignment):
         num_heads: Number of heads.
         key_dim: Dimension of a head's queries and keys.
         value_dim: Dimension of a head's values; None is `key_dim`.
+        dropout: Share of attention weights that is dropped in training; 0 with a decoder.
         use_bias: Whether the projections have biases.
         output_shape: Dimension of the outputs; None is that of the query.
         share_alignment: Whether all heads share one alignment, as a decoder needs.
@@ -36,8 +37,8 @@ class LatentMultiHeadAttention(LatentAlignment):
         bias_regularizer: Of the projections.
         kernel_constraint: Of the projections.
         bias_constraint: Of the projections.
-        **kwargs: `estimator`, `inference_network`, `decoder`, `num_samples`, `temperature`, `baseline`, `block_size`,
-            `dropout` and `seed` of `LatentAlignment`; `name`, `dtype` and other arguments of `keras.Layer`.
+        **kwargs: `estimator`, `inference_network`, `decoder`, `num_samples`, `temperature`, `baseline`, `block_size`
+            and `seed` of `LatentAlignment`; `name`, `dtype` and other arguments of `keras.Layer`.
 
     Call arguments: `query` `(batch, queries, dim)`, `value` and `key` `(batch, keys, dim)`, `attention_mask` `(batch,
     queries, keys)` or `(batch, heads, queries, keys)`, `query_mask`, `value_mask`, `key_mask`,
@@ -64,8 +65,10 @@ class LatentMultiHeadAttention(LatentAlignment):
         num_heads: int,
         key_dim: int,
         value_dim: int | None = None,
+        dropout: float = 0.0,
         use_bias: bool = True,
         output_shape: int | None = None,
+        *,
         share_alignment: bool = False,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
@@ -75,7 +78,7 @@ class LatentMultiHeadAttention(LatentAlignment):
         bias_constraint: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(dropout=dropout, **kwargs)
         for argument, value in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim or key_dim)):
             if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
                 raise ValueError(f"`{argument}` must be a positive integer, not {value!r}.")
@@ -147,6 +150,11 @@ class LatentMultiHeadAttention(LatentAlignment):
         if attention_mask is not None:
             attention_mask = ops.cast(attention_mask, "bool")
             rank = len(attention_mask.shape)
+            if rank == 4 and self.share_alignment and attention_mask.shape[1] != 1:
+                raise ValueError(
+                    f"`attention_mask` has one mask for each of {attention_mask.shape[1]} heads, which share an "
+                    "alignment here (share_alignment=True). Pass one of shape (batch, queries, keys)."
+                )
             mask = _both(mask, attention_mask[:, None] if rank == 3 else attention_mask)
         exists = None if query_mask is None else ops.expand_dims(query_mask, 1)
         posterior = self.infer(scores, correction, mask, exists)

@@ -10,7 +10,8 @@ from keras import ops
 from bdl import random
 from bdl.random import Tensor
 
-_SEED_KEY = "seed_generator_state"
+SEED_KEY = "seed_generator_state"
+"""Keras' name of the variable of a SeedGenerator."""
 
 
 class SavesSeed:
@@ -24,13 +25,13 @@ class SavesSeed:
     def save_own_variables(self, store: Any) -> None:
         """Saves the variables and the seed's state."""
         super().save_own_variables(store)  # type: ignore[misc]
-        store[_SEED_KEY] = self.seed_generator.state
+        store[SEED_KEY] = self.seed_generator.state
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the variables and the seed's state."""
-        keys = [key for key in store.keys() if key != _SEED_KEY]  # noqa: SIM118 - Keras' store is no mapping
+        keys = [key for key in store.keys() if key != SEED_KEY]  # noqa: SIM118 - Keras' store is no mapping
         super().load_own_variables({key: store[key] for key in keys})  # type: ignore[misc]
-        self.seed_generator.state.assign(store[_SEED_KEY])
+        self.seed_generator.state.assign(store[SEED_KEY])
 
 
 class HasNoise(SavesSeed):

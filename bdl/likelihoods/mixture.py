@@ -113,11 +113,14 @@ class Mixture(Likelihood):
         return ops.exp(ops.log_softmax(log_weight + self._of_each(y, outputs), axis=-1))
 
     def alignments(self, outputs: Tensor) -> Tensor:
-        """`p(z | x)`, `(batch, ..., alignments)`, of the outputs outside training."""
+        """`p(z | x)`, `(batch, ..., alignments)`, of outputs outside training, where there is one for each key.
+
+        Soft attention has one alignment of weight 1 there, a Dirichlet one as many equal ones as samples.
+        """
         return ops.exp(_unpack(ops.cast(outputs, "float32"))[1])
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Mean of each event, alignments summed out."""
+        """Mean of each event, alignments summed out; of outputs in training over q, which has seen the label."""
         outputs, log_weight, role = _unpack(ops.cast(outputs, "float32"))
         weight = ops.where(role == BASELINE, 0.0, ops.exp(log_weight))
         return ops.sum(ops.expand_dims(weight, -1) * self.component.mean(outputs), axis=-2)

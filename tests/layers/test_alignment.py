@@ -14,7 +14,7 @@ from standard_errors import assert_mean, assert_within_standard_errors
 from bdl import random
 from bdl.layers import alignment
 from bdl.layers.alignment import MASKED
-from bdl.layers.alignment_estimators import Posterior
+from bdl.layers.alignment_estimators import AlignmentPosterior
 
 pytestmark = pytest.mark.core
 
@@ -130,9 +130,9 @@ def test_for_every_mask_samples_sum_to_one_over_existing_keys(shape, scale, shar
     mask = np.random.default_rng(seed).random(shape) < share
     values, key = scale * scores(*shape, seed=seed), random.draw_key(seed)
     for is_dirichlet in (False, True):
-        posterior = Posterior(values, values, mask, is_dirichlet)
+        posterior = AlignmentPosterior(values, values, mask, is_dirichlet)
         assert_on_existing_keys(posterior.draw(key), mask)
-    assert_on_existing_keys(Posterior(values, values, mask).relaxed(0.5, key), mask)
+    assert_on_existing_keys(AlignmentPosterior(values, values, mask).relaxed(0.5, key), mask)
 
 
 def assert_on_existing_keys(p, mask):

@@ -23,7 +23,7 @@ from latent_networks import (
     network,
     quiet_model,
 )
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import special, stats
 
 import bdl
@@ -173,12 +173,14 @@ def log_likelihoods(layer):
 
 
 @pytest.mark.core
-def test_the_elbo_as_a_keras_loss_counts_the_local_kl_once():
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_elbo_as_a_keras_loss_counts_the_local_kl_once(as_list):
     layer, likelihood = built("enumerate"), Mixture(Categorical())
     outputs, kl = called(layer, INPUTS, training=True)
     expected = array(likelihood.nll(ops.convert_to_tensor(LABELS), outputs) + kl).mean()
     model = network(layer)
-    model.compile(keras.optimizers.SGD(0.0), loss=bdl.elbo.ELBO(likelihood, num_examples=BATCH, model=model))
+    loss = bdl.elbo.ELBO(likelihood, num_examples=BATCH, model=model)
+    model.compile(keras.optimizers.SGD(0.0), loss=[loss] if as_list else loss)
     assert model.train_on_batch(data_of(model), LABELS) == pytest.approx(expected, rel=1e-4)
 
 
@@ -309,9 +311,84 @@ def test_configurations_come_back(estimator):
     assert (plain.decoder, plain.inference_network) == (None, None)
 
 
-@pytest.mark.parametrize("noisy", [keras.layers.Dropout(0.2), bdl.layers.DenseFlipout(3)], ids=lambda layer: layer.name)
+@pytest.mark.parametrize(
+    "noisy",
+    [keras.layers.Dropout(0.2), bdl.layers.DenseFlipout(3), keras.layers.BatchNormalization()],
+    ids=lambda layer: type(layer).__name__,
+)
 def test_blocks_are_refused_where_computing_again_would_draw_again(noisy):
     decoder = keras.Sequential([noisy, keras.layers.Dense(2)])
     layer = LatentAttention(estimator="marginal", decoder=decoder, block_size=2)
     with pytest.raises(ValueError, match=r"`block_size=2` computes the decoder again.*Use\s+block_size=None"):
         layer([QUERY, VALUE])
+
+
+def test_an_inference_network_of_another_dimension_is_refused():
+    layer = LatentAttention(
+        estimator="enumerate", decoder=keras.layers.Dense(2), inference_network=keras.layers.Dense(VALUE.shape[-1] + 1)
+    )
+    with pytest.raises(ValueError, match="`inference_network` must give queries of the keys' dimension"):
+        layer([QUERY, VALUE], target=TARGETS)
+
+
+def test_dropout_and_a_decoder_exclude_each_other():
+    with pytest.raises(ValueError, match=r"`dropout=0.5` drops attention weights.*Use dropout=0"):
+        LatentAttention(estimator="soft", decoder=keras.layers.Dense(2), dropout=0.5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("estimator", ["marginal", "enumerate"])
+def test_a_query_without_keys_does_not_see_masked_ones(estimator):
+    """With a strictly causal mask the first query has no key: it must not see the future by way of masked values."""
+    layer = bdl.layers.LatentMultiHeadAttention(
+        1, VALUE.shape[-1], estimator=estimator, decoder=keras.layers.Dense(2), seed=0
+    )
+    mask = ops.convert_to_tensor(np.tril(np.ones((BATCH, QUERIES, KEYS), bool), k=-1))
+    query = ops.convert_to_tensor(QUERY)
+    other = np.concatenate([VALUE[:, :-1], VALUE[:, -1:] + 5.0], axis=1)
+    one, two = (
+        array(layer(query, ops.convert_to_tensor(each), attention_mask=mask, training=True)) for each in (VALUE, other)
+    )
+    assert_array_equal(one[:, 0], two[:, 0])
+
+
+def test_what_follows_a_decoder_must_be_read_as_a_mixture():
+    model = network(built("marginal", keras.layers.Dense(3)))
+    with pytest.raises(ValueError, match=r"one output for each alignment.*Use bdl.likelihoods.Mixture\(Categorical"):
+        bdl.VariationalModel(model, Categorical())
+
+
+def test_a_softmax_in_the_decoder_is_seen():
+    model = network(built("marginal", keras.layers.Dense(3, activation="softmax")))
+    with pytest.raises(ValueError, match="ends in softmax"):
+        bdl.VariationalModel(model, Mixture(Categorical()))
+    quiet_model(model, Mixture(Categorical(from_logits=False)))
+
+
+class MadeLate(keras.Model):
+    """Makes its attention when it is built."""
+
+    def build(self, shapes):
+        self.attention = LatentAttention(name="late", estimator="marginal", decoder=keras.layers.Dense(3))
+        self.attention.build(shapes)
+        self.built = True
+
+    def call(self, inputs):
+        return self.attention(inputs)
+
+
+def test_figures_of_attention_that_is_made_late_are_in_the_logs():
+    model = quiet_model(MadeLate(), Mixture(Categorical()), kl_weight=1.0)
+    model.compile("adam")
+    labels = np.zeros((BATCH, QUERIES), int)
+    history = model.fit([QUERY, VALUE], labels, epochs=1, verbose=0).history
+    assert history["late_alignment_entropy"][0] > 0.0
+
+
+@pytest.mark.core
+def test_the_mean_of_dirichlet_alignments_is_what_mean_weights_decodes():
+    layer = built("dirichlet", keras.layers.Dense(3))
+    with bdl.mean_weights(layer):
+        first, second = (array(layer([QUERY, VALUE], target=TARGETS)) for _ in range(2))
+    assert_array_equal(first, second)
+    assert_array_equal(first[:, :, 0], first[:, :, 1])
