@@ -69,7 +69,7 @@ class LatentAttention(LatentAlignment):
 
     def build(self, inputs_shape: Any, target_shape: Any = None) -> None:
         """Builds scores, inference network and decoder."""
-        if not isinstance(inputs_shape[0], (list, tuple)):
+        if inputs_shape[0] is None or isinstance(inputs_shape[0], int):  # the shape of one tensor
             _check_inputs(None)
         _check_inputs(inputs_shape)
         query, value, key = (*inputs_shape, inputs_shape[1])[:3]
