@@ -48,5 +48,5 @@ def test_every_layer_of_the_table_exists():
     assert expected | others == set(bdl.layers.__all__)
     for name in recurrent + normalization:
         assert f"`{name}`" in TEXT
-    for name in ("ConcreteDropout", "VariationalGaussianDropout", "MCDropout", "TemperatureScaling", "LatentMultiHeadAttention"):
+    for name in ("ConcreteDropout", "MCDropout", "TemperatureScaling", "LatentMultiHeadAttention"):
         assert name in TEXT
