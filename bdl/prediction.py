@@ -21,9 +21,8 @@ import keras
 import numpy as np
 
 from bdl.likelihoods import Likelihood
+from bdl.likelihoods.frozen_mixture import mixture_quantile
 from bdl.sampling import Sampler, label_entropy
-
-_QUANTILE_STEPS = 80  # bisections of the mixture's quantile: the interval shrinks below float64's resolution
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,17 +192,10 @@ class RegressionPrediction:
         return hasattr(self.components.dist, "pmf")
 
     def _quantile(self, level: float) -> np.ndarray:
-        """Bisection; the mixture's quantile lies between the least and the greatest of its components'."""
         components = self.components
-        ends = components.ppf(level)
-        low, high = ends.min(axis=0), ends.max(axis=0)
-        if self.is_count:
-            low = low - 1.0  # the search keeps cdf(low) < level <= cdf(high)
-        for _ in range(_QUANTILE_STEPS):
-            middle = np.floor((low + high) / 2) if self.is_count else (low + high) / 2
-            reached = components.cdf(middle).mean(axis=0) >= level
-            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-        return high
+        return mixture_quantile(
+            lambda y: components.cdf(y).mean(axis=0), components.ppf(level), level, axis=0, is_count=self.is_count
+        )
 
 
 Prediction = ClassificationPrediction | RegressionPrediction

@@ -90,9 +90,8 @@ def diagnose(
     likelihood = likelihood_of(model, likelihood)
     first = model[0] if isinstance(model, (list, tuple)) else model
     train = None if x is None else take_probe((x, y), probe_size, likelihood, "x, y", model)
-    validation = (
-        None if validation_data is None else take_probe(validation_data, probe_size, likelihood, "validation_data")
-    )
+    held = validation_data
+    validation = None if held is None else take_probe(held, probe_size, likelihood, "validation_data", model)
     some = train or validation
     assert some is not None
     size = num_examples or getattr(first, "num_examples", None)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from keras import ops
 
@@ -53,15 +54,15 @@ class AlignmentPosterior:
         """Whether the posterior is the prior."""
         return self.posterior_scores is self.scores
 
-    @property
+    @cached_property
     def log_p(self) -> Tensor:
         """Log probabilities of the prior; of a Dirichlet those of its mean."""
         return self._log_mean(self.scores)
 
-    @property
+    @cached_property
     def log_q(self) -> Tensor:
         """Log probabilities of the posterior."""
-        return self._log_mean(self.posterior_scores)
+        return self.log_p if self.is_prior else self._log_mean(self.posterior_scores)
 
     def kl(self) -> Tensor:
         """`(batch, heads, queries)`, in nats."""

@@ -5,11 +5,12 @@ Several targets of one event are mixed each by itself: their common alignment is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-_STEPS = 80  # bisections, as many as float64 resolves
+_STEPS = 80  # bisections: the interval shrinks below float64's resolution
 
 
 class FrozenMixture:
@@ -54,15 +55,8 @@ class FrozenMixture:
         return self._log_average(self._components.logpmf(self._spread(y)))
 
     def ppf(self, level: float) -> Any:
-        """Quantile, by bisection between the components' least and greatest; of counts the least that reaches it."""
-        is_count = hasattr(self.dist, "pmf")
-        ends = self._components.ppf(level)
-        low, high = ends.min(axis=self._axis) - (1.0 if is_count else 0.0), ends.max(axis=self._axis)
-        for _ in range(_STEPS):
-            middle = np.floor((low + high) / 2) if is_count else (low + high) / 2
-            reached = self.cdf(middle) >= level
-            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-        return high
+        """Quantile; of counts the least that reaches the level."""
+        return mixture_quantile(self.cdf, self._components.ppf(level), level, self._axis, hasattr(self.dist, "pmf"))
 
     def rvs(self, size: Any = None, random_state: Any = None) -> Any:
         """Draws: a component by its weight, then a value of it."""
@@ -80,3 +74,25 @@ class FrozenMixture:
 
     def _log_average(self, values: Any) -> Any:
         return np.logaddexp.reduce(self._log_weight + values, axis=self._axis)
+
+
+def mixture_quantile(
+    cdf: Callable[[np.ndarray], np.ndarray], ends: np.ndarray, level: float, axis: int, is_count: bool
+) -> np.ndarray:
+    """Quantile of a mixture by bisection: it lies between the least and the greatest of its components'.
+
+    Args:
+        cdf: Of the mixture.
+        ends: The components' quantiles of that level.
+        level: Between 0 and 1.
+        axis: The components' axis.
+        is_count: Whether values are whole numbers; then the least is found that reaches the level.
+    """
+    low, high = ends.min(axis=axis), ends.max(axis=axis)
+    if is_count:
+        low = low - 1.0  # the search keeps cdf(low) < level <= cdf(high)
+    for _ in range(_STEPS):
+        middle = np.floor((low + high) / 2) if is_count else (low + high) / 2
+        reached = cdf(middle) >= level
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return high
