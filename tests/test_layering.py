@@ -17,6 +17,7 @@ ROOMS = [
     "priors",
     "posteriors",
     "likelihoods",
+    "schedules",
     "elbo",
     "layers",
     "training_data",
