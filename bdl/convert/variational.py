@@ -116,7 +116,7 @@ def to_variational(
     layers: Selector = "all",
     estimator: str = "reparameterization",
     prior: Prior | str | dict[str, Any] = DEFAULT_PRIOR,
-    posterior: Posterior | str | dict[str, Any] | None = None,
+    posterior: Posterior | str | dict[str, Any] | Callable[[keras.Layer], Posterior] | None = None,
     seed: int | None = None,
 ) -> VariationalNetwork:
     """Gives a model posteriors over the weights of some of its layers.
@@ -132,8 +132,8 @@ def to_variational(
         estimator: As `Variational`'s. Layers that are not linear in their kernel (recurrent ones, embeddings) use
             reparameterization whatever is asked for; the result's `report` says so.
         prior: As `Variational`'s. `"moped"` centres the prior on the present weights, for a trained model.
-        posterior: As `Variational`'s. Default: `MeanFieldNormal()`; with `prior="moped"` its scales start at a tenth of
-            each weight.
+        posterior: As `Variational`'s, or a function from a layer to its posterior. Default: `MeanFieldNormal()`; with
+            `prior="moped"` its scales start at a tenth of each weight.
         seed: Integer that makes the layers' noise reproducible, or None.
 
     Returns:
@@ -157,17 +157,20 @@ def to_variational(
     chosen = select(model, layers, can_be_variational, "layers")
     prior = priors.get(prior, "prior")
     default = MOPED_POSTERIOR if isinstance(prior, Moped) else DEFAULT_POSTERIOR
-    posterior = posteriors.get(default if posterior is None else posterior, "posterior")
+    chosen_posterior = default if posterior is None else posterior
     numbers = {id(layer): number for number, layer in enumerate(walk(model))}
     made: dict[int, Variational] = {}
     problems = []
     for position, layer in enumerate(chosen):
-        weights = {name: (prior, posterior) for name in _sampled_names(layer)}
+        of_layer = posteriors.get(
+            chosen_posterior(layer) if callable(chosen_posterior) else chosen_posterior, "posterior"
+        )
+        weights = {name: (prior, of_layer) for name in _sampled_names(layer)}
         layer_seed = None if seed is None else seed * 10_007 + position
         try:
             if not weights:
                 raise ValueError(f"it has no weights named {_SAMPLED}")
-            kind = estimator if _admits(layer, estimator, posterior) else "reparameterization"
+            kind = estimator if _admits(layer, estimator, of_layer) else "reparameterization"
             made[numbers[id(layer)]] = _posterior(layer, kind, weights, layer_seed, f"{layer.name}_posterior")
         except ValueError as error:
             problems.append(f"{layer.name} ({type(layer).__name__}): {error}")

@@ -1,0 +1,128 @@
+"""Many independent trainings on both cores, resumable: results are lines of JSON, one for each case.
+
+A case is a frozen dataclass of plain values; it is its own key. A line that an interruption cut short is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def run_all(
+    function: Callable[[Any], Row], cases: Iterable[Any], results: Path, workers: int = 2, backend: str = "jax"
+) -> list[Row]:
+    """Runs the cases that `results` does not hold yet, and returns the rows of all.
+
+    Args:
+        function: From a case to its figures; at the top level of a module, for it runs in other processes.
+        cases: Frozen dataclasses.
+        results: File of JSON lines; rows are appended as they come.
+        workers: Number of processes, of one thread each.
+        backend: Keras backend.
+    """
+    cases = list(cases)
+    done = {row["key"]: row for row in read(results)}
+    left = [case for case in cases if key_of(case) not in done]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), partial(_start, backend))
+    with pool, results.open("a") as file:
+        futures = {pool.submit(function, case): case for case in left}
+        for number, future in enumerate(as_completed(futures), 1):
+            case = futures[future]
+            row = {"key": key_of(case), **asdict(case), **future.result(), "backend": backend}
+            done[row["key"]] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{number}/{len(left)} {time.perf_counter() - start:.0f} s {row['key']}", flush=True)
+    return [done[key_of(case)] for case in cases]
+
+
+def key_of(case: Any) -> str:
+    """The case as a line of text."""
+    return json.dumps(asdict(case), sort_keys=True)
+
+
+def read(results: Path) -> list[Row]:
+    """Rows of a file of JSON lines, without one that was cut short; none if there is no file."""
+    if not results.is_file():
+        return []
+    text = results.read_text()
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        draft = results.with_suffix(".tmp")
+        draft.write_text(whole + "\n" if whole else "")
+        draft.replace(results)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by their values of some columns, in order of appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(_hashable(row[name]) for name in names)].append(row)
+    return dict(groups)
+
+
+def mean_and_error(rows: Sequence[Row], name: str) -> tuple[float, float]:
+    """Mean of a column and its standard error; not a number for a single row."""
+    values = np.array([row[name] for row in rows], "float64")
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(values.mean()), float(error)
+
+
+def cell(rows: Sequence[Row], name: str, digits: int = 4) -> str:
+    """`mean ± standard error` of a column, for a table; empty where no row has it."""
+    having = [row for row in rows if row.get(name) is not None]
+    if not having:
+        return ""
+    mean, error = mean_and_error(having, name)
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def replace_section(page: Path, name: str, text: str) -> None:
+    """Puts text between the comments `<!-- name -->` and `<!-- /name -->` of a page."""
+    before, start, rest = page.read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (start and end):
+        raise SystemExit(f"{page} has no section <!-- {name} --> ... <!-- /{name} -->.")
+    draft = page.with_suffix(".tmp")
+    draft.write_text(f"{before}{start}{text}\n{end}{after}")
+    draft.replace(page)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _start(backend: str) -> None:
+    """Settings of a worker, before it imports Keras: one thread, so that two workers do not get in each other's way."""
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
