@@ -82,6 +82,14 @@ class Likelihood(keras.layers.Layer):
             events = events * keep
         return -ops.sum(ops.reshape(events, (ops.shape(events)[0], -1)), axis=-1)
 
+    def penalty(self) -> Tensor:
+        """Scalar, total, in nats: what the prior of the likelihood's own weights charges; zero where there is none.
+
+        It is the prior's log density at its mode minus that at the present value, so never below zero. The objective
+        charges it with the weights' KL: once, divided by the number of examples, times the temperature.
+        """
+        return ops.zeros(())
+
     def event_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Shape of the labels that belong to outputs of a shape, both with the batch."""
         return output_shape[:-1] if self.has_class_axis else output_shape

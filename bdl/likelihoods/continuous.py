@@ -9,9 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl import priors
 from bdl.likelihoods.base import LEARNED_SPEED, MIN_LIKELIHOOD_SCALE, Likelihood, check_shape
 from bdl.priors import _check_positive
 from bdl.random import Tensor
+from bdl.serialization import deserialize, serialize
 
 _register = keras.saving.register_keras_serializable(package="bdl")
 
@@ -19,7 +21,13 @@ _register = keras.saving.register_keras_serializable(package="bdl")
 class _LocationScale(Likelihood):
     """A real target around the network's output, with a fixed, learned or predicted scale."""
 
-    def __init__(self, scale: float | None = None, heteroscedastic: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        scale: float | None = None,
+        heteroscedastic: bool = False,
+        scale_prior: priors.Normal | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if scale is not None:
             _check_positive("scale", scale, "None (learned) or ")
@@ -29,6 +37,7 @@ class _LocationScale(Likelihood):
                 )
         self.scale = scale
         self.heteroscedastic = heteroscedastic
+        self.scale_prior = _check_scale_prior(scale_prior, is_learned=scale is None and not heteroscedastic)
         if scale is None and not heteroscedastic:
             self.raw_scale = self.add_weight(
                 name="raw_scale",
@@ -62,9 +71,17 @@ class _LocationScale(Likelihood):
         if y.dtype.kind not in "fiub":
             raise ValueError(f"`y` must hold numbers for {name}, not {y.dtype}.")
 
+    def penalty(self) -> Tensor:
+        """`(log scale - mean)^2 / (2 s^2)` of a scale with the prior `N(mean, s^2)` on its logarithm."""
+        prior = self.scale_prior
+        if prior is None:
+            return super().penalty()
+        return 0.5 * ops.square((ops.log(self._shared_scale()) - prior.mean) / prior.scale)
+
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
-        return {**super().get_config(), "scale": self.scale, "heteroscedastic": self.heteroscedastic}
+        settings = {"scale": self.scale, "heteroscedastic": self.heteroscedastic}
+        return {**super().get_config(), **settings, "scale_prior": serialize(self.scale_prior)}
 
     def event_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The outputs' shape, or half of their last axis where they hold mean and scale."""
@@ -81,25 +98,49 @@ class _LocationScale(Likelihood):
         return ops.cast(super()._align(y, outputs), "float32")
 
 
+def _check_scale_prior(scale_prior: Any, is_learned: bool) -> priors.Normal | None:
+    """The prior of a learned scale, which may be given as its configuration."""
+    scale_prior = deserialize(scale_prior)
+    if scale_prior is None:
+        return None
+    if not isinstance(scale_prior, priors.Normal):
+        raise ValueError(
+            f"`scale_prior` must be None or a bdl.priors.Normal of log(scale), not {scale_prior!r}. "
+            "bdl.priors.Normal(mean=-1.0, scale=0.5) expects a scale around exp(-1)."
+        )
+    if not is_learned:
+        raise ValueError(
+            f"`scale_prior` must be None with a scale that is given or predicted, not {scale_prior!r}: it is the prior "
+            "of a learned one (scale=None, heteroscedastic=False)."
+        )
+    return scale_prior
+
+
 @_register
 class Normal(_LocationScale):
     """Gaussian targets around the network's output.
 
     Args:
-        scale: Positive standard deviation, or None to learn one (by maximum likelihood).
+        scale: Positive standard deviation, or None to learn one (by maximum likelihood, or with `scale_prior`).
         heteroscedastic: True to read mean and raw scale from the two halves of the network's last axis; the scale
             is `softplus(raw)`.
+        scale_prior: Prior of a learned scale, `bdl.priors.Normal(mean, scale)` **of its logarithm**: a log-normal one
+            of the scale, whose median is `exp(mean)`. The learned value is the mode of log(scale) (MAP); `penalty()`
+            is charged with the weights' KL, and is part of `kl` in the logs. None is maximum likelihood.
         **kwargs: `name` of the layer.
 
     Targets: `(batch,)` or the shape of the means. Standardise them: a learned scale starts at 1.
 
     Raises:
-        ValueError: if `scale` is not positive, or is given together with `heteroscedastic`.
+        ValueError: if `scale` is not positive, or is given together with `heteroscedastic`; or if `scale_prior` is no
+            `bdl.priors.Normal`, or the scale is not learned.
 
     Example:
     >>> nll = Normal(scale=1.0).nll(np.array([0.0]), np.zeros((1, 1), "float32"))
     >>> bool(np.allclose(nll, 0.5 * np.log(2 * np.pi)))
     True
+    >>> round(float(Normal(scale_prior=bdl.priors.Normal(mean=-1.0, scale=0.5)).penalty()), 2)  # of scale 1
+    2.0
     """
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
@@ -123,6 +164,7 @@ class StudentT(_LocationScale):
         degrees_of_freedom: Number above 2, so that the variance exists.
         scale: Positive scale, or None to learn one.
         heteroscedastic: True to read location and raw scale from the two halves of the network's last axis.
+        scale_prior: As of `Normal`: a `bdl.priors.Normal` of log(scale), or None.
         **kwargs: `name` of the layer.
 
     Targets: `(batch,)` or the shape of the locations.
@@ -141,9 +183,10 @@ class StudentT(_LocationScale):
         degrees_of_freedom: float = 4.0,
         scale: float | None = None,
         heteroscedastic: bool = False,
+        scale_prior: priors.Normal | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(scale=scale, heteroscedastic=heteroscedastic, **kwargs)
+        super().__init__(scale=scale, heteroscedastic=heteroscedastic, scale_prior=scale_prior, **kwargs)
         if not (degrees_of_freedom > 2 and math.isfinite(degrees_of_freedom)):
             raise ValueError(f"`degrees_of_freedom` must be a finite number above 2, not {degrees_of_freedom!r}.")
         self.degrees_of_freedom = degrees_of_freedom

@@ -91,6 +91,10 @@ class Mixture(Likelihood):
         marginal = ops.logsumexp(log_weight + log_prob, axis=-1)
         return ops.where(role[..., 0] == MIXTURE, marginal, _expectation(log_prob, log_weight, role))
 
+    def penalty(self) -> Tensor:
+        """The component's."""
+        return self.component.penalty()
+
     def posterior(self, y: Tensor, outputs: Tensor) -> Tensor:
         """`p(z | x, y)`, proportional to `p(z | x) p(y | z, x)`: the alignment given the observed event too.
 
