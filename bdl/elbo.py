@@ -9,6 +9,18 @@ Weights are global latent variables: one posterior serves all N examples, so the
 codes are local: each example pays its own. T is the effective temperature; T = 1 is Bayes. The ELBO is always reported
 at T = 1, whatever T the loss was trained with.
 
+A step may draw the whole network S times. `objective="elbo"` takes the mean over the draws: the same formula with less
+noise in its gradient. `objective="multi_sample"` takes it inside the logarithm: with draw s and example n
+
+    loss_n = -log (1/S) sum_s exp(-(nll_ns + T * local_ns)) + T * (sum of the weights' KL) / N
+
+Where layers report `log q(z_s | x) - log p(z_s)` of their own draw, and weights are not random, this is the importance
+weighted bound (Burda, Grosse and Salakhutdinov 2016, arXiv 1509.00519, eq. 8). For random weights it is the objective
+PAC^m-Bayes (Morningstar, Alemi and Dillon 2022, arXiv 2010.09629), which trains the predictive mixture and not the mean
+NLL of its components: no lower bound of the log evidence. The ELBO is reported whatever the objective.
+
+A prior of the likelihood's own scale (its `penalty()`, in nats) is charged as the weights' KL is, and part of it here.
+
 With free bits F > 0 the loss has max(mean local KL, F) in the local term's place (Kingma et al. 2016, arXiv 1606.04934,
 section on free bits; one group). It is not the negative ELBO any more; the ELBO is reported without them.
 """
@@ -38,6 +50,8 @@ __all__ = [
     "kl_divergence",
     "local_kl",
 ]
+
+OBJECTIVES = ("elbo", "multi_sample")
 
 _register = keras.saving.register_keras_serializable(package="bdl")
 
@@ -69,7 +83,7 @@ class Evidence:
     Args:
         loss: Tempered objective, per example.
         nll: Mean negative log likelihood, per example.
-        kl: Total divergence: the weights', plus N times the mean local one.
+        kl: Total divergence: the weights', with the penalty of the likelihood's scale, plus N times the mean local one.
         elbo: Evidence lower bound at T = 1, per example.
         temperature: T.
     """
@@ -89,17 +103,19 @@ def evidence(
     local_kl: Tensor | None = None,
     sample_weight: Tensor | None = None,
     free_bits: float = 0.0,
+    objective: str = "elbo",
 ) -> Evidence:
     """Puts the parts together; see the module's formula.
 
     Args:
-        nll: Of each example, `(batch,)`, in nats.
+        nll: Of each example, `(batch,)`, or of each draw of the network, `(draws, batch)`; in nats.
         weights_kl: Scalar, total, in nats.
         num_examples: Number of training examples.
         temperature: T.
-        local_kl: Of each example, `(batch,)`, in nats.
+        local_kl: Of each example and draw, the shape of `nll`, in nats.
         sample_weight: `(batch,)`; scales an example's NLL and local KL, never the weights' KL.
         free_bits: Rate below which the loss does not reward a smaller mean local KL, in nats per example.
+        objective: `"elbo"` or `"multi_sample"`. They differ in `loss`, and only for more than one draw.
 
     Example:
     >>> parts = evidence(nll=np.array([1.0, 3.0], "float32"), weights_kl=50.0, num_examples=100, temperature=0.5)
@@ -111,6 +127,7 @@ def evidence(
         values = ops.convert_to_tensor(values)
         return ops.mean(values if sample_weight is None else values * ops.cast(sample_weight, values.dtype))
 
+    nll = ops.convert_to_tensor(nll)
     mean_nll = batch_mean(nll)
     size = ops.cast(num_examples, "float32")
     kl_per_example = charged = weights_kl / size
@@ -120,13 +137,34 @@ def evidence(
         charged = charged + (ops.maximum(local, free_bits) if free_bits else local)
         kl_per_example = kl_per_example + local
     temperature = ops.cast(temperature, "float32")
+    loss = mean_nll + temperature * charged
+    if objective == "multi_sample" and len(nll.shape) == 2:
+        each = nll if local_kl is None else nll + temperature * ops.convert_to_tensor(local_kl)
+        loss = batch_mean(mixture_nll(each)) + temperature * weights_kl / size
     return Evidence(
-        loss=mean_nll + temperature * charged,
+        loss=loss,
         nll=mean_nll,
         kl=kl_per_example * size,
         elbo=-(mean_nll + kl_per_example),
         temperature=temperature,
     )
+
+
+def mixture_nll(nll: Tensor) -> Tensor:
+    """Negative log likelihood of each example under the mixture of all draws, `-log (1/S) sum_s exp(-nll_s)`.
+
+    Args:
+        nll: Of each draw and example, `(draws, batch)`, in nats.
+
+    Returns:
+        `(batch,)`, in nats; never above the mean over the draws.
+
+    Example:
+    >>> float(mixture_nll(-np.log(np.array([[0.2], [0.6]])))[0])  # -log 0.4
+    0.9163
+    """
+    nll = ops.convert_to_tensor(nll)
+    return math.log(nll.shape[0]) - ops.logsumexp(-nll, axis=0)
 
 
 @_register
@@ -138,7 +176,8 @@ class ELBO(keras.losses.Loss):
 
     Args:
         likelihood: `bdl.likelihoods.Likelihood` of the labels given the outputs. Under `compile` it may not have
-            weights of its own (a learned scale), for the compiled model would not train them.
+            weights of its own (a learned scale), for the compiled model would not train them. Where the model holds
+            them, the `penalty()` of their prior counts with the weights' KL.
         num_examples: Positive number of training examples, N. Without it the KL cannot be scaled, so it has no default.
         kl_weight: Temperature T: non-negative, 1 is Bayes. A schedule needs `VariationalModel`.
         model: The network whose weights' KL belongs in the loss, and which is compiled with it. A loop of your own
@@ -212,7 +251,8 @@ class ELBO(keras.losses.Loss):
                 "stay untrained. Use VariationalModel, fix the scale, or let the network predict it."
             )
         nll = self.likelihood.nll(y, outputs, keras_mask(outputs))
-        weights_kl, examples_kl = kl_divergence(self.model), local_kl(self.model.losses)
+        weights_kl = kl_divergence(self.model) + self.likelihood.penalty()
+        examples_kl = local_kl(self.model.losses)
         weight = check_sample_weight(sample_weight)
         return evidence(nll, weights_kl, self.num_examples, self.kl_weight, examples_kl, weight, self.free_bits)
 
@@ -233,13 +273,17 @@ class ELBO(keras.losses.Loss):
         return cls(**{**config, "likelihood": likelihood})
 
 
-def local_kl(losses: list[Tensor]) -> Tensor | None:
+def local_kl(losses: list[Tensor], of_draws: bool = False) -> Tensor | None:
     """Sum of the per-example divergences `(batch,)` that layers reported by `add_loss`; None if there are none.
 
     A layer with a local latent variable (an alignment, a code) reports one number for each example. Scalars in the same
     list are regularizers.
+
+    Args:
+        losses: Of a model.
+        of_draws: True for the divergences of several draws of the network, `(draws, batch)`.
     """
-    terms = [loss for loss in losses if len(loss.shape) == 1]
+    terms = [loss for loss in losses if len(loss.shape) == (2 if of_draws else 1)]
     return sum(terms[1:], terms[0]) if terms else None
 
 
@@ -279,6 +323,28 @@ def check_free_bits(free_bits: Any) -> float:
     if not _is_finite_and_not_negative(free_bits):
         raise ValueError(f"`free_bits` must be a finite number >= 0, in nats per example, not {free_bits!r}.")
     return float(free_bits)
+
+
+def check_num_samples(num_samples: Any) -> int:
+    """Checks the number of draws of the network in a training step."""
+    is_integer = hasattr(num_samples, "__index__") and not isinstance(num_samples, bool)
+    if not is_integer or int(num_samples) <= 0:
+        raise ValueError(
+            f"`num_samples` must be a positive integer (draws of the weights in a training step), not {num_samples!r}."
+        )
+    return int(num_samples)
+
+
+def check_objective(objective: Any, free_bits: float) -> str:
+    """Checks the name of an objective, and that it goes with free bits."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"`objective` must be one of {OBJECTIVES}, not {objective!r}.")
+    if objective == "multi_sample" and free_bits:
+        raise ValueError(
+            f"`free_bits` must be 0 with objective='multi_sample', not {free_bits!r}: they bound the batch mean of the "
+            "local KL, which does not stand apart there: it is inside the logarithm of each example."
+        )
+    return objective
 
 
 def check_sample_weight(sample_weight: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 import keras
-from keras.src.backend.common.masking import get_keras_mask
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
@@ -41,9 +41,31 @@ def input_structure(model: keras.Model) -> Any:
     return getattr(functional, "_inputs_struct", None)
 
 
+def take_losses(layer: keras.Layer) -> list[Any]:
+    """What a layer and those inside it gave to `add_loss` since they were last called from outside, taken off them.
+
+    `Layer.losses` has the regularizers of weights as well; these stay where they are.
+
+    Example:
+    >>> layer = keras.layers.ActivityRegularization(l1=1.0)
+    >>> _ = layer(np.ones((2, 3), "float32"))
+    >>> [float(loss) for loss in take_losses(layer)], len(layer.losses)
+    ([3.0], 0)
+    """
+    losses = [loss for inner in flatten_layers(layer) for loss in inner._get_own_losses()]
+    layer._clear_losses()
+    return losses
+
+
 def keras_mask(tensor: Any) -> Any:
     """The mask that Keras attached to a layer's output, or None."""
     return get_keras_mask(tensor)
+
+
+def with_mask_of(tensor: Any, source: Any) -> Any:
+    """The tensor, with the mask that Keras attached to another one, if any."""
+    set_keras_mask(tensor, get_keras_mask(source))
+    return tensor
 
 
 def set_signature(layer_class: type, signature: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -19,12 +20,14 @@ from bdl.elbo import (
     check_kl_weight,
     check_likelihood,
     check_num_examples,
+    check_num_samples,
+    check_objective,
     check_sample_weight,
     evidence,
     kl_divergence,
     local_kl,
 )
-from bdl.keras_internals import flatten_layers, keras_mask, num_replicas, symbolic_inputs
+from bdl.keras_internals import flatten_layers, keras_mask, num_replicas, symbolic_inputs, take_losses, with_mask_of
 from bdl.layers.latent_alignment import alignment_trackers
 from bdl.likelihoods import Likelihood
 from bdl.prediction import predict_with
@@ -34,16 +37,19 @@ from bdl.sampling import Sampler, check_output_activation
 FORMAT_VERSION = 1
 """Version of the configuration that `get_config` writes."""
 
+# Of each thread its own: the replicas of a TensorFlow strategy are threads.
+_is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=False)
+
 
 @keras.saving.register_keras_serializable(package="bdl")
 class VariationalModel(keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
-    loss's place. Logs hold `loss` (tempered, per example), `nll` (per example, of one weight sample), `kl` (total),
-    `elbo` (per example, always at T = 1) and `temperature`, all in nats; `val_loss` is at T = 1 whatever the schedule.
-    With `free_bits` > 0 `loss` is not the negative ELBO any more, even at T = 1: it has the free bits in it; `kl`,
-    `elbo` and `val_loss` have the true divergences.
+    loss's place. Logs hold `loss` (tempered, per example), `nll` (per example, mean over the draws of the step),
+    `kl` (total; with it the `penalty()` of a likelihood's `scale_prior`), `elbo` (per example, always at T = 1) and
+    `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw a batch, whatever
+    `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the ELBO's parts.
 
     Args:
         network: Any Keras model with bdl layers; it ends in raw outputs (logits).
@@ -54,12 +60,23 @@ class VariationalModel(keras.Model):
             schedule: T rises linearly from 0 to 1 over the first 85 % of the first `fit`, then stays at 1.
         free_bits: Rate F of the latent variables of single examples (codes, alignments), in nats per example: the loss
             counts `max(batch mean of the local KL, F)`, so that nothing pushes them below F (Kingma et al. 2016, arXiv
-            1606.04934). 0 is the ELBO. The weights' KL has no part in it.
+            1606.04934). 0 is the ELBO, above it `loss` is not. The weights' KL has no part in it.
+        num_samples: Draws S of the whole network in a training step, each an evaluation with noise of its own: a step
+            costs S times as much, in memory too.
+        objective: `"elbo"`: the mean of the NLL over the draws, the same objective as with one and less gradient noise.
+            `"multi_sample"`: of each example `-log (1/S) sum_s exp(-(nll_s + T * local_kl_s))`, plus the weights' KL as
+            ever (`bdl.elbo` has the formulas). Over random weights it trains the predictive mixture (PAC^m-Bayes), and
+            is **not** a bound of the log evidence. It is one, the importance weighted bound, only where all randomness
+            is in latent variables whose layers report `log q(z | x) - log p(z)` of their own draw; layers of bdl report
+            the divergence itself. Nothing in `loss` says how good the ELBO is: `elbo` does.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 
     Raises:
-        ValueError: if an argument is of the wrong kind, or the network ends in softmax where logits are expected.
+        ValueError: if an argument is of the wrong kind, the network ends in softmax where logits are expected, or
+            `"multi_sample"` meets `free_bits` or a score-function estimator.
+
+    Sources: `bdl.elbo` names those of the objectives.
 
     Example:
     >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
@@ -79,6 +96,8 @@ class VariationalModel(keras.Model):
         num_examples: int | None = None,
         kl_weight: float | KLSchedule | None = None,
         free_bits: float = 0.0,
+        num_samples: int = 1,
+        objective: str = "elbo",
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,6 +112,8 @@ class VariationalModel(keras.Model):
         self.likelihood = dict(likelihood) if isinstance(likelihood, Mapping) else likelihood
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule | None) else check_kl_weight(kl_weight)
         self.free_bits = check_free_bits(free_bits)
+        self.num_samples = check_num_samples(num_samples)
+        self.objective = check_objective(objective, self.free_bits)
         given = 0 if num_examples is None else check_num_examples(num_examples)
         self._is_size_given = num_examples is not None
         # Variables, so that they are saved, and so that compiled functions follow a change.
@@ -101,6 +122,7 @@ class VariationalModel(keras.Model):
         self._total_steps = self._counter("total_steps", 0)
         self._trackers = [keras.metrics.Mean(name=part) for part in ("nll", "kl", "elbo", "temperature")]
         self._alignment_trackers = alignment_trackers(network)
+        self._check_estimators()
         self._sampler: Sampler | None = None
         if network.built:
             self._warn_if_deterministic()
@@ -117,12 +139,33 @@ class VariationalModel(keras.Model):
             # A symbolic call builds any network; `network.build` would not build a subclassed one.
             self.network(symbolic_inputs(input_shape))
         self._alignment_trackers = alignment_trackers(self.network)  # of layers that were made while building, too
+        self._check_estimators()
         self._warn_if_deterministic()
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Raw network outputs for one draw of the weights."""
-        return self.network(inputs, training=training)
+        """Raw network outputs for one draw of the weights; within a training step a list of `num_samples` of them."""
+        if self.num_samples == 1:
+            return self.network(inputs, training=training)
+        take_losses(self)  # of the step before: Keras' JAX trainer, which goes past `__call__`, would leave them
+        if not _is_training_step.get():
+            return self.network(inputs, training=training)
+        draws, reported = [], []
+        for _ in range(self.num_samples):
+            draws.append(self.network(inputs, training=training))
+            reported.append(take_losses(self.network))
+        # Each loss of a layer as one: local divergences `(draws, batch)`, and regularizers of activities on average.
+        for losses in zip(*reported, strict=True):
+            self.add_loss(ops.stack(losses) if len(losses[0].shape) else ops.mean(ops.stack(losses)))
+        return draws
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_step`, with `num_samples` draws of the network."""
+        token = _is_training_step.set(True)
+        try:
+            return super().train_step(*args, **kwargs)
+        finally:
+            _is_training_step.reset(token)
 
     def compile(self, optimizer: Any = "adam", loss: None = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`, without a loss: the likelihood says what the loss is.
@@ -233,16 +276,17 @@ class VariationalModel(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        """The tempered negative ELBO per example, in nats; outside training at T = 1 and without free bits."""
+        """The objective per example, in nats; outside training the negative ELBO, at T = 1 and without free bits."""
         sample_weight = check_sample_weight(sample_weight)
         parts = evidence(
             self._nll(y, y_pred),
-            kl_divergence(self.network),
+            kl_divergence(self.network) + self._penalty(),
             ops.convert_to_tensor(self._num_examples),
             self._temperature() if training else 1.0,
-            local_kl(self.losses),
+            local_kl(self.losses, of_draws=isinstance(y_pred, list)),
             sample_weight,
             self.free_bits if training else 0.0,
+            self.objective if training else "elbo",
         )
         if training:
             self._step.assign_add(1)
@@ -255,12 +299,8 @@ class VariationalModel(keras.Model):
         return (parts.loss + regularizers) / num_replicas()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Metrics of `compile` see the likelihood's mean (probabilities) of one weight sample."""
-        if isinstance(self.likelihood, dict):
-            means = {name: head.mean(y_pred[name]) for name, head in self.likelihood.items()}
-        else:
-            means = self.likelihood.mean(y_pred)
-        return super().compute_metrics(x, y, means, sample_weight)
+        """Metrics of `compile` see the likelihood's mean (probabilities), on average over the draws of a step."""
+        return super().compute_metrics(x, y, self._mean(y_pred), sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
@@ -271,6 +311,8 @@ class VariationalModel(keras.Model):
             "num_examples": self.num_examples if self._is_size_given else None,
             "kl_weight": keras.saving.serialize_keras_object(self.kl_weight),
             "free_bits": self.free_bits,
+            "num_samples": self.num_samples,
+            "objective": self.objective,
             "format_version": FORMAT_VERSION,
         }
 
@@ -303,9 +345,28 @@ class VariationalModel(keras.Model):
         )
 
     def _nll(self, y: Any, y_pred: Any) -> Tensor:
+        """Of each example; of each draw and example for a list of draws."""
+        if isinstance(y_pred, list):
+            return ops.stack([self._nll(y, draw) for draw in y_pred])
         if not isinstance(self.likelihood, dict):
             return self.likelihood.nll(y, y_pred, keras_mask(y_pred))
         return sum(head.nll(y[name], y_pred[name], keras_mask(y_pred[name])) for name, head in self.likelihood.items())
+
+    def _mean(self, y_pred: Any) -> Any:
+        """The likelihood's mean; for a list of draws the mean of theirs."""
+        if isinstance(y_pred, list):
+            means = [self._mean(draw) for draw in y_pred]
+            return keras.tree.map_structure(
+                lambda *each: with_mask_of(ops.mean(ops.stack(each), axis=0), each[0]), *means
+            )
+        if isinstance(self.likelihood, dict):
+            return {name: head.mean(y_pred[name]) for name, head in self.likelihood.items()}
+        return self.likelihood.mean(y_pred)
+
+    def _penalty(self) -> Tensor:
+        """Of all likelihoods, one of several outputs once, as the weights of a shared layer."""
+        heads = self.likelihood.values() if isinstance(self.likelihood, dict) else [self.likelihood]
+        return sum((head.penalty() for head in {id(head): head for head in heads}.values()), ops.zeros(()))
 
     def _temperature(self) -> Tensor | float:
         schedule = self._schedule
@@ -384,6 +445,14 @@ class VariationalModel(keras.Model):
     def _strategy_scope(self) -> Any:
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's trainer alone has one
         return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+    def _check_estimators(self) -> None:
+        for layer in flatten_layers(self.network):
+            if self.objective == "multi_sample" and getattr(layer, "estimator", None) == "reinforce":
+                raise ValueError(
+                    f"`objective` must be 'elbo', not 'multi_sample', with estimator='reinforce' of {layer.name}: its "
+                    "score-function gradient is that of a sum of log likelihoods, not of the logarithm of a mean."
+                )
 
     def _warn_if_deterministic(self) -> None:
         layers = flatten_layers(self.network)

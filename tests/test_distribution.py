@@ -30,11 +30,18 @@ rng = np.random.default_rng(0)
 x, y = rng.normal(size=(16, 4)).astype("float32"), rng.integers(0, 3, 16)
 
 
-def changes(weights):
+class Code(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(keras.ops.sum(keras.ops.square(x), axis=-1))
+        return x
+
+
+def changes(weights, layers=(), **settings):
     with strategy.scope():
         keras.utils.set_random_seed(1)
-        network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3, seed=1, kernel_prior="normal")])
-        model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), num_examples=16, kl_weight=1.0)
+        dense = bdl.layers.DenseFlipout(3, seed=1, kernel_prior="normal")
+        network = keras.Sequential([keras.Input((4,)), *layers, dense])
+        model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), num_examples=16, kl_weight=1.0, **settings)
         model.compile(keras.optimizers.SGD(1.0))
     before = [weight.numpy().astype(float) for weight in model.trainable_weights]
     with bdl.mean_weights(model):
@@ -49,7 +56,12 @@ def noise():
     return [draw.numpy().tolist() for draw in strategy.experimental_local_results(draws)]
 
 
-print(json.dumps({"kl_only": changes(np.zeros(16)), "all": changes(np.ones(16)), "noise": noise()}))
+print(json.dumps({
+    "kl_only": changes(np.zeros(16)),
+    "all": changes(np.ones(16)),
+    "draws": changes(np.ones(16), [Code()], num_samples=2, objective="multi_sample"),
+    "noise": noise(),
+}))
 """
 
 
@@ -65,7 +77,7 @@ def runs():
     return run(1), run(2)
 
 
-@pytest.mark.parametrize("which", ["kl_only", "all"])
+@pytest.mark.parametrize("which", ["kl_only", "all", "draws"])
 def test_a_step_on_two_replicas_equals_that_on_one(runs, which):
     """With all sample weights zero the step comes from the KL alone: it would double if each replica counted it."""
     one, two = (result[which] for result in runs)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bdl
-from bdl.elbo import ELBO, LinearWarmup, evidence, local_kl
+from bdl.elbo import ELBO, LinearWarmup, evidence, local_kl, mixture_nll
 
 pytestmark = pytest.mark.core
 
@@ -82,6 +82,53 @@ def test_free_bits_compare_with_the_weighted_mean_and_leave_weights_and_estimate
     assert to_float(evidence(nll, 1.0, 10, free_bits=5.0).loss) == pytest.approx(0.1)
 
 
+NLL = RNG.uniform(0, 4, (5, 3))
+LOCAL = RNG.uniform(0, 2, (5, 3))
+WEIGHT = np.array([0.5, 2.0, 0.0])
+
+
+def parts_of_draws(objective, **arguments):
+    nll, local = NLL.astype("float32"), LOCAL.astype("float32")
+    return evidence(nll, 30.0, 10, 0.5, local, WEIGHT.astype("float32"), objective=objective, **arguments)
+
+
+def test_several_draws_count_by_their_mean_under_either_objective():
+    nll, local, weight = (values.astype("float32") for values in (NLL.mean(0), LOCAL.mean(0), WEIGHT))
+    of_mean = evidence(nll, 30.0, 10, 0.5, local, weight)
+    for objective in ("elbo", "multi_sample"):
+        for name in ("nll", "kl", "elbo", "temperature"):
+            expected = to_float(getattr(of_mean, name))
+            assert to_float(getattr(parts_of_draws(objective), name)) == pytest.approx(expected, rel=1e-5)
+    assert to_float(parts_of_draws("elbo").loss) == pytest.approx(to_float(of_mean.loss), rel=1e-5)
+    free = evidence(nll, 30.0, 10, 0.5, local, weight, free_bits=5.0)
+    assert to_float(parts_of_draws("elbo", free_bits=5.0).loss) == pytest.approx(to_float(free.loss), rel=1e-5)
+
+
+def test_the_multi_sample_loss_is_its_formula_and_below_the_mean():
+    mixture = -np.log(np.exp(-(NLL + 0.5 * LOCAL)).mean(0))
+    loss = to_float(parts_of_draws("multi_sample").loss)
+    assert loss == pytest.approx((WEIGHT * mixture).mean() + 0.5 * 3.0, rel=1e-5)
+    assert loss < to_float(parts_of_draws("elbo").loss)  # Jensen
+
+
+def test_a_mixture_of_draws_far_from_the_data_does_not_underflow():
+    nll = np.array([[2000.0], [1000.0]], "float32")
+    assert to_float(mixture_nll(nll)[0]) == pytest.approx(1000.0 + np.log(2), rel=1e-6)
+
+
+def test_the_loss_charges_the_prior_of_a_scale_that_the_model_holds():
+    _, x, _ = network_and_data()
+    likelihood = bdl.likelihoods.Normal(scale_prior=bdl.priors.Normal(mean=-1.0, scale=0.5))
+    hidden = bdl.layers.DenseReparameterization(3, seed=5)
+    network = keras.Sequential([keras.Input((4,)), hidden, likelihood])
+    loss = ELBO(likelihood, num_examples=24, kl_weight=0.5, model=network)
+    parts = loss.evidence(x[:, :3], network(x))
+    kl = to_float(hidden.kl_divergence()) + to_float(likelihood.penalty())
+    assert to_float(likelihood.penalty()) > 1.0
+    assert to_float(parts.kl) == pytest.approx(kl, rel=1e-6)
+    assert to_float(parts.loss) == pytest.approx(to_float(parts.nll) + 0.5 * kl / 24, rel=1e-6)
+
+
 class ConstantKL(keras.layers.Layer):
     def call(self, x):
         self.add_loss(0.25 * keras.ops.ones_like(x[:, 0]))
@@ -103,6 +150,8 @@ def test_local_kl_takes_per_example_terms_and_leaves_regularizers():
     terms = [keras.ops.ones(3), keras.ops.ones(()), 2 * keras.ops.ones(3)]
     assert keras.ops.convert_to_numpy(local_kl(terms)).tolist() == [3.0, 3.0, 3.0]
     assert local_kl([keras.ops.ones(())]) is None
+    of_draws = [keras.ops.ones((2, 3)), *terms]
+    assert keras.ops.convert_to_numpy(local_kl(of_draws, of_draws=True)).tolist() == [[1.0] * 3] * 2
 
 
 def test_the_loss_under_a_plain_compile_equals_that_of_variational_model():

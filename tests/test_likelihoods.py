@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special, stats
+from latent_networks import quiet_model
+from scipy import optimize, special, stats
 
-from bdl.likelihoods import Bernoulli, Categorical, NegativeBinomial, Normal, Poisson, StudentT, log_gamma
+import bdl
+from bdl.likelihoods import Bernoulli, Categorical, Mixture, NegativeBinomial, Normal, Poisson, StudentT, log_gamma
 
 pytestmark = pytest.mark.core
 
@@ -16,6 +18,9 @@ LOCATION = RNG.normal(size=(6, 2)).astype("float32")
 RAW = RNG.normal(size=(6, 2)).astype("float32")
 REAL = RNG.normal(size=(6, 2)).astype("float32")
 COUNTS = RNG.poisson(3.0, size=(6, 2))
+
+
+SCALE_PRIOR = bdl.priors.Normal(mean=-2.0, scale=0.3)
 
 
 def nll(likelihood, y, outputs, mask=None):
@@ -48,6 +53,12 @@ CASES = {
     ),
     "normal": (Normal(scale=0.7), REAL, LOCATION, lambda y, f: stats.norm(f, 0.7).logpdf(y).sum(-1)),
     "normal learned": (Normal(), REAL, LOCATION, lambda y, f: stats.norm(f, 1.0001).logpdf(y).sum(-1)),
+    "normal learned with a prior": (
+        Normal(scale_prior=SCALE_PRIOR),
+        REAL,
+        LOCATION,
+        lambda y, f: stats.norm(f, 1.0001).logpdf(y).sum(-1),
+    ),
     "normal predicted": (
         Normal(heteroscedastic=True),
         REAL,
@@ -202,8 +213,101 @@ def test_labels_that_fit_pass(likelihood, y, shape):
         (lambda: Normal(scale=1.0, heteroscedastic=True), "exclude each other"),
         (lambda: StudentT(degrees_of_freedom=2.0), "`degrees_of_freedom` must be"),
         (lambda: NegativeBinomial(total_count=-1.0), "`total_count` must be"),
+        (lambda: Normal(scale_prior=1.0), "`scale_prior` must be None or a bdl.priors.Normal of log"),
+        (lambda: StudentT(scale_prior=bdl.priors.FanInNormal()), "`scale_prior` must be None or a bdl.priors.Normal"),
+        (lambda: Normal(scale=1.0, scale_prior=SCALE_PRIOR), "with a scale that is given or predicted"),
+        (lambda: StudentT(heteroscedastic=True, scale_prior=SCALE_PRIOR), "with a scale that is given or predicted"),
     ],
 )
 def test_arguments_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def penalty(likelihood):
+    return float(keras.ops.convert_to_numpy(likelihood.penalty()))
+
+
+def set_scale(likelihood, scale):
+    likelihood.raw_scale.assign(np.log(np.expm1(scale - 1e-4)) / 10)
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("make", [Normal, StudentT])
+def test_the_penalty_is_the_priors_log_density_at_its_mode_minus_that_of_the_log_scale(make, scale):
+    likelihood = make(scale_prior=SCALE_PRIOR)
+    set_scale(likelihood, scale)
+    prior = stats.norm(SCALE_PRIOR.mean, SCALE_PRIOR.scale)
+    expected = prior.logpdf(SCALE_PRIOR.mean) - prior.logpdf(np.log(scale))
+    assert penalty(likelihood) == pytest.approx(expected, rel=1e-4)
+    assert penalty(Mixture(likelihood)) == penalty(likelihood)
+
+
+@pytest.mark.parametrize("case", [case for name, case in CASES.items() if "prior" not in name])
+def test_without_a_prior_the_penalty_is_zero(case):
+    assert penalty(case[0]) == 0.0
+
+
+class Zeros(keras.layers.Layer):
+    """Predicts 0, so that the targets are the residuals."""
+
+    def call(self, x):
+        return 0.0 * x
+
+
+RESIDUALS = RNG.normal(scale=0.4, size=(12, 2)).astype("float32")
+
+
+@pytest.mark.parametrize("make", [Normal, StudentT])
+def test_training_reaches_the_mode_of_the_log_scale(make):
+    """`sum of NLL + T / 2 ((log scale - mean) / s)^2`: the prior counts once and not for each example."""
+    likelihood = make(scale_prior=SCALE_PRIOR)
+    model = quiet_model(keras.Sequential([keras.Input((2,)), Zeros()]), likelihood, num_examples=12, kl_weight=0.5)
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.01, 300)))
+    for _ in range(300):
+        logs = model.train_on_batch(RESIDUALS, RESIDUALS, return_dict=True)
+    noise = stats.norm if make is Normal else stats.t(4.0)
+
+    def objective(log_scale):
+        z = RESIDUALS.astype("float64") / np.exp(log_scale)
+        prior = 0.5 * ((log_scale - SCALE_PRIOR.mean) / SCALE_PRIOR.scale) ** 2
+        return (log_scale - noise.logpdf(z)).sum() + 0.5 * prior
+
+    best = optimize.minimize_scalar(objective, bounds=(-5, 2), method="bounded", options={"xatol": 1e-9})
+    scale = float(keras.ops.convert_to_numpy(likelihood._shared_scale()))
+    assert np.log(scale) == pytest.approx(best.x, abs=1e-3)
+    assert logs["loss"] == pytest.approx(best.fun / 12, rel=1e-4)
+    assert logs["kl"] == pytest.approx(penalty(likelihood), rel=1e-3)
+    assert logs["elbo"] == pytest.approx(-logs["nll"] - logs["kl"] / 12, rel=1e-5)
+    maximum_likelihood = optimize.minimize_scalar(lambda u: (u - noise.logpdf(RESIDUALS / np.exp(u))).sum()).x
+    assert abs(maximum_likelihood - best.x) > 0.02  # the prior is seen
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_of_several_outputs_pays_for_its_own_scale_and_a_shared_one_once(shared):
+    first = Normal(scale_prior=SCALE_PRIOR)
+    second = first if shared else StudentT(scale_prior=bdl.priors.Normal(mean=1.0))
+    inputs = keras.Input((2,))
+    network = keras.Model(inputs, {"first": Zeros()(inputs), "second": Zeros()(inputs)})
+    model = quiet_model(network, {"first": first, "second": second}, num_examples=50, kl_weight=0.5)
+    model.compile(keras.optimizers.SGD(0.0))
+    logs = model.train_on_batch(RESIDUALS, {"first": RESIDUALS, "second": RESIDUALS}, return_dict=True)
+    expected = penalty(first) + (0.0 if shared else penalty(second))
+    assert logs["kl"] == pytest.approx(expected, rel=1e-6)
+    assert logs["loss"] == pytest.approx(logs["nll"] + 0.5 * expected / 50, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [Normal, StudentT])
+def test_a_prior_of_the_scale_is_saved_and_older_configurations_load(make, tmp_path):
+    inputs = keras.Input((2,))
+    network = keras.Model(inputs, bdl.layers.DenseFlipout(2)(inputs))
+    model = bdl.VariationalModel(network, make(scale_prior=SCALE_PRIOR), kl_weight=1.0)
+    model.compile("adam")
+    model.fit(RESIDUALS, RESIDUALS, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.likelihood.scale_prior == SCALE_PRIOR
+    assert penalty(loaded.likelihood) == penalty(model.likelihood)
+    config = make().get_config()
+    assert config.pop("scale_prior") is None
+    assert make.from_config(config).scale_prior is None
