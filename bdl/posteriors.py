@@ -21,7 +21,7 @@ import numpy as np
 from keras import ops
 
 from bdl import random
-from bdl.priors import Normal, Prior, _check_positive, fan_in
+from bdl.priors import Normal, Prior, Variables, check_penalty, check_positive, fan_in
 from bdl.random import Tensor
 from bdl.serialization import Serializable, resolve
 
@@ -35,9 +35,6 @@ INITIAL_RELATIVE_FACTOR = 0.1
 
 _SMALLEST_LOG_SCALE = -30.0  # far below float32's resolution of a weight; the squared ratio to a factor stays finite
 _SMALLEST_PIVOT = 1e-12  # of columns of length one: below float32's resolution squared, above where gradients overflow
-
-Variables = dict[str, Any]
-"""Variables of one posterior, by name."""
 
 
 class Posterior(Serializable):
@@ -60,8 +57,23 @@ class Posterior(Serializable):
         """
         raise NotImplementedError
 
-    def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
-        """Divergence from the prior: scalar, total over the weights, in nats."""
+    def kl(
+        self,
+        mean: Tensor,
+        variables: Variables,
+        prior: Prior | None,
+        input_axes: Sequence[int],
+        prior_variables: Variables | None = None,
+    ) -> Tensor:
+        """Divergence from the prior: scalar, total over the weights, in nats.
+
+        Args:
+            mean: The wrapped layer's weight.
+            variables: The posterior's, from `create`.
+            prior: The prior; None where the posterior holds priors of its own.
+            input_axes: Axes of the weight that are summed over in the layer.
+            prior_variables: The prior's, from its `create`.
+        """
         raise NotImplementedError
 
 
@@ -93,15 +105,15 @@ class MeanFieldNormal(Posterior):
 
     def __post_init__(self) -> None:
         if self.initial_scale is not None:
-            _check_positive("initial_scale", self.initial_scale, "None or ")
+            check_positive("initial_scale", self.initial_scale, "None or ")
         if self.initial_ratio is not None:
-            _check_positive("initial_ratio", self.initial_ratio, "None or ")
+            check_positive("initial_ratio", self.initial_ratio, "None or ")
             if self.initial_scale is not None:
                 raise ValueError(
                     f"`initial_scale`={self.initial_scale!r} and `initial_ratio`={self.initial_ratio!r} both say where "
                     "the scales start: give one of them."
                 )
-        _check_positive("speed", self.speed)
+        check_positive("speed", self.speed)
 
     def create(self, layer: keras.Layer, name: str, mean: keras.Variable, input_axes: Sequence[int]) -> Variables:
         """Adds `{name}_rho`, of the weight's shape."""
@@ -119,11 +131,18 @@ class MeanFieldNormal(Posterior):
         """One draw of the weight minus its mean, in float32."""
         return _scaled_noise(_log_scale(variables["rho"], self.speed), key)
 
-    def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
+    def kl(
+        self,
+        mean: Tensor,
+        variables: Variables,
+        prior: Prior | None,
+        input_axes: Sequence[int],
+        prior_variables: Variables | None = None,
+    ) -> Tensor:
         """Closed form of a Gaussian posterior; scalar, total, in nats."""
         assert prior is not None
         log_scale = _log_scale(variables["rho"], self.speed)
-        return prior.kl(ops.convert_to_tensor(mean), ops.exp(log_scale), input_axes, log_scale)
+        return prior.kl(ops.convert_to_tensor(mean), ops.exp(log_scale), input_axes, log_scale, prior_variables)
 
 
 @_register
@@ -159,8 +178,8 @@ class MatrixNormal(Posterior):
 
     def __post_init__(self) -> None:
         if self.initial_scale is not None:
-            _check_positive("initial_scale", self.initial_scale, "None or ")
-        _check_positive("speed", self.speed)
+            check_positive("initial_scale", self.initial_scale, "None or ")
+        check_positive("speed", self.speed)
 
     def create(self, layer: keras.Layer, name: str, mean: keras.Variable, input_axes: Sequence[int]) -> Variables:
         """Adds `{name}_row_rho` and `{name}_column_rho`, which broadcast to the weight's shape."""
@@ -181,11 +200,18 @@ class MatrixNormal(Posterior):
         """One draw of the weight minus its mean, in float32."""
         return _scaled_noise(self._log_scale(variables), key)
 
-    def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
+    def kl(
+        self,
+        mean: Tensor,
+        variables: Variables,
+        prior: Prior | None,
+        input_axes: Sequence[int],
+        prior_variables: Variables | None = None,
+    ) -> Tensor:
         """Closed form of a Gaussian posterior; scalar, total, in nats."""
         assert prior is not None
         log_scale = self._log_scale(variables)
-        return prior.kl(ops.convert_to_tensor(mean), ops.exp(log_scale), input_axes, log_scale)
+        return prior.kl(ops.convert_to_tensor(mean), ops.exp(log_scale), input_axes, log_scale, prior_variables)
 
     def _log_scale(self, variables: Variables) -> Tensor:
         return _log_scale(variables["row_rho"], self.speed) + _log_scale(variables["column_rho"], self.speed)
@@ -239,8 +265,8 @@ class LowRankNormal(Posterior):
             raise ValueError(f"`rank` must be a positive integer (a number of directions), not {self.rank!r}.")
         for argument in ("initial_scale", "initial_factor_scale"):
             if getattr(self, argument) is not None:
-                _check_positive(argument, getattr(self, argument), "None or ")
-        _check_positive("speed", self.speed)
+                check_positive(argument, getattr(self, argument), "None or ")
+        check_positive("speed", self.speed)
 
     def create(self, layer: keras.Layer, name: str, mean: keras.Variable, input_axes: Sequence[int]) -> Variables:
         """Adds `{name}_rho`, of the weight's shape, and `{name}_factor`, with the rank as a further axis."""
@@ -267,7 +293,14 @@ class LowRankNormal(Posterior):
         shared = ops.matmul(ops.convert_to_tensor(variables["factor"]), directions)
         return _scaled_noise(self._log_scale(variables), key) + shared
 
-    def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
+    def kl(
+        self,
+        mean: Tensor,
+        variables: Variables,
+        prior: Prior | None,
+        input_axes: Sequence[int],
+        prior_variables: Variables | None = None,
+    ) -> Tensor:
         """Divergence of the marginals plus the total correlation; scalar, total, in nats."""
         assert prior is not None
         log_scale = self._log_scale(variables)
@@ -275,7 +308,8 @@ class LowRankNormal(Posterior):
         excess = _log_excess(ratios)
         marginal = log_scale + 0.5 * excess
         correlation = 0.5 * (ops.sum(excess) - _log_determinant(ops.reshape(ratios, (-1, self.rank))))
-        return prior.kl(ops.convert_to_tensor(mean), ops.exp(marginal), input_axes, marginal) + correlation
+        independent = prior.kl(ops.convert_to_tensor(mean), ops.exp(marginal), input_axes, marginal, prior_variables)
+        return independent + correlation
 
     def _log_scale(self, variables: Variables) -> Tensor:
         return ops.maximum(_log_scale(variables["rho"], self.speed), _SMALLEST_LOG_SCALE)
@@ -292,7 +326,8 @@ class Rank1(Posterior):
 
     `W = mean * outer(r, s)` with `r ~ N(mean_r, scale_r^2)` and `s ~ N(mean_s, scale_s^2)`, so that
     `x @ W = ((x * r) @ mean) * s` needs no sampled weight and every example has factors of its own. The divergence is
-    that of the factors; the weights themselves are fitted by maximum likelihood (variational EM, not full Bayes).
+    that of the factors. The weights themselves are point estimates (variational EM, not full Bayes): of maximum
+    likelihood, or with `kernel_prior` of maximum posterior density, whose penalty `kl` then adds to the divergence.
 
     Args:
         input_factor_prior: Prior of the input features' factors. `Normal(1, 10)` on a network's first layer lets
@@ -300,9 +335,11 @@ class Rank1(Posterior):
         output_factor_prior: Prior of the output features' factors.
         initial_scale: Positive standard deviation of every factor at the start.
         speed: Positive factor between the stored parameter and the logarithm of a scale.
+        kernel_prior: Prior of the weights, charged by its `penalty` in nats: `Normal(0, 1)` is weight decay of `1 / N`
+            for `N` examples. None is maximum likelihood.
 
     Raises:
-        ValueError: if a number is not positive and finite or a prior is no prior.
+        ValueError: if a number is not positive and finite, a prior is no prior, or `kernel_prior` has no penalty.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors", eq. 3-5.
 
@@ -315,16 +352,18 @@ class Rank1(Posterior):
     output_factor_prior: Prior = field(default_factory=lambda: Normal(1.0, 1.0))
     initial_scale: float = 0.1
     speed: float = 30.0
+    kernel_prior: Prior | None = None
 
     def __post_init__(self) -> None:
+        check_penalty("kernel_prior", self.kernel_prior)
         for argument in ("input_factor_prior", "output_factor_prior"):
             if not isinstance(getattr(self, argument), Prior):
                 raise ValueError(f"`{argument}` must be a bdl.priors.Prior, not {getattr(self, argument)!r}.")
-        _check_positive("initial_scale", self.initial_scale)
-        _check_positive("speed", self.speed)
+        check_positive("initial_scale", self.initial_scale)
+        check_positive("speed", self.speed)
 
     def create_factors(self, layer: keras.Layer, name: str, shapes: dict[str, tuple[int, ...]]) -> Variables:
-        """Adds mean and rho of the factors.
+        """Adds mean and rho of the factors, and what their priors keep.
 
         Args:
             layer: The layer that owns them.
@@ -338,6 +377,8 @@ class Rank1(Posterior):
                 name=f"{prefix}_mean", shape=shape, initializer="ones", dtype="float32", autocast=False
             )
             variables[f"{side}_rho"] = _add_rho(layer, f"{prefix}_rho", shape, self.initial_scale, self.speed)
+            held = self._factor_prior(side).create(layer, prefix, variables[f"{side}_mean"])
+            variables |= {f"{side}_prior_{key}": variable for key, variable in held.items()}
         return variables
 
     def factor(self, variables: Variables, side: str, noise: Tensor) -> Tensor:
@@ -345,14 +386,39 @@ class Rank1(Posterior):
         scale = ops.exp(_log_scale(variables[f"{side}_rho"], self.speed))
         return ops.convert_to_tensor(variables[f"{side}_mean"]) + scale * noise
 
-    def kl(self, mean: Tensor, variables: Variables, prior: Prior | None, input_axes: Sequence[int]) -> Tensor:
-        """Divergence of both factors from their priors; `prior` does not enter. Scalar, total, in nats."""
+    def kl(
+        self,
+        mean: Tensor,
+        variables: Variables,
+        prior: Prior | None,
+        input_axes: Sequence[int],
+        prior_variables: Variables | None = None,
+    ) -> Tensor:
+        """Divergence of both factors from their priors, plus the weights' penalty; scalar, total, in nats.
+
+        `prior` does not enter, and `prior_variables` are those of `kernel_prior`.
+        """
         total: Tensor = 0.0
-        for side, factor_prior in (("input", self.input_factor_prior), ("output", self.output_factor_prior)):
+        for side in ("input", "output"):
             log_scale = _log_scale(variables[f"{side}_rho"], self.speed)
             factor_mean = ops.convert_to_tensor(variables[f"{side}_mean"])
-            total = total + factor_prior.kl(factor_mean, ops.exp(log_scale), log_scale=log_scale)
-        return total
+            total = total + self._factor_prior(side).kl(
+                factor_mean,
+                ops.exp(log_scale),
+                log_scale=log_scale,
+                variables=self.factor_prior_variables(variables, side),
+            )
+        if self.kernel_prior is None:
+            return total
+        return total + self.kernel_prior.penalty(ops.convert_to_tensor(mean), input_axes, prior_variables)
+
+    def factor_prior_variables(self, variables: Variables, side: str) -> Variables:
+        """Variables of the prior of one side's factor, as its `create` named them."""
+        prefix = f"{side}_prior_"
+        return {key.removeprefix(prefix): value for key, value in variables.items() if key.startswith(prefix)}
+
+    def _factor_prior(self, side: str) -> Prior:
+        return self.input_factor_prior if side == "input" else self.output_factor_prior
 
 
 _POSTERIORS: dict[str, type] = {

@@ -53,7 +53,7 @@ def resolve(value: Any, registry: dict[str, type], argument: str, expected: type
     value = deserialize(value)
     if isinstance(value, expected):
         return value
+    room = ".".join(expected.__module__.split(".")[:2])  # where a user imports it from
     raise ValueError(
-        f"`{argument}` must be a {expected.__module__}.{expected.__name__} or one of the names "
-        f"{sorted(registry)}, not {value!r}."
+        f"`{argument}` must be a {room}.{expected.__name__} or one of the names {sorted(registry)}, not {value!r}."
     )

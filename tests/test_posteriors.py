@@ -29,7 +29,7 @@ from bdl.posteriors import (
     Posterior,
     Rank1,
 )
-from bdl.priors import EmpiricalBayes, FanInNormal, Moped, Normal, Prior, TiedMean
+from bdl.priors import EmpiricalBayes, FanInNormal, Horseshoe, Laplace, Moped, Normal, Prior, ScaleMixture, TiedMean
 
 
 def variables_of(posterior: Posterior, shape: tuple[int, ...], input_axes: tuple[int, ...] = ()) -> tuple[Any, Any]:
@@ -123,6 +123,35 @@ def test_rank1_divergence_is_that_of_both_factors():
     expected = sum(np.log(10 / sigma) + (sigma**2 + (m - 1) ** 2) / 200 - 0.5 for m in (0.5, 1.0, 1.5, 2.0))
     expected += 3 * (np.log(0.5 / sigma) + sigma**2 / 0.5 - 0.5)
     assert_allclose(array(posterior.kl(None, variables, None, ())), expected, rtol=1e-5)
+
+
+@pytest.mark.core
+def test_rank1_weights_pay_the_penalty_of_their_prior():
+    mean = np.array([[1.0, -2.0, 0.5]] * 4, "float32")
+    posterior = Rank1(kernel_prior=Normal(0.5, 2.0))
+    variables = rank1_variables(posterior)
+    without = array(Rank1().kl(mean, variables, None, (0,)))
+    expected = 4 * np.sum((mean[0] - 0.5) ** 2) / 8
+    assert_allclose(array(posterior.kl(mean, variables, None, (0,))) - without, expected, rtol=1e-5)
+
+
+def test_rank1_factors_keep_what_their_priors_need():
+    posterior = Rank1(Moped(Normal(scale=0.5)), ScaleMixture(learned=True))
+    variables = rank1_variables(posterior)
+    assert set(posterior.factor_prior_variables(variables, "input")) == {"centre"}
+    assert set(posterior.factor_prior_variables(variables, "output")) == {"log_scales", "logits"}
+    like = Rank1(Normal(1.0, 0.5), ScaleMixture())  # factors begin at 1, which is the centre
+    assert_allclose(
+        array(posterior.kl(None, variables, None, ())),
+        array(like.kl(None, rank1_variables(like), None, ())),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("prior", [EmpiricalBayes(), Horseshoe(), TiedMean(), ScaleMixture(learned=True)], ids=repr)
+def test_rank1_refuses_priors_that_are_none_of_point_estimates(prior: Prior):
+    with pytest.raises(ValueError, match=r"`kernel_prior` is the prior of point estimates, which .* is not: "):
+        Rank1(kernel_prior=prior)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, math.nan, math.inf, "small", True])
@@ -237,21 +266,23 @@ def test_divergence_equals_that_of_the_full_covariance(posterior: Any, prior: Pr
     covariance = dense_covariance(posterior, variables)
     # An empirical-Bayes scale is a function of the second moments: the marginals'.
     marginal = np.sqrt(np.diag(covariance)).reshape(SHAPE).astype("float32")
-    parameters = prior.parameters(ops.convert_to_tensor(mean), ops.convert_to_tensor(marginal), INPUT_AXES)
+    held = prior.create(keras.layers.Layer(), "kernel", keras.Variable(np.full(SHAPE, 0.4, "float32")))
+    parameters = prior.parameters(ops.convert_to_tensor(mean), ops.convert_to_tensor(marginal), INPUT_AXES, held)
     of_prior = [(np.zeros(SHAPE) + array(ops.convert_to_tensor(value))).ravel() for value in parameters]
-    observed = posterior.kl(mean, variables, prior, INPUT_AXES)
+    observed = posterior.kl(mean, variables, prior, INPUT_AXES, held)
     assert_allclose(array(observed), dense_kl(array(mean).ravel(), covariance, *of_prior), rtol=1e-5)
     assert observed.shape == ()
     assert_allclose(array(posterior.scale(variables)), marginal, rtol=1e-5)
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", [*PRIORS, Laplace(), ScaleMixture(learned=True), Horseshoe()], ids=str)
 def test_without_directions_a_low_rank_divergence_is_the_mean_field_one(prior: Prior):
     mean, variables = moved(LowRankNormal())
     variables["factor"].assign(np.zeros((*SHAPE, 2)))
-    expected = MeanFieldNormal().kl(mean, variables, prior, INPUT_AXES)
-    assert_allclose(array(LowRankNormal().kl(mean, variables, prior, INPUT_AXES)), array(expected), rtol=1e-6)
+    held = prior.create(keras.layers.Layer(), "kernel", mean)
+    expected = MeanFieldNormal().kl(mean, variables, prior, INPUT_AXES, held)
+    assert_allclose(array(LowRankNormal().kl(mean, variables, prior, INPUT_AXES, held)), array(expected), rtol=1e-6)
 
 
 def test_with_outer_product_scales_a_mean_field_divergence_is_the_matrix_normal_one():

@@ -14,7 +14,18 @@ from layer_contract import array
 from numpy.testing import assert_allclose
 
 from bdl import priors
-from bdl.priors import EMPIRICAL_BAYES_GROUPS, EmpiricalBayes, FanInNormal, Moped, Normal, Prior, TiedMean, normal_kl
+from bdl.priors import (
+    EMPIRICAL_BAYES_GROUPS,
+    EmpiricalBayes,
+    FanInNormal,
+    Horseshoe,
+    Laplace,
+    Normal,
+    Prior,
+    ScaleMixture,
+    TiedMean,
+    normal_kl,
+)
 
 Array = np.ndarray[Any, Any]
 BAD_SCALES = [0, -1.0, math.nan, math.inf, "one", None, True]
@@ -100,44 +111,6 @@ def test_empirical_bayes_scale_is_the_exact_minimiser(groups: str, input_axes: t
             assert_allclose(closed_form(mean, scale, 0.0, moved) - least, increase, rtol=1e-3, atol=1e-5)
 
 
-def test_row_column_variances_keep_the_rows_and_columns_moments():
-    generator = np.random.default_rng(1)
-    mean, scale = generator.normal(size=(6, 4)), generator.uniform(0.1, 1.0, size=(6, 4))
-    variance = array(EmpiricalBayes("row_column", 0.0).parameters(mean, scale, (0,))[1]) ** 2
-    moment = mean**2 + scale**2
-    assert_allclose(variance.mean(axis=0), moment.mean(axis=0), rtol=1e-5)
-    assert_allclose(variance.mean(axis=1), moment.mean(axis=1), rtol=1e-5)
-    assert np.linalg.matrix_rank(variance, tol=1e-5) == 1
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(2, 6), st.integers(2, 6), st.sampled_from(["layer", "row", "column"]), st.integers(1, 50))
-def test_pseudo_count_acts_as_that_many_weights_of_one_over_fan_in(rows: int, columns: int, groups: str, count: int):
-    generator = np.random.default_rng(rows * 10 + columns)
-    mean, scale = generator.normal(size=(rows, columns)), generator.uniform(0.1, 1.0, size=(rows, columns))
-    axis = {"layer": None, "row": 1, "column": 0}[groups]
-    group = np.sum(mean**2 + scale**2, axis=axis, keepdims=True)
-    size = mean.size // group.size
-    expected = np.sqrt((group + count / rows) / (size + count))
-    found = array(EmpiricalBayes(groups, count).parameters(mean, scale, (0,))[1])
-    assert_allclose(found, np.broadcast_to(expected, mean.shape), rtol=1e-5)
-
-
-@pytest.mark.parametrize("groups", EMPIRICAL_BAYES_GROUPS)
-@pytest.mark.parametrize(("shape", "input_axes"), [((2,), ()), ((2, 1), (0,)), ((1, 2), (0,))])
-def test_empirical_bayes_of_a_vector_has_one_scale(groups: str, shape: tuple[int, ...], input_axes: tuple[int, ...]):
-    mean, scale = np.reshape([1.0, 2.0], shape), np.reshape([0.5, 0.1], shape)
-    expected = np.full(shape, np.sqrt(np.mean(mean**2 + scale**2)))
-    prior = EmpiricalBayes(groups, pseudo_count=0.0)
-    assert_allclose(array(prior.parameters(mean, scale, input_axes)[1]), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("groups", EMPIRICAL_BAYES_GROUPS)
-def test_empirical_bayes_is_finite_where_all_weights_vanish(groups: str):
-    mean, scale = np.zeros((3, 2), "float32"), np.full((3, 2), 1e-8, "float32")
-    assert np.isfinite(array(EmpiricalBayes(groups, pseudo_count=0.0).kl(mean, scale, (0,))))
-
-
 @pytest.mark.core
 @pytest.mark.parametrize("shape", [(8, 3), (2, 2, 4, 5), (7,)])
 def test_fan_in_priors(shape: tuple[int, ...]):
@@ -160,19 +133,13 @@ def test_scales_must_be_positive_and_finite(prior: type[Prior], scale: Any):
         prior(scale=scale)
 
 
-def test_bad_settings_of_empirical_bayes_are_named():
-    with pytest.raises(ValueError, match=r"`groups` must be one of .*'row_column'.*, not 'rows'"):
-        EmpiricalBayes("rows")
-    for count in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="`pseudo_count` must be a finite number of weights >= 0"):
-            EmpiricalBayes(pseudo_count=count)
-
-
 def test_get_takes_names_objects_and_configurations():
     for name, expected in (("normal", Normal()), ("fan_in_normal", FanInNormal()), ("tied_mean", TiedMean())):
         assert priors.get(name) == expected
     assert priors.get("empirical_bayes") == EmpiricalBayes()
     assert priors.get(Normal(1.0)) == Normal(1.0)
+    assert (priors.get("laplace"), priors.get("horseshoe")) == (Laplace(), Horseshoe())
+    assert priors.get("scale_mixture") == ScaleMixture()
     for bad in ("gauss", 1.0, None, Normal):
         with pytest.raises(ValueError, match=r"`my_prior` must be a bdl.priors.Prior or one of the names \['empirical"):
             priors.get(bad, "my_prior")
@@ -187,21 +154,14 @@ def test_priors_are_immutable_and_compare_by_value():
 
 def test_a_prior_of_a_users_own_needs_only_its_parameters():
     class Wide(Prior):
-        def parameters(self, mean: Any, scale: Any, input_axes: Any) -> tuple[Any, Any]:
+        def parameters(self, mean: Any, scale: Any, input_axes: Any, variables: Any = None) -> tuple[Any, Any]:
             return 0.0, 3.0
 
     mean, scale = np.ones((2, 2), "float32"), np.ones((2, 2), "float32")
     assert_allclose(array(Wide().kl(mean, scale)), closed_form(mean, scale, 0.0, 3.0), rtol=1e-6)
     with pytest.raises(NotImplementedError):
         Prior().parameters(mean, scale, ())
-
-
-@pytest.mark.core
-def test_moped_is_its_spread_around_the_centre():
-    spread = FanInNormal(0.5)
-    mean, scale = np.full((4, 2), 0.3, "float32"), np.full((4, 2), 0.1, "float32")
-    assert float(Moped(spread).kl(mean, scale, (0,))) == pytest.approx(float(spread.kl(mean, scale, (0,))))
-    assert priors.get("moped") == Moped(FanInNormal(1.0))
-    for wrong in (TiedMean(), Moped(), "normal"):
-        with pytest.raises(ValueError, match="`spread`"):
-            Moped(wrong)
+    with pytest.raises(
+        ValueError, match="cannot be the prior of a point estimate: its density at a point is not known"
+    ):
+        Wide().penalty(mean)

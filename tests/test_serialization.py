@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from bdl import posteriors, priors
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Posterior, Rank1
-from bdl.priors import EMPIRICAL_BAYES_GROUPS, EmpiricalBayes, FanInNormal, Normal, Prior, TiedMean
+from bdl.priors import (
+    EMPIRICAL_BAYES_GROUPS,
+    HORSESHOE_GROUPS,
+    EmpiricalBayes,
+    FanInNormal,
+    Horseshoe,
+    Laplace,
+    Moped,
+    Normal,
+    Prior,
+    ScaleMixture,
+    TiedMean,
+)
 from bdl.serialization import Serializable, deserialize, resolve, serialize
 
 positive = st.floats(1e-6, 1e6)
@@ -19,6 +31,17 @@ PRIORS = st.one_of(
     st.builds(FanInNormal, positive),
     st.builds(EmpiricalBayes, st.sampled_from(EMPIRICAL_BAYES_GROUPS), st.floats(0, 1e6)),
     st.builds(TiedMean, st.one_of(positive, st.just("fan_in"))),
+    st.builds(TiedMean, st.builds(FanInNormal, positive), st.builds(Normal, st.floats(-1e6, 1e6), positive)),
+    st.builds(Moped, st.builds(FanInNormal, positive)),
+    st.builds(Laplace, st.floats(-1e6, 1e6), st.one_of(positive, st.just("fan_in"))),
+    st.builds(Horseshoe, st.sampled_from(HORSESHOE_GROUPS), st.one_of(positive, st.just("fan_in"))),
+    st.builds(
+        ScaleMixture,
+        st.just((0.25, 0.75)),
+        st.tuples(positive, positive),
+        st.sampled_from([None, "fan_in"]),
+        st.booleans(),
+    ),
 )
 POSTERIORS = st.one_of(
     st.builds(MeanFieldNormal, st.one_of(st.none(), positive), positive),
@@ -26,7 +49,7 @@ POSTERIORS = st.one_of(
     st.builds(
         LowRankNormal, st.integers(1, 9), st.one_of(st.none(), positive), positive, st.one_of(st.none(), positive)
     ),
-    st.builds(Rank1, PRIORS, PRIORS, positive),
+    st.builds(Rank1, PRIORS, PRIORS, positive, positive, st.one_of(st.none(), st.builds(Normal), st.builds(Laplace))),
 )
 
 

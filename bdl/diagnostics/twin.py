@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -21,8 +22,8 @@ from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
-from bdl.posteriors import Posterior
-from bdl.priors import Moped, Prior
+from bdl.posteriors import Posterior, Rank1
+from bdl.priors import Moped, Prior, TiedMean
 
 _LEAST_RATE = 1e-3  # Adam's default
 
@@ -164,8 +165,18 @@ def own_family(model: Any) -> tuple[Prior, Posterior]:
     """
     for weight in _drawn_weights(model):
         prior = DEFAULT_PRIOR if weight.prior is None else weight.prior
-        return prior.spread if isinstance(prior, Moped) else prior, weight.posterior
+        posterior = weight.posterior
+        if isinstance(posterior, Rank1):
+            posterior = dataclasses.replace(posterior, kernel_prior=_uncentred(posterior.kernel_prior))
+        return _uncentred(prior), posterior
     return DEFAULT_PRIOR, DEFAULT_POSTERIOR
+
+
+def _uncentred(prior: Any) -> Any:
+    """A prior without its centre on trained weights, if it has one."""
+    if isinstance(prior, TiedMean):
+        return dataclasses.replace(prior, mean_prior=_uncentred(prior.mean_prior))
+    return prior.spread if isinstance(prior, Moped) else prior
 
 
 def drawn_families(model: Any) -> list[Posterior]:

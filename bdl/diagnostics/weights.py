@@ -22,7 +22,7 @@ from bdl.keras_internals import direct_layers, flatten_layers
 from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import Variational
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
-from bdl.priors import Prior
+from bdl.priors import Prior, Variables
 
 MATCHED_DIVERGENCE = 0.01
 """Nats below which a weight counts as matching its prior: its scale is then within 10 % of the prior's."""
@@ -40,8 +40,8 @@ class WeightPosterior:
         scale_variables: Hold what the scales are made of.
         read_scale: The standard deviation of each weight, from the values of those variables.
         write_scale: Values of those variables that make the weights independent with given standard deviations.
-        prior_mean: Prior means, broadcastable.
-        prior_scale: Prior standard deviations, broadcastable.
+        prior_mean: Prior means, broadcastable; those of `Prior.parameters`, where the prior is not Gaussian.
+        prior_scale: Prior standard deviations, broadcastable; likewise.
     """
 
     layer: str
@@ -195,10 +195,10 @@ def _of_sampled_weight(name: str, weight: SampledWeight) -> Iterator[WeightPoste
     if isinstance(family, Rank1):
         for side, prior in (("input", family.input_factor_prior), ("output", family.output_factor_prior)):
             factor = MeanFieldNormal(speed=family.speed)
-            yield _gaussian(name, variables[f"{side}_mean"], {"rho": variables[f"{side}_rho"]}, factor, prior, ())
+            rho, held = {"rho": variables[f"{side}_rho"]}, family.factor_prior_variables(variables, side)
+            yield _gaussian(name, variables[f"{side}_mean"], rho, factor, prior, (), held)
     elif isinstance(family, (MeanFieldNormal, MatrixNormal, LowRankNormal)) and weight.prior is not None:
-        centre = 0.0 if weight.centre is None else _numpy(weight.centre)
-        yield _gaussian(name, weight.mean, variables, family, weight.prior, weight.input_axes, centre)
+        yield _gaussian(name, weight.mean, variables, family, weight.prior, weight.input_axes, weight.prior_variables)
 
 
 def _gaussian(
@@ -208,10 +208,10 @@ def _gaussian(
     family: MeanFieldNormal | MatrixNormal | LowRankNormal,
     prior: Prior,
     axes: Any,
-    centre: Any = 0.0,
+    prior_variables: Variables,
 ) -> WeightPosterior:
-    deviation = ops.convert_to_tensor(_numpy(mean) - centre)
-    prior_mean, prior_scale = prior.parameters(deviation, family.scale(variables), axes)
+    values = ops.cast(ops.convert_to_tensor(mean), "float32")
+    prior_mean, prior_scale = prior.parameters(values, family.scale(variables), axes, prior_variables)
     shapes = {key: tuple(variable.shape) for key, variable in variables.items()}
 
     def read_scale(*values: np.ndarray) -> np.ndarray:
@@ -226,7 +226,7 @@ def _gaussian(
         scale_variables=tuple(variables.values()),
         read_scale=read_scale,
         write_scale=write_scale,
-        prior_mean=_numpy(prior_mean) + centre,
+        prior_mean=_numpy(prior_mean),
         prior_scale=_numpy(prior_scale),
     )
 

@@ -52,8 +52,8 @@ class Conv1DLocalReparameterization(NamedVariational, wraps=layers.Conv1D, estim
 class Conv1DRank1(NamedRank1, wraps=layers.Conv1D, estimator="rank1"):
     """`keras.layers.Conv1D` with random factors on its channels and filters, drawn for each example.
 
-    Arguments as `keras.layers.Conv1D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale` and
-    `seed` of `NamedRank1`. Shapes as `keras.layers.Conv1D`.
+    Arguments as `keras.layers.Conv1D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
+    `kernel_prior` and `seed` of `NamedRank1`. Shapes as `keras.layers.Conv1D`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 
@@ -108,8 +108,8 @@ class Conv2DLocalReparameterization(NamedVariational, wraps=layers.Conv2D, estim
 class Conv2DRank1(NamedRank1, wraps=layers.Conv2D, estimator="rank1"):
     """`keras.layers.Conv2D` with random factors on its channels and filters, drawn for each example.
 
-    Arguments as `keras.layers.Conv2D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale` and
-    `seed` of `NamedRank1`. Shapes as `keras.layers.Conv2D`.
+    Arguments as `keras.layers.Conv2D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
+    `kernel_prior` and `seed` of `NamedRank1`. Shapes as `keras.layers.Conv2D`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 
@@ -164,8 +164,8 @@ class Conv3DLocalReparameterization(NamedVariational, wraps=layers.Conv3D, estim
 class Conv3DRank1(NamedRank1, wraps=layers.Conv3D, estimator="rank1"):
     """`keras.layers.Conv3D` with random factors on its channels and filters, drawn for each example.
 
-    Arguments as `keras.layers.Conv3D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale` and
-    `seed` of `NamedRank1`. Shapes as `keras.layers.Conv3D`.
+    Arguments as `keras.layers.Conv3D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
+    `kernel_prior` and `seed` of `NamedRank1`. Shapes as `keras.layers.Conv3D`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 

@@ -55,8 +55,9 @@ class DenseLocalReparameterization(NamedVariational, wraps=layers.Dense, estimat
 class DenseRank1(NamedRank1, wraps=layers.Dense, estimator="rank1"):
     """`keras.layers.Dense` with random factors on its inputs and outputs, drawn for each example.
 
-    Arguments as `keras.layers.Dense`, then `input_factor_prior`, `output_factor_prior`, `initial_scale` and `seed` of
-    `NamedRank1`. Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
+    Arguments as `keras.layers.Dense`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
+    `kernel_prior` and `seed` of `NamedRank1`. Input shape `(batch, ..., input_dim)`, output shape
+    `(batch, ..., units)`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 
@@ -114,8 +115,8 @@ class EinsumDenseLocalReparameterization(
 class EinsumDenseRank1(NamedRank1, wraps=layers.EinsumDense, estimator="rank1"):
     """`keras.layers.EinsumDense` with random factors on its kernel's input and output features, for each example.
 
-    Arguments as `keras.layers.EinsumDense`, then `input_factor_prior`, `output_factor_prior`, `initial_scale` and
-    `seed` of `NamedRank1`. Shapes follow the equation.
+    Arguments as `keras.layers.EinsumDense`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
+    `kernel_prior` and `seed` of `NamedRank1`. Shapes follow the equation.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -61,7 +61,7 @@ class SampledWeight:
         input_axes: Its fan-in axes.
         variables: The posterior's variables.
         index: Its number within the layer, which selects its noise.
-        centre: Where its prior is centred, if that is kept in a variable.
+        prior_variables: The variables that its prior keeps in the layer.
     """
 
     mean: keras.Variable
@@ -70,14 +70,15 @@ class SampledWeight:
     input_axes: tuple[int, ...]
     variables: Variables
     index: int
-    centre: keras.Variable | None = None
+    prior_variables: Variables = field(default_factory=dict)
 
     def kl(self) -> Tensor:
-        """Divergence from the prior: scalar, total, in nats."""
-        deviation = ops.convert_to_tensor(self.mean)
-        if self.centre is not None:
-            deviation = deviation - ops.convert_to_tensor(self.centre)
-        return self.posterior.kl(deviation, self.variables, self.prior, self.input_axes)
+        """Divergence from the prior: scalar, total, in nats, in float32 whatever the layer's policy.
+
+        Of `Rank1`: that of its factors, plus the penalty of the point-estimated weight under `kernel_prior`.
+        """
+        mean = ops.cast(ops.convert_to_tensor(self.mean), "float32")
+        return self.posterior.kl(mean, self.variables, self.prior, self.input_axes, self.prior_variables)
 
 
 @dataclass(frozen=True)

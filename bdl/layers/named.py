@@ -28,7 +28,8 @@ class NamedVariational(Variational):
 
     Args:
         *args: Positional arguments of the Keras layer.
-        kernel_prior: `bdl.priors.Prior` of the kernel, or its name. Default: row x column empirical Bayes.
+        kernel_prior: `bdl.priors.Prior` of the kernel, or its name. Default: a Gaussian around fitted means, that of
+            `bdl.layers.Variational`.
         kernel_posterior: `bdl.posteriors.Posterior` of the kernel, or its name. Default: `MeanFieldNormal()`.
             The correlated weights of `LowRankNormal()` need a `...Reparameterization` layer.
         bias_prior: Prior of the bias. None, with `bias_posterior` None, leaves the bias a point estimate.
@@ -40,6 +41,7 @@ class NamedVariational(Variational):
         ValueError: as the Keras layer and `Variational` do; if `bias_posterior` comes without `bias_prior`.
     """
 
+    kernel_prior: Prior | None
     keras_layer: ClassVar[type[keras.Layer]]
     estimator_name: ClassVar[str]
 
@@ -77,6 +79,7 @@ class NamedVariational(Variational):
     def families(self, layer: keras.Layer) -> Families:
         """Prior and posterior of each weight of the Keras layer that is sampled."""
         kernels, biases = self.weight_names(layer)
+        assert self.kernel_prior is not None
         found: Families = {name: (self.kernel_prior, self.kernel_posterior) for name in kernels}
         if self.bias_prior is not None and self.bias_posterior is not None:
             found |= {name: (self.bias_prior, self.bias_posterior) for name in biases}
@@ -120,8 +123,9 @@ class NamedVariational(Variational):
 class NamedRank1(NamedVariational):
     """A Keras layer with a rank-1 posterior: the arguments of the Keras layer, then the priors of the factors.
 
-    Every example has random factors of its own on the layer's inputs and outputs. The weights are point estimates,
-    fitted by maximum likelihood: variational EM, not full Bayes. A first layer with
+    Every example has random factors of its own on the layer's inputs and outputs. The weights are point estimates:
+    variational EM, not full Bayes. They maximise the likelihood, or with `kernel_prior` the posterior density (MAP);
+    `kl_divergence()` then holds the prior's penalty as well. A first layer with
     `input_factor_prior=bdl.priors.Normal(1.0, 10.0)` leaves the factors of features that the data never use broad,
     and so knows inputs that it has never seen.
 
@@ -130,11 +134,14 @@ class NamedRank1(NamedVariational):
         input_factor_prior: `bdl.priors.Prior` of the input features' factors, around 1. Default: `Normal(1, 1)`.
         output_factor_prior: Prior of the output features' factors, around 1. Default: `Normal(1, 1)`.
         initial_scale: Positive standard deviation of every factor at the start.
+        kernel_prior: Prior of the kernel, or its name. `"normal"`, `Normal(0, 1)`, is weight decay of `1 / N` for `N`
+            examples. None, the default, is maximum likelihood.
         seed: Integer seed of the layer's noise, and of its dropout if it has one, or None for a random one.
         **kwargs: Keyword arguments of the Keras layer.
 
     Raises:
-        ValueError: as the Keras layer and `Variational` do; if a prior is no prior.
+        ValueError: as the Keras layer and `Variational` do; if a prior is no prior, or `kernel_prior` not one of point
+            estimates.
     """
 
     def __init__(
@@ -143,17 +150,21 @@ class NamedRank1(NamedVariational):
         input_factor_prior: Prior | str | dict[str, Any] = DEFAULT_FACTOR_PRIOR,
         output_factor_prior: Prior | str | dict[str, Any] = DEFAULT_FACTOR_PRIOR,
         initial_scale: float = Rank1.initial_scale,
+        kernel_prior: Prior | str | dict[str, Any] | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.input_factor_prior = priors.get(input_factor_prior, "input_factor_prior")
         self.output_factor_prior = priors.get(output_factor_prior, "output_factor_prior")
         self.initial_scale = initial_scale
+        self.kernel_prior = None if kernel_prior is None else priors.get(kernel_prior, "kernel_prior")
         self._wrap(args, kwargs, "reparameterization", seed)
 
     def families(self, layer: keras.Layer) -> Families:
-        """The kernel's factors. It has no prior itself; Variational's default one is not used by factors."""
-        posterior = Rank1(self.input_factor_prior, self.output_factor_prior, self.initial_scale)
+        """The kernel's factors, whose posterior holds all priors; Variational's default one is not used by factors."""
+        posterior = Rank1(
+            self.input_factor_prior, self.output_factor_prior, self.initial_scale, kernel_prior=self.kernel_prior
+        )
         return {"kernel": (DEFAULT_PRIOR, posterior)}
 
 

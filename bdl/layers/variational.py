@@ -20,10 +20,12 @@ from bdl.layers import estimators, linear
 from bdl.layers.estimators import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
 from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
-from bdl.priors import EmpiricalBayes, Prior
+from bdl.priors import FanInNormal, Normal, Prior, TiedMean
 from bdl.random import Tensor
 
-DEFAULT_PRIOR = EmpiricalBayes("row_column")
+DEFAULT_PRIOR = TiedMean(FanInNormal(0.5), mean_prior=Normal(0.0, 3.0))
+"""Gaussian around fitted means: variational EM. Chosen on validation data; docs/defaults.md has the search."""
+
 DEFAULT_POSTERIOR = MeanFieldNormal()
 
 
@@ -49,7 +51,8 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
             on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
             marginals match. There it trains, and outside training whole weights are drawn.
-        prior: `bdl.priors.Prior` or its name. Default: row x column empirical Bayes.
+        prior: `bdl.priors.Prior` or its name. Default: `TiedMean(FanInNormal(0.5), mean_prior=Normal(0, 3))`, a
+            Gaussian around fitted means (variational EM, not full Bayes).
         posterior: `bdl.posteriors.Posterior` or its name. Default: `MeanFieldNormal()`. `MatrixNormal()` has fewer
             scales; `LowRankNormal()` correlates the weights and needs `"reparameterization"`; `Rank1()` replaces
             sampled weights by factors.
@@ -139,7 +142,8 @@ class Variational(SavesSeed, keras.layers.Wrapper):
     def kl_divergence(self) -> Tensor:
         """Divergence of all weight posteriors from their priors: scalar, total, in nats.
 
-        A function of the variables alone, however often the layer was called.
+        Point estimates with a prior (`Rank1`'s `kernel_prior`, `TiedMean`'s `mean_prior`) add their penalty. It is a
+        function of the variables alone, however often the layer was called.
         """
         if not self.built:
             raise ValueError(
@@ -191,7 +195,8 @@ class Variational(SavesSeed, keras.layers.Wrapper):
     ) -> SampledWeight:
         variable = self._find_weight(name)
         owner = _owner(self.layer, variable)
-        if variable.regularizer is not None and not isinstance(posterior, Rank1):  # whose weights are point estimates
+        weight_prior = posterior.kernel_prior if isinstance(posterior, Rank1) else prior
+        if variable.regularizer is not None and weight_prior is not None:
             raise ValueError(
                 f"`{_regularizer_argument(owner, variable)}` of layer {owner.name} is {variable.regularizer!r}, but "
                 f"{name!r} has a prior: the two would count twice. Remove the regularizer, or express it as the prior."
@@ -208,22 +213,12 @@ class Variational(SavesSeed, keras.layers.Wrapper):
                 "input": linear.feature_shape(input_shape, stage.input_axes),
                 "output": linear.feature_shape(output_shape, stage.output_axes),
             }
-            return SampledWeight(variable, posterior, None, axes, posterior.create_factors(self, name, shapes), index)
-        variables = posterior.create(self, name.replace("/", "_"), variable, axes)
-        centre = self._add_centre(name, variable) if isinstance(prior, priors.Moped) else None
-        return SampledWeight(variable, posterior, prior, axes, variables, index, centre)
-
-    def _add_centre(self, name: str, mean: keras.Variable) -> keras.Variable:
-        """The weight's present value, kept as a variable of its own."""
-        value = ops.convert_to_numpy(mean)
-        return self.add_weight(
-            name=f"{name.replace('/', '_')}_centre",
-            shape=mean.shape,
-            initializer=lambda shape, dtype: ops.convert_to_tensor(value, dtype=dtype),
-            trainable=False,
-            dtype="float32",
-            autocast=False,
-        )
+            variables = posterior.create_factors(self, name, shapes)
+        else:
+            variables = posterior.create(self, name.replace("/", "_"), variable, axes)
+        held = {} if weight_prior is None else weight_prior.create(self, name.replace("/", "_"), variable)
+        own = None if isinstance(posterior, Rank1) else prior
+        return SampledWeight(variable, posterior, own, axes, variables, index, held)
 
     def _find_weight(self, name: str) -> keras.Variable:
         # A frozen layer has no trainable weights, but may be unfrozen later: its posterior exists all the same.

@@ -11,7 +11,7 @@ from keras import ops
 
 from bdl import priors
 from bdl.likelihoods.base import LEARNED_SPEED, MIN_LIKELIHOOD_SCALE, Likelihood, check_shape
-from bdl.priors import _check_positive
+from bdl.priors import check_positive as _check_positive
 from bdl.random import Tensor
 from bdl.serialization import deserialize, serialize
 

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from bdl.likelihoods.base import LEARNED_SPEED, MIN_LIKELIHOOD_SCALE, Likelihood, check_entries, check_shape
-from bdl.priors import _check_positive
+from bdl.priors import check_positive as _check_positive
 from bdl.random import Tensor
 
 _register = keras.saving.register_keras_serializable(package="bdl")

