@@ -2,95 +2,62 @@
 
 The protocol is that of docs/design: stratified 30 % test split by the seed, pixels / 16, `compile("adam")`, 100 epochs
 at batch 64, T = 1 at the end, 64 prediction samples. AUROC is of the predictive entropy, test digits against uniform
-noise and against the same digits rotated by 90 degrees. Data: scikit-learn's own digits.
+noise and against the same digits rotated by 90 degrees. `fully_gaussian` is the recipe of that name (its own learning
+rate); the others are layers at their defaults. Data: scikit-learn's own digits.
 
-    python benchmarks/digits.py --seeds 5 --widths 32,512
+    python benchmarks/digits.py run --seeds 5                # resumable, on two processes
+    python benchmarks/digits.py report --write               # the table, into docs/defaults.md
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from contest import digits
+from runs import Row, cell, grouped, markdown, read, replace_section, run_all
+from shifts import quarter_turn, uniform_noise
 
 app = typer.Typer(add_completion=False)
-
-CONTESTANTS = ("twin", "reparameterization", "flipout", "local_reparameterization", "rank1", "rank1_broad")
-# This ending of a name asks for Adam at 3e-3 ("adam" is 1e-3), with scales that move a third as fast for it.
-FAST = "_fast"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "digits.jsonl"
+PAGE = HERE.parent / "docs" / "defaults.md"
+CONTESTANTS = ("twin", "reparameterization", "flipout", "local_reparameterization", "rank1", "fully_gaussian")
 EPOCHS = 100
 BATCH_SIZE = 64
 NUM_SAMPLES = 64
+FIGURES = ("accuracy", "nll", "elbo", "auroc_noise", "auroc_rotated", "stuck")
 
 
 @dataclass(frozen=True)
-class Result:
-    """One trained network; NLL in nats per example, `stuck` the share of scales within 5 % of their start."""
+class Case:
+    """One training."""
 
     contestant: str
     width: int
+    activation: str
     seed: int
-    accuracy: float
-    nll: float
-    auroc_noise: float
-    auroc_rotated: float
-    stuck: float
-    seconds: float
 
 
-def load(seed: int) -> dict[str, np.ndarray]:
-    """Training and test digits of a seed, the test digits rotated, and uniform noise."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    pixels = (digits.data / 16.0).astype("float32")
-    x, x_test, y, y_test = train_test_split(
-        pixels, digits.target, test_size=0.3, random_state=seed, stratify=digits.target
-    )
-    rotated = np.rot90(x_test.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64)
-    noise = np.random.default_rng(seed).uniform(size=x_test.shape).astype("float32")
-    return {
-        "x": x,
-        "y": y,
-        "x_test": x_test,
-        "y_test": y_test,
-        "rotated": np.ascontiguousarray(rotated),
-        "noise": noise,
-    }
-
-
-def build(contestant: str, width: int) -> Any:
-    """The network of a contestant."""
+def network_of(case: Case) -> Any:
+    """The network of a contestant; of a recipe the plain one."""
     import keras
 
     import bdl
 
     kinds = {
-        "twin": keras.layers.Dense,
         "reparameterization": bdl.layers.DenseReparameterization,
         "flipout": bdl.layers.DenseFlipout,
         "local_reparameterization": bdl.layers.DenseLocalReparameterization,
         "rank1": bdl.layers.DenseRank1,
-        "rank1_broad": bdl.layers.DenseRank1,
     }
-    layer = kinds[contestant.removesuffix(FAST)]
-    broad = {"input_factor_prior": bdl.priors.Normal(1.0, 10.0)} if contestant == "rank1_broad" else {}
-    slow = {"kernel_posterior": bdl.posteriors.MeanFieldNormal(speed=10.0)} if contestant.endswith(FAST) else {}
-    return keras.Sequential(
-        [
-            keras.Input((64,)),
-            layer(width, activation="relu", **broad, **slow),
-            layer(width, activation="relu", **slow),
-            layer(10, **slow),
-        ]
-    )
+    layer = kinds.get(case.contestant, keras.layers.Dense)
+    hidden = [layer(case.width, activation=case.activation) for _ in range(2)]
+    return keras.Sequential([keras.Input((64,)), *hidden, layer(10)])
 
 
 def scales(network: Any) -> np.ndarray:
@@ -111,93 +78,96 @@ def scales(network: Any) -> np.ndarray:
     return np.concatenate(found)
 
 
-def run(contestant: str, width: int, seed: int) -> Result:
-    """Trains and scores one network."""
+def train(case: Case) -> Row:
+    """Trains and scores one network; NLL and ELBO in nats per example, `stuck` the share of scales near their start."""
     import keras
 
     import bdl
 
-    data = load(seed)
+    x, y, x_test, y_test = digits(case.seed)
     keras.backend.clear_session()
-    keras.utils.set_random_seed(seed)
-    start = time.perf_counter()
-    network = build(contestant, width)
-    before = scales(network)
-    settings = {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "verbose": 0}
+    keras.utils.set_random_seed(case.seed)
+    network = network_of(case)
     likelihood = bdl.likelihoods.Categorical()
-    if contestant == "twin":
-        network.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        network.fit(data["x"], data["y"], **settings)
+    if case.contestant == "twin":
         model: Any = network
+        model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    elif case.contestant == "fully_gaussian":
+        model = bdl.recipes.fully_gaussian(network, likelihood)
     else:
         model = bdl.VariationalModel(network, likelihood)
-        model.compile(keras.optimizers.Adam(3e-3) if contestant.endswith(FAST) else "adam")
-        model.fit(data["x"], data["y"], **settings)
-    entropies, p_test = {}, None
-    for name in ("x_test", "noise", "rotated"):
-        samples = 1 if contestant == "twin" else NUM_SAMPLES
-        prediction = bdl.predict_distribution(network, data[name], likelihood, samples, batch_size=540)
-        entropies[name] = prediction.total_uncertainty
-        p_test = prediction.probabilities if name == "x_test" else p_test
+        model.compile("adam")
+    before = scales(model)
+    start = time.perf_counter()
+    flat = {name: part.reshape(len(part), -1) for name, part in (("x", x), ("test", x_test))}
+    history = model.fit(flat["x"], y, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0).history
+    seconds = time.perf_counter() - start
+    entropy, probabilities = {}, np.zeros(0)
+    for name, images in (("test", x_test), ("noise", uniform_noise(x_test, case.seed)), ("rotated", quarter_turn(x_test))):
+        samples = 1 if case.contestant == "twin" else NUM_SAMPLES
+        found = bdl.predict_distribution(model, images.reshape(len(images), -1), likelihood, samples, batch_size=540)
+        entropy[name] = found.total_uncertainty
+        probabilities = found.probabilities if name == "test" else probabilities
     auroc = bdl.calibration.out_of_distribution_auroc
-    after = scales(network)
-    return Result(
-        contestant=contestant,
-        width=width,
-        seed=seed,
-        accuracy=bdl.calibration.accuracy(data["y_test"], p_test),
-        nll=bdl.calibration.negative_log_likelihood(data["y_test"], p_test),
-        auroc_noise=auroc(entropies["x_test"], entropies["noise"]),
-        auroc_rotated=auroc(entropies["x_test"], entropies["rotated"]),
-        stuck=float(np.mean(np.abs(after / before - 1.0) < 0.05)) if len(before) else float("nan"),
-        seconds=time.perf_counter() - start,
-    )
-
-
-def report(results: list[Result], backend: str) -> None:
-    """Prints means over seeds with standard errors."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Digits, MLP 64-h-h-10, {EPOCHS} epochs, T = 1 at the end, {backend}; mean ± standard error")
-    columns = ("accuracy", "nll", "auroc_noise", "auroc_rotated", "stuck", "seconds")
-    for column in ("contestant", "h", "seeds", *columns):
-        table.add_column(column)
-    groups: dict[tuple[str, int], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.contestant, result.width), []).append(result)
-    for (contestant, width), members in groups.items():
-        cells = []
-        for column in columns:
-            values = np.array([getattr(member, column) for member in members])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            cells.append(f"{values.mean():.4f} ± {error:.4f}")
-        table.add_row(contestant, str(width), str(len(members)), *cells)
-    Console(width=160).print(table)
+    stuck = np.abs(scales(model) / before - 1.0) < 0.05
+    return {
+        "accuracy": float(bdl.calibration.accuracy(y_test, probabilities)),
+        "nll": float(bdl.calibration.negative_log_likelihood(y_test, probabilities)),
+        "auroc_noise": float(auroc(entropy["test"], entropy["noise"])),
+        "auroc_rotated": float(auroc(entropy["test"], entropy["rotated"])),
+        "elbo": history["elbo"][-1] if "elbo" in history else None,
+        "temperature": history["temperature"][-1] if "temperature" in history else None,
+        "stuck": float(np.mean(stuck)) if len(stuck) else None,
+        "seconds": seconds,
+    }
 
 
 @app.command()
-def main(
+def run(
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 5,
-    widths: Annotated[str, typer.Option(help="Hidden widths, separated by commas.")] = "32,512",
+    widths: Annotated[str, typer.Option(help="Hidden widths, separated by commas.")] = "32,128,512,1024",
+    activations: Annotated[str, typer.Option(help="Activations, separated by commas.")] = "relu,tanh",
     contestants: Annotated[str, typer.Option(help="Contestants, separated by commas.")] = ",".join(CONTESTANTS),
-    backend: Annotated[str, typer.Option(help="Keras backend.")] = "tensorflow",
-    output: Annotated[Path | None, typer.Option(help="JSON file for the results of every run.")] = None,
+    backend: Annotated[str, typer.Option(help="Keras backend.")] = "jax",
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
 ) -> None:
-    """Trains every contestant at every width and seed, and prints the table."""
-    os.environ["KERAS_BACKEND"] = backend
-    results = []
-    for width in (int(part) for part in widths.split(",")):
-        for contestant in contestants.split(","):
-            for seed in range(seeds):
-                results.append(run(contestant, width, seed))
-                print(json.dumps(asdict(results[-1])), flush=True)
-    report(results, backend)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft = output.with_suffix(".tmp")
-        draft.write_text(json.dumps([asdict(result) for result in results], indent=1))
-        draft.replace(output)
+    """Trains what is not there yet."""
+    cases = [
+        Case(contestant, int(width), activation, seed)
+        for seed in range(seeds)
+        for width in widths.split(",")
+        for activation in activations.split(",")
+        for contestant in contestants.split(",")
+    ]
+    run_all(train, cases, results, backend=backend)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    write: Annotated[bool, typer.Option(help="Put the table into docs/defaults.md.")] = False,
+) -> None:
+    """Prints means over seeds with standard errors, and the paired differences to the twin."""
+    rows = read(results)
+    twins = {(row["width"], row["activation"], row["seed"]): row for row in rows if row["contestant"] == "twin"}
+    for row in rows:
+        twin = twins.get((row["width"], row["activation"], row["seed"]))
+        if twin is not None and row is not twin:
+            row["gap"] = row["accuracy"] - twin["accuracy"]
+            row["nll_gap"] = row["nll"] - twin["nll"]
+    columns = (*FIGURES[:2], "gap", "nll_gap", *FIGURES[2:])
+    lines = [
+        [activation, str(width), contestant, str(len(group)), *(cell(group, column, 3) for column in columns)]
+        for (activation, width, contestant), group in grouped(
+            sorted(rows, key=lambda row: (row["activation"], row["width"], CONTESTANTS.index(row["contestant"]))),
+            ["activation", "width", "contestant"],
+        ).items()
+    ]
+    names = ["accuracy", "NLL", "accuracy - twin", "NLL - twin", "ELBO", "AUROC noise", "AUROC rotated", "stuck"]
+    text = markdown(["activation", "h", "layers", "seeds", *names], lines)
+    print(text)
+    if write:
+        replace_section(PAGE, "digits", text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -53,8 +53,10 @@ def run_all(
 
 
 def key_of(case: Any) -> str:
-    """The case as a line of text."""
-    return json.dumps(asdict(case), sort_keys=True)
+    """The case as a line of text, without what is at its default: a field that is new leaves older rows valid."""
+    values = {field.name: getattr(case, field.name) for field in fields(case)}
+    changed = {field.name: values[field.name] for field in fields(case) if values[field.name] != field.default}
+    return json.dumps(changed, sort_keys=True)
 
 
 def read(results: Path) -> list[Row]:

@@ -61,7 +61,7 @@ def run(
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(PUBLISHED),
     splits: Annotated[int, typer.Option(help="Number of splits, from 0.")] = NUM_SPLITS,
     contestants: Annotated[str, typer.Option(help="Contestants, separated by commas.")] = "twin,mc_dropout,default,small_data",
-    likelihoods: Annotated[str, typer.Option(help="normal, heteroscedastic")] = "normal,heteroscedastic",
+    likelihoods: Annotated[str, typer.Option(help="normal, heteroscedastic, student")] = "normal,heteroscedastic",
     members: Annotated[int, typer.Option(help="Twins on a split.")] = ENSEMBLE_SIZE,
     results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
 ) -> None:

@@ -104,6 +104,8 @@ def _healthy(data: str, seed: int) -> Iterator[Case]:
         ("rank1", HEALTHY, 256),
         ("default", WIDE, 32),
         ("default", WIDE, 128),
+        ("tied", WIDE, 32),
+        ("tied", WIDE, 256),
         (f"{wide}_wide", WIDE, 512),
         ("low_rank", WIDE, 32),
         ("dropout", HEALTHY, 64),
@@ -253,15 +255,18 @@ def _network(case: Case, num_inputs: int) -> Any:
 
     layers, kind = bdl.layers, case.kind
     layer: Any = layers.DenseReparameterization
-    options: dict[str, Any] = {}
+    # The default prior when the zoo was made; `tied` is today's.
+    options: dict[str, Any] = {"kernel_prior": bdl.priors.EmpiricalBayes()}
     if kind.startswith("rank1"):
-        layer = layers.DenseRank1
+        layer, options = layers.DenseRank1, {}
+    elif kind == "tied":
+        options = {}
     elif kind in ("collapse", "forget", "pruned"):
         options = {"kernel_prior": "fan_in_normal"}
     elif kind == "stuck":
-        options = {"kernel_posterior": bdl.posteriors.MeanFieldNormal(speed=0.02)}
+        options["kernel_posterior"] = bdl.posteriors.MeanFieldNormal(speed=0.02)
     elif kind == "low_rank":
-        options = {"kernel_posterior": bdl.posteriors.LowRankNormal()}
+        options["kernel_posterior"] = bdl.posteriors.LowRankNormal()
     elif kind in ("features", "saturated"):
         scale = 3.0 if kind == "features" else 10.0
         family = bdl.posteriors.MeanFieldNormal(initial_scale=0.5 * scale)
@@ -270,7 +275,7 @@ def _network(case: Case, num_inputs: int) -> Any:
     elif kind in ("code", "code_collapse"):
         return _code_network(case, num_inputs)
     elif kind in ("dropout", "dead_dropout", "overfit"):
-        layer = keras.layers.Dense
+        layer, options = keras.layers.Dense, {}
     stack: list[Any] = [keras.Input((num_inputs,))]
     for _ in range(1 if kind == "pruned" else 2):
         stack.append(layer(case.width, activation=case.activation, **options))
@@ -313,7 +318,7 @@ def _add_loss_layer() -> Any:
 
     class AddLossDense(bdl.layers.DenseReparameterization):
         def __init__(self, units: int, kl_weight: float = 1.0, **kwargs: Any) -> None:
-            super().__init__(units, **kwargs)
+            super().__init__(units, kernel_prior=bdl.priors.EmpiricalBayes(), **kwargs)
             self.kl_weight = kl_weight
 
         def call(self, *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ ROOMS = [
     "prediction",
     "model",
     "convert",
+    "recipes",
     "calibration",
     "metrics",
     "plots",

@@ -46,6 +46,7 @@ from bdl.layers.dropout import (
     MCSpatialDropout3D,
 )
 from bdl.layers.embedding import EmbeddingReparameterization
+from bdl.layers.input_factors import InputFactors
 from bdl.layers.latent import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
 from bdl.layers.latent_attention import LatentAttention
 from bdl.layers.latent_multi_head_attention import LatentMultiHeadAttention
@@ -117,6 +118,7 @@ __all__ = [
     "GRUReparameterization",
     "GaussianCode",
     "GroupNormalizationReparameterization",
+    "InputFactors",
     "LSTMReparameterization",
     "LatentAttention",
     "LatentMultiHeadAttention",

@@ -21,6 +21,30 @@ Values = dict[str, Tensor]
 """Weight values by name (`kernel`, `bias`); what is missing counts as zero."""
 
 
+@keras.saving.register_keras_serializable(package="bdl")
+class Scale(layers.Layer):
+    """Multiplies each entry of an example by a weight of its own, which starts at 1: linear, with a diagonal kernel."""
+
+    activation = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Adds `kernel`, of an example's shape."""
+        self.kernel = self.add_weight(name="kernel", shape=tuple(input_shape[1:]), initializer="ones")
+        self.built = True
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Inputs times the weights."""
+        return inputs * ops.convert_to_tensor(self.kernel)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """That of the inputs."""
+        return tuple(input_shape)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One affine map inside a layer.
@@ -75,8 +99,8 @@ def stages(layer: keras.Layer) -> list[Stage]:
 
 
 def is_linear(layer: keras.Layer) -> bool:
-    """Whether the affine part of this layer is known: Dense, EinsumDense, and the convolutions."""
-    return isinstance(layer, (layers.Dense, layers.EinsumDense, *_CHANNEL_LAYERS))
+    """Whether the affine part of this layer is known: Dense, EinsumDense, the convolutions, and `Scale`."""
+    return isinstance(layer, (layers.Dense, layers.EinsumDense, Scale, *_CHANNEL_LAYERS))
 
 
 def is_plain_dense(layer: keras.Layer) -> bool:
@@ -86,14 +110,20 @@ def is_plain_dense(layer: keras.Layer) -> bool:
 
 
 def is_exact_for_local_reparameterization(layer: keras.Layer, inputs: Tensor) -> bool:
-    """Whether independent noise on each output has the joint distribution of a random kernel: Dense on vectors."""
-    return isinstance(layer, layers.Dense) and len(inputs.shape) == 2
+    """Whether independent noise on each output has the joint distribution of a random kernel.
+
+    Dense on vectors, where each output has weights of its own; so has each of `Scale`.
+    """
+    return isinstance(layer, Scale) or (isinstance(layer, layers.Dense) and len(inputs.shape) == 2)
 
 
 def feature_axes(layer: keras.Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Axes of the input and of the output of a linear layer along which its kernel has weights of their own."""
     if isinstance(layer, layers.Dense):
         return (-1,), (-1,)
+    if isinstance(layer, Scale):
+        axes = tuple(range(1, 1 + len(layer.kernel.shape)))
+        return axes, axes
     if isinstance(layer, layers.EinsumDense):
         inputs, kernel, outputs = _einsum_labels(layer)
         return _label_axes(inputs, kernel), _label_axes(outputs, kernel)
@@ -107,14 +137,15 @@ def kernel_input_axes(layer: keras.Layer, name: str, shape: Sequence[int]) -> tu
     Args:
         layer: The layer that owns the weight.
         name: Name of the weight, such as `"kernel"`.
-        shape: Shape of the weight. A vector has no fan-in, nor has an embedding, of which one row is looked up.
+        shape: Shape of the weight. A vector has no fan-in, nor has an embedding, of which one row is looked up, nor
+            `Scale`.
 
     Example:
     >>> kernel_input_axes(layers.Conv2DTranspose(8, 3), "kernel", (3, 3, 8, 4))
     (0, 1, 3)
     """
     rank = len(shape)
-    if name.endswith("bias") or rank < 2 or isinstance(layer, layers.Embedding):
+    if name.endswith("bias") or rank < 2 or isinstance(layer, (layers.Embedding, Scale)):
         return ()
     if isinstance(layer, layers.EinsumDense):
         _, kernel, outputs = _einsum_labels(layer)

@@ -82,6 +82,7 @@ def _mean_distance(shift: Tensor, scale: Tensor) -> Tensor:
     It is homogeneous of degree one, so that by Euler's theorem it is the sum of both arguments times their partial
     derivatives. With these held fixed both value and gradient are exact, and finite however small the scale is.
     """
+    shift, scale = ops.convert_to_tensor(shift), ops.convert_to_tensor(scale)
     ratio = ops.stop_gradient(shift / ops.maximum(scale, _SMALLEST_SCALE))
     by_shift = ops.erf(ratio / math.sqrt(2.0))
     by_scale = math.sqrt(2.0 / math.pi) * ops.exp(-0.5 * ops.square(ratio))

@@ -1,0 +1,359 @@
+"""Which prior and posterior should be the default? A search on validation data.
+
+Every candidate (prior and posterior) trains on every task at T = 1 with `compile("adam")`: digits with two hidden
+layers (relu of width 32 and 512, tanh of width 128), scikit-learn's diabetes and, with `--data`, three UCI regressions
+with one hidden layer of 50 units. A fifth of the training part is held out and scores; the test parts of digits and
+UCI, on which other scripts report, are not touched.
+
+The rule: among the candidates whose mean accuracy on each task of digits is within 0.5 points of the deterministic
+twin's, the one whose validation NLL has the lowest mean rank over all tasks, digits and regression weighing the same.
+`vary` then changes one thing at a time: initial scale, warm-up, depth, width, activation, size of the data.
+
+    python benchmarks/defaults.py search --data DIR        # resumable, on two processes
+    python benchmarks/defaults.py vary
+    python benchmarks/defaults.py report --write           # table and figure into docs
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from contest import digits
+from data import folder_of, uci_split
+from runs import Row, cell, grouped, key_of, markdown, mean_and_error, read, replace_section, run_all
+
+app = typer.Typer(add_completion=False)
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "defaults.jsonl"
+PAGE = HERE.parent / "docs" / "defaults.md"
+FIGURE = HERE.parent / "docs" / "images" / "defaults.png"
+NUM_SAMPLES = 64
+MAX_ACCURACY_GAP = 0.005
+SEARCHED = ((32, "relu"), (512, "relu"), (128, "tanh"))  # width and activation on digits
+UCI_TASKS = ("boston", "concrete", "wine-red")
+Data = Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training.
+
+    Args:
+        task: `"digits"`, `"diabetes"` or the name of a UCI regression.
+        candidate: Name of a prior and posterior.
+        seed: Of the weights and the split.
+        width, depth, activation: Of the hidden layers.
+        initial_scale: In units of 1 / sqrt(fan_in); 0 takes the posterior's own.
+        warmup: Part of the training over which T rises; 0 is T = 1 throughout.
+        cycles: Number of warm-ups in a row.
+        fraction: Part of the training data that is used.
+        objective, num_samples: Of `VariationalModel`.
+    """
+
+    task: str
+    candidate: str
+    seed: int
+    width: int = 50
+    depth: int = 1
+    activation: str = "relu"
+    initial_scale: float = 0.0
+    warmup: float = 0.85
+    fraction: float = 1.0
+    cycles: int = 1
+    objective: str = "elbo"
+    num_samples: int = 1
+
+
+def candidates() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Kind of dense layer and its arguments, by name; the twin is Keras' own layer."""
+    from bdl.posteriors import LowRankNormal, MatrixNormal
+    from bdl.priors import EmpiricalBayes, FanInNormal, Horseshoe, Laplace, Normal, ScaleMixture, TiedMean
+
+    local, rank1 = "DenseLocalReparameterization", "DenseRank1"
+    weak = Normal(0.0, 3.0)
+    narrow = {"input_factor_prior": Normal(1.0, 0.3), "output_factor_prior": Normal(1.0, 0.3)}
+    broad = {**narrow, "input_factor_prior": Normal(1.0, 10.0)}
+    tied = TiedMean(FanInNormal(0.5), mean_prior=weak)
+    priors: dict[str, Any] = {
+        "normal": Normal(),
+        "fan-in normal": FanInNormal(),
+        "Laplace": Laplace(scale="fan_in"),
+        "scale mixture": ScaleMixture(relative_to="fan_in"),
+        "scale mixture, learned": ScaleMixture(relative_to="fan_in", learned=True),
+        "horseshoe, rows": Horseshoe("row"),
+        "horseshoe, columns": Horseshoe("column"),
+        "empirical Bayes, layer": EmpiricalBayes("layer"),
+        "empirical Bayes, rows": EmpiricalBayes("row"),
+        "empirical Bayes, columns": EmpiricalBayes("column"),
+        "empirical Bayes, row x column": EmpiricalBayes("row_column"),
+        "empirical Bayes, row x column, no hyperprior": EmpiricalBayes("row_column", pseudo_count=0.0),
+        "tied mean 1": TiedMean(FanInNormal(1.0)),
+        "tied mean 0.5": TiedMean(FanInNormal(0.5)),
+        "tied mean 0.3": TiedMean(FanInNormal(0.3)),
+        "tied mean 0.5, mean prior N(0, 3^2)": tied,
+        "tied mean 0.5, mean prior N(0, 1)": TiedMean(FanInNormal(0.5), mean_prior=Normal(0.0, 1.0)),
+    }
+    return {
+        "twin": ("Dense", {}),
+        **{name: (local, {"kernel_prior": prior}) for name, prior in priors.items()},
+        "matrix normal, tied mean 0.5": (local, {"kernel_prior": tied, "kernel_posterior": MatrixNormal()}),
+        "matrix normal, empirical Bayes": (
+            local,
+            {"kernel_prior": EmpiricalBayes(), "kernel_posterior": MatrixNormal()},
+        ),
+        "low rank, tied mean 0.5": (
+            "DenseReparameterization",
+            {"kernel_prior": tied, "kernel_posterior": LowRankNormal()},
+        ),
+        "rank-1, N(1, 1)": (rank1, {}),
+        "rank-1, N(1, 0.3^2)": (rank1, narrow),
+        "rank-1, N(1, 0.3^2), weights N(0, 3^2)": (rank1, {**narrow, "kernel_prior": weak}),
+        "rank-1, N(1, 0.3^2), weights N(0, 1)": (rank1, {**narrow, "kernel_prior": Normal(0.0, 1.0)}),
+        "rank-1, N(1, 0.3^2), broad inputs": (rank1, {**narrow, "first": broad}),
+    }
+
+
+def search_cases(folder: Path | None, seeds: int, names: list[str]) -> Iterator[Case]:
+    """All candidates on all tasks."""
+    for seed in range(seeds):
+        for name in names:
+            for width, activation in SEARCHED:
+                yield Case("digits", name, seed, width, 2, activation)
+            yield Case("diabetes", name, seed)
+            for task in UCI_TASKS if folder is not None else ():
+                yield Case(task, name, seed)
+
+
+def variations(name: str, seeds: int) -> Iterator[Case]:
+    """One candidate and its twin with one thing changed at a time, on digits."""
+    changes: list[dict[str, Any]] = [
+        *({"width": width} for width in (32, 128, 512, 1024)),
+        *({"activation": activation} for activation in ("tanh", "gelu")),
+        *({"depth": depth} for depth in (1, 3, 4)),
+        *({"fraction": fraction} for fraction in (0.1, 0.3)),
+    ]
+    own: list[dict[str, Any]] = [
+        *({"initial_scale": scale} for scale in (0.01, 0.03, 0.3)),
+        *({"warmup": warmup} for warmup in (0.0, 0.3, 0.6)),
+        {"cycles": 4},
+        {"num_samples": 4},
+        {"num_samples": 4, "objective": "multi_sample"},
+    ]
+    base = {"width": 128, "depth": 2}
+    for seed in range(seeds):
+        for change in (*changes, *own):
+            yield Case("digits", name, seed, **{**base, **change})
+        for change in changes:
+            yield Case("digits", "twin", seed, **{**base, **change})
+
+
+def train(case: Case, folder: Path | None) -> Row:
+    """Trains on four fifths of the training part and scores the last fifth."""
+    import warnings
+
+    import keras
+
+    import bdl
+
+    x, y, x_held, y_held, scale = load(case, folder)
+    is_classifier = case.task == "digits"
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(case.seed)
+    likelihood = bdl.likelihoods.Categorical() if is_classifier else bdl.likelihoods.Normal()
+    warmup = bdl.elbo.LinearWarmup(case.warmup) if case.warmup else 1.0
+    kl_weight = bdl.elbo.CyclicalWarmup(case.cycles, case.warmup) if case.cycles > 1 else warmup
+    objective = {"num_samples": case.num_samples, "objective": case.objective}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`network` has no variational layer")  # the twin has none
+        made = network(case, x.shape[1], 10 if is_classifier else 1)
+        model = bdl.VariationalModel(made, likelihood, kl_weight=kl_weight, **objective)
+    model.compile("adam")
+    start = time.perf_counter()
+    epochs, batch_size = (100, 64) if is_classifier else (400, 32)
+    history = model.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0).history
+    samples = 1 if case.candidate == "twin" else NUM_SAMPLES
+    prediction = model.predict_distribution(x_held, num_samples=samples, batch_size=1024)
+    row = {
+        "nll": float(np.log(scale) - np.mean(prediction.log_prob(y_held))),
+        "elbo": history["elbo"][-1],
+        "temperature": history["temperature"][-1],
+        "seconds": time.perf_counter() - start,
+    }
+    if is_classifier:
+        return {**row, "accuracy": float(bdl.calibration.accuracy(y_held, prediction.probabilities))}
+    error = np.sqrt(np.mean((np.ravel(prediction.mean) - np.ravel(y_held)) ** 2))
+    return {**row, "rmse": float(scale * error)}
+
+
+def load(case: Case, folder: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    """Training part, held-out part, and the targets' scale (1 for classes)."""
+    scale = 1.0
+    if case.task == "digits":
+        x, y, _, _ = digits(case.seed)
+        x = x.reshape(len(x), -1)
+    elif case.task == "diabetes":
+        from sklearn.datasets import load_diabetes
+        from sklearn.preprocessing import scale as standardise
+
+        x, y = load_diabetes(return_X_y=True)
+        scale = float(y.std())
+        x, y = standardise(x).astype("float32"), standardise(y).astype("float32")[:, None]
+    else:
+        assert folder is not None
+        split = uci_split(folder, case.task, case.seed)
+        x, y, scale = split.x, split.y[:, None], split.scale
+    order = np.random.default_rng(10_007 + case.seed).permutation(len(x))
+    held, kept = order[: len(x) // 5], order[len(x) // 5 :]
+    kept = kept[: int(len(kept) * case.fraction)]
+    return x[kept], y[kept], x[held], y[held], scale
+
+
+def network(case: Case, inputs: int, outputs: int) -> Any:
+    """The network of a case."""
+    import keras
+
+    import bdl
+
+    kind, options = candidates()[case.candidate]
+    layer = keras.layers.Dense if kind == "Dense" else getattr(bdl.layers, kind)
+    first = options.get("first", options)
+    others = {name: value for name, value in options.items() if name != "first"}
+    sizes = [inputs, *[case.width] * case.depth]
+
+    def made(number: int, units: int, activation: str | None) -> Any:
+        own = dict(first if number == 0 else others)
+        if case.initial_scale:
+            own["kernel_posterior"] = bdl.posteriors.MeanFieldNormal(case.initial_scale / np.sqrt(sizes[number]))
+        return layer(units, activation=activation, **own)
+
+    hidden = [made(number, case.width, case.activation) for number in range(case.depth)]
+    return keras.Sequential([keras.Input((inputs,)), *hidden, made(case.depth, outputs, None)])
+
+
+@app.command()
+def search(
+    data: Data = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 2,
+    names: Annotated[str, typer.Option(help="Candidates, separated by semicolons; all by default.")] = "",
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+) -> None:
+    """Trains all candidates on all tasks."""
+    folder = folder_of(data)
+    chosen = names.split(";") if names else list(candidates())
+    run_all(partial(train, folder=folder), search_cases(folder, seeds, chosen), results)
+
+
+@app.command()
+def vary(
+    name: Annotated[str, typer.Option(help="Candidate.")] = "tied mean 0.5, mean prior N(0, 3^2)",
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 3,
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+) -> None:
+    """Changes one thing at a time."""
+    run_all(partial(train, folder=None), variations(name, seeds), results)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    write: Annotated[bool, typer.Option(help="Put table and figure into docs.")] = False,
+) -> None:
+    """Prints the table of the search, the winner, and the variations; draws the figure."""
+    rows = read(results)
+    tasks = grouped([row for row in rows if searched(row)], ["task", "width", "activation"])
+    text = ranking(tasks)
+    varied = variation_table(rows)
+    print(text, varied, sep="\n\n")
+    if write:
+        replace_section(PAGE, "search", text)
+        replace_section(PAGE, "variations", varied)
+        draw(rows)
+
+
+def searched(row: Row) -> bool:
+    """Whether a row belongs to the search, and not to the variations."""
+    case = Case(row["task"], row["candidate"], row["seed"], row["width"], row["depth"], row["activation"])
+    is_plain = key_of(case) == row["key"]
+    return is_plain and (row["task"] != "digits" or (row["depth"] == 2 and (row["width"], row["activation"]) in SEARCHED))
+
+
+def ranking(tasks: dict[tuple[Any, ...], list[Row]]) -> str:
+    """The table of the search, in the order of mean rank."""
+    nll, accuracy = {}, {}
+    for task, rows in tasks.items():
+        for (name,), group in grouped(rows, ["candidate"]).items():
+            nll[name, task] = mean_and_error(group, "nll")[0]
+            if task[0] == "digits":
+                accuracy[name, task] = mean_and_error(group, "accuracy")[0]
+    names = [name for name in dict.fromkeys(name for name, _ in nll) if all((name, task) in nll for task in tasks)]
+    ranks: dict[str, list[tuple[bool, float]]] = {name: [] for name in names}
+    for task in tasks:
+        order = sorted(names, key=lambda name: nll[name, task])
+        for rank, name in enumerate(order, 1):
+            ranks[name].append((task[0] == "digits", rank))
+
+    def mean_rank(name: str) -> float:
+        halves = [[rank for is_digits, rank in ranks[name] if is_digits == half] for half in (True, False)]
+        return float(np.mean([np.mean(half) for half in halves if half]))
+
+    def gap(name: str) -> float:
+        return max((accuracy["twin", task] - accuracy[name, task] for task in tasks if task[0] == "digits"), default=0)
+
+    header = ["candidate", "mean rank", "accuracy gap", *(" ".join(map(str, task)) for task in tasks)]
+    lines = []
+    for name in sorted(names, key=mean_rank):
+        cells = [
+            f"{nll[name, task]:.3f}" + (f" ({accuracy[name, task]:.3f})" if task[0] == "digits" else "")
+            for task in tasks
+        ]
+        lines.append([name, f"{mean_rank(name):.1f}", f"{gap(name):.3f}", *cells])
+    fit = [name for name in sorted(names, key=mean_rank) if gap(name) <= MAX_ACCURACY_GAP and name != "twin"]
+    return f"{markdown(header, lines)}\n\nThe rule's winner: {fit[0] if fit else 'none'}."
+
+
+def variation_table(rows: list[Row]) -> str:
+    """What changes when one thing changes, on digits."""
+    names = ["width", "depth", "activation", "fraction", "initial_scale", "warmup", "cycles", "objective", "num_samples"]
+    defaults = {field.name: field.default for field in fields(Case)}
+    varied = [{**defaults, **row} for row in rows if row["task"] == "digits"]
+    lines = []
+    for key, group in grouped(varied, [*names, "candidate"]).items():
+        if len(group) >= 3:
+            lines.append([*map(str, key), str(len(group)), cell(group, "accuracy", 3), cell(group, "nll", 3), cell(group, "elbo", 3)])
+    return markdown([*names, "candidate", "seeds", "accuracy", "NLL", "ELBO"], lines)
+
+
+def draw(rows: list[Row]) -> None:
+    """Validation NLL and accuracy against the width, of the candidates that have all four widths."""
+    from matplotlib.figure import Figure
+
+    plain = [key_of(Case("digits", row["candidate"], row["seed"], row["width"], 2, "relu")) for row in rows]
+    chosen = [row for row, key in zip(rows, plain, strict=True) if row["key"] == key]
+    figure = Figure((9, 3.5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for (name,), group in grouped(chosen, ["candidate"]).items():
+        widths = sorted({row["width"] for row in group})
+        if len(widths) < 4:
+            continue
+        for ax, column in zip(axes, ("nll", "accuracy"), strict=True):
+            points = [mean_and_error([row for row in group if row["width"] == width], column) for width in widths]
+            means, errors = zip(*points, strict=True)
+            ax.errorbar(widths, means, errors, label=name, marker="o", capsize=3)
+    for ax, label in zip(axes, ("validation NLL (nats per example)", "validation accuracy"), strict=True):
+        ax.set(xscale="log", xlabel="hidden units", ylabel=label)
+        ax.set_xticks([32, 128, 512, 1024], ["32", "128", "512", "1024"])
+        ax.minorticks_off()
+    axes[0].legend()
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, dpi=150)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,148 @@
+"""MNIST, Fashion-MNIST, digits and TREC: one network of a bdl recipe against its twin, MC dropout and five twins.
+
+`run` trains LeNet-5 on MNIST and Fashion-MNIST (each other's unseen data), MLPs of 400, 800 and 1,200 units on MNIST, an
+MLP of 512 on digits, and Kim's convolutional network with embeddings on TREC; then all again with one class left out.
+Every contestant has Adam at 1e-3, the same epochs and batches, chosen on validation data (`--split validation`).
+`report` prints accuracy, NLL (nats per example), Brier score, ECE (15 bins), AUROC against unseen inputs, NLL and ECE
+under shift by severity, and seconds of training; ± is the standard error over seeds.
+
+    python benchmarks/mnist.py run --data DIR              # resumable, on two processes
+    python benchmarks/mnist.py report --write              # tables and figure into docs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import shifts
+import typer
+from contest import ENSEMBLE_SIZE, MEMBER_STEP, Case, ensemble_rows, run as run_case
+from data import folder_of
+from runs import Row, cell, grouped, markdown, mean_and_error, read, replace_section, run_all
+
+app = typer.Typer(add_completion=False)
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "mnist.jsonl"
+PREDICTIONS = HERE / "predictions"
+PAGE = HERE.parent / "docs" / "defaults.md"
+FIGURE = HERE.parent / "docs" / "images" / "shift.png"
+NETWORKS = {"digits": "mlp512", "fashion": "lenet5", "trec": "text_cnn", "mnist": "lenet5"}
+MLP_WIDTHS = (400, 800, 1200)
+LEFT_OUT = {"digits": 4, "mnist": 4, "fashion": 4, "trec": 4}
+AUROCS = ("noise", "rotated", "partner", "left_out")
+
+
+@app.command()
+def run(
+    data: Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")] = None,
+    sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(NETWORKS),
+    networks: Annotated[str, typer.Option(help="Networks, separated by commas; the set's own by default.")] = "",
+    contestants: Annotated[str, typer.Option(help="Contestants, separated by commas.")] = "twin,mc_dropout,instead_of_ensemble",
+    seeds: Annotated[int, typer.Option(help="Number of seeds; of ensembles, too.")] = 1,
+    left_out: Annotated[bool, typer.Option(help="Train without one class.")] = False,
+    split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
+    backend: Annotated[str, typer.Option(help="Keras backend.")] = "tensorflow",
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+) -> None:
+    """Trains what is not there yet."""
+    names = [(name, network) for name in sets.split(",") for network in (networks or NETWORKS[name]).split(",")]
+    cases = [
+        case
+        for seed in range(seeds)
+        for name, network in names
+        for contestant in contestants.split(",")
+        for case in _cases(name, network, contestant, seed, LEFT_OUT[name] if left_out else -1, split)
+    ]
+    run_all(partial(run_case, folder=folder_of(data), predictions=PREDICTIONS), cases, results, backend=backend)
+
+
+def _cases(name: str, network: str, contestant: str, seed: int, left_out: int, split: str) -> Iterator[Case]:
+    """One case, or the five members of an ensemble."""
+    if contestant != "twin":
+        yield Case(name, network, contestant, seed, left_out, split)
+        return
+    for member in range(ENSEMBLE_SIZE):
+        own = seed + MEMBER_STEP * member if name == "digits" else ENSEMBLE_SIZE * seed + member
+        yield Case(name, network, contestant, own, left_out, split)
+
+
+@app.command()
+def report(
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    write: Annotated[bool, typer.Option(help="Put tables and figure into docs.")] = False,
+) -> None:
+    """Prints the tables of what is there."""
+    rows = [row for row in read(results) if row["split"] == split]
+    rows += ensemble_rows(rows, PREDICTIONS)
+    tables = [table(*key, group) for key, group in grouped(rows, ["data", "network"]).items()]
+    shifted = [shift_table(*key, group) for key, group in grouped(rows, ["data", "network"]).items() if key[0] != "trec"]
+    text, under_shift = "\n\n".join(tables), "\n\n".join(shifted)
+    print(text, under_shift, sep="\n\n")
+    if write:
+        replace_section(PAGE, "classifiers", text)
+        replace_section(PAGE, "shift", under_shift)
+        draw([row for row in rows if row["network"] == NETWORKS[row["data"]] and row["left_out"] < 0])
+
+
+def table(data: str, network: str, rows: list[Row]) -> str:
+    """Quality, detection and cost of one network on one data set; detection by the better of the two uncertainties."""
+    header = ["contestant", "seeds", "accuracy", "NLL", "Brier", "ECE", *(f"AUROC {name}" for name in AUROCS), "seconds"]
+    lines = []
+    for (contestant,), group in grouped(rows, ["contestant"]).items():
+        whole = [row for row in group if row["left_out"] < 0]
+        aurocs = [
+            f"{cell(group if name == 'left_out' else whole, f'auroc_{name}/total', 3)}"
+            f" / {cell(group if name == 'left_out' else whole, f'auroc_{name}/epistemic', 3)}"
+            if contestant != "twin"
+            else cell(group if name == "left_out" else whole, f"auroc_{name}/total", 3)
+            for name in AUROCS
+        ]
+        quality = [cell(whole, name) for name in ("accuracy", "nll", "brier", "ece")]
+        lines.append([contestant, str(len(whole)), *quality, *aurocs, cell(whole, "seconds", 0)])
+    return f"**{data}, {network}** (AUROC of total / epistemic uncertainty)\n\n{markdown(header, lines)}"
+
+
+def shift_table(data: str, network: str, rows: list[Row]) -> str:
+    """NLL and ECE by kind and severity of shift."""
+    whole = [row for row in rows if row["left_out"] < 0]
+    lines = []
+    for name in shifts.SHIFTS:
+        for (contestant,), group in grouped(whole, ["contestant"]).items():
+            cells = [
+                f"{mean_and_error(group, f'{name}_{severity}/nll')[0]:.2f} ({mean_and_error(group, f'{name}_{severity}/ece')[0]:.2f})"
+                for severity in shifts.SEVERITIES
+            ]
+            lines.append([name, contestant, *cells])
+    header = ["shift", "contestant", *(f"severity {severity}" for severity in shifts.SEVERITIES)]
+    return f"**{data}, {network}: NLL (ECE) under shift**\n\n{markdown(header, lines)}"
+
+
+def draw(rows: list[Row]) -> None:
+    """NLL and ECE against severity, averaged over the kinds of shift, a column for each data set."""
+    from matplotlib.figure import Figure
+
+    sets = grouped([row for row in rows if row["data"] != "trec"], ["data"])
+    figure = Figure((4 * len(sets), 6), layout="constrained")
+    axes: Any = figure.subplots(2, len(sets), squeeze=False, sharex=True)
+    for column, ((name,), group) in enumerate(sets.items()):
+        for ax, figure_name, label in zip(axes[:, column], ("nll", "ece"), ("NLL (nats per example)", "ECE"), strict=True):
+            for (contestant,), members in grouped(group, ["contestant"]).items():
+                values = [mean_and_error(members, figure_name)[0]]
+                for severity in shifts.SEVERITIES:
+                    means = [mean_and_error(members, f"{kind}_{severity}/{figure_name}")[0] for kind in shifts.SHIFTS]
+                    values.append(sum(means) / len(means))
+                ax.plot([0, *shifts.SEVERITIES], values, marker="o", label=contestant)
+            ax.set(ylabel=label)
+        axes[0, column].set_title(name)
+        axes[1, column].set_xlabel("severity (0: none)")
+    axes[0, 0].legend()
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, dpi=150)
+
+
+if __name__ == "__main__":
+    app()

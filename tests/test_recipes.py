@@ -1,0 +1,117 @@
+"""Recipes: what they set, on every kind of network, and that they train, save and end at T = 1."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from layer_contract import array
+from numpy.testing import assert_allclose
+
+import bdl
+from bdl import recipes
+from bdl.keras_internals import flatten_layers
+from bdl.layers import InputFactors, Variational
+from bdl.posteriors import MeanFieldNormal, Rank1
+from bdl.priors import EmpiricalBayes, FanInNormal, Moped, Normal, TiedMean
+
+RECIPES = [
+    recipes.small_data,
+    recipes.instead_of_ensemble,
+    recipes.fully_gaussian,
+    recipes.last_layer,
+    recipes.fine_tuning,
+]
+
+
+def dense() -> keras.Model:
+    return keras.Sequential([keras.Input((4,)), layers.Dense(5, "relu"), layers.Dense(3)])
+
+
+def images() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((6, 6, 1)), layers.Conv2D(3, 3, activation="relu"), layers.Flatten(), layers.Dense(3)]
+    )
+
+
+def text() -> keras.Model:
+    words = keras.Input((5,), dtype="int32")
+    return keras.Model(words, layers.Dense(3)(layers.LSTM(4)(layers.Embedding(7, 3)(words))))
+
+
+def weights(model: keras.Model) -> list:
+    """Sampled weights in the order of the network."""
+    found = [layer for layer in flatten_layers(model) if isinstance(layer, Variational)]
+    return [weight for layer in found for weight in layer.sampled_weights.values()]
+
+
+def data(network: keras.Model, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    shape = (n, *network.input_shape[1:])
+    is_text = "int" in keras.backend.standardize_dtype(network.inputs[0].dtype)
+    x = generator.integers(0, 7, shape) if is_text else generator.normal(size=shape).astype("float32")
+    return x, generator.integers(0, 3, n)
+
+
+@pytest.mark.parametrize("make", [dense, images, text])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_every_kind_of_network_and_is_saved(recipe, make, tmp_path):
+    network = make()
+    model = recipe(network, bdl.likelihoods.Categorical(), seed=0)
+    x, y = data(network)
+    history = model.fit(x, y, epochs=8, batch_size=8, verbose=0).history
+    assert history["temperature"][-1] == 1.0
+    assert np.isfinite(history["loss"]).all()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_allclose(loaded.predict(x, num_samples=3), model.predict(x, num_samples=3), rtol=1e-5)
+
+
+@pytest.mark.core
+def test_the_network_keeps_its_weights():
+    """So that a trained network is where training starts."""
+    for recipe in RECIPES:
+        network = dense()
+        x, _ = data(network)
+        before = array(network(x))
+        model = recipe(network, bdl.likelihoods.Categorical(), seed=0)
+        with bdl.mean_weights(model):
+            assert_allclose(array(model(x)), before, rtol=1e-5, atol=1e-6)
+
+
+def test_small_data_is_mean_field_around_fitted_means():
+    model = recipes.small_data(dense(), bdl.likelihoods.Categorical())
+    expected = TiedMean(FanInNormal(0.5), mean_prior=Normal(0.0, 3.0))
+    assert [(weight.prior, weight.posterior) for weight in weights(model)] == [(expected, MeanFieldNormal(speed=3.0))] * 2
+    assert model.optimizer.use_ema
+
+
+def test_instead_of_ensemble_has_broad_input_factors_before_rank1_layers():
+    model = recipes.instead_of_ensemble(images(), bdl.likelihoods.Categorical())
+    (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
+    assert tuple(factors.layer.kernel.shape) == (6, 6, 1)
+    posteriors = [weight.posterior for weight in weights(model)]
+    assert posteriors.count(Rank1(Normal(1.0, 0.5), Normal(1.0, 0.5))) == 2
+    assert len(posteriors) == 3
+
+
+def test_instead_of_ensemble_on_words_has_no_input_factors():
+    model = recipes.instead_of_ensemble(text(), bdl.likelihoods.Categorical())
+    assert not [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
+    kinds = [type(weight.posterior) for weight in weights(model)]
+    assert kinds.count(Rank1) == 1  # the dense layer
+    assert kinds.count(MeanFieldNormal) == 3  # embeddings, kernel and recurrent kernel
+
+
+def test_priors_of_the_other_recipes():
+    gaussian = weights(recipes.fully_gaussian(dense(), bdl.likelihoods.Categorical()))
+    assert [weight.prior for weight in gaussian] == [EmpiricalBayes("row_column")] * 2
+    assert len(weights(recipes.last_layer(dense(), bdl.likelihoods.Categorical()))) == 1
+    tuned = weights(recipes.fine_tuning(dense(), bdl.likelihoods.Categorical()))
+    assert all(isinstance(weight.prior, Moped) for weight in tuned)
+    chosen = recipes.fine_tuning(dense(), bdl.likelihoods.Categorical(), layers="last")
+    assert len(weights(chosen)) == 1
+
+
+def test_a_network_that_is_not_built_is_refused():
+    with pytest.raises(ValueError, match="built"):
+        recipes.small_data(keras.Sequential([layers.Dense(3)]), bdl.likelihoods.Categorical())
