@@ -143,7 +143,7 @@ class Prior(Serializable):
 
 def log_scale_of(scale: Tensor, log_scale: Tensor | None) -> Tensor:
     """The logarithm of a scale, taken only where it is not known."""
-    return ops.log(scale) if log_scale is None else log_scale
+    return ops.log(scale) if log_scale is None else ops.convert_to_tensor(log_scale)
 
 
 def fan_in(shape: Sequence[int], input_axes: Sequence[int]) -> int:

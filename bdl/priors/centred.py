@@ -145,9 +145,8 @@ class Moped(Prior):
         self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
     ) -> tuple[Any, Any]:
         """The centre (plus the spread's mean, 0), and the spread's scale."""
-        centre = _centre(variables)
-        shift, spread = self.spread.parameters(mean - centre, scale, input_axes, variables)
-        return centre + shift, spread
+        shift, spread = self.spread.parameters(_deviation(mean, variables), scale, input_axes, variables)
+        return _centre(variables) + shift, spread
 
     def kl(
         self,
@@ -158,7 +157,7 @@ class Moped(Prior):
         variables: Variables | None = None,
     ) -> Tensor:
         """That of the deviation from the centre."""
-        return self.spread.kl(mean - _centre(variables), scale, input_axes, log_scale, variables)
+        return self.spread.kl(_deviation(mean, variables), scale, input_axes, log_scale, variables)
 
     @property
     def why_no_penalty(self) -> str | None:
@@ -167,13 +166,17 @@ class Moped(Prior):
 
     def penalty(self, mean: Tensor, input_axes: Sequence[int] = (), variables: Variables | None = None) -> Tensor:
         """That of the deviation from the centre."""
-        return self.spread.penalty(mean - _centre(variables), input_axes, variables)
+        return self.spread.penalty(_deviation(mean, variables), input_axes, variables)
 
 
 def _centre(variables: Variables | None) -> Tensor:
     if not variables or "centre" not in variables:
         raise ValueError("A prior centred on earlier weights needs them: pass `variables` as `Moped.create` made them.")
     return ops.convert_to_tensor(variables["centre"])
+
+
+def _deviation(mean: Tensor, variables: Variables | None) -> Tensor:
+    return ops.convert_to_tensor(mean) - _centre(variables)
 
 
 def _check_deviation(argument: str, prior: Any) -> None:

@@ -48,7 +48,7 @@ def sampled(
 ) -> tuple[Variational, Any]:
     make, shape = KERAS_LAYERS[kind]
     layer = Variational(make(dtype=dtype), estimator, prior, posterior, seed=0)
-    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=shape).astype("float32"))
     layer(x)
     return layer, x
 
