@@ -27,7 +27,8 @@ def small_data(network: keras.Model, likelihood: Likelihoods, seed: int | None =
     """Some hundreds or thousands of examples, above all regression.
 
     Mean-field posteriors trained by local reparameterization, with the layers' default prior around fitted means
-    (variational EM: the means are MAP estimates); Adam at 1e-2 with scales slowed to it; an exponential average of the variables over about 200 steps takes their place at the end of `fit`.
+    (variational EM: the means are MAP estimates); Adam at 1e-2 with scales slowed to it; an exponential average of the
+    variables over about 200 steps takes their place at the end of `fit`.
     """
     posterior = MeanFieldNormal(speed=3.0)
     converted = to_variational(network, "all", "local_reparameterization", posterior=posterior, seed=seed)

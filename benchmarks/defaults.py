@@ -17,7 +17,7 @@ twin's, the one whose validation NLL has the lowest mean rank over all tasks, di
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -281,7 +281,9 @@ def searched(row: Row) -> bool:
     """Whether a row belongs to the search, and not to the variations."""
     case = Case(row["task"], row["candidate"], row["seed"], row["width"], row["depth"], row["activation"])
     is_plain = key_of(case) == row["key"]
-    return is_plain and (row["task"] != "digits" or (row["depth"] == 2 and (row["width"], row["activation"]) in SEARCHED))
+    return is_plain and (
+        row["task"] != "digits" or (row["depth"] == 2 and (row["width"], row["activation"]) in SEARCHED)
+    )
 
 
 def ranking(tasks: dict[tuple[Any, ...], list[Row]]) -> str:
@@ -320,13 +322,31 @@ def ranking(tasks: dict[tuple[Any, ...], list[Row]]) -> str:
 
 def variation_table(rows: list[Row]) -> str:
     """What changes when one thing changes, on digits."""
-    names = ["width", "depth", "activation", "fraction", "initial_scale", "warmup", "cycles", "objective", "num_samples"]
+    names = [
+        "width",
+        "depth",
+        "activation",
+        "fraction",
+        "initial_scale",
+        "warmup",
+        "cycles",
+        "objective",
+        "num_samples",
+    ]
     defaults = {field.name: field.default for field in fields(Case)}
     varied = [{**defaults, **row} for row in rows if row["task"] == "digits"]
     lines = []
     for key, group in grouped(varied, [*names, "candidate"]).items():
         if len(group) >= 3:
-            lines.append([*map(str, key), str(len(group)), cell(group, "accuracy", 3), cell(group, "nll", 3), cell(group, "elbo", 3)])
+            lines.append(
+                [
+                    *map(str, key),
+                    str(len(group)),
+                    cell(group, "accuracy", 3),
+                    cell(group, "nll", 3),
+                    cell(group, "elbo", 3),
+                ]
+            )
     return markdown([*names, "candidate", "seeds", "accuracy", "NLL", "ELBO"], lines)
 
 

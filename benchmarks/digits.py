@@ -103,7 +103,11 @@ def train(case: Case) -> Row:
     history = model.fit(flat["x"], y, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0).history
     seconds = time.perf_counter() - start
     entropy, probabilities = {}, np.zeros(0)
-    for name, images in (("test", x_test), ("noise", uniform_noise(x_test, case.seed)), ("rotated", quarter_turn(x_test))):
+    for name, images in (
+        ("test", x_test),
+        ("noise", uniform_noise(x_test, case.seed)),
+        ("rotated", quarter_turn(x_test)),
+    ):
         samples = 1 if case.contestant == "twin" else NUM_SAMPLES
         found = bdl.predict_distribution(model, images.reshape(len(images), -1), likelihood, samples, batch_size=540)
         entropy[name] = found.total_uncertainty

@@ -1,7 +1,8 @@
 """MNIST, Fashion-MNIST, digits and TREC: one network of a bdl recipe against its twin, MC dropout and five twins.
 
-`run` trains LeNet-5 on MNIST and Fashion-MNIST (each other's unseen data), MLPs of 400, 800 and 1,200 units on MNIST, an
-MLP of 512 on digits, and Kim's convolutional network with embeddings on TREC; then all again with one class left out.
+`run` trains LeNet-5 on MNIST and Fashion-MNIST (each other's unseen data), MLPs of 400, 800 and 1,200 units on MNIST
+(`--sets mnist --networks mlp400,mlp800,mlp1200`), an MLP of 512 on digits, and Kim's convolutional network with embeddings on TREC;
+with `--left-out` all again without one class.
 Every contestant has Adam at 1e-3, the same epochs and batches, chosen on validation data (`--split validation`).
 `report` prints accuracy, NLL (nats per example), Brier score, ECE (15 bins), AUROC against unseen inputs, NLL and ECE
 under shift by severity, and seconds of training; ± is the standard error over seeds.
@@ -19,7 +20,8 @@ from typing import Annotated, Any
 
 import shifts
 import typer
-from contest import ENSEMBLE_SIZE, MEMBER_STEP, Case, ensemble_rows, run as run_case
+from contest import ENSEMBLE_SIZE, ENSEMBLES, MEMBER_STEP, Case, ensemble_rows
+from contest import run as run_case
 from data import folder_of
 from runs import Row, cell, grouped, markdown, mean_and_error, read, replace_section, run_all
 
@@ -40,7 +42,9 @@ def run(
     data: Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")] = None,
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(NETWORKS),
     networks: Annotated[str, typer.Option(help="Networks, separated by commas; the set's own by default.")] = "",
-    contestants: Annotated[str, typer.Option(help="Contestants, separated by commas.")] = "twin,mc_dropout,instead_of_ensemble",
+    contestants: Annotated[
+        str, typer.Option(help="Contestants, separated by commas.")
+    ] = "twin,twin_averaged,mc_dropout,instead_of_ensemble",
     seeds: Annotated[int, typer.Option(help="Number of seeds; of ensembles, too.")] = 1,
     left_out: Annotated[bool, typer.Option(help="Train without one class.")] = False,
     split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
@@ -61,7 +65,7 @@ def run(
 
 def _cases(name: str, network: str, contestant: str, seed: int, left_out: int, split: str) -> Iterator[Case]:
     """One case, or the five members of an ensemble."""
-    if contestant != "twin":
+    if contestant not in ENSEMBLES:
         yield Case(name, network, contestant, seed, left_out, split)
         return
     for member in range(ENSEMBLE_SIZE):
@@ -79,7 +83,9 @@ def report(
     rows = [row for row in read(results) if row["split"] == split]
     rows += ensemble_rows(rows, PREDICTIONS)
     tables = [table(*key, group) for key, group in grouped(rows, ["data", "network"]).items()]
-    shifted = [shift_table(*key, group) for key, group in grouped(rows, ["data", "network"]).items() if key[0] != "trec"]
+    shifted = [
+        shift_table(*key, group) for key, group in grouped(rows, ["data", "network"]).items() if key[0] != "trec"
+    ]
     text, under_shift = "\n\n".join(tables), "\n\n".join(shifted)
     print(text, under_shift, sep="\n\n")
     if write:
@@ -90,14 +96,23 @@ def report(
 
 def table(data: str, network: str, rows: list[Row]) -> str:
     """Quality, detection and cost of one network on one data set; detection by the better of the two uncertainties."""
-    header = ["contestant", "seeds", "accuracy", "NLL", "Brier", "ECE", *(f"AUROC {name}" for name in AUROCS), "seconds"]
+    header = [
+        "contestant",
+        "seeds",
+        "accuracy",
+        "NLL",
+        "Brier",
+        "ECE",
+        *(f"AUROC {name}" for name in AUROCS),
+        "seconds",
+    ]
     lines = []
     for (contestant,), group in grouped(rows, ["contestant"]).items():
         whole = [row for row in group if row["left_out"] < 0]
         aurocs = [
             f"{cell(group if name == 'left_out' else whole, f'auroc_{name}/total', 3)}"
             f" / {cell(group if name == 'left_out' else whole, f'auroc_{name}/epistemic', 3)}"
-            if contestant != "twin"
+            if contestant not in ENSEMBLES
             else cell(group if name == "left_out" else whole, f"auroc_{name}/total", 3)
             for name in AUROCS
         ]
@@ -112,10 +127,10 @@ def shift_table(data: str, network: str, rows: list[Row]) -> str:
     lines = []
     for name in shifts.SHIFTS:
         for (contestant,), group in grouped(whole, ["contestant"]).items():
-            cells = [
-                f"{mean_and_error(group, f'{name}_{severity}/nll')[0]:.2f} ({mean_and_error(group, f'{name}_{severity}/ece')[0]:.2f})"
-                for severity in shifts.SEVERITIES
-            ]
+            cells = []
+            for severity in shifts.SEVERITIES:
+                nll, ece = (mean_and_error(group, f"{name}_{severity}/{figure}")[0] for figure in ("nll", "ece"))
+                cells.append(f"{nll:.2f} ({ece:.2f})")
             lines.append([name, contestant, *cells])
     header = ["shift", "contestant", *(f"severity {severity}" for severity in shifts.SEVERITIES)]
     return f"**{data}, {network}: NLL (ECE) under shift**\n\n{markdown(header, lines)}"
@@ -129,7 +144,9 @@ def draw(rows: list[Row]) -> None:
     figure = Figure((4 * len(sets), 6), layout="constrained")
     axes: Any = figure.subplots(2, len(sets), squeeze=False, sharex=True)
     for column, ((name,), group) in enumerate(sets.items()):
-        for ax, figure_name, label in zip(axes[:, column], ("nll", "ece"), ("NLL (nats per example)", "ECE"), strict=True):
+        for ax, figure_name, label in zip(
+            axes[:, column], ("nll", "ece"), ("NLL (nats per example)", "ECE"), strict=True
+        ):
             for (contestant,), members in grouped(group, ["contestant"]).items():
                 values = [mean_and_error(members, figure_name)[0]]
                 for severity in shifts.SEVERITIES:

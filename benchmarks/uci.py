@@ -32,7 +32,7 @@ NUM_SAMPLES = 256
 WIDTH = 50
 ENSEMBLE_SIZE = 5
 DROPOUT_RATE = 0.05
-# Mean test NLL: uncertainty-baselines' VI; the MC-dropout grid search; both of uncertainty-baselines and of Mukhoti 2018.
+# Mean test NLL of uncertainty-baselines' VI, and of the MC-dropout grid search (Mukhoti et al. 2018).
 PUBLISHED = {
     "boston": (3.12, 2.40),
     "concrete": (3.22, 2.93),
@@ -60,7 +60,9 @@ def run(
     data: Data = None,
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(PUBLISHED),
     splits: Annotated[int, typer.Option(help="Number of splits, from 0.")] = NUM_SPLITS,
-    contestants: Annotated[str, typer.Option(help="Contestants, separated by commas.")] = "twin,mc_dropout,default,small_data",
+    contestants: Annotated[
+        str, typer.Option(help="Contestants, separated by commas.")
+    ] = "twin,mc_dropout,default,small_data",
     likelihoods: Annotated[str, typer.Option(help="normal, heteroscedastic, student")] = "normal,heteroscedastic",
     members: Annotated[int, typer.Option(help="Twins on a split.")] = ENSEMBLE_SIZE,
     results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
@@ -168,7 +170,9 @@ def report(
     """Prints the tables of what is there."""
     folder = folder_of(data)
     rows = read(results)
-    text = "\n\n".join(table(name, group) for (name,), group in grouped(rows + ensembles(rows, folder), ["data"]).items())
+    text = "\n\n".join(
+        table(name, group) for (name,), group in grouped(rows + ensembles(rows, folder), ["data"]).items()
+    )
     print(text)
     if write:
         replace_section(PAGE, "uci", text)
@@ -198,7 +202,9 @@ def table(name: str, rows: list[Row]) -> str:
         figures = [cell(group, figure, 3) for figure in ("nll", "paired", "rmse")]
         lines.append([contestant, likelihood, str(len(group)), *figures, cell(group, "seconds", 1)])
     variational, dropout = PUBLISHED[name]
-    title = f"**{name}** (published mean NLL: uncertainty-baselines' VI {variational:.2f}, MC-dropout grid {dropout:.2f})"
+    title = (
+        f"**{name}** (published mean NLL: uncertainty-baselines' VI {variational:.2f}, MC-dropout grid {dropout:.2f})"
+    )
     header = ["contestant", "likelihood", "splits", "NLL", "NLL - MC-dropout grid", "RMSE", "seconds"]
     return f"{title}\n\n{markdown(header, sorted(lines, key=lambda line: line[1] != 'normal'))}"
 
