@@ -56,7 +56,8 @@ def diagnose(
         likelihood: Of the labels; None takes the model's, or that of the compiled loss.
         num_examples: Number of training examples; None takes the model's, else the length of `y`.
         family_gap: Whether to train the network on, four times for some 200 steps, to tell whether its family, its
-            prior or its optimizer holds the ELBO back (Q20). bdl's layers only.
+            prior or its optimizer holds the ELBO back (Q20). bdl's layers only. Of a prior centred on the posterior
+            means, such as the default, the ELBO cannot judge; family and optimizer then remain.
         num_samples: Whole functions to draw.
         probe_size: Examples of each set to measure on.
         batch_size: For the trainings of twin and refits.
@@ -117,11 +118,18 @@ def _with_cause(finding: Finding, measured: Quantities) -> Finding:
     if not measured.refits:
         return finding
     found = refit_cause(measured)
-    if found is None:
+    if found is None and measured.has_fitted_means:
+        sentence = "No refit gained: neither a richer family nor faster scales raises the ELBO."
+    elif found is None:
         sentence = "No refit gained: neither a richer family, another prior nor faster scales raises the ELBO."
     else:
         best, gain = found
         sentence = f"A refit names the {best.change}: {best.what} gains {gain:.3f} nats per example over the control."
+    if measured.has_fitted_means:
+        sentence += (
+            " The posterior means are point estimates (variational EM), which the ELBO leaves out: it cannot judge the "
+            "prior."
+        )
     return dataclasses.replace(finding, evidence=(*finding.evidence, sentence))
 
 

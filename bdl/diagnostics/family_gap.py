@@ -1,10 +1,14 @@
 """Family, prior or optimizer? Short refits from the same means tell which of the three a bad ELBO is due to (Q20).
 
-The network is trained on from its posterior means four times for the same few hundred steps at T = 1, by its own
-optimizer: as it is (the control, so that the further steps themselves are not credited), with a richer family, with
-another prior, and with scales that move faster. ELBOs are compared at T = 1. The richer family is `LowRankNormal`,
+The network is trained on from its posterior means four times for the same few hundred steps on the ELBO at T = 1, by
+its own optimizer: as it is (the control, so that the further steps themselves are not credited), with a richer family,
+with another prior, and with scales that move faster. ELBOs are compared at T = 1. The richer family is `LowRankNormal`,
 which holds every mean-field posterior, so that under the same prior its bound is comparable; rank-1 factors are not,
 for their bound leaves the weights out.
+
+Under a prior centred on the posterior means (`TiedMean`) these are point estimates, and the bound leaves them out. It
+compares families and scales under that prior, but cannot judge the prior itself: it rises without limit as a tied scale
+shrinks, and is above that of a prior that the means must pay for. There is no refit with another prior then.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ import keras
 import numpy as np
 
 from bdl.diagnostics.accounting import likelihood_of
-from bdl.diagnostics.measure import ProbeData, measure
+from bdl.diagnostics.measure import ProbeData, measure, network_of
 from bdl.diagnostics.quantities import Refit
 from bdl.diagnostics.twin import drawn_families, own_family, own_optimizer, rebuilt
+from bdl.diagnostics.weights import has_fitted_means
 from bdl.likelihoods import Likelihood
 from bdl.posteriors import LowRankNormal, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal
@@ -69,7 +74,7 @@ def refit(
         seed: Of shuffling and noise; the same for all.
 
     Returns:
-        The control first, then one for each change.
+        The control first, then one for each change; none of the prior where the means are point estimates.
     """
     epochs = math.ceil(_LEAST_STEPS / math.ceil(len(np.asarray(y)) / batch_size))
     prior, family = own_family(model)
@@ -77,17 +82,25 @@ def refit(
     fast = MeanFieldNormal(initial_scale=slow.initial_scale, speed=_FAST * max(slow.speed, 10.0))
     rich = LowRankNormal(initial_scale=slow.initial_scale, speed=slow.speed)
     other = FanInNormal() if isinstance(prior, EmpiricalBayes) else EmpiricalBayes()
-    variants: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    variants: list[tuple[str, str, dict[str, Any]]] = [
         ("nothing", f"{epochs} more epochs", {}),
         ("family", "LowRankNormal(2), which holds every mean-field posterior", {"posterior": rich}),
         ("prior", f"the prior {other}", {"prior": other}),
         ("optimizer", f"scales that move at speed {fast.speed:g}", {"posterior": fast}),
-    )
+    ]
+    if has_fitted_means(network_of(model)):
+        variants = [variant for variant in variants if variant[0] != "prior"]
     found = []
     for change, what, options in variants:
         keras.utils.set_random_seed(seed)
         variant = rebuilt(
-            model, likelihood, kl_weight=1.0, keeps_weights=True, optimizer=own_optimizer(model), **options
+            model,
+            likelihood,
+            kl_weight=1.0,
+            keeps_weights=True,
+            optimizer=own_optimizer(model),
+            objective="elbo",
+            **options,
         )
         variant.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0)
         measured = measure(variant, likelihood_of(variant), len(np.asarray(y)), data, num_samples=_SAMPLES)

@@ -19,7 +19,9 @@ from bdl.diagnostics.quantities import Fit, Quantities, null_nll
 from bdl.diagnostics.weights import (
     WeightPosterior,
     dropout_rates,
+    has_fitted_means,
     layer_health,
+    penalty_of_point_estimates,
     total_divergence,
     weight_posteriors,
 )
@@ -147,6 +149,8 @@ def measure(
         temperature=accounting.temperature if accounting else None,
         declared_temperature=accounting.declared if accounting else None,
         kl=kl if kl or layers else None,  # without any posterior a zero is no measurement
+        penalty=penalty_of_point_estimates(networks[0]),
+        has_fitted_means=has_fitted_means(networks[0]),
         train=fits.get("train"),
         validation=fits.get("validation"),
         layers=with_counts(layers, accounting),

@@ -155,7 +155,10 @@ class Quantities:
         temperature: Effective temperature T at the end of the schedule, measured from the compiled loss (Q1).
         declared_temperature: The T that the user asked for, where there is one to declare; else None.
         present_temperature: T of the last recorded epoch, which a warm-up raises to the final one.
-        kl: Closed-form divergence of all weights, in nats, total.
+        kl: Closed-form divergence of all weights, in nats, total; with it the `penalty`.
+        penalty: The part of `kl` that point estimates pay for their own prior (MAP), in nats, total.
+        has_fitted_means: Whether posterior means are point estimates (`TiedMean`: variational EM), so that `kl` leaves
+            out what they say.
         train: Fit to training data.
         validation: Fit to data not trained on.
         twin: Fit of the deterministic twin, on the same data as `validation` (else `train`) (Q14).
@@ -181,6 +184,8 @@ class Quantities:
     declared_temperature: float | None = None
     present_temperature: float | None = None
     kl: float | None = None
+    penalty: float | None = None
+    has_fitted_means: bool | None = None
     train: Fit | None = None
     validation: Fit | None = None
     twin: Fit | None = None
@@ -218,10 +223,14 @@ class Quantities:
 
     @property
     def information_excess(self) -> float | None:
-        """`KL/N - (NLL_prior - NLL_Gibbs)`: above 0, the prior itself would have a better ELBO (Q7)."""
-        if self.rate is None or self.nll_prior is None or self.train is None:
+        """`KL/N - (NLL_prior - NLL_Gibbs)`: above 0, the prior itself would have a better ELBO (Q7).
+
+        Point estimates pay the same penalty there, so that it does not count.
+        """
+        if self.rate is None or not self.num_examples or self.nll_prior is None or self.train is None:
             return None
-        return self.rate - (self.nll_prior - self.train.nll_gibbs)
+        divergence = self.rate - (self.penalty or 0.0) / self.num_examples
+        return divergence - (self.nll_prior - self.train.nll_gibbs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without what is not known."""

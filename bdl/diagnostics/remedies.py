@@ -101,7 +101,7 @@ LAST_LAYER = Remedy(
     "Bayesian last layer only",
     "Features are learned by maximum likelihood; only what reads them is uncertain.",
     "Riquelme et al. 2018; Harrison et al. 2024",
-    "bdl.convert.to_variational(network, layers='last')",
+    "bdl.convert.to_variational(network, layers='last', prior='empirical_bayes')",
     partial(rebuilt, layers="last", prior=EmpiricalBayes(), posterior=MeanFieldNormal()),
 )
 HONEST_ELBO = Remedy(
@@ -151,7 +151,7 @@ MORE_NOISE = Remedy(
     "a posterior over the weights",
     "Weights that are point estimates overfit few data; Gaussian ones pay for what they say.",
     "Blundell et al. 2015, arXiv 1505.05424",
-    "bdl.convert.to_variational(network)",
+    "bdl.convert.to_variational(network, prior='empirical_bayes')",
     _EMPIRICAL_BAYES,
 )
 LIVE_NOISE = Remedy(
@@ -285,6 +285,8 @@ def remedies_of(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
     if verdict == "collapsed" and quantities.local is not None and is_local_collapse(quantities.local):
         return _LOCAL
     found, listed = refit_cause(quantities), REMEDIES[verdict]
+    if quantities.has_fitted_means:  # such a prior is there already
+        listed = tuple(remedy for remedy in listed if remedy is not TIED_MEAN)
     if found is None or verdict not in _OF_THE_POSTERIOR:
         return listed
     named = _BY_CAUSE[found[0].change]

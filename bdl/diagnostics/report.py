@@ -32,6 +32,12 @@ MEANINGS = {
     "inconclusive": "What was measured does not decide between verdicts.",
 }
 
+_RATE = "What the posterior says, per example."
+_RATE_OF_SCALES = (
+    "What the posterior's scales say, per example. Its means are point estimates (variational EM) and pay a penalty at "
+    "most."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class HealthReport:
@@ -136,7 +142,7 @@ class HealthReport:
         q = self.quantities
         rows = [
             _row("Effective temperature T", q.temperature, "Measured from the compiled loss; Bayes is 1."),
-            _row("R = KL / N [nats]", q.rate, "What the posterior says, per example."),
+            _row("R = KL / N [nats]", q.rate, _RATE_OF_SCALES if q.has_fitted_means else _RATE),
             _row("NLL of the prior [nats]", q.nll_prior, "Of networks drawn from the prior."),
             _row("Function signal", q.function_signal, "How predictions vary with x, against labels."),
             _row("Function variance", q.function_variance, "Against that of the prior's functions."),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -16,10 +15,8 @@ from bdl.convert.rewiring import ConvertedModel
 from bdl.diagnostics.measure import ProbeData, network_of
 from bdl.diagnostics.probe import draw, fit_of
 from bdl.diagnostics.quantities import Fit
-from bdl.diagnostics.weights import weight_posteriors
-from bdl.keras_internals import flatten_layers
-from bdl.layers.estimators import SampledWeight
-from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
+from bdl.diagnostics.weights import drawn_weights, weight_posteriors
+from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 from bdl.posteriors import Posterior, Rank1
@@ -82,6 +79,7 @@ def rebuilt(
     kl_weight: Any = None,
     keeps_weights: bool = False,
     optimizer: Any = "adam",
+    **objective: Any,
 ) -> VariationalModel:
     """The same architecture with other posteriors, in a compiled `VariationalModel`.
 
@@ -96,6 +94,7 @@ def rebuilt(
         kl_weight: T or a schedule; None is the default warm-up.
         keeps_weights: Whether to begin at the model's posterior means instead of anew.
         optimizer: To compile with.
+        **objective: What is to differ from `own_objective`.
     """
     own_prior, own_posterior = own_family(model)
     family = own_posterior if posterior is None else posterior
@@ -108,13 +107,14 @@ def rebuilt(
         prior=own_prior if prior is None else prior,
         posterior=family,
     )
-    return compiled(bayesian, likelihood, kl_weight, optimizer, getattr(model, "free_bits", 0.0))
+    return compiled(bayesian, likelihood, kl_weight, optimizer, **(own_objective(model) | objective))
 
 
 def burnt_in(model: Any, likelihood: Likelihood, data: Any, epochs: int = 50, batch_size: int = 64) -> VariationalModel:
     """The same architecture with posteriors around the weights of its deterministic twin, trained first on `data`."""
     twin = train_twin(model, data[0], data[1], likelihood, epochs, batch_size, seed=0)
-    return compiled(to_variational(twin.network, prior="moped"), likelihood, kl_weight=1.0)
+    bayesian = to_variational(twin.network, prior="moped")
+    return compiled(bayesian, likelihood, kl_weight=1.0, **own_objective(model))
 
 
 def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float = 0.1) -> VariationalModel:
@@ -128,27 +128,37 @@ def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float 
         dropped = to_mc_dropout(plain, rate=rate)
         if decorative_dropout(dropped) is not None:
             dropped = to_mc_dropout(plain, rate=rate, before="last")
-    return compiled(dropped, likelihood, kl_weight=1.0)
+    return compiled(dropped, likelihood, kl_weight=1.0, **own_objective(model))
 
 
 def restarted(
     model: Any, likelihood: Likelihood, data: Any = None, kl_weight: Any = None, free_bits: float | None = None
 ) -> VariationalModel:
-    """The same network, its layers as they are, with new weights and another objective; None keeps its free bits."""
-    free_bits = getattr(model, "free_bits", 0.0) if free_bits is None else free_bits
-    return compiled(_cloned(network_of(model)), likelihood, kl_weight, free_bits=free_bits)
+    """The same network, its layers as they are, with new weights and another objective; None keeps its free bits.
+
+    Free bits are defined for the ELBO alone, which is what they are then given with.
+    """
+    changed = {} if free_bits is None else {"free_bits": free_bits, "objective": "elbo"}
+    return compiled(_cloned(network_of(model)), likelihood, kl_weight, **(own_objective(model) | changed))
 
 
 def compiled(
-    network: keras.Model, likelihood: Likelihood, kl_weight: Any, optimizer: Any = "adam", free_bits: float = 0.0
+    network: keras.Model, likelihood: Likelihood, kl_weight: Any, optimizer: Any = "adam", **objective: Any
 ) -> VariationalModel:
-    """A `VariationalModel` of a network, with a likelihood of its own; compiled."""
+    """A `VariationalModel` of a network, with a likelihood of its own and this `own_objective`; compiled."""
     with warnings.catch_warnings():
         # Of dropout and codes, whose noise is not a posterior over weights.
         warnings.filterwarnings("ignore", message="`network` has no variational layer")
-        result = VariationalModel(network, _copy(likelihood), kl_weight=kl_weight, free_bits=free_bits)
+        result = VariationalModel(network, _copy(likelihood), kl_weight=kl_weight, **objective)
     result.compile(keras.optimizers.get(optimizer))
     return result
+
+
+def own_objective(model: Any) -> dict[str, Any]:
+    """What else than T a `VariationalModel` makes of the ELBO in training; nothing for another model."""
+    if not isinstance(model, VariationalModel):
+        return {}
+    return {"free_bits": model.free_bits, "num_samples": model.num_samples, "objective": model.objective}
 
 
 def own_optimizer(model: Any) -> Any:
@@ -163,7 +173,7 @@ def own_family(model: Any) -> tuple[Prior, Posterior]:
     A rank-1 posterior has priors of its own: the default takes the place of one for its weights. Of a prior centred on
     trained weights only the spread is kept: a network made anew has none to be centred on.
     """
-    for weight in _drawn_weights(model):
+    for weight in drawn_weights(network_of(model)):
         prior = DEFAULT_PRIOR if weight.prior is None else weight.prior
         posterior = weight.posterior
         if isinstance(posterior, Rank1):
@@ -181,12 +191,7 @@ def _uncentred(prior: Any) -> Any:
 
 def drawn_families(model: Any) -> list[Posterior]:
     """Posteriors of all weights that a model of bdl's layers draws."""
-    return [weight.posterior for weight in _drawn_weights(model)]
-
-
-def _drawn_weights(model: Any) -> Iterator[SampledWeight]:
-    for layer in flatten_layers(network_of(model)):
-        yield from layer.sampled_weights.values() if isinstance(layer, Variational) else ()
+    return [weight.posterior for weight in drawn_weights(network_of(model))]
 
 
 def _cloned(network: keras.Model) -> keras.Model:

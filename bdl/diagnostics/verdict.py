@@ -237,12 +237,17 @@ def over_pruned(q: Quantities) -> Finding | None:
 
 
 def variance_saturated(q: Quantities) -> Finding | None:
-    """Rung 6: the mean fits, but functions vary as if there were no data (Q4, Q13)."""
+    """Rung 6: the mean fits, but functions vary as if there were no data (Q4, Q13).
+
+    Functions of a prior centred on fitted means vary around what the data taught: to vary as they do may be all that
+    the data ask for, and only what it costs counts.
+    """
     fit = q.judged
     if fit is None or fit.gain < LIMIT.collapsed_gain or not is_done(q) or q.kl is None:
         return None
     disagreement = (fit.nll_gibbs - fit.nll_bma) / unit(fit.nll_null)
-    by_variance = q.function_variance is not None and q.function_variance > LIMIT.saturated_variance
+    variance = None if q.has_fitted_means else q.function_variance
+    by_variance = variance is not None and variance > LIMIT.saturated_variance
     if not (by_variance or disagreement > LIMIT.saturated_disagreement):
         return None
     evidence = [f"One weight sample costs {fit.nll_gibbs:.3f} nats per example, their mixture {fit.nll_bma:.3f}."]
@@ -350,6 +355,11 @@ def healthy(q: Quantities) -> Finding:
         evidence.append(f"The deterministic twin: gain {q.twin.gain:.3f}, NLL {q.twin.nll_bma:.3f}.")
     if q.temperature is not None:
         evidence.append(f"Effective temperature T = {q.temperature:.3g}.")
+    if q.has_fitted_means and q.function_variance is not None:
+        evidence.append(
+            f"The means are point estimates (variational EM); functions vary around them by {q.function_variance:.2f} "
+            "of what the prior's do."
+        )
     sure = q.validation is not None and (q.twin is not None or fit.gain > LIMIT.collapsed_gain)
     return Finding("healthy", "probable" if sure else "possible", tuple(evidence))
 

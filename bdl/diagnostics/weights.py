@@ -22,7 +22,7 @@ from bdl.keras_internals import direct_layers, flatten_layers
 from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import Variational
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
-from bdl.priors import Prior, Variables
+from bdl.priors import Prior, TiedMean, Variables
 
 MATCHED_DIVERGENCE = 0.01
 """Nats below which a weight counts as matching its prior: its scale is then within 10 % of the prior's."""
@@ -122,6 +122,30 @@ def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> f
     known = float(ops.convert_to_numpy(kl_divergence(model)))
     own = {layer.name for layer in flatten_layers(model) if hasattr(layer, "kl_divergence")}
     return known + float(sum(part.divergences().sum() for part in posteriors if part.layer not in own))
+
+
+def has_fitted_means(model: keras.Layer) -> bool:
+    """Whether posterior means are point estimates: whether a prior is centred on them (variational EM)."""
+    return any(isinstance(weight.prior, TiedMean) for weight in drawn_weights(model))
+
+
+def penalty_of_point_estimates(model: keras.Layer) -> float:
+    """The part of the KL that is no divergence: what point estimates pay for their own prior, in nats."""
+    total = 0.0
+    for weight in drawn_weights(model):
+        prior = weight.posterior.kernel_prior if isinstance(weight.posterior, Rank1) else None
+        if isinstance(weight.prior, TiedMean):
+            prior = weight.prior.mean_prior
+        if prior is not None:
+            mean = ops.cast(ops.convert_to_tensor(weight.mean), "float32")
+            total += float(_numpy(prior.penalty(mean, weight.input_axes, weight.prior_variables)))
+    return total
+
+
+def drawn_weights(model: keras.Layer) -> Iterator[SampledWeight]:
+    """The weights that layers of bdl draw, at any depth."""
+    for layer in flatten_layers(model):
+        yield from layer.sampled_weights.values() if isinstance(layer, Variational) else ()
 
 
 @contextmanager

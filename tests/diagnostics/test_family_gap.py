@@ -59,6 +59,16 @@ def test_nothing_is_named_where_nothing_gains():
     assert "No refit gained" in " ".join(report.evidence)
 
 
+def test_a_bound_with_fitted_means_does_not_judge_the_prior():
+    x, y = regression(0.99, (0.5, 0.5, 0.5))
+    prior = bdl.priors.TiedMean(scale=1.0, mean_prior=bdl.priors.Normal())
+    model = model_of(x, y, prior, bdl.posteriors.MeanFieldNormal())
+    report = diagnose(model, x, y, family_gap=True, batch_size=3)
+    assert [each.change for each in report.quantities.refits] == ["nothing", "family", "optimizer"]
+    assert "names the family" in report.evidence[-1]  # correlated deviations from the means
+    assert "means are point estimates" in report.evidence[-1]
+
+
 def dense(*layers):
     return keras.Sequential([keras.Input((D,)), *layers])
 

@@ -1,5 +1,6 @@
 """Quantities against closed forms."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -57,12 +58,17 @@ def test_information_excess_follows_its_definition():
     q = Quantities(num_examples=100, kl=250.0, nll_prior=2.4, train=fit)
     assert q.rate == 2.5
     assert q.information_excess == pytest.approx(2.5 - (2.4 - 0.4))
+    point_estimates = dataclasses.replace(q, kl=270.0, penalty=20.0)  # which the prior pays as well
+    assert point_estimates.rate == 2.7
+    assert point_estimates.information_excess == pytest.approx(q.information_excess)
 
 
 def test_json_round_trip():
     q = Quantities(
         epoch=3,
         kl=2.0,
+        penalty=0.5,
+        has_fitted_means=True,
         train=Fit(10, 2.3, 0.4, 0.3),
         layers=(LayerHealth("a", 4, stuck=0.5),),
         trends=Trends(5, 0.1, 0.02),

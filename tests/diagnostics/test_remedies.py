@@ -191,6 +191,25 @@ def test_local_warm_up_keeps_free_bits():
     assert known.FREE_BITS.apply(model).free_bits == 0.5
 
 
+@pytest.mark.parametrize(
+    "remedy",
+    [remedy for remedy, _ in PROMISES] + [known.LIVE_NOISE, known.LOCAL_WARMUP],
+    ids=lambda remedy: remedy.name.replace(" ", "_"),
+)
+def test_draws_and_objective_are_kept(remedy, data):
+    objective = {"num_samples": 2, "objective": "multi_sample"}
+    model = bdl.VariationalModel(variational_network(), bdl.likelihoods.Categorical(), **objective)
+    mended = remedy.apply(model, data=data if remedy.needs_data else None)
+    assert {name: getattr(mended, name) for name in objective} == objective
+
+
+def test_free_bits_come_with_the_elbo():
+    likelihood = bdl.likelihoods.Categorical()
+    model = bdl.VariationalModel(variational_network(), likelihood, num_samples=2, objective="multi_sample")
+    mended = known.FREE_BITS.apply(model)
+    assert (mended.objective, mended.num_samples, mended.free_bits) == ("elbo", 2, 0.5)
+
+
 @pytest.mark.parametrize("remedy", [known.LOCAL_WARMUP, known.RANK1], ids=lambda remedy: remedy.name)
 def test_a_subclassed_network_without_a_configuration_is_named(remedy):
     class Own(keras.Model):
@@ -260,6 +279,14 @@ def test_remedies_of_kinds_of_models():
     silent, speaking = (Quantities(local=LocalLatents(kl=kl)) for kl in (0.0, 1.0))
     assert remedies_of("collapsed", silent) == (known.LOCAL_WARMUP, known.FREE_BITS)
     assert remedies_of("collapsed", speaking) == REMEDIES["collapsed"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_a_tied_mean_prior_is_not_offered_where_it_is(verdict):
+    there, absent = (remedies_of(verdict, Quantities(has_fitted_means=fitted)) for fitted in (True, False))
+    assert there == tuple(remedy for remedy in absent if remedy is not known.TIED_MEAN)
+    assert bool(there) == bool(absent)
 
 
 @pytest.mark.core

@@ -65,6 +65,8 @@ CASES = [
     ("still_training", but(validation=NULL, train=NULL, kl=9000.0, function_signal=0.01, trends=RISING)),
     ("over_pruned", but(validation=dataclasses.replace(GOOD, gain=0.7, accuracy=0.94), layers=layer(active_units=0.2))),
     ("variance_saturated", but(function_variance=0.95)),
+    ("healthy", but(function_variance=0.95, has_fitted_means=True)),  # around means that fit, at little cost
+    ("variance_saturated", but(has_fitted_means=True, validation=dataclasses.replace(GOOD, nll_gibbs=2.2))),
     ("variance_saturated", but(validation=dataclasses.replace(GOOD, nll_gibbs=2.2))),
     ("scales_not_learned", but(layers=layer(stuck=0.9))),
     ("near_deterministic", but(temperature=0.001, declared_temperature=0.001)),

@@ -9,7 +9,9 @@ import bdl
 from bdl.diagnostics.weights import (
     at_prior,
     dropout_rates,
+    has_fitted_means,
     layer_health,
+    penalty_of_point_estimates,
     restored,
     start_scales,
     total_divergence,
@@ -17,7 +19,7 @@ from bdl.diagnostics.weights import (
     without_weakest,
 )
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal
-from bdl.priors import Moped, Normal
+from bdl.priors import Moped, Normal, TiedMean
 
 EPSILON = float(np.finfo("float32").eps)
 # exp(log(scale)) in float32: the logarithm, of a size up to 4, is rounded a few times.
@@ -130,6 +132,28 @@ def test_total_divergence_of_a_foreign_layer_is_that_of_gaussians():
     part.assign(2.0, 0.5)
     expected = 12 * (0.5 * (0.25 + 4.0 - 1.0) + np.log(2.0))
     assert total_divergence(layer, [part]) == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("layer", "is_fitted", "charges"),
+    [
+        (bdl.layers.DenseFlipout(3, kernel_prior=TiedMean(0.1, mean_prior=Normal(0.0, 2.0))), True, True),
+        (bdl.layers.DenseFlipout(3, kernel_prior=TiedMean(0.1)), True, False),
+        (bdl.layers.DenseFlipout(3, kernel_prior=Normal(0.0, 2.0)), False, False),
+        (bdl.layers.DenseRank1(3, kernel_prior=Normal(0.0, 2.0)), False, True),
+        (bdl.layers.DenseRank1(3), False, False),
+    ],
+    ids=["tied_mean_with_prior", "tied_mean", "normal", "rank1_with_prior", "rank1"],
+)
+def test_what_point_estimates_pay(layer, is_fitted, charges):
+    layer.build((None, 4))
+    layer.layer.kernel.assign(np.arange(12.0).reshape(4, 3))
+    assert has_fitted_means(layer) == is_fitted
+    expected = 0.5 * np.sum(np.arange(12.0) ** 2) / 4.0 if charges else 0.0
+    assert penalty_of_point_estimates(layer) == pytest.approx(expected, rel=1e-6)
+    divergence = sum(part.divergences().sum() for part in weight_posteriors(layer))
+    assert float(keras.ops.convert_to_numpy(layer.kl_divergence())) == pytest.approx(divergence + expected, rel=1e-4)
 
 
 def test_posteriors_come_in_the_order_of_the_layers():
