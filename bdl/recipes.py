@@ -13,6 +13,7 @@ import keras
 
 from bdl.convert import to_variational
 from bdl.convert.selection import Selector
+from bdl.convert.variational import can_be_variational
 from bdl.layers import InputFactors
 from bdl.layers.linear import is_linear
 from bdl.likelihoods import Likelihood
@@ -42,10 +43,10 @@ def instead_of_ensemble(network: keras.Model, likelihood: Likelihoods, seed: int
 
     Rank-1 factors with prior `N(1, 0.5^2)` on every kernel, and in front a factor with the broad prior `N(1, 10^2)` for
     each entry of the input (`bdl.layers.InputFactors`), unless the inputs are integers. Weights are point estimates
-    (variational EM). Adam at 3e-3; an exponential average of the variables over about 100 steps takes their place at
-    the end of `fit`.
+    (variational EM), and so are embeddings, which a posterior made worse. Adam at 3e-3; an exponential average of the
+    variables over about 100 steps takes their place at the end of `fit`.
     """
-    converted = to_variational(network, posterior=_rank1_where_linear, seed=seed)
+    converted = to_variational(network, _has_kernel, posterior=_rank1_where_linear, seed=seed)
     model = VariationalModel(_with_input_factors(network, converted, seed), likelihood)
     model.compile(_averaging_adam(3e-3, 0.99))
     return model
@@ -76,10 +77,10 @@ def fine_tuning(
     """A trained network becomes Bayesian in a few epochs.
 
     Priors `N(trained weight, 1 / fan-in)` (MOPED) and scales that start at a tenth of each weight; T = 1 throughout,
-    Adam at 1e-4. The data that trained the network are used twice: an empirical-Bayes method.
+    Adam at 1e-3. The data that trained the network are used twice: an empirical-Bayes method.
     """
     model = VariationalModel(to_variational(network, layers, prior="moped", seed=seed), likelihood, kl_weight=1.0)
-    model.compile(keras.optimizers.Adam(1e-4))
+    model.compile("adam")
     return model
 
 
@@ -91,8 +92,13 @@ def _averaging_adam(rate: float, momentum: float) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, use_ema=True, ema_momentum=momentum)
 
 
+def _has_kernel(layer: keras.Layer) -> bool:
+    """What `to_variational` converts, without embeddings."""
+    return can_be_variational(layer) and not isinstance(layer, keras.layers.Embedding)
+
+
 def _rank1_where_linear(layer: keras.Layer) -> Posterior:
-    """Factors for dense and convolutional layers; embeddings and recurrent layers have no such form."""
+    """Factors for dense and convolutional layers; recurrent ones have no such form."""
     prior = Normal(1.0, 0.5)
     return Rank1(prior, prior) if is_linear(layer) else MeanFieldNormal()
 

@@ -105,7 +105,7 @@ def run(case: Case, folder: Path | None, predictions: Path) -> Row:
         model = bdl.convert.to_mc_dropout(model, seed=case.seed)
     found = predict(model, likelihood, case, data)
     save(predictions, case, found, data.y_test)
-    parts = {name: history[name][-1] for name in ("elbo", "kl", "nll", "temperature") if name in history}
+    parts = {f"training_{name}": history[name][-1] for name in ("elbo", "kl", "temperature") if name in history}
     return {**figures(found, data.y_test), **parts, "seconds": seconds}
 
 

@@ -1,7 +1,8 @@
 """MNIST, Fashion-MNIST, digits and TREC: one network of a bdl recipe against its twin, MC dropout and five twins.
 
 `run` trains LeNet-5 on MNIST and Fashion-MNIST (each other's unseen data), MLPs of 400, 800 and 1,200 units on MNIST
-(`--sets mnist --networks mlp400,mlp800,mlp1200`), an MLP of 512 on digits, and Kim's convolutional network with embeddings on TREC;
+(`--sets mnist --networks mlp400,mlp800,mlp1200`), an MLP of 512 on digits, and Kim's convolutional network
+on TREC;
 with `--left-out` all again without one class.
 Every contestant has Adam at 1e-3, the same epochs and batches, chosen on validation data (`--split validation`).
 `report` prints accuracy, NLL (nats per example), Brier score, ECE (15 bins), AUROC against unseen inputs, NLL and ECE

@@ -102,10 +102,10 @@ def train(case: Case, folder: Path) -> Row:
     prediction = bdl.predict_distribution(network, data.x_test, likelihood, samples, batch_size=1024)
     nll = np.log(data.scale) - np.ravel(prediction.log_prob(data.y_test[:, None]))
     mean = data.scale * np.ravel(prediction.mean)
+    of_examples = {"nlls": nll.round(3).tolist(), "means": mean.round(3).tolist()}  # which ensembles are made of
     return {
         **scores(nll, mean, data),
-        "nlls": nll.round(5).tolist(),
-        "means": mean.round(5).tolist(),
+        **(of_examples if case.contestant == "twin" and case.likelihood == "normal" else {}),
         "elbo": history["elbo"][-1],
         "temperature": history["temperature"][-1],
         "seconds": seconds,

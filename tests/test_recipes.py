@@ -109,7 +109,7 @@ def test_instead_of_ensemble_on_words_has_no_input_factors():
     assert not [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
     kinds = [type(weight.posterior) for weight in weights(model)]
     assert kinds.count(Rank1) == 1  # the dense layer
-    assert kinds.count(MeanFieldNormal) == 3  # embeddings, kernel and recurrent kernel
+    assert kinds.count(MeanFieldNormal) == 2  # kernel and recurrent kernel; the embeddings stay as they are
 
 
 def test_priors_of_the_other_recipes():
