@@ -90,6 +90,20 @@ def test_closed_form_kl_of_the_layers_is_the_model_s():
     assert total + penalty_of_point_estimates(network) == pytest.approx(known, rel=1e-4)
 
 
+def test_scales_that_match_the_default_prior_around_fitted_means_are_no_alarm(data):
+    """Healthy trainings of the default on digits and breast cancer were called variance_saturated."""
+    keras.utils.set_random_seed(0)
+    layers = [bdl.layers.DenseReparameterization(64, activation="relu"), bdl.layers.DenseReparameterization(2)]
+    model = bdl.VariationalModel(keras.Sequential([keras.Input((6,)), *layers]), bdl.likelihoods.Categorical())
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(*data, epochs=60, verbose=0)
+    report = diagnose(model, *data)
+    assert report.quantities.function_variance > THRESHOLDS.saturated_variance
+    assert report.verdict == "healthy"
+    assert "means are point estimates" in report.evidence[-1]
+    assert "means are point estimates" in report.to_html()
+
+
 def dropout_network(rate):
     network = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(32, "relu"), bdl.layers.MCDropout(rate), keras.layers.Dense(2)]
