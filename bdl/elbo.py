@@ -84,7 +84,8 @@ class Evidence:
         loss: Tempered objective, per example.
         nll: Mean negative log likelihood, per example.
         kl: Total divergence: the weights', with the penalty of the likelihood's scale, plus N times the mean local one.
-        elbo: Evidence lower bound at T = 1, per example.
+        elbo: Evidence lower bound at T = 1, per example; given point estimates, and less their penalty, where there are
+            some.
         temperature: T.
     """
 

@@ -14,6 +14,7 @@ import keras
 from bdl.convert import to_variational
 from bdl.convert.selection import Selector
 from bdl.convert.variational import can_be_variational
+from bdl.keras_internals import input_structure
 from bdl.layers import InputFactors
 from bdl.layers.linear import is_linear
 from bdl.likelihoods import Likelihood
@@ -24,7 +25,9 @@ from bdl.priors import EmpiricalBayes, Normal
 Likelihoods = Likelihood | Mapping[str, Likelihood]
 
 
-def small_data(network: keras.Model, likelihood: Likelihoods, seed: int | None = None) -> VariationalModel:
+def small_data(
+    network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
+) -> VariationalModel:
     """Some hundreds or thousands of examples, above all regression.
 
     Mean-field posteriors trained by local reparameterization, with the layers' default prior around fitted means
@@ -33,12 +36,14 @@ def small_data(network: keras.Model, likelihood: Likelihoods, seed: int | None =
     """
     posterior = MeanFieldNormal(speed=3.0)
     converted = to_variational(network, "all", "local_reparameterization", posterior=posterior, seed=seed)
-    model = VariationalModel(converted, likelihood)
+    model = VariationalModel(converted, likelihood, num_examples)
     model.compile(_averaging_adam(1e-2, 0.995))
     return model
 
 
-def instead_of_ensemble(network: keras.Model, likelihood: Likelihoods, seed: int | None = None) -> VariationalModel:
+def instead_of_ensemble(
+    network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
+) -> VariationalModel:
     """One network where one would train an ensemble: classification, of any width, with unseen inputs to be noticed.
 
     Rank-1 factors with prior `N(1, 0.5^2)` on every kernel, and in front a factor with the broad prior `N(1, 10^2)` for
@@ -47,39 +52,48 @@ def instead_of_ensemble(network: keras.Model, likelihood: Likelihoods, seed: int
     variables over about 100 steps takes their place at the end of `fit`.
     """
     converted = to_variational(network, _has_kernel, posterior=_rank1_where_linear, seed=seed)
-    model = VariationalModel(_with_input_factors(network, converted, seed), likelihood)
+    model = VariationalModel(_with_input_factors(network, converted, seed), likelihood, num_examples)
     model.compile(_averaging_adam(3e-3, 0.99))
     return model
 
 
-def fully_gaussian(network: keras.Model, likelihood: Likelihoods, seed: int | None = None) -> VariationalModel:
+def fully_gaussian(
+    network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
+) -> VariationalModel:
     """Every kernel Gaussian, none of it fitted by maximum likelihood: full Bayes as far as mean-field goes.
 
     Row x column empirical Bayes, local reparameterization, T rising to 1 over 85 % of the training, Adam at 3e-3.
     """
     converted = to_variational(network, "all", "local_reparameterization", EmpiricalBayes("row_column"), seed=seed)
-    model = VariationalModel(converted, likelihood)
+    model = VariationalModel(converted, likelihood, num_examples)
     model.compile(keras.optimizers.Adam(3e-3))
     return model
 
 
-def last_layer(network: keras.Model, likelihood: Likelihoods, seed: int | None = None) -> VariationalModel:
+def last_layer(
+    network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
+) -> VariationalModel:
     """A Gaussian posterior on the last layer only; everything below is a point estimate. Adam at 1e-3."""
     converted = to_variational(network, "last", "local_reparameterization", EmpiricalBayes("row_column"), seed=seed)
-    model = VariationalModel(converted, likelihood)
+    model = VariationalModel(converted, likelihood, num_examples)
     model.compile("adam")
     return model
 
 
 def fine_tuning(
-    network: keras.Model, likelihood: Likelihoods, layers: Selector = "all", seed: int | None = None
+    network: keras.Model,
+    likelihood: Likelihoods,
+    num_examples: int | None = None,
+    layers: Selector = "all",
+    seed: int | None = None,
 ) -> VariationalModel:
     """A trained network becomes Bayesian in a few epochs.
 
     Priors `N(trained weight, 1 / fan-in)` (MOPED) and scales that start at a tenth of each weight; T = 1 throughout,
     Adam at 1e-3. The data that trained the network are used twice: an empirical-Bayes method.
     """
-    model = VariationalModel(to_variational(network, layers, prior="moped", seed=seed), likelihood, kl_weight=1.0)
+    converted = to_variational(network, layers, prior="moped", seed=seed)
+    model = VariationalModel(converted, likelihood, num_examples, kl_weight=1.0)
     model.compile("adam")
     return model
 
@@ -104,9 +118,14 @@ def _rank1_where_linear(layer: keras.Layer) -> Posterior:
 
 
 def _with_input_factors(network: keras.Model, converted: keras.Model, seed: int | None) -> keras.Model:
-    """The converted network behind input factors, where its input is one tensor of real numbers."""
-    inputs = network.inputs
-    if len(inputs) != 1 or "int" in keras.backend.standardize_dtype(inputs[0].dtype):
+    """The converted network behind input factors, where its input is one tensor of real numbers and of known shape."""
+    inputs = input_structure(network)
+    inputs = inputs[0] if isinstance(inputs, list) and len(inputs) == 1 else inputs
+    if not isinstance(inputs, keras.KerasTensor) or None in inputs.shape[1:]:
         return converted
-    entry = keras.Input(inputs[0].shape[1:], dtype=inputs[0].dtype)
-    return keras.Model(entry, converted(InputFactors(seed=seed)(entry)))
+    if "float" not in keras.backend.standardize_dtype(inputs.dtype):
+        return converted
+    entry = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
+    # No seed that to_variational gives: layers of one seed draw the same noise.
+    own = None if seed is None else seed * 10_007 + 10_006
+    return keras.Model(entry, converted(InputFactors(seed=own)(entry)))

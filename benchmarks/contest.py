@@ -1,7 +1,8 @@
 """Classifiers under one budget: a deterministic twin, MC dropout, an ensemble of five twins, and recipes of bdl.
 
-`mnist.py` and `one_network.py` make their tables of it. Every contestant has the same plain Keras network (MC dropout
-with dropout in it), Adam at 1e-3 and the same number of epochs and examples a batch. Predictions on all evaluation
+`mnist.py` makes its tables of it. Every contestant has the same plain Keras network (MC dropout with dropout in it) and
+the same number of epochs and examples a batch. Adam is at 1e-3, but for recipes, which bring an optimizer, and for
+`twin_averaged`, which has that of `instead_of_ensemble`. Predictions on all evaluation
 sets are kept in a folder, so that an ensemble is made of twins that are there already. Validation data are a part of
 the training data; test data serve the final figures only.
 """
@@ -116,6 +117,11 @@ def averaging_adam() -> Any:
     return keras.optimizers.Adam(3e-3, use_ema=True, ema_momentum=0.99)
 
 
+def evaluation_seed(case: Case) -> int:
+    """Seed of noise in the evaluation data: the same for all contestants, and for all members of an ensemble."""
+    return case.seed % MEMBER_STEP if case.data == "digits" else 0
+
+
 def load(case: Case, folder: Path | None) -> Data:
     """The data of a case: its training part, its test part (or validation part), and what it has never seen."""
     if case.data == "digits":
@@ -131,7 +137,9 @@ def load(case: Case, folder: Path | None) -> Data:
         order = np.random.default_rng(10_007).permutation(len(x))
         held, kept = order[: len(x) // 5], order[len(x) // 5 :]
         x, y, x_test, y_test = x[kept], y[kept], x[held], y[held]
-    unseen = _unseen_words(x, x_test, case.seed) if case.data == "trec" else _unseen_images(case, x_test, folder)
+    unseen = (
+        _unseen_words(x, x_test, evaluation_seed(case)) if case.data == "trec" else _unseen_images(case, x_test, folder)
+    )
     num_classes = int(y.max()) + 1
     if case.left_out >= 0:
         unseen["left_out"] = x_test[y_test == case.left_out]
@@ -172,7 +180,7 @@ def predict(model: Any, likelihood: Any, case: Case, data: Data) -> dict[str, Pr
     if case.data != "trec" and case.left_out < 0:
         for name, shift in shifts.SHIFTS.items():
             for severity in shifts.SEVERITIES:
-                sets[f"{name}_{severity}"] = shift(data.x_test[:NUM_SHIFTED], severity, case.seed)
+                sets[f"{name}_{severity}"] = shift(data.x_test[:NUM_SHIFTED], severity, evaluation_seed(case))
     found = {}
     for name, x in sets.items():
         samples = NUM_SAMPLES if name in ("test", *data.unseen) else NUM_SHIFT_SAMPLES
@@ -265,7 +273,7 @@ def ensemble_rows(rows: list[Row], place: Path) -> list[Row]:
 def _unseen_images(case: Case, x_test: np.ndarray, folder: Path | None) -> dict[str, np.ndarray]:
     """Uniform noise, test images turned by 90 degrees, and for MNIST and Fashion-MNIST each other's."""
     some = x_test[:NUM_UNSEEN]
-    unseen = {"noise": shifts.uniform_noise(some, case.seed), "rotated": shifts.quarter_turn(some)}
+    unseen = {"noise": shifts.uniform_noise(some, evaluation_seed(case)), "rotated": shifts.quarter_turn(some)}
     if case.data in ("mnist", "fashion") and folder is not None:
         images = (fashion_mnist if case.data == "mnist" else mnist)(folder)[2]
         unseen["partner"] = images[:NUM_UNSEEN].astype("float32") / 255.0

@@ -3,7 +3,8 @@
 The protocol is that of docs/design: stratified 30 % test split by the seed, pixels / 16, `compile("adam")`, 100 epochs
 at batch 64, T = 1 at the end, 64 prediction samples. AUROC is of the predictive entropy, test digits against uniform
 noise and against the same digits rotated by 90 degrees. Recipes have their own learning rates; the others are layers at
-their defaults. Data: scikit-learn's own digits.
+their defaults. An ELBO is to be compared across widths, not across rows: where weights are point estimates it is given
+them. Data: scikit-learn's own digits.
 
     python benchmarks/digits.py run --seeds 5                # resumable, on two processes
     python benchmarks/digits.py report --write               # the table, into docs/defaults.md

@@ -2,9 +2,7 @@
 
 `run` trains LeNet-5 on MNIST and Fashion-MNIST (each other's unseen data), MLPs of 400, 800 and 1,200 units on MNIST
 (`--sets mnist --networks mlp400,mlp800,mlp1200`), an MLP of 512 on digits, and Kim's convolutional network
-on TREC;
-with `--left-out` all again without one class.
-Every contestant has Adam at 1e-3, the same epochs and batches, chosen on validation data (`--split validation`).
+on TREC; with `--left-out` all again without one class. Every contestant has the same epochs and batches (`contest.py`).
 `report` prints accuracy, NLL (nats per example), Brier score, ECE (15 bins), AUROC against unseen inputs, NLL and ECE
 under shift by severity, and seconds of training; ± is the standard error over seeds.
 
@@ -82,7 +80,7 @@ def report(
 ) -> None:
     """Prints the tables of what is there."""
     rows = [row for row in read(results) if row["split"] == split]
-    rows += ensemble_rows(rows, PREDICTIONS)
+    rows = single_twins(rows) + ensemble_rows(rows, PREDICTIONS)
     tables = [table(*key, group) for key, group in grouped(rows, ["data", "network"]).items()]
     shifted = [
         shift_table(*key, group) for key, group in grouped(rows, ["data", "network"]).items() if key[0] != "trec"
@@ -93,6 +91,25 @@ def report(
         replace_section(PAGE, "classifiers", text)
         replace_section(PAGE, "shift", under_shift)
         draw([row for row in rows if row["network"] == NETWORKS[row["data"]] and row["left_out"] < 0])
+
+
+def single_twins(rows: list[Row]) -> list[Row]:
+    """Of the members of each ensemble one row with their mean figures: they share a split, or are as many draws."""
+    found, groups = [], grouped(rows, ["data", "network", "contestant", "left_out"])
+    for (data, _, contestant, _), members in groups.items():
+        if contestant not in ENSEMBLES:
+            found += members
+            continue
+        numbers = {row["seed"] % MEMBER_STEP if data == "digits" else row["seed"] // ENSEMBLE_SIZE for row in members}
+        for number in sorted(numbers):
+            own = [
+                row
+                for row in members
+                if (row["seed"] % MEMBER_STEP if data == "digits" else row["seed"] // ENSEMBLE_SIZE) == number
+            ]
+            figures = {name: value for name, value in own[0].items() if isinstance(value, float)}
+            found.append({**own[0], **{name: mean_and_error(own, name)[0] for name in figures}, "seed": number})
+    return found
 
 
 def table(data: str, network: str, rows: list[Row]) -> str:

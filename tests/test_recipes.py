@@ -104,6 +104,28 @@ def test_instead_of_ensemble_has_broad_input_factors_before_rank1_layers():
     assert len(posteriors) == 3
 
 
+def test_the_factors_of_input_and_first_layer_are_independent():
+    """Layers of one seed draw the same noise: no two of a network may have one."""
+    network = keras.Sequential([keras.Input((4,)), layers.Dense(4, use_bias=False, kernel_initializer="identity")])
+    model = recipes.instead_of_ensemble(network, bdl.likelihoods.Categorical(), seed=0)
+    seeds = [
+        tuple(array(layer.seed_generator.state)) for layer in flatten_layers(model) if isinstance(layer, Variational)
+    ]
+    assert len(set(seeds)) == len(seeds) == 2
+
+
+@pytest.mark.parametrize("shape", [(None, 4), (None, None, 1)])
+def test_instead_of_ensemble_without_factors_where_the_shape_is_not_known(shape):
+    network = keras.Sequential([keras.Input(shape), layers.Conv1D(2, 2) if len(shape) == 2 else layers.Conv2D(2, 2)])
+    model = recipes.instead_of_ensemble(network, bdl.likelihoods.Categorical())
+    assert not [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
+
+
+def test_num_examples_reaches_the_model():
+    for recipe in RECIPES:
+        assert recipe(dense(), bdl.likelihoods.Categorical(), num_examples=50).num_examples == 50
+
+
 def test_instead_of_ensemble_on_words_has_no_input_factors():
     model = recipes.instead_of_ensemble(text(), bdl.likelihoods.Categorical())
     assert not [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]

@@ -30,8 +30,8 @@ class TiedMean(Prior):
         mean_prior: Prior of the means; None fits them by maximum likelihood.
 
     Raises:
-        ValueError: if `scale` is none of these, or follows the posterior's scales at no cost (`EmpiricalBayes`); if
-            `mean_prior` is not one of point estimates.
+        ValueError: if `scale` is none of these, or follows the posterior's scales at no cost (`EmpiricalBayes`, a
+            learned `ScaleMixture`); if `mean_prior` is not one of point estimates.
 
     Source: Nado et al. 2021, "Uncertainty baselines", variational inference on CIFAR.
 
@@ -47,7 +47,7 @@ class TiedMean(Prior):
     mean_prior: Prior | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, EmpiricalBayes):
+        if isinstance(self.scale, EmpiricalBayes) or getattr(self.scale, "learned", False):
             raise ValueError(
                 f"`scale` must not be {self.scale!r}: it would follow the posterior's scales at no cost, and nothing "
                 "would hold these from zero."

@@ -70,6 +70,9 @@ def test_a_mean_prior_adds_its_penalty():
 
 
 def test_what_cannot_be_tied_is_named():
+    for follows in (EmpiricalBayes(), ScaleMixture(learned=True)):
+        with pytest.raises(ValueError, match=r"`scale` must not be .* at no cost"):
+            TiedMean(follows)
     for wrong in (Moped(), TiedMean(), Normal(1.0)):
         with pytest.raises(ValueError, match=r"`scale` must be a bdl.priors.Prior with a centre of its own at 0"):
             TiedMean(wrong)
