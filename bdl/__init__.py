@@ -3,7 +3,19 @@
 Variational layers, one honest ELBO, and predictions that know how sure they are, on TensorFlow, JAX and Torch.
 """
 
-from bdl import calibration, convert, diagnostics, layers, likelihoods, metrics, plots, posteriors, priors, random, recipes
+from bdl import (
+    calibration,
+    convert,
+    diagnostics,
+    layers,
+    likelihoods,
+    metrics,
+    plots,
+    posteriors,
+    priors,
+    random,
+    recipes,
+)
 from bdl.elbo import ELBO, kl_divergence
 from bdl.evaluation import evaluate
 from bdl.layers import mean_weights

@@ -1,11 +1,11 @@
 """UCI regression on the twenty given splits: one hidden layer of 50 units, test NLL and RMSE beside published ones.
 
 Contestants, all with the same epochs (400, of power 40) and batches of 32: the deterministic twin, MC dropout at rate
-0.05, an ensemble of five twins and bdl's layers at their defaults with Adam at 1e-3, recipes with their own optimizer, and
-`twin_averaged`, a twin with that of `small_data`. Each has a homoscedastic likelihood with a
-learned scale or one that predicts the scale. NLL is per example in the targets' own unit, in nats, RMSE in that unit;
-± is the standard error over splits. `paired` is the difference to the MC-dropout authors' own results on the same
-splits. Test data are used once, for the table.
+0.05, an ensemble of five twins and bdl's layers at their defaults with Adam at 1e-3, recipes with their own optimizer,
+and `twin_averaged`, a twin with that of `small_data`. Likelihoods: Normal with a learned scale, Normal with a predicted
+one (heteroscedastic), Student's t with a learned scale. NLL is per example in the targets' own unit, in nats, RMSE in
+that unit; ± is the standard error over splits. The difference to the MC-dropout authors' own results is paired over
+the same splits. Test data are used once, for the table.
 
     python benchmarks/uci.py run --data DIR        # resumable, on two processes
     python benchmarks/uci.py report --data DIR     # prints the tables; --write puts them into docs/defaults.md
