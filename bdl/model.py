@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from bdl import training_data
@@ -27,9 +26,10 @@ from bdl.elbo import (
     kl_divergence,
     local_kl,
 )
-from bdl.keras_internals import flatten_layers, keras_mask, num_replicas, symbolic_inputs, take_losses, with_mask_of
+from bdl.keras_internals import flatten_layers, num_replicas, symbolic_inputs, take_losses
 from bdl.layers.latent_alignment import alignment_trackers
 from bdl.likelihoods import Likelihood
+from bdl.likelihoods.heads import check_labels_of, heads_of, mean_of, nll_of, penalty_of
 from bdl.prediction import predict_with
 from bdl.random import Tensor
 from bdl.sampling import Sampler, check_output_activation
@@ -50,10 +50,6 @@ class VariationalModel(keras.Model):
     `kl` (total; with it the `penalty()` of a likelihood's `scale_prior`), `elbo` (per example, always at T = 1) and
     `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw a batch, whatever
     `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the ELBO's parts.
-
-    Where weights are point estimates (the means of `TiedMean`, the default prior, and rank-1 weights) or a scale has a
-    prior, `elbo` bounds the log probability of the data given these estimates, less their penalty, and not the evidence
-    of the whole model: compare it between trainings of one prior and posterior, not across them.
 
     Args:
         network: Any Keras model with bdl layers; it ends in raw outputs (logits).
@@ -108,8 +104,7 @@ class VariationalModel(keras.Model):
         if not isinstance(network, keras.Layer):
             raise ValueError(f"`network` must be a Keras model, not {network!r}.")
         super().__init__(name=name, **kwargs)
-        heads = likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]
-        for head in heads:
+        for head in heads_of(likelihood):
             check_likelihood(head)
         check_output_activation(network, likelihood)
         self.network = network
@@ -283,8 +278,8 @@ class VariationalModel(keras.Model):
         """The objective per example, in nats; outside training the negative ELBO, at T = 1 and without free bits."""
         sample_weight = check_sample_weight(sample_weight)
         parts = evidence(
-            self._nll(y, y_pred),
-            kl_divergence(self.network) + self._penalty(),
+            nll_of(self.likelihood, y, y_pred),
+            kl_divergence(self.network) + penalty_of(self.likelihood),
             ops.convert_to_tensor(self._num_examples),
             self._temperature() if training else 1.0,
             local_kl(self.losses, of_draws=isinstance(y_pred, list)),
@@ -304,7 +299,7 @@ class VariationalModel(keras.Model):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Metrics of `compile` see the likelihood's mean (probabilities), on average over the draws of a step."""
-        return super().compute_metrics(x, y, self._mean(y_pred), sample_weight)
+        return super().compute_metrics(x, y, mean_of(self.likelihood, y_pred), sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
@@ -347,30 +342,6 @@ class VariationalModel(keras.Model):
             trainable=False,
             aggregation="only_first_replica",
         )
-
-    def _nll(self, y: Any, y_pred: Any) -> Tensor:
-        """Of each example; of each draw and example for a list of draws."""
-        if isinstance(y_pred, list):
-            return ops.stack([self._nll(y, draw) for draw in y_pred])
-        if not isinstance(self.likelihood, dict):
-            return self.likelihood.nll(y, y_pred, keras_mask(y_pred))
-        return sum(head.nll(y[name], y_pred[name], keras_mask(y_pred[name])) for name, head in self.likelihood.items())
-
-    def _mean(self, y_pred: Any) -> Any:
-        """The likelihood's mean; for a list of draws the mean of theirs."""
-        if isinstance(y_pred, list):
-            means = [self._mean(draw) for draw in y_pred]
-            return keras.tree.map_structure(
-                lambda *each: with_mask_of(ops.mean(ops.stack(each), axis=0), each[0]), *means
-            )
-        if isinstance(self.likelihood, dict):
-            return {name: head.mean(y_pred[name]) for name, head in self.likelihood.items()}
-        return self.likelihood.mean(y_pred)
-
-    def _penalty(self) -> Tensor:
-        """Of all likelihoods, one of several outputs once, as the weights of a shared layer."""
-        heads = self.likelihood.values() if isinstance(self.likelihood, dict) else [self.likelihood]
-        return sum((head.penalty() for head in {id(head): head for head in heads}.values()), ops.zeros(()))
 
     def _temperature(self) -> Tensor | float:
         schedule = self._schedule
@@ -433,12 +404,7 @@ class VariationalModel(keras.Model):
         training_data.check_finite(y, "y")
         self._build_on(x)
         specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor((None, *leaf.shape[1:]), "float32"), x)
-        outputs = self.network.compute_output_spec(specs)
-        if not isinstance(self.likelihood, dict):
-            self.likelihood.check_labels(_to_numpy(y), tuple(outputs.shape))
-            return
-        for name, head in self.likelihood.items():
-            head.check_labels(_to_numpy(y[name]), tuple(outputs[name].shape))
+        check_labels_of(self.likelihood, y, self.network.compute_output_spec(specs))
 
     def _build_on(self, x: Any) -> None:
         if self.network.built:
@@ -471,7 +437,3 @@ class VariationalModel(keras.Model):
 def _to_int(variable: keras.Variable) -> int:
     # By way of a tensor, for a variable mirrored over replicas is no number.
     return int(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
-
-
-def _to_numpy(values: Any) -> np.ndarray:
-    return ops.convert_to_numpy(values) if ops.is_tensor(values) else np.asarray(values)
