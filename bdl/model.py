@@ -51,6 +51,10 @@ class VariationalModel(keras.Model):
     `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw a batch, whatever
     `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the ELBO's parts.
 
+    Where weights are point estimates (the means of `TiedMean`, the default prior, and rank-1 weights) or a scale has a
+    prior, `elbo` bounds the log probability of the data given these estimates, less their penalty, and not the evidence
+    of the whole model: compare it between trainings of one prior and posterior, not across them.
+
     Args:
         network: Any Keras model with bdl layers; it ends in raw outputs (logits).
         likelihood: `bdl.likelihoods.Likelihood`; a dict of them for a network whose outputs are a dict.
