@@ -24,7 +24,7 @@ from bdl.priors import FanInNormal, Normal, Prior, TiedMean
 from bdl.random import Tensor
 
 DEFAULT_PRIOR = TiedMean(FanInNormal(0.5), mean_prior=Normal(0.0, 3.0))
-"""Gaussian around fitted means: variational EM. Chosen on validation data; docs/defaults.md has the search."""
+"""Gaussian around fitted means: variational EM. docs/defaults.md has the search that it comes from."""
 
 DEFAULT_POSTERIOR = MeanFieldNormal()
 
