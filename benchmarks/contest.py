@@ -100,7 +100,7 @@ def run(case: Case, folder: Path | None, predictions: Path) -> Row:
         model = getattr(bdl.recipes, case.contestant)(network, likelihood)
         model.compile(model.optimizer, jit_compile=jit)
     start = time.perf_counter()
-    history = model.fit(data.x, data.y, batch_size=batch_size, epochs=epochs, verbose=0).history
+    history = model.fit(as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0).history
     seconds = time.perf_counter() - start
     if case.contestant == "mc_dropout":
         model = bdl.convert.to_mc_dropout(model, seed=case.seed)
@@ -185,9 +185,14 @@ def predict(model: Any, likelihood: Any, case: Case, data: Data) -> dict[str, Pr
     for name, x in sets.items():
         samples = NUM_SAMPLES if name in ("test", *data.unseen) else NUM_SHIFT_SAMPLES
         samples = 1 if case.contestant in ENSEMBLES else samples
-        result = bdl.predict_distribution(model, x, likelihood, samples, batch_size=1000)
+        result = bdl.predict_distribution(model, as_input(x), likelihood, samples, batch_size=1000)
         found[name] = Prediction(result.probabilities.astype("float32"), result.aleatoric.astype("float32"))
     return found
+
+
+def as_input(x: np.ndarray) -> np.ndarray:
+    """Images with their channel; words as they are."""
+    return x[..., None] if x.ndim == 3 else x
 
 
 def ensemble(members: list[dict[str, Prediction]]) -> dict[str, Prediction]:
