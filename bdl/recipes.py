@@ -32,7 +32,29 @@ def small_data(
 
     Mean-field posteriors trained by local reparameterization, with the layers' default prior around fitted means
     (variational EM: the means are MAP estimates); Adam at 1e-2 with scales slowed to it; an exponential average of the
-    variables over about 200 steps takes their place at the end of `fit`.
+    variables over about 200 steps takes their place at the end of `fit`. Targets with outliers fare better with
+    `bdl.likelihoods.StudentT()` than with `Normal()`.
+
+    Evidence: SMALL_EVIDENCE
+
+    Args:
+        network: Built Keras model that ends in raw outputs. Its weights are the means at the start, and are trained.
+        likelihood: As of `VariationalModel`.
+        num_examples: As of `VariationalModel`.
+        seed: Integer that makes the layers' noise reproducible, or None.
+
+    Returns:
+        A compiled `VariationalModel`.
+
+    Raises:
+        ValueError: as `bdl.convert.to_variational` and `VariationalModel` do.
+
+    Source of the averaging: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+    >>> model = small_data(network, bdl.likelihoods.StudentT())
+    >>> history = model.fit(np.ones((20, 4)), np.zeros(20), epochs=2, verbose=0)
     """
     posterior = MeanFieldNormal(speed=3.0)
     converted = to_variational(network, "all", "local_reparameterization", posterior=posterior, seed=seed)
@@ -46,10 +68,32 @@ def instead_of_ensemble(
 ) -> VariationalModel:
     """One network where one would train an ensemble: classification, of any width, with unseen inputs to be noticed.
 
-    Rank-1 factors with prior `N(1, 0.5^2)` on every kernel, and in front a factor with the broad prior `N(1, 10^2)` for
-    each entry of the input (`bdl.layers.InputFactors`), unless the inputs are integers. Weights are point estimates
-    (variational EM), and so are embeddings, which a posterior made worse. Adam at 3e-3; an exponential average of the
-    variables over about 100 steps takes their place at the end of `fit`.
+    Rank-1 factors with prior `N(1, 0.5^2)` on dense and convolutional layers; in front a factor with the broad prior
+    `N(1, 10^2)` for each entry of the input (`bdl.layers.InputFactors`), where that is one tensor of real numbers and
+    of known shape. These weights are point estimates (variational EM), and so are embeddings, which a posterior made
+    worse; recurrent kernels are mean-field. Adam at 3e-3; an exponential average of the variables over about 100 steps
+    takes their place at the end of `fit`.
+
+    Evidence: ENSEMBLE_EVIDENCE
+
+    Args:
+        network: Built Keras model that ends in raw outputs. Its weights are where training starts, and are trained.
+        likelihood: As of `VariationalModel`.
+        num_examples: As of `VariationalModel`.
+        seed: Integer that makes the layers' noise reproducible, or None.
+
+    Returns:
+        A compiled `VariationalModel`.
+
+    Raises:
+        ValueError: as `bdl.convert.to_variational` and `VariationalModel` do.
+
+    Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    >>> model = instead_of_ensemble(network, bdl.likelihoods.Categorical())
+    >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
     """
     converted = to_variational(network, _has_kernel, posterior=_rank1_where_linear, seed=seed)
     model = VariationalModel(_with_input_factors(network, converted, seed), likelihood, num_examples)
@@ -63,6 +107,28 @@ def fully_gaussian(
     """Every kernel Gaussian, none of it fitted by maximum likelihood: full Bayes as far as mean-field goes.
 
     Row x column empirical Bayes, local reparameterization, T rising to 1 over 85 % of the training, Adam at 3e-3.
+
+    Evidence: on digits (three seeds; 32, 128, 512 and 1,024 units) relu networks reach an accuracy of .962, .960, .963
+    and .956, and their ELBO does not fall with the width (-.885, -.867, -.890, -.885). That is about 1.5 points and 0.1
+    nats behind the deterministic twin, with a better AUROC against noise (.97 to .98, twin .82 to .88). With tanh they
+    reach .960, .953, .951 and .949, and the ELBO falls (-.90, -.98, -1.17, -1.38).
+
+    Args:
+        network: Built Keras model that ends in raw outputs. Its weights are the means at the start, and are trained.
+        likelihood: As of `VariationalModel`.
+        num_examples: As of `VariationalModel`.
+        seed: Integer that makes the layers' noise reproducible, or None.
+
+    Returns:
+        A compiled `VariationalModel`.
+
+    Raises:
+        ValueError: as `bdl.convert.to_variational` and `VariationalModel` do.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    >>> model = fully_gaussian(network, bdl.likelihoods.Categorical())
+    >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
     """
     converted = to_variational(network, "all", "local_reparameterization", EmpiricalBayes("row_column"), seed=seed)
     model = VariationalModel(converted, likelihood, num_examples)
@@ -73,7 +139,29 @@ def fully_gaussian(
 def last_layer(
     network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
 ) -> VariationalModel:
-    """A Gaussian posterior on the last layer only; everything below is a point estimate. Adam at 1e-3."""
+    """A Gaussian posterior on the last layer only; everything below is a point estimate.
+
+    Row x column empirical Bayes, local reparameterization, T rising to 1 over 85 % of the training, Adam at 1e-3.
+
+    Evidence: LAST_EVIDENCE
+
+    Args:
+        network: Built Keras model that ends in raw outputs, with one output. Its weights are where training starts.
+        likelihood: As of `VariationalModel`.
+        num_examples: As of `VariationalModel`.
+        seed: Integer that makes the layer's noise reproducible, or None.
+
+    Returns:
+        A compiled `VariationalModel`.
+
+    Raises:
+        ValueError: as `bdl.convert.to_variational` and `VariationalModel` do.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    >>> model = last_layer(network, bdl.likelihoods.Categorical())
+    >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
+    """
     converted = to_variational(network, "last", "local_reparameterization", EmpiricalBayes("row_column"), seed=seed)
     model = VariationalModel(converted, likelihood, num_examples)
     model.compile("adam")
@@ -91,6 +179,29 @@ def fine_tuning(
 
     Priors `N(trained weight, 1 / fan-in)` (MOPED) and scales that start at a tenth of each weight; T = 1 throughout,
     Adam at 1e-3. The data that trained the network are used twice: an empirical-Bayes method.
+
+    Evidence: two epochs on a convolutional network of digits (five seeds, benchmarks/conversion.py) take its accuracy
+    from .9874 to .9893, its NLL from .0488 to .0392 and its ECE from .0099 to .0072.
+
+    Args:
+        network: Built and trained Keras model that ends in raw outputs.
+        likelihood: As of `VariationalModel`.
+        num_examples: As of `VariationalModel`.
+        layers: Which layers get a posterior, as of `bdl.convert.to_variational`.
+        seed: Integer that makes the layers' noise reproducible, or None.
+
+    Returns:
+        A compiled `VariationalModel`.
+
+    Raises:
+        ValueError: as `bdl.convert.to_variational` and `VariationalModel` do.
+
+    Source: Krishnan et al. 2020, "Specifying weight priors in Bayesian deep neural networks with empirical Bayes".
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    >>> model = fine_tuning(network, bdl.likelihoods.Categorical(), layers="last")
+    >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
     """
     converted = to_variational(network, layers, prior="moped", seed=seed)
     model = VariationalModel(converted, likelihood, num_examples, kl_weight=1.0)

@@ -44,7 +44,7 @@ def test_every_layer_of_the_table_exists():
     expected = {base + suffix for suffix, bases in families.items() for base in bases} | dropout
     others = {"TemperatureScaling", "Variational", "mean_weights"}
     others |= {"Alignment", "GaussianCode", "LatentReport", "collect_latents", "report_latent"}
-    others |= {"LatentAttention", "LatentMultiHeadAttention"}
+    others |= {"InputFactors", "LatentAttention", "LatentMultiHeadAttention"}
     assert expected | others == set(bdl.layers.__all__)
     for name in recurrent + normalization:
         assert f"`{name}`" in TEXT
