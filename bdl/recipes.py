@@ -35,8 +35,8 @@ def small_data(
     variables over about 200 steps takes their place at the end of `fit`. Targets with outliers fare better with
     `bdl.likelihoods.StudentT()` than with `Normal()`.
 
-    Evidence: UCI, one hidden layer of 50 units, five splits, test NLL less that of the MC-dropout grid search on the same
-    splits, with `StudentT()`: Boston -.21 ± .07, concrete +.05 ± .04, energy -.44 ± .03, power -.01 ± .01, wine
+    Evidence: UCI, one hidden layer of 50 units, five splits, test NLL less that of the MC-dropout grid search on the
+    same splits, with `StudentT()`: Boston -.21 ± .07, concrete +.05 ± .04, energy -.44 ± .03, power -.01 ± .01, wine
     +.04 ± .02, yacht -.51 ± .07; RMSE not worse than the deterministic twin's.
 
     Args:
@@ -76,11 +76,11 @@ def instead_of_ensemble(
     worse; recurrent kernels are mean-field. Adam at 3e-3; an exponential average of the variables over about 100 steps
     takes their place at the end of `fit`.
 
-    Evidence: on digits (three seeds, 32 to 1,024 units, relu and tanh) accuracies of .977 to .986 and an NLL .03 to .10 below
-    the twin's, AUROC against noise 1.00 and against turned digits .93 to .98; there it is ahead of an ensemble of five.
-    LeNet-5 on MNIST (one seed): accuracy .9923, NLL .0246, ECE .0020 (twin .9885, .0384, .0048; five twins .9931, .0219,
-    .0049), AUROC against Fashion-MNIST .996 (five twins .991). Broad input factors cost robustness: noise, blur and low
-    contrast raise its NLL more than an ensemble's.
+    Evidence: on digits (three seeds, 32 to 1,024 units, relu and tanh) accuracies of .977 to .986 and an NLL .03 to
+    .10 below the twin's, AUROC against noise 1.00 and against turned digits .93 to .98; there it is ahead of an
+    ensemble of five. LeNet-5 on MNIST (one seed): accuracy .9923, NLL .0246, ECE .0020 (twin .9885, .0384, .0048; five
+    twins .9931, .0219, .0049), AUROC against Fashion-MNIST .996 (five twins .991). Broad input factors cost
+    robustness: noise, blur and low contrast raise its NLL more than an ensemble's.
 
     Args:
         network: Built Keras model that ends in raw outputs. Its weights are where training starts, and are trained.
@@ -115,9 +115,9 @@ def fully_gaussian(
     Row x column empirical Bayes, local reparameterization, T rising to 1 over 85 % of the training, Adam at 3e-3.
 
     Evidence: on digits (three seeds; 32, 128, 512 and 1,024 units) relu networks reach an accuracy of .962, .960, .963
-    and .956, and their ELBO does not fall with the width (-.885, -.867, -.890, -.885). That is about 1.5 points and 0.1
-    nats behind the deterministic twin, with a better AUROC against noise (.97 to .98, twin .82 to .88). With tanh they
-    reach .960, .953, .951 and .949, and the ELBO falls (-.90, -.98, -1.17, -1.38).
+    and .956, and their ELBO does not fall with the width (-.885, -.867, -.890, -.885). That is about 1.5 points and
+    0.1 nats behind the deterministic twin, with a better AUROC against noise (.97 to .98, twin .82 to .88). With tanh
+    they reach .960, .953, .951 and .949, and the ELBO falls (-.90, -.98, -1.17, -1.38).
 
     Args:
         network: Built Keras model that ends in raw outputs. Its weights are the means at the start, and are trained.
@@ -149,9 +149,9 @@ def last_layer(
 
     Row x column empirical Bayes, local reparameterization, T rising to 1 over 85 % of the training, Adam at 1e-3.
 
-    Evidence: on digits (three seeds, four widths) relu networks reach accuracies of .969 to .985, at or above the twin, and
-    an NLL below its own but at 32 units (+.007); with tanh it is above at 32 and 128 units (+.015, +.006) and .03 to .05
-    below at 512 and 1,024. Detection is hardly better than the twin's.
+    Evidence: on digits (three seeds, four widths) relu networks reach accuracies of .969 to .985, at or above the
+    twin, and an NLL below its own but at 32 units (+.007); with tanh it is above at 32 and 128 units (+.015, +.006)
+    and .03 to .05 below at 512 and 1,024. Detection is hardly better than the twin's.
 
     Args:
         network: Built Keras model that ends in raw outputs, with one output. Its weights are where training starts.

@@ -19,6 +19,7 @@ the choice is free: the docs say what was chosen and why.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -38,6 +39,7 @@ PAGE = HERE.parent / "docs" / "defaults.md"
 FIGURE = HERE.parent / "docs" / "images" / "defaults.png"
 NUM_SAMPLES = 64
 MAX_ACCURACY_GAP = 0.005
+BASE = {"width": 128, "depth": 2}  # of the variations
 SEARCHED = ((32, "relu"), (512, "relu"), (128, "tanh"))  # width and activation on digits
 UCI_TASKS = ("boston", "concrete", "wine-red")
 Data = Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")]
@@ -148,12 +150,11 @@ def variations(name: str, seeds: int) -> Iterator[Case]:
         {"num_samples": 4},
         {"num_samples": 4, "objective": "multi_sample"},
     ]
-    base = {"width": 128, "depth": 2}
     for seed in range(seeds):
         for change in (*changes, *own):
-            yield Case("digits", name, seed, **{**base, **change})
+            yield Case("digits", name, seed, **{**BASE, **change})
         for change in changes:
-            yield Case("digits", "twin", seed, **{**base, **change})
+            yield Case("digits", "twin", seed, **{**BASE, **change})
 
 
 def train(case: Case, folder: Path | None) -> Row:
@@ -291,7 +292,9 @@ def searched(row: Row) -> bool:
 def ranking(tasks: dict[tuple[Any, ...], list[Row]]) -> str:
     """The table of the search, in the order of mean rank, with the paired difference to the first."""
     nll = {(row["candidate"], task, row["seed"]): row["nll"] for task, rows in tasks.items() for row in rows}
-    places = sorted({(task, seed) for _, task, seed in nll}, key=str)
+    counts = Counter((task, seed) for _, task, seed in nll)  # a place of the search has all, of the variations two
+    places = sorted((place for place, count in counts.items() if 2 * count > max(counts.values())), key=str)
+    tasks = {task: [row for row in rows if (task, row["seed"]) in places] for task, rows in tasks.items()}
     names = [name for name in dict.fromkeys(name for name, *_ in nll) if all((name, *place) in nll for place in places)]
     ranks = np.array([np.argsort(np.argsort([nll[name, *place] for name in names])) + 1 for place in places])
     is_digits = np.array([task[0] == "digits" for task, _ in places])
@@ -332,33 +335,26 @@ def accuracy_gap(tasks: dict[tuple[Any, ...], list[Row]], name: str) -> float:
 
 
 def variation_table(rows: list[Row]) -> str:
-    """What changes when one thing changes, on digits."""
-    names = [
-        "width",
-        "depth",
-        "activation",
-        "fraction",
-        "initial_scale",
-        "warmup",
-        "cycles",
-        "objective",
-        "num_samples",
-    ]
+    """What changes when one thing changes, on digits, of the candidate and of the twin."""
     defaults = {field.name: field.default for field in fields(Case)}
     varied = [{**defaults, **row} for row in rows if row["task"] == "digits"]
+    for row in varied:
+        changed = {
+            name: row[name]
+            for name, value in {**defaults, **BASE}.items()
+            if name not in ("task", "candidate", "seed") and row[name] != value
+        }
+        row["change"] = ", ".join(f"{name} {value}" for name, value in changed.items()) or "none"
+    groups = grouped(varied, ["change", "candidate"])
+    names = {name for (_, name), group in groups.items() if len(group) >= 2 and name != "twin"}
     lines = []
-    for key, group in grouped(varied, [*names, "candidate"]).items():
-        if len(group) >= 3:
-            lines.append(
-                [
-                    *map(str, key),
-                    str(len(group)),
-                    cell(group, "accuracy", 3),
-                    cell(group, "nll", 3),
-                    cell(group, "elbo", 3),
-                ]
-            )
-    return markdown([*names, "candidate", "seeds", "accuracy", "NLL", "ELBO"], lines)
+    for change in sorted({change for change, _ in groups}, key=lambda change: (change != "none", change)):
+        for name in names:
+            own, twin = groups.get((change, name), []), groups.get((change, "twin"), [])
+            if len(own) >= 2:  # the search alone has one seed
+                figures = [cell(each, figure, 3) for each in (own, twin) for figure in ("accuracy", "nll")]
+                lines.append([change, str(len(own)), *figures])
+    return markdown(["change", "seeds", "accuracy", "NLL", "twin's accuracy", "twin's NLL"], lines)
 
 
 def draw(rows: list[Row]) -> None:
