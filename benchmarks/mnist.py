@@ -159,6 +159,7 @@ def draw(rows: list[Row]) -> None:
     from matplotlib.figure import Figure
 
     sets = grouped([row for row in rows if row["data"] != "trec"], ["data"])
+    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row["contestant"] for row in rows))}
     figure = Figure((4 * len(sets), 6), layout="constrained")
     axes: Any = figure.subplots(2, len(sets), squeeze=False, sharex=True)
     for column, ((name,), group) in enumerate(sets.items()):
@@ -170,7 +171,7 @@ def draw(rows: list[Row]) -> None:
                 for severity in shifts.SEVERITIES:
                     means = [mean_and_error(members, f"{kind}_{severity}/{figure_name}")[0] for kind in shifts.SHIFTS]
                     values.append(sum(means) / len(means))
-                ax.plot([0, *shifts.SEVERITIES], values, marker="o", label=contestant)
+                ax.plot([0, *shifts.SEVERITIES], values, marker="o", color=colors[contestant], label=contestant)
             ax.set(ylabel=label)
         axes[0, column].set_title(name)
         axes[1, column].set_xlabel("severity (0: none)")
