@@ -136,7 +136,26 @@ def table(data: str, network: str, rows: list[Row]) -> str:
         ]
         quality = [cell(whole, name) for name in ("accuracy", "nll", "brier", "ece")]
         lines.append([contestant, str(len(whole)), *quality, *aurocs, cell(whole, "seconds", 0)])
-    return f"**{data}, {network}** (AUROC of total / epistemic uncertainty)\n\n{markdown(header, lines)}"
+    title = f"**{data}, {network}** (AUROC of total / epistemic uncertainty)"
+    return f"{title}\n\n{markdown(header, lines)}{paired(rows)}"
+
+
+def paired(rows: list[Row]) -> str:
+    """The recipe less the ensemble, over the seeds (of digits: splits) that both have; empty for a single one."""
+    sides = [
+        {(row["seed"], row["left_out"]): row for row in rows if row["contestant"] == name}
+        for name in ("instead_of_ensemble", "ensemble")
+    ]
+    parts = []
+    for name in ("accuracy", "nll", "brier", "auroc_left_out/epistemic"):
+        keys = [
+            key
+            for key in sides[0]
+            if key in sides[1] and name in sides[0][key] and (key[1] < 0 or name.startswith("auroc_left_out"))
+        ]
+        if len(keys) > 1:
+            parts.append(f"{name} {cell([{name: sides[0][key][name] - sides[1][key][name]} for key in keys], name)}")
+    return f"\n\ninstead_of_ensemble less ensemble, paired: {', '.join(parts)}." if parts else ""
 
 
 def shift_table(data: str, network: str, rows: list[Row]) -> str:
