@@ -267,7 +267,7 @@ def ensemble_rows(rows: list[Row], place: Path) -> list[Row]:
             key = (ENSEMBLES[case.contestant], case.data, case.network, case.left_out, case.split, split)
             groups.setdefault(key, []).append(case)
     for (contestant, data, network, left_out, split, number), members in groups.items():
-        if len(members) < ENSEMBLE_SIZE:
+        if len(members) < ENSEMBLE_SIZE or not all(_file_of(place, case).is_file() for case in members):
             continue
         read = [read_predictions(place, case) for case in sorted(members, key=lambda case: case.seed)[:ENSEMBLE_SIZE]]
         case = Case(data, network, contestant, number, left_out, split)

@@ -12,6 +12,7 @@ under shift by severity, and seconds of training; ± is the standard error over 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from runs import Row, cell, grouped, markdown, mean_and_error, read, replace_sec
 app = typer.Typer(add_completion=False)
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "mnist.jsonl"
+ENSEMBLE_RESULTS = HERE / "results" / "mnist_ensembles.jsonl"
 PREDICTIONS = HERE / "predictions"
 PAGE = HERE.parent / "docs" / "defaults.md"
 FIGURE = HERE.parent / "docs" / "images" / "shift.png"
@@ -80,7 +82,7 @@ def report(
 ) -> None:
     """Prints the tables of what is there."""
     rows = [row for row in read(results) if row["split"] == split]
-    rows = single_twins(rows) + ensemble_rows(rows, PREDICTIONS)
+    rows = single_twins(rows) + [row for row in ensembles(rows) if row["split"] == split]
     tables = [table(*key, group) for key, group in grouped(rows, ["data", "network"]).items()]
     shifted = [
         shift_table(*key, group) for key, group in grouped(rows, ["data", "network"]).items() if key[0] != "trec"
@@ -91,6 +93,15 @@ def report(
         replace_section(PAGE, "classifiers", text)
         replace_section(PAGE, "shift", under_shift)
         draw([row for row in rows if row["network"] == NETWORKS[row["data"]] and row["left_out"] < 0])
+
+
+def ensembles(rows: list[Row]) -> list[Row]:
+    """Rows of ensembles, those too whose members' predictions are not on this machine: they are kept with the results."""
+    kept = {row["key"]: row for row in [*read(ENSEMBLE_RESULTS), *ensemble_rows(rows, PREDICTIONS)]}
+    draft = ENSEMBLE_RESULTS.with_suffix(".tmp")
+    draft.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
+    draft.replace(ENSEMBLE_RESULTS)
+    return list(kept.values())
 
 
 def single_twins(rows: list[Row]) -> list[Row]:
