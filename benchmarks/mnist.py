@@ -96,7 +96,7 @@ def report(
 
 
 def ensembles(rows: list[Row]) -> list[Row]:
-    """Rows of ensembles, those too whose members' predictions are not on this machine: they are kept with the results."""
+    """Rows of ensembles; kept with the results, for predictions of the members stay where they were made."""
     kept = {row["key"]: row for row in [*read(ENSEMBLE_RESULTS), *ensemble_rows(rows, PREDICTIONS)]}
     draft = ENSEMBLE_RESULTS.with_suffix(".tmp")
     draft.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
