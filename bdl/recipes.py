@@ -7,8 +7,6 @@ how to repeat them); NLL is per example, in nats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import keras
 
 from bdl.convert import to_variational
@@ -17,12 +15,10 @@ from bdl.convert.variational import can_be_variational
 from bdl.keras_internals import input_structure
 from bdl.layers import InputFactors
 from bdl.layers.linear import is_linear
-from bdl.likelihoods import Likelihood
+from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
 from bdl.priors import EmpiricalBayes, Normal
-
-Likelihoods = Likelihood | Mapping[str, Likelihood]
 
 
 def small_data(

@@ -2,9 +2,9 @@
 
 `mnist.py` makes its tables of it. Every contestant has the same plain Keras network (MC dropout with dropout in it) and
 the same number of epochs and examples a batch. Adam is at 1e-3, but for recipes, which bring an optimizer, and for
-`twin_averaged`, which has that of `instead_of_ensemble`. Predictions on all evaluation
-sets are kept in a folder, so that an ensemble is made of twins that are there already. Validation data are a part of
-the training data; test data serve the final figures only.
+`twin_averaged`, which has that of `instead_of_ensemble`. Predictions on all evaluation sets are kept in a folder, so
+that an ensemble is made of twins that are there already. Validation data are a part of the training data; test data
+serve the final figures only.
 """
 
 from __future__ import annotations
@@ -253,18 +253,23 @@ def read_predictions(place: Path, case: Case) -> tuple[dict[str, Prediction], np
         return found, archive["y"]
 
 
-def ensemble_rows(rows: list[Row], place: Path) -> list[Row]:
-    """Rows of ensembles of five, made of the twins that there are.
+def ensemble_number(data: str, seed: int) -> int:
+    """Which ensemble a twin belongs to.
 
     Of digits, the twins of one split: seeds s, 1000 + s, ..., 4000 + s. Elsewhere seeds 0 to 4, 5 to 9, ...
     """
+    return seed % MEMBER_STEP if data == "digits" else seed // ENSEMBLE_SIZE
+
+
+def ensemble_rows(rows: list[Row], place: Path) -> list[Row]:
+    """Rows of ensembles of five, made of the twins whose predictions are in `place`."""
     found = []
     groups: dict[tuple[Any, ...], list[Case]] = {}
     for row in rows:
         if row["contestant"] in ENSEMBLES:
             case = Case(**{name: row[name] for name in Case.__dataclass_fields__})
-            split = case.seed % MEMBER_STEP if case.data == "digits" else case.seed // ENSEMBLE_SIZE
-            key = (ENSEMBLES[case.contestant], case.data, case.network, case.left_out, case.split, split)
+            number = ensemble_number(case.data, case.seed)
+            key = (ENSEMBLES[case.contestant], case.data, case.network, case.left_out, case.split, number)
             groups.setdefault(key, []).append(case)
     for (contestant, data, network, left_out, split, number), members in groups.items():
         if len(members) < ENSEMBLE_SIZE or not all(_file_of(place, case).is_file() for case in members):

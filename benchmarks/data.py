@@ -82,22 +82,12 @@ def standardised(values: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 def fashion_mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images `(n, 28, 28)` of bytes and labels `(n,)`: training, then test."""
-    path = folder / "fashion_mnist" / "fashion_mnist_20k_10k.npz"
-    archive = _read(path, "keras.datasets.fashion_mnist, saved by numpy.savez(path, x_train=..., y_train=..., ...)")
-    parts = tuple(archive[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    if parts[0].shape[1:] != (28, 28) or len(parts[0]) != len(parts[1]):
-        raise SystemExit(f"{path.name}: x_train must be (n, 28, 28) with as many labels, not {parts[0].shape}.")
-    return parts  # type: ignore[return-value]
+    return _images(folder / "fashion_mnist" / "fashion_mnist_20k_10k.npz", "keras.datasets.fashion_mnist")
 
 
 def mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images `(n, 28, 28)` of bytes and labels `(n,)`: training, then test."""
-    path = folder / "mnist" / "mnist.npz"
-    archive = _read(path, "keras.datasets.mnist, saved by numpy.savez(path, x_train=..., y_train=..., ...)")
-    parts = tuple(archive[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    if parts[0].shape[1:] != (28, 28) or len(parts[0]) != len(parts[1]):
-        raise SystemExit(f"{path.name}: x_train must be (n, 28, 28) with as many labels, not {parts[0].shape}.")
-    return parts  # type: ignore[return-value]
+    return _images(folder / "mnist" / "mnist.npz", "keras.datasets.mnist")
 
 
 def trec(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -122,6 +112,14 @@ def trec(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             row[: len(text)] = [numbers.get(word, 1) for word in text]
         parts += [x, np.array([int(label) for label, _ in chosen])]
     return tuple(parts)  # type: ignore[return-value]
+
+
+def _images(path: Path, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    archive = _read(path, f"{source}, saved by numpy.savez(path, x_train=..., y_train=..., ...)")
+    parts = tuple(archive[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    if parts[0].shape[1:] != (28, 28) or len(parts[0]) != len(parts[1]):
+        raise SystemExit(f"{path.name}: x_train must be (n, 28, 28) with as many labels, not {parts[0].shape}.")
+    return parts  # type: ignore[return-value]
 
 
 def _read(path: Path, source: str) -> dict[str, np.ndarray]:

@@ -310,8 +310,7 @@ def ranking(tasks: dict[tuple[Any, ...], list[Row]]) -> str:
         if weights @ differences <= error and gaps[name] <= MAX_ACCURACY_GAP and name != "twin":
             equal.append(name)
         cells = [
-            cell([row for row in rows if row["candidate"] == name], "nll", 3)
-            + (f" ({mean_and_error(chosen, 'accuracy')[0]:.3f})" if task[0] == "digits" else "")
+            cell(chosen, "nll", 3) + (f" ({mean_and_error(chosen, 'accuracy')[0]:.3f})" if task[0] == "digits" else "")
             for task, rows in tasks.items()
             for chosen in [[row for row in rows if row["candidate"] == name]]
         ]

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import shifts
 import typer
-from contest import ENSEMBLE_SIZE, ENSEMBLES, MEMBER_STEP, Case, ensemble_rows
+from contest import ENSEMBLE_SIZE, ENSEMBLES, MEMBER_STEP, Case, ensemble_number, ensemble_rows
 from contest import run as run_case
 from data import folder_of
 from runs import Row, cell, grouped, markdown, mean_and_error, read, replace_section, run_all
@@ -33,8 +33,7 @@ PREDICTIONS = HERE / "predictions"
 PAGE = HERE.parent / "docs" / "defaults.md"
 FIGURE = HERE.parent / "docs" / "images" / "shift.png"
 NETWORKS = {"digits": "mlp512", "fashion": "lenet5", "trec": "text_cnn", "mnist": "lenet5"}
-MLP_WIDTHS = (400, 800, 1200)
-LEFT_OUT = {"digits": 4, "mnist": 4, "fashion": 4, "trec": 4}
+LEFT_OUT = 4  # the class
 AUROCS = ("noise", "rotated", "partner", "left_out")
 
 
@@ -59,7 +58,7 @@ def run(
         for seed in range(seeds)
         for name, network in names
         for contestant in contestants.split(",")
-        for case in _cases(name, network, contestant, seed, LEFT_OUT[name] if left_out else -1, split)
+        for case in _cases(name, network, contestant, seed, LEFT_OUT if left_out else -1, split)
     ]
     run_all(partial(run_case, folder=folder_of(data), predictions=PREDICTIONS), cases, results, backend=backend)
 
@@ -106,20 +105,15 @@ def ensembles(rows: list[Row]) -> list[Row]:
 
 def single_twins(rows: list[Row]) -> list[Row]:
     """Of the members of each ensemble one row with their mean figures: they share a split, or are as many draws."""
-    found, groups = [], grouped(rows, ["data", "network", "contestant", "left_out"])
-    for (data, _, contestant, _), members in groups.items():
+    found = []
+    for (contestant, *_), members in grouped(rows, ["contestant", "data", "network", "left_out"]).items():
         if contestant not in ENSEMBLES:
             found += members
             continue
-        numbers = {row["seed"] % MEMBER_STEP if data == "digits" else row["seed"] // ENSEMBLE_SIZE for row in members}
-        for number in sorted(numbers):
-            own = [
-                row
-                for row in members
-                if (row["seed"] % MEMBER_STEP if data == "digits" else row["seed"] // ENSEMBLE_SIZE) == number
-            ]
-            figures = {name: value for name, value in own[0].items() if isinstance(value, float)}
-            found.append({**own[0], **{name: mean_and_error(own, name)[0] for name in figures}, "seed": number})
+        numbered = [{**row, "seed": ensemble_number(row["data"], row["seed"])} for row in members]
+        for own in grouped(sorted(numbered, key=lambda row: row["seed"]), ["seed"]).values():
+            means = {name: mean_and_error(own, name)[0] for name, value in own[0].items() if isinstance(value, float)}
+            found.append({**own[0], **means})
     return found
 
 

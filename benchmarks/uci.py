@@ -33,8 +33,8 @@ NUM_SAMPLES = 256
 WIDTH = 50
 ENSEMBLE_SIZE = 5
 DROPOUT_RATE = 0.05
-# Mean test NLL of uncertainty-baselines' VI, and of the MC-dropout grid search (Mukhoti et al. 2018).
 PLAIN = ("twin", "twin_averaged", "mc_dropout")
+# Mean test NLL of uncertainty-baselines' VI, and of the MC-dropout grid search (Mukhoti et al. 2018).
 PUBLISHED = {
     "boston": (3.12, 2.40),
     "concrete": (3.22, 2.93),
