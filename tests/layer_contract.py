@@ -99,6 +99,7 @@ _CORE = {
     "Variational-LSTM-reparameterization",
     "LSTMReparameterization",
     "EmbeddingReparameterization",
+    "EmbeddingRank1",
     "MultiHeadAttentionReparameterization",
     "LayerNormalizationReparameterization",
     "BatchNormalizationReparameterization",
@@ -333,7 +334,8 @@ def check_regularizers(case: Case) -> None:
     family = case.family
     regularizers: dict[str, Any] = {"activity_regularizer": keras.regularizers.L1(0.5)}
     if "Rank1" in case.name:  # its weights are point estimates
-        regularizers["kernel_regularizer"] = keras.regularizers.L2(0.125)
+        assert family.regularizer
+        regularizers[family.regularizer] = keras.regularizers.L2(0.125)
     elif family.regularizer:
         with pytest.raises(ValueError, match=f"`{family.regularizer}` .* has a prior: the two would count twice"):
             case.built(**{family.regularizer: "l2"})

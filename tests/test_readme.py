@@ -34,7 +34,7 @@ def test_every_layer_of_the_table_exists():
     rank1 = ["Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"]
     others = ["Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"]
     mean_field = [*rank1, *others, "SeparableConv1D", "SeparableConv2D"]
-    families = {"Rank1": rank1, "Reparameterization": mean_field, "Flipout": mean_field}
+    families = {"Rank1": [*rank1, "Embedding"], "Reparameterization": mean_field, "Flipout": mean_field}
     families["LocalReparameterization"] = mean_field
     recurrent = ["LSTM", "GRU", "SimpleRNN", "Embedding", "MultiHeadAttention"]
     normalization = ["BatchNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"]

@@ -153,8 +153,17 @@ def _plain_weights(layer: keras.Layer) -> list[np.ndarray]:
     return weights
 
 
+_HOLD_FACTORS = (
+    keras_layers.Dense,
+    keras_layers.Embedding,
+    keras_layers.Conv1D,
+    keras_layers.Conv2D,
+    keras_layers.Conv3D,
+)
+
+
 def _with_factors(layer: Variational, weight: Any, kernel: np.ndarray) -> np.ndarray:
-    if not isinstance(layer.layer, (keras_layers.Dense, keras_layers.Conv1D, keras_layers.Conv2D, keras_layers.Conv3D)):
+    if not isinstance(layer.layer, _HOLD_FACTORS):
         raise ValueError(
             f"Layer {layer.name} is a {type(layer.layer).__name__} with rank-1 factors, which do not fit into its "
             "kernel. Predict within bdl.mean_weights(model) instead."

@@ -45,7 +45,7 @@ from bdl.layers.dropout import (
     MCSpatialDropout2D,
     MCSpatialDropout3D,
 )
-from bdl.layers.embedding import EmbeddingReparameterization
+from bdl.layers.embedding import EmbeddingRank1, EmbeddingReparameterization
 from bdl.layers.input_factors import InputFactors
 from bdl.layers.latent import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
 from bdl.layers.latent_attention import LatentAttention
@@ -114,6 +114,7 @@ __all__ = [
     "EinsumDenseLocalReparameterization",
     "EinsumDenseRank1",
     "EinsumDenseReparameterization",
+    "EmbeddingRank1",
     "EmbeddingReparameterization",
     "GRUReparameterization",
     "GaussianCode",

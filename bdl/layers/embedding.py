@@ -1,4 +1,4 @@
-"""An embedding with a posterior over its table."""
+"""Embeddings with a posterior over their table, or over a factor for each token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from bdl import posteriors, priors
-from bdl.layers.named import Families, NamedVariational
+from bdl.layers.named import Families, NamedRank1, NamedVariational
 from bdl.posteriors import MeanFieldNormal, Posterior
 from bdl.priors import EmpiricalBayes, Prior
 
@@ -57,3 +57,20 @@ class EmbeddingReparameterization(NamedVariational, wraps=layers.Embedding, esti
     def families(self, layer: keras.Layer) -> Families:
         """Prior and posterior of the table."""
         return {"embeddings": (self.embeddings_prior, self.embeddings_posterior)}
+
+
+class EmbeddingRank1(NamedRank1, wraps=layers.Embedding, estimator="rank1"):
+    """`keras.layers.Embedding` with a random factor for each token and for each output feature.
+
+    Arguments as `keras.layers.Embedding`, then `input_factor_prior` (of the tokens), `output_factor_prior`,
+    `initial_scale`, `kernel_prior` (of the table) and `seed` of `NamedRank1`. Input: integers of shape `(batch, ...)`.
+    Output shape: that of the input, then `output_dim`. The factor of a token that training rarely shows stays near
+    its prior, so that a question of rare words is known as such. Every place in an example draws by itself.
+
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", eq. 4, on one-hot vectors.
+
+    Example:
+    >>> EmbeddingRank1(10, 3)(np.array([[1, 2, 1, 0]])).shape == (1, 4, 3)
+    True
+    """

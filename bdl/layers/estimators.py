@@ -182,14 +182,31 @@ def rank1(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor,
     posterior: Any = weights[name].posterior
     variables = weights[name].variables
     batch = 1 if draws_whole_functions() else ops.shape(inputs)[0]
-
-    def factor(side: str, stream: int) -> Tensor:
-        shape = variables[f"{side}_mean"].shape
-        return posterior.factor(variables, side, noise.normal((batch, *shape), stream))
-
-    outputs = stage.apply({name: means[name]}, inputs * ops.cast(factor("input", stream), inputs.dtype))
-    outputs = outputs * ops.cast(factor("output", stream + 1), outputs.dtype)
+    shape = (batch, *variables["output_mean"].shape)
+    output_factor = posterior.factor(variables, "output", noise.normal(shape, stream + 1))
+    if stage.vocabulary is None:
+        shape = (batch, *variables["input_mean"].shape)
+        input_factor = posterior.factor(variables, "input", noise.normal(shape, stream))
+        outputs = stage.apply({name: means[name]}, inputs * ops.cast(input_factor, inputs.dtype))
+    else:
+        outputs = stage.apply({name: means[name]}, inputs)
+        outputs = outputs * ops.cast(_token_factor(posterior, variables, inputs, noise, stream), outputs.dtype)
+    outputs = outputs * ops.cast(output_factor, outputs.dtype)
     return stage.add_bias(outputs, means["bias"]) if "bias" in stage.weights else outputs
+
+
+def _token_factor(posterior: Any, variables: Variables, tokens: Tensor, noise: Noise, stream: int) -> Tensor:
+    """The factor of the token at each place, of shape `(*tokens, 1)`.
+
+    Places draw by themselves, also where one token stands twice: a draw of the vocabulary for each example would cost
+    more than the network. Where whole functions are asked for, one draw of the vocabulary serves all.
+    """
+    tokens = ops.cast(tokens, "int32")
+    if draws_whole_functions():
+        vocabulary = posterior.factor(variables, "input", noise.normal(variables["input_mean"].shape, stream))
+        return ops.expand_dims(ops.take(vocabulary, tokens, axis=0), -1)
+    own: Any = {name: ops.take(variables[name], tokens, axis=0) for name in ("input_mean", "input_rho")}
+    return ops.expand_dims(posterior.factor(own, "input", noise.normal(ops.shape(tokens), stream)), -1)
 
 
 def _propagate_scales(stage: Stage, scales: Values, inputs: Tensor) -> Tensor:

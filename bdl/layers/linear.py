@@ -56,6 +56,7 @@ class Stage:
             all others but the batch it is the same map at each position.
         output_axes: The same of the output.
         bias_shape: Shape that makes the bias broadcast over the output, or None where it does so already.
+        vocabulary: Number of tokens where the input is token numbers, which stand for one-hot vectors; else None.
     """
 
     weights: tuple[str, ...]
@@ -63,6 +64,11 @@ class Stage:
     input_axes: tuple[int, ...]
     output_axes: tuple[int, ...]
     bias_shape: tuple[int, ...] | None = None
+    vocabulary: int | None = None
+
+    def input_factor_shape(self, input_shape: Sequence[Any]) -> tuple[Any, ...]:
+        """Shape of a factor on what the map takes in, without the batch; of an embedding one for each token."""
+        return feature_shape(input_shape, self.input_axes) if self.vocabulary is None else (self.vocabulary,)
 
     def add_bias(self, outputs: Tensor, bias: Tensor) -> Tensor:
         """Adds a bias to outputs that were computed without one."""
@@ -96,6 +102,35 @@ def stages(layer: keras.Layer) -> list[Stage]:
     input_axes, output_axes = feature_axes(layer)
     bias_shape = _channel_bias_shape(layer) if isinstance(layer, _CHANNEL_LAYERS) else None
     return [Stage(names, lambda values, inputs: _affine(layer, values, inputs), input_axes, output_axes, bias_shape)]
+
+
+def factor_stages(layer: keras.Layer) -> list[Stage]:
+    """The affine maps of a built layer that may stand between factors: those of `stages`, and of an embedding.
+
+    An embedding is linear in the one-hot vector that a token number stands for, and only there.
+
+    Args:
+        layer: A built Dense, EinsumDense, convolution or Embedding layer.
+
+    Raises:
+        ValueError: as `stages` does.
+
+    Example:
+    >>> layer = layers.Embedding(10, 3)
+    >>> layer.build((None, 4))
+    >>> factor_stages(layer)[0].input_factor_shape((None, 4))
+    (10,)
+    """
+    if not isinstance(layer, layers.Embedding) or [weight_name(weight) for weight in layer.weights] != ["embeddings"]:
+        return stages(layer)
+    return [
+        Stage(("embeddings",), lambda values, inputs: _affine(layer, values, inputs), (), (-1,), None, layer.input_dim)
+    ]
+
+
+def admits_factors(layer: keras.Layer) -> bool:
+    """Whether a rank-1 posterior fits around the layer's kernel."""
+    return is_linear(layer) or isinstance(layer, layers.Embedding)
 
 
 def is_linear(layer: keras.Layer) -> bool:
@@ -201,7 +236,10 @@ def _value_or_zeros(values: Values, weight: keras.Variable) -> Tensor:
 
 @contextlib.contextmanager
 def _without_activation(layer: keras.Layer) -> Iterator[None]:
-    activation = layer.activation
+    activation = getattr(layer, "activation", None)
+    if activation is None:
+        yield
+        return
     layer.activation = None
     try:
         yield

@@ -87,6 +87,8 @@ class NamedVariational(Variational):
 
     def weight_names(self, layer: keras.Layer) -> tuple[Sequence[str], Sequence[str]]:
         """Names of the Keras layer's kernels and of its biases."""
+        if isinstance(layer, keras.layers.Embedding):
+            return ("embeddings",), ()
         is_separable = isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D))
         return _SEPARABLE_KERNELS if is_separable else ("kernel",), ("bias",)
 
@@ -165,7 +167,8 @@ class NamedRank1(NamedVariational):
         posterior = Rank1(
             self.input_factor_prior, self.output_factor_prior, self.initial_scale, kernel_prior=self.kernel_prior
         )
-        return {"kernel": (DEFAULT_PRIOR, posterior)}
+        kernels, _ = self.weight_names(layer)
+        return {name: (DEFAULT_PRIOR, posterior) for name in kernels}
 
 
 def _posterior_arguments(cls: type) -> list[str]:

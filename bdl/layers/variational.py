@@ -188,7 +188,9 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         # Reparameterization serves every layer; dense ones it trains with mirrored noise. On convolutions, evaluating
         # two halves of a batch costs up to two thirds more.
         whole = self._stage_estimator == "reparameterization" and not linear.is_plain_dense(self.layer)
-        return [] if whole else linear.stages(self.layer)
+        if whole:
+            return []
+        return linear.factor_stages(self.layer) if any(rank1) else linear.stages(self.layer)
 
     def _sampled_weight(
         self, index: int, name: str, prior: Prior, posterior: Posterior, input_shape: Any
@@ -210,7 +212,7 @@ class Variational(SavesSeed, keras.layers.Wrapper):
                 )
             output_shape = self.layer.compute_output_shape(input_shape)
             shapes = {
-                "input": linear.feature_shape(input_shape, stage.input_axes),
+                "input": stage.input_factor_shape(input_shape),
                 "output": linear.feature_shape(output_shape, stage.output_axes),
             }
             variables = posterior.create_factors(self, name, shapes)
@@ -247,7 +249,7 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         outputs = inputs
         for number, stage in enumerate(self._stages):
             outputs = estimate(stage, means, self._sampled, outputs, noise, FIRST_FREE_STREAM + 2 * number)
-        activation = self.layer.activation
+        activation = getattr(self.layer, "activation", None)
         return outputs if activation is None else activation(outputs)
 
     def _call_whole(self, noise: Noise, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The variational embedding: its table, masks, default prior and what tokens that never occur keep."""
+"""The variational embeddings: table, factors, masks, default prior and what tokens that never occur keep."""
 
 import keras
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sampled_twins import sampled_twin
 
 import bdl
-from bdl.layers import DenseReparameterization, EmbeddingReparameterization
+from bdl.layers import DenseReparameterization, EmbeddingRank1, EmbeddingReparameterization
+from bdl.layers.estimators import whole_functions
 from bdl.posteriors import MeanFieldNormal
 from bdl.priors import EmpiricalBayes
 
@@ -114,3 +115,82 @@ def test_a_text_model_trains_and_its_tokens_matter():
     history = model.fit(tokens, labels, epochs=5, verbose=0).history
     assert np.all(np.isfinite(history["loss"]))
     assert history["nll"][-1] < history["nll"][0]
+
+
+def factors_of_tokens(seed: int = 0) -> EmbeddingRank1:
+    """Five tokens with factors of different means and scales."""
+    layer = EmbeddingRank1(5, 3, seed=seed)
+    layer.build((None, 4))
+    factors = layer.sampled_weights["embeddings"].variables
+    generator = np.random.default_rng(1)
+    speed = layer.sampled_weights["embeddings"].posterior.speed
+    layer.layer.embeddings.assign(generator.uniform(0.5, 1.5, (5, 3)))
+    for side, shape in (("input", (5,)), ("output", (1, 3))):
+        factors[f"{side}_mean"].assign(generator.uniform(0.5, 1.5, factors[f"{side}_mean"].shape))
+        scales = generator.uniform(0.1, 0.5, factors[f"{side}_rho"].shape)
+        factors[f"{side}_rho"].assign(np.log(scales) / speed)
+        assert tuple(factors[f"{side}_mean"].shape) == shape
+    return layer
+
+
+@pytest.mark.core
+def test_factors_of_tokens_and_features_have_their_moments():
+    """y = r e s with independent r and s: E y = E r e E s, E y^2 = E r^2 e^2 E s^2."""
+    layer = factors_of_tokens()
+    weight = layer.sampled_weights["embeddings"]
+    means, scales = (
+        {side: array(weight.variables[f"{side}_{part}"]).ravel() for side in ("input", "output")}
+        for part in ("mean", "rho")
+    )
+    scales = {side: np.exp(weight.posterior.speed * rho) for side, rho in scales.items()}
+    table = array(weight.mean)
+    draws = 20_000
+    y = array(layer(np.full((draws, 1), 3)))[:, 0]
+    for power in (1, 2):
+        moment = {
+            side: means[side] ** power + (scales[side] ** 2 if power == 2 else 0.0) for side in ("input", "output")
+        }
+        expected = moment["input"][3] * table[3] ** power * moment["output"]
+        error = (y**power).std(axis=0) / np.sqrt(draws)
+        assert np.all(np.abs((y**power).mean(axis=0) - expected) < 4.5 * error)
+
+
+@pytest.mark.core
+def test_places_draw_tokens_by_themselves_and_whole_functions_do_not():
+    layer = factors_of_tokens()
+    tokens = np.array([[1, 2, 1], [1, 1, 2]])
+    ratios = array(layer(tokens)) / array(layer.layer(tokens))
+    by_place = ratios[..., 0] / ratios[:, :1, 0]  # the output's factor is that of the example
+    assert len(np.unique(np.round(by_place, 5))) == 5  # 1 for both first places, and four of their own
+    with whole_functions():
+        vectors = array(layer(tokens))
+    assert_array_equal(vectors[0, 0], vectors[0, 2])
+    assert_array_equal(vectors[0, 0], vectors[1, 1])
+    assert_array_equal(vectors[0, 1], vectors[1, 2])
+
+
+def test_the_factor_of_a_rare_token_stays_near_its_prior():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 10, size=(400, 5))
+    tokens[:2, 0] = 11  # twice; token 12 never
+    labels = np.any(tokens == 7, axis=1).astype("float32")[:, None]
+    embedding = EmbeddingRank1(13, 4, seed=0)
+    parts = [keras.Input((5,), dtype="int32"), embedding, layers.GlobalMaxPooling1D(), layers.Dense(1)]
+    keras.utils.set_random_seed(0)
+    model = bdl.VariationalModel(keras.Sequential(parts), bdl.likelihoods.Bernoulli())
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(tokens, labels, epochs=40, verbose=0)
+    weight = embedding.sampled_weights["embeddings"]
+    scales = np.exp(weight.posterior.speed * array(weight.variables["input_rho"]))
+    assert scales[7] < 0.3
+    assert_allclose(scales[[0, 12]], 1.0, atol=0.05)  # the prior's
+    assert scales[11] > 0.8
+
+
+def test_factors_fold_into_the_table():
+    layer = factors_of_tokens()
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), layer])
+    plain = bdl.convert.to_deterministic(model)
+    with bdl.mean_weights(model):
+        assert_allclose(array(plain(TOKENS)), array(model(TOKENS)), rtol=1e-6)
+    assert type(plain.layers[-1]) is layers.Embedding
