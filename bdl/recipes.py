@@ -11,14 +11,12 @@ import keras
 
 from bdl.convert import to_variational
 from bdl.convert.selection import Selector
-from bdl.convert.variational import can_be_variational
 from bdl.keras_internals import input_structure
 from bdl.layers import InputFactors
-from bdl.layers.linear import is_linear
 from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
-from bdl.priors import EmpiricalBayes, Normal
+from bdl.priors import EmpiricalBayes, FanInNormal, Normal, TiedMean
 
 
 def small_data(
@@ -98,7 +96,8 @@ def instead_of_ensemble(
     >>> model = instead_of_ensemble(network, bdl.likelihoods.Categorical())
     >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
     """
-    converted = to_variational(network, _has_kernel, posterior=_rank1_where_linear, seed=seed)
+    prior = TiedMean(FanInNormal(1.0), mean_prior=Normal(0.0, 3.0))
+    converted = to_variational(network, prior=prior, posterior=_factors_of_tokens, seed=seed)
     model = VariationalModel(_with_input_factors(network, converted, seed), likelihood, num_examples)
     model.compile(_averaging_adam(3e-3, 0.99))
     return model
@@ -222,15 +221,10 @@ def _averaging_adam(rate: float, momentum: float) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, use_ema=True, ema_momentum=momentum)
 
 
-def _has_kernel(layer: keras.Layer) -> bool:
-    """What `to_variational` converts, without embeddings."""
-    return can_be_variational(layer) and not isinstance(layer, keras.layers.Embedding)
-
-
-def _rank1_where_linear(layer: keras.Layer) -> Posterior:
-    """Factors for dense and convolutional layers; recurrent ones have no such form."""
-    prior = Normal(1.0, 0.5)
-    return Rank1(prior, prior) if is_linear(layer) else MeanFieldNormal()
+def _factors_of_tokens(layer: keras.Layer) -> Posterior:
+    """Of an embedding a broad factor for each token, which is to it what `InputFactors` are to an image."""
+    is_embedding = isinstance(layer, keras.layers.Embedding)
+    return Rank1(Normal(1.0, 2.0), Normal(1.0, 0.5)) if is_embedding else MeanFieldNormal()
 
 
 def _with_input_factors(network: keras.Model, converted: keras.Model, seed: int | None) -> keras.Model:

@@ -95,13 +95,15 @@ def test_small_data_is_mean_field_around_fitted_means():
     assert model.optimizer.use_ema
 
 
-def test_instead_of_ensemble_has_broad_input_factors_before_rank1_layers():
+def test_instead_of_ensemble_has_broad_input_factors_before_gaussian_weights_around_fitted_means():
     model = recipes.instead_of_ensemble(images(), bdl.likelihoods.Categorical())
     (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
     assert tuple(factors.layer.kernel.shape) == (6, 6, 1)
-    posteriors = [weight.posterior for weight in weights(model)]
-    assert posteriors.count(Rank1(Normal(1.0, 0.5), Normal(1.0, 0.5))) == 2
-    assert len(posteriors) == 3
+    (pixels,) = factors.sampled_weights.values()
+    assert pixels.prior == Normal(1.0, 10.0)
+    rest = [weight for weight in weights(model) if weight.mean is not pixels.mean]
+    expected = TiedMean(FanInNormal(1.0), mean_prior=Normal(0.0, 3.0))
+    assert [(weight.prior, weight.posterior) for weight in rest] == [(expected, MeanFieldNormal())] * 2
 
 
 def test_the_factors_of_input_and_first_layer_are_independent():
@@ -126,12 +128,14 @@ def test_num_examples_reaches_the_model():
         assert recipe(dense(), bdl.likelihoods.Categorical(), num_examples=50).num_examples == 50
 
 
-def test_instead_of_ensemble_on_words_has_no_input_factors():
+def test_instead_of_ensemble_has_a_factor_for_each_word():
     model = recipes.instead_of_ensemble(text(), bdl.likelihoods.Categorical())
     assert not [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
-    kinds = [type(weight.posterior) for weight in weights(model)]
-    assert kinds.count(Rank1) == 1  # the dense layer
-    assert kinds.count(MeanFieldNormal) == 2  # kernel and recurrent kernel; the embeddings stay as they are
+    posteriors = [weight.posterior for weight in weights(model)]
+    assert [posterior for posterior in posteriors if isinstance(posterior, Rank1)] == [
+        Rank1(Normal(1.0, 2.0), Normal(1.0, 0.5))
+    ]
+    assert posteriors.count(MeanFieldNormal()) == 3  # kernel and recurrent kernel, and the dense layer's
 
 
 def test_priors_of_the_other_recipes():

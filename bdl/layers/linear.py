@@ -128,11 +128,6 @@ def factor_stages(layer: keras.Layer) -> list[Stage]:
     ]
 
 
-def admits_factors(layer: keras.Layer) -> bool:
-    """Whether a rank-1 posterior fits around the layer's kernel."""
-    return is_linear(layer) or isinstance(layer, layers.Embedding)
-
-
 def is_linear(layer: keras.Layer) -> bool:
     """Whether the affine part of this layer is known: Dense, EinsumDense, the convolutions, and `Scale`."""
     return isinstance(layer, (layers.Dense, layers.EinsumDense, Scale, *_CHANNEL_LAYERS))
