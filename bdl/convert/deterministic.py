@@ -13,7 +13,7 @@ from keras import ops
 
 from bdl.convert.rewiring import ConvertedModel
 from bdl.keras_internals import flatten_layers
-from bdl.layers import TemperatureScaling, Variational
+from bdl.layers import InputFactors, TemperatureScaling, Variational
 from bdl.model import VariationalModel
 from bdl.posteriors import Rank1
 
@@ -97,6 +97,9 @@ def _plain_model(model: keras.Model) -> keras.Model:
 
 
 def _copy_weights(model: keras.Model, clone: keras.Model) -> None:
+    if isinstance(model, ConvertedModel):
+        clone.set_weights(model.network.get_weights())
+        return
     for layer in model.layers:
         plain = clone.get_layer(layer.name)
         if isinstance(layer, keras.Model):
@@ -116,6 +119,11 @@ def _graph(model: keras.Model) -> dict[str, Any] | None:
 
 def _plain(layer: keras.Layer) -> keras.Layer:
     """An unbuilt plain layer with the name and settings of the given one."""
+    if isinstance(layer, ConvertedModel):
+        _check_no_factors(layer)
+        return _renamed(layer.network, layer.name)
+    if isinstance(layer, InputFactors):
+        return keras_layers.Rescaling(ops.convert_to_numpy(layer.layer.kernel).tolist(), name=layer.name)
     if isinstance(layer, keras.Model):
         return _plain_model(layer)
     if isinstance(layer, (keras_layers.Bidirectional, keras_layers.TimeDistributed)):
@@ -135,6 +143,12 @@ def _plain(layer: keras.Layer) -> keras.Layer:
     return keras_layers.Identity(name=layer.name)
 
 
+def _renamed(network: keras.Model, name: str) -> keras.Model:
+    """The network made anew under another name."""
+    config = keras.saving.serialize_keras_object(network)
+    return keras.saving.deserialize_keras_object({**config, "config": {**config["config"], "name": name}})
+
+
 def _plain_weights(layer: keras.Layer) -> list[np.ndarray]:
     """Weights for the plain layer: posterior means, rank-1 factors multiplied in."""
     if isinstance(layer, keras_layers.Bidirectional):
@@ -143,8 +157,8 @@ def _plain_weights(layer: keras.Layer) -> list[np.ndarray]:
         return _plain_weights(layer.layer)
     if not _is_ours(layer):
         return layer.get_weights()
-    if not isinstance(layer, keras_layers.Wrapper):
-        return []
+    if not isinstance(layer, keras_layers.Wrapper) or isinstance(layer, InputFactors):
+        return []  # without weights, or with their means in the settings
     weights = layer.layer.get_weights()
     for weight in layer.sampled_weights.values() if isinstance(layer, Variational) else ():
         if isinstance(weight.posterior, Rank1):

@@ -84,6 +84,19 @@ def test_it_exports_as_a_saved_model(tmp_path: Any):
     assert_allclose(np.asarray(loaded.serve(x)), outputs(plain, x), rtol=1e-5)
 
 
+@pytest.mark.core
+def test_a_conversion_behind_input_factors_becomes_plain():
+    """As `bdl.recipes.instead_of_ensemble` makes it: the factors' means become a rescaling."""
+    network, x = made("images")
+    model = bdl.recipes.instead_of_ensemble(network, bdl.likelihoods.Categorical(), num_examples=10)
+    (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, bdl.layers.InputFactors)]
+    factors.layer.kernel.assign(np.random.default_rng(0).normal(1.0, 0.2, factors.layer.kernel.shape))
+    plain = to_deterministic(model)
+    assert not needs_bdl(plain)
+    with bdl.mean_weights(model):
+        assert_allclose(outputs(plain, x), outputs(model, x), rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_be_made_plain_is_named():
     class Own(keras.Model):
         def __init__(self) -> None:
