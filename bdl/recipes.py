@@ -97,7 +97,7 @@ def instead_of_ensemble(
     >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
     """
     prior = TiedMean(FanInNormal(1.0), mean_prior=Normal(0.0, 3.0))
-    converted = to_variational(network, prior=prior, posterior=_factors_of_tokens, seed=seed)
+    converted = to_variational(network, prior=prior, posterior=_factors_or_weights, seed=seed)
     model = VariationalModel(_with_input_factors(network, converted, seed), likelihood, num_examples)
     model.compile(_averaging_adam(3e-3, 0.99))
     return model
@@ -221,10 +221,16 @@ def _averaging_adam(rate: float, momentum: float) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, use_ema=True, ema_momentum=momentum)
 
 
-def _factors_of_tokens(layer: keras.Layer) -> Posterior:
-    """Of an embedding a broad factor for each token, which is to it what `InputFactors` are to an image."""
-    is_embedding = isinstance(layer, keras.layers.Embedding)
-    return Rank1(Normal(1.0, 2.0), Normal(1.0, 0.5)) if is_embedding else MeanFieldNormal()
+def _factors_or_weights(layer: keras.Layer) -> Posterior:
+    """What costs less to draw: a dense layer has fewer units than weights, a convolution fewer weights than outputs.
+
+    Of an embedding a factor for each token, broad like those of `InputFactors`, which are the same to an image.
+    """
+    if isinstance(layer, keras.layers.Embedding):
+        return Rank1(Normal(1.0, 2.0), Normal(1.0, 0.5))
+    if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
+        return Rank1(Normal(1.0, 0.5), Normal(1.0, 0.5))
+    return MeanFieldNormal()
 
 
 def _with_input_factors(network: keras.Model, converted: keras.Model, seed: int | None) -> keras.Model:

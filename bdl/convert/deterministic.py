@@ -98,7 +98,7 @@ def _plain_model(model: keras.Model) -> keras.Model:
 
 def _copy_weights(model: keras.Model, clone: keras.Model) -> None:
     if isinstance(model, ConvertedModel):
-        clone.set_weights(model.network.get_weights())
+        clone.set_weights(_network_weights(model))
         return
     for layer in model.layers:
         plain = clone.get_layer(layer.name)
@@ -106,6 +106,16 @@ def _copy_weights(model: keras.Model, clone: keras.Model) -> None:
             _copy_weights(layer, plain)
         else:
             plain.set_weights(_plain_weights(layer))
+
+
+def _network_weights(model: ConvertedModel) -> list[np.ndarray]:
+    """Weights of the network of a conversion, rank-1 factors multiplied in."""
+    values = {id(variable): ops.convert_to_numpy(variable) for variable in model.network.weights}
+    for posterior in getattr(model, "posteriors", []):
+        for weight in posterior.sampled_weights.values():
+            if isinstance(weight.posterior, Rank1):
+                values[id(weight.mean)] = _with_factors(posterior, weight, values[id(weight.mean)])
+    return list(values.values())
 
 
 def _graph(model: keras.Model) -> dict[str, Any] | None:
@@ -120,7 +130,6 @@ def _graph(model: keras.Model) -> dict[str, Any] | None:
 def _plain(layer: keras.Layer) -> keras.Layer:
     """An unbuilt plain layer with the name and settings of the given one."""
     if isinstance(layer, ConvertedModel):
-        _check_no_factors(layer)
         return _renamed(layer.network, layer.name)
     if isinstance(layer, InputFactors):
         return keras_layers.Rescaling(ops.convert_to_numpy(layer.layer.kernel).tolist(), name=layer.name)

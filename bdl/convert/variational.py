@@ -115,7 +115,7 @@ class VariationalNetwork(ConvertedModel):
 def to_variational(
     model: keras.Model,
     layers: Selector = "all",
-    estimator: str | Callable[[keras.Layer], str] = "reparameterization",
+    estimator: str = "reparameterization",
     prior: Prior | str | dict[str, Any] = DEFAULT_PRIOR,
     posterior: Posterior | str | dict[str, Any] | Callable[[keras.Layer], Posterior] | None = None,
     seed: int | None = None,
@@ -130,7 +130,7 @@ def to_variational(
         model: A built Keras model, trained or not.
         layers: Which layers get a posterior: `"all"` with kernels or embeddings, `"last"` of them, a name, a pattern
             such as `"block5_*"`, a layer class, a predicate of a layer, or a list of these.
-        estimator: As `Variational`'s, or a function from a layer to it. Layers that are not linear in their kernel (recurrent ones, embeddings) use
+        estimator: As `Variational`'s. Layers that are not linear in their kernel (recurrent ones, embeddings) use
             reparameterization whatever is asked for; the result's `report` says so.
         prior: As `Variational`'s. `"moped"` centres the prior on the present weights, for a trained model.
         posterior: As `Variational`'s, or a function from a layer to its posterior. Default: `MeanFieldNormal()`; with
@@ -171,8 +171,7 @@ def to_variational(
         try:
             if not weights:
                 raise ValueError(f"it has no weights named {_SAMPLED}")
-            asked = estimator(layer) if callable(estimator) else estimator
-            kind = asked if _admits(layer, asked, of_layer) else "reparameterization"
+            kind = estimator if _admits(layer, estimator, of_layer) else "reparameterization"
             made[numbers[id(layer)]] = _posterior(layer, kind, weights, layer_seed, f"{layer.name}_posterior")
         except ValueError as error:
             problems.append(f"{layer.name} ({type(layer).__name__}): {error}")

@@ -90,7 +90,8 @@ def test_a_conversion_behind_input_factors_becomes_plain():
     network, x = made("images")
     model = bdl.recipes.instead_of_ensemble(network, bdl.likelihoods.Categorical(), num_examples=10)
     (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, bdl.layers.InputFactors)]
-    factors.layer.kernel.assign(np.random.default_rng(0).normal(1.0, 0.2, factors.layer.kernel.shape))
+    for variable in (factors.layer.kernel, *(each for each in model.trainable_variables if "factor_mean" in each.path)):
+        variable.assign(np.random.default_rng(0).normal(1.0, 0.2, variable.shape))
     plain = to_deterministic(model)
     assert not needs_bdl(plain)
     with bdl.mean_weights(model):
