@@ -43,8 +43,8 @@ class Case:
     Args:
         data: `"digits"`, `"mnist"`, `"fashion"` or `"trec"`.
         network: `"lenet5"`, `"text_cnn"`, or `"mlp512"` for two hidden layers of 512 units.
-        contestant: `"twin"`, `"twin_averaged"` (with the optimizer of `instead_of_ensemble`), `"mc_dropout"` or the
-            name of a recipe.
+        contestant: `"twin"`, `"twin_averaged"` (with the optimizer of `instead_of_ensemble`), `"mc_dropout"`,
+            `"default"` (layers at their defaults, by local reparameterization) or the name of a recipe.
         seed: Of the weights. Digits are split by its last three digits: the members of an ensemble share a split.
         left_out: Class that the training does not see, whose test examples are to be detected; -1 for none.
         split: `"test"`, or `"validation"` for choices.
@@ -88,17 +88,8 @@ def run(case: Case, folder: Path | None, predictions: Path) -> Row:
     keras.backend.clear_session()
     keras.utils.set_random_seed(case.seed)
     epochs, batch_size = BUDGETS[case.data]
-    network = build(case, data)
     likelihood = bdl.likelihoods.Categorical()
-    # On CPU, XLA's convolutions are half as fast as TensorFlow's own.
-    jit: Any = "auto" if case.network.startswith("mlp") else False
-    if case.contestant in PLAIN:
-        model: Any = network
-        optimizer = averaging_adam() if case.contestant == "twin_averaged" else "adam"
-        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
-    else:
-        model = getattr(bdl.recipes, case.contestant)(network, likelihood)
-        model.compile(model.optimizer, jit_compile=jit)
+    model = compiled(case, data)
     start = time.perf_counter()
     history = model.fit(as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0).history
     seconds = time.perf_counter() - start
@@ -108,6 +99,29 @@ def run(case: Case, folder: Path | None, predictions: Path) -> Row:
     save(predictions, case, found, data.y_test)
     parts = {f"training_{name}": history[name][-1] for name in ("elbo", "kl", "temperature") if name in history}
     return {**figures(found, data.y_test), **parts, "seconds": seconds}
+
+
+def compiled(case: Case, data: Data) -> Any:
+    """The model of a case, ready to fit."""
+    import keras
+
+    import bdl
+
+    network = build(case, data)
+    # On CPU, XLA's convolutions are half as fast as TensorFlow's own.
+    jit: Any = "auto" if case.network.startswith("mlp") else False
+    if case.contestant in PLAIN:
+        optimizer = averaging_adam() if case.contestant == "twin_averaged" else "adam"
+        network.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
+        return network
+    likelihood = bdl.likelihoods.Categorical()
+    if case.contestant == "default":
+        model = bdl.VariationalModel(bdl.convert.to_variational(network, "all", "local_reparameterization"), likelihood)
+        model.compile("adam", jit_compile=jit)
+    else:
+        model = getattr(bdl.recipes, case.contestant)(network, likelihood)
+        model.compile(model.optimizer, jit_compile=jit)
+    return model
 
 
 def averaging_adam() -> Any:

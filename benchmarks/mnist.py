@@ -4,7 +4,7 @@
 (`--sets mnist --networks mlp400,mlp800,mlp1200`), an MLP of 512 on digits, and Kim's convolutional network
 on TREC; with `--left-out` all again without one class. Every contestant has the same epochs and batches (`contest.py`).
 `report` prints accuracy, NLL (nats per example), Brier score, ECE (15 bins), AUROC against unseen inputs, NLL and ECE
-under shift by severity, and seconds of training; ± is the standard error over seeds.
+under shift by severity; ± is the standard error over seeds. What it costs is in `recipe_cost.py`.
 
     python benchmarks/mnist.py run --data DIR              # resumable, on two processes
     python benchmarks/mnist.py report --write              # tables and figure into docs
@@ -118,17 +118,8 @@ def single_twins(rows: list[Row]) -> list[Row]:
 
 
 def table(data: str, network: str, rows: list[Row]) -> str:
-    """Quality, detection and cost of one network on one data set; detection by the better of the two uncertainties."""
-    header = [
-        "contestant",
-        "seeds",
-        "accuracy",
-        "NLL",
-        "Brier",
-        "ECE",
-        *(f"AUROC {name}" for name in AUROCS),
-        "seconds",
-    ]
+    """Quality and detection of one network on one data set; detection by the better of the two uncertainties."""
+    header = ["contestant", "seeds", "accuracy", "NLL", "Brier", "ECE", *(f"AUROC {name}" for name in AUROCS)]
     lines = []
     for (contestant,), group in grouped(rows, ["contestant"]).items():
         whole = [row for row in group if row["left_out"] < 0]
@@ -140,7 +131,7 @@ def table(data: str, network: str, rows: list[Row]) -> str:
             for name in AUROCS
         ]
         quality = [cell(whole, name) for name in ("accuracy", "nll", "brier", "ece")]
-        lines.append([contestant, str(len(whole)), *quality, *aurocs, cell(whole, "seconds", 0)])
+        lines.append([contestant, str(len(whole)), *quality, *aurocs])
     title = f"**{data}, {network}** (AUROC of total / epistemic uncertainty)"
     return f"{title}\n\n{markdown(header, lines)}{paired(rows)}"
 

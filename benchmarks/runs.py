@@ -39,7 +39,7 @@ def run_all(
     left = [case for case in cases if key_of(case) not in done]
     results.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), partial(_start, backend))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), partial(start_worker, backend))
     with pool, results.open("a") as file:
         futures = {pool.submit(function, case): case for case in left}
         for number, future in enumerate(as_completed(futures), 1):
@@ -117,7 +117,7 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _start(backend: str) -> None:
+def start_worker(backend: str) -> None:
     """Settings of a worker, before it imports Keras: one thread, so that two workers do not get in each other's way."""
     os.environ["KERAS_BACKEND"] = backend
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

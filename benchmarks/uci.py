@@ -206,12 +206,12 @@ def table(name: str, rows: list[Row]) -> str:
     lines = []
     for (likelihood, contestant), group in grouped(single, ["likelihood", "contestant"]).items():
         figures = [cell(group, figure, 3) for figure in ("nll", "paired", "rmse")]
-        lines.append([contestant, likelihood, str(len(group)), *figures, cell(group, "seconds", 1)])
+        lines.append([contestant, likelihood, str(len(group)), *figures])
     variational, dropout = PUBLISHED[name]
     title = (
         f"**{name}** (published mean NLL: uncertainty-baselines' VI {variational:.2f}, MC-dropout grid {dropout:.2f})"
     )
-    header = ["contestant", "likelihood", "splits", "NLL", "NLL - MC-dropout grid", "RMSE", "seconds"]
+    header = ["contestant", "likelihood", "splits", "NLL", "NLL - MC-dropout grid", "RMSE"]
     return f"{title}\n\n{markdown(header, sorted(lines, key=lambda line: line[1] != 'normal'))}"
 
 

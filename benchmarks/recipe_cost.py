@@ -1,0 +1,79 @@
+"""What a step of `instead_of_ensemble` costs: the time of an epoch as a ratio to that of the deterministic twin.
+
+Twin, twin with the recipe's optimizer, MC dropout and recipe take turns in one process of one thread, on random data of
+the shapes of digits (two hidden layers of 512 units, JAX), MNIST (LeNet-5, TensorFlow without XLA) and TREC (Kim's
+convolutional network, TensorFlow without XLA). Compilation is not in it. Printed is the median over the rounds (10 %
+and 90 % quantiles).
+
+    python benchmarks/recipe_cost.py --write       # the table goes into docs/defaults.md
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from contest import BUDGETS, Case, Data, as_input, compiled
+from runs import markdown, replace_section, start_worker
+from timing import Round, ratio_of, time_of
+
+PAGE = Path(__file__).parent.parent / "docs" / "defaults.md"
+CONTESTANTS = ("twin", "twin_averaged", "mc_dropout", "instead_of_ensemble")
+# Data set, network, backend, shape of an example, number of words (0 for images), steps of an epoch.
+NETWORKS = (
+    ("digits", "mlp512", "jax", (8, 8), 0, 100),
+    ("mnist", "lenet5", "tensorflow", (28, 28), 0, 50),
+    ("trec", "text_cnn", "tensorflow", (32,), 8_000, 50),
+)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Epochs of each contestant.")] = 15,
+    write: Annotated[bool, typer.Option(help="Put the table into docs/defaults.md.")] = False,
+) -> None:
+    """Prints the ratios."""
+    lines = []
+    for name, network, backend, shape, words, steps in NETWORKS:
+        # A process each: a backend is chosen once.
+        with ProcessPoolExecutor(1, get_context("spawn"), partial(start_worker, backend)) as pool:
+            measured = pool.submit(measure, name, network, shape, words, steps, rounds).result()
+        milliseconds = time_of("twin", measured)
+        ratios = [str(ratio_of(contestant, "twin", measured)) for contestant in CONTESTANTS[1:]]
+        lines.append([f"{name}, {network} ({backend})", f"{milliseconds} ms", *ratios])
+    text = markdown(["network", "a step of the twin", *CONTESTANTS[1:]], lines)
+    print(text)
+    if write:
+        replace_section(PAGE, "recipe-cost", text)
+
+
+def measure(name: str, network: str, shape: tuple[int, ...], words: int, steps: int, rounds: int) -> list[Round]:
+    """Seconds a step of all contestants, in turns."""
+    batch_size = BUDGETS[name][1]
+    generator = np.random.default_rng(0)
+    size = (steps * batch_size, *shape)
+    x = generator.integers(0, words, size, "int32") if words else generator.uniform(size=size).astype("float32")
+    y = generator.integers(0, 10, len(x))
+    data = Data(x, y, x[:1], y[:1], {}, 10)
+    models = {contestant: compiled(Case(name, network, contestant, 0), data) for contestant in CONTESTANTS}
+    epoch = {"x": as_input(x), "y": y, "batch_size": batch_size, "verbose": 0}
+    for model in models.values():
+        model.fit(**epoch)
+    found = []
+    for _ in range(rounds):
+        measured: Round = {}
+        for contestant, model in models.items():
+            start = time.perf_counter()
+            model.fit(**epoch)
+            measured[contestant] = (time.perf_counter() - start) / steps
+        found.append(measured)
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)
