@@ -63,7 +63,7 @@ def _gradients(value: Callable[[], Any], network: keras.Model, variables: list[k
         found = tape.gradient(
             result, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        return [np.asarray(gradient) for gradient in found]
+        return [np.asarray(tf.convert_to_tensor(gradient)) for gradient in found]  # those of lookups are sparse
     if backend == "jax":
         import jax
 
