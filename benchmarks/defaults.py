@@ -55,6 +55,7 @@ class Case:
         seed: Of the weights and the split.
         width, depth, activation: Of the hidden layers.
         initial_scale: In units of 1 / sqrt(fan_in); 0 takes the posterior's own.
+        spread: Of the prior around fitted means, in the same unit; 0 takes the candidate's own.
         warmup: Part of the training over which T rises; 0 is T = 1 throughout.
         cycles: Number of warm-ups in a row.
         fraction: Part of the training data that is used.
@@ -73,6 +74,7 @@ class Case:
     cycles: int = 1
     objective: str = "elbo"
     num_samples: int = 1
+    spread: float = 0.0
 
 
 def candidates() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -142,10 +144,17 @@ def variations(name: str, seeds: int) -> Iterator[Case]:
         *({"activation": activation} for activation in ("tanh", "gelu")),
         *({"depth": depth} for depth in (1, 3, 4)),
         *({"fraction": fraction} for fraction in (0.1, 0.3)),
+        *({"activation": "tanh", "width": width} for width in (32, 1024)),
     ]
     own: list[dict[str, Any]] = [
         *({"initial_scale": scale} for scale in (0.01, 0.03, 0.3)),
         *({"warmup": warmup} for warmup in (0.0, 0.3, 0.6)),
+        *(
+            {"spread": spread, "width": width, "activation": activation}
+            for spread in (0.25, 1.0)
+            for width in (32, 1024)
+            for activation in ("relu", "tanh")
+        ),
         {"cycles": 4},
         {"num_samples": 4},
         {"num_samples": 4, "objective": "multi_sample"},
@@ -232,6 +241,9 @@ def network(case: Case, inputs: int, outputs: int) -> Any:
 
     def made(number: int, units: int, activation: str | None) -> Any:
         own = dict(first if number == 0 else others)
+        if case.spread:
+            weak = bdl.priors.Normal(0.0, 3.0)
+            own["kernel_prior"] = bdl.priors.TiedMean(bdl.priors.FanInNormal(case.spread), mean_prior=weak)
         if case.initial_scale:
             own["kernel_posterior"] = bdl.posteriors.MeanFieldNormal(case.initial_scale / np.sqrt(sizes[number]))
         return layer(units, activation=activation, **own)

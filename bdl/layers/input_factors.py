@@ -24,7 +24,8 @@ class InputFactors(Variational):
     image, where a rank-1 convolution has one for a channel. Under the broad default prior the factor of a feature that
     the data use becomes certain, and that of a feature which is always zero in training keeps a standard deviation of
     10: inputs that use it make the network unsure. It belongs first in a network, in front of deterministic or
-    variational layers, on inputs whose zero means that nothing is there.
+    variational layers, on inputs whose zero means that nothing is there. `EmbeddingRank1` does the same for token
+    numbers.
 
     Input and output shape: `(batch, ...)`, all but the batch known.
 
