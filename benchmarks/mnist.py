@@ -84,7 +84,9 @@ def report(
     rows = single_twins(rows) + [row for row in ensembles(rows) if row["split"] == split]
     tables = [table(*key, group) for key, group in grouped(rows, ["data", "network"]).items()]
     shifted = [
-        shift_table(*key, group) for key, group in grouped(rows, ["data", "network"]).items() if key[0] != "trec"
+        shift_table(*key, group)
+        for key, group in grouped(rows, ["data", "network"]).items()
+        if key[0] != "trec" and key[1] == NETWORKS[key[0]]
     ]
     text, under_shift = "\n\n".join(tables), "\n\n".join(shifted)
     print(text, under_shift, sep="\n\n")
