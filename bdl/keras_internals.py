@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -55,6 +56,19 @@ def take_losses(layer: keras.Layer) -> list[Any]:
     losses = [loss for inner in flatten_layers(layer) for loss in inner._get_own_losses()]
     layer._clear_losses()
     return losses
+
+
+def own_buffers(variables: Sequence[keras.Variable]) -> None:
+    """Gives each variable a buffer of its own, after a `fit` that ended with averages (`use_ema`).
+
+    On JAX Keras lets a variable and its average share one then, and the next `fit`, which donates both, fails.
+
+    Example:
+    >>> own_buffers([keras.Variable([1.0, 2.0])])
+    """
+    if keras.backend.backend() == "jax":
+        for variable in variables:
+            variable.assign(keras.ops.copy(variable))
 
 
 def keras_mask(tensor: Any) -> Any:

@@ -26,7 +26,7 @@ from bdl.elbo import (
     kl_divergence,
     local_kl,
 )
-from bdl.keras_internals import flatten_layers, num_replicas, symbolic_inputs, take_losses
+from bdl.keras_internals import flatten_layers, num_replicas, own_buffers, symbolic_inputs, take_losses
 from bdl.layers.latent_alignment import alignment_trackers
 from bdl.likelihoods import Likelihood
 from bdl.likelihoods.heads import check_labels_of, heads_of, mean_of, nll_of, penalty_of
@@ -210,7 +210,9 @@ class VariationalModel(keras.Model):
         self._set_num_examples(size.num_examples, x)
         self._set_total_steps(kwargs.get("steps_per_epoch") or size.steps_per_epoch, epochs)
         self._check_data(x, y)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, validation_split=validation_split, **kwargs)
+        history = super().fit(x, y, batch_size, epochs, verbose, callbacks, validation_split=validation_split, **kwargs)
+        own_buffers(self.trainable_variables)
+        return history
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, for one weight sample a batch."""

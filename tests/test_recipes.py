@@ -75,6 +75,15 @@ def test_every_recipe_trains_and_is_saved(recipe, make, tmp_path):
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("recipe", [recipes.small_data, recipes.instead_of_ensemble])
+def test_a_recipe_that_averages_may_be_fitted_again(recipe):
+    model = recipe(dense(), bdl.likelihoods.Categorical(), seed=0)
+    x, y = data(dense())
+    for _ in range(3):
+        assert np.isfinite(model.fit(x, y, batch_size=8, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.core
 def test_the_network_keeps_its_weights():
     """So that a trained network is where training starts."""
     for recipe in RECIPES:
