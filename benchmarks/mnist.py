@@ -192,7 +192,8 @@ def draw(rows: list[Row]) -> None:
             ax.set(ylabel=label)
         axes[0, column].set_title(name)
         axes[1, column].set_xlabel("severity (0: none)")
-    axes[0, 0].legend()
+    lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}  # not every set has all contestants
+    axes[0, 0].legend(handles=list(lines.values()), fontsize="small")
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=150)
 
