@@ -61,7 +61,8 @@ def take_losses(layer: keras.Layer) -> list[Any]:
 def own_buffers(variables: Sequence[keras.Variable]) -> None:
     """Gives each variable a buffer of its own, after a `fit` that ended with averages (`use_ema`).
 
-    On JAX Keras lets a variable and its average share one then, and the next `fit`, which donates both, fails.
+    On JAX Keras lets a variable and its average share one then, and the next `fit`, which donates both, fails. Whether
+    an optimizer averages cannot be read off one that wraps another, so that this is for any.
 
     Example:
     >>> own_buffers([keras.Variable([1.0, 2.0])])

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -242,8 +242,7 @@ def network(case: Case, inputs: int, outputs: int) -> Any:
     def made(number: int, units: int, activation: str | None) -> Any:
         own = dict(first if number == 0 else others)
         if case.spread:
-            weak = bdl.priors.Normal(0.0, 3.0)
-            own["kernel_prior"] = bdl.priors.TiedMean(bdl.priors.FanInNormal(case.spread), mean_prior=weak)
+            own["kernel_prior"] = replace(own["kernel_prior"], scale=bdl.priors.FanInNormal(case.spread))
         if case.initial_scale:
             own["kernel_posterior"] = bdl.posteriors.MeanFieldNormal(case.initial_scale / np.sqrt(sizes[number]))
         return layer(units, activation=activation, **own)

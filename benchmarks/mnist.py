@@ -83,17 +83,15 @@ def report(
     rows = [row for row in read(results) if row["split"] == split]
     rows = single_twins(rows) + [row for row in ensembles(rows) if row["split"] == split]
     tables = [table(*key, group) for key, group in grouped(rows, ["data", "network"]).items()]
-    shifted = [
-        shift_table(*key, group)
-        for key, group in grouped(rows, ["data", "network"]).items()
-        if key[0] != "trec" and key[1] == NETWORKS[key[0]]
-    ]
-    text, under_shift = "\n\n".join(tables), "\n\n".join(shifted)
+    images = [row for row in rows if row["data"] != "trec" and row["left_out"] < 0]
+    shifted = [row for row in images if row["network"] == NETWORKS[row["data"]]]
+    shift_tables = [shift_table(*key, group) for key, group in grouped(shifted, ["data", "network"]).items()]
+    text, under_shift = "\n\n".join(tables), "\n\n".join(shift_tables)
     print(text, under_shift, sep="\n\n")
     if write:
         replace_section(PAGE, "classifiers", text)
         replace_section(PAGE, "shift", under_shift)
-        draw([row for row in rows if row["network"] == NETWORKS[row["data"]] and row["left_out"] < 0])
+        draw(shifted)
 
 
 def ensembles(rows: list[Row]) -> list[Row]:
@@ -158,10 +156,9 @@ def paired(rows: list[Row]) -> str:
 
 def shift_table(data: str, network: str, rows: list[Row]) -> str:
     """NLL and ECE by kind and severity of shift."""
-    whole = [row for row in rows if row["left_out"] < 0]
     lines = []
     for name in shifts.SHIFTS:
-        for (contestant,), group in grouped(whole, ["contestant"]).items():
+        for (contestant,), group in grouped(rows, ["contestant"]).items():
             cells = []
             for severity in shifts.SEVERITIES:
                 nll, ece = (mean_and_error(group, f"{name}_{severity}/{figure}")[0] for figure in ("nll", "ece"))
@@ -175,7 +172,7 @@ def draw(rows: list[Row]) -> None:
     """NLL and ECE against severity, averaged over the kinds of shift, a column for each data set."""
     from matplotlib.figure import Figure
 
-    sets = grouped([row for row in rows if row["data"] != "trec"], ["data"])
+    sets = grouped(rows, ["data"])
     colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row["contestant"] for row in rows))}
     figure = Figure((4 * len(sets), 6), layout="constrained")
     axes: Any = figure.subplots(2, len(sets), squeeze=False, sharex=True)

@@ -66,7 +66,7 @@ def measure(name: str, network: str, shape: tuple[int, ...], words: int, steps: 
     epoch = {"x": as_input(x), "y": y, "batch_size": batch_size, "verbose": 0}
     for model in models.values():
         model.fit(**epoch)
-        own_buffers(model.trainable_variables)
+        own_buffers(model.trainable_variables)  # plain Keras models that average could not be fitted again on JAX
     found = []
     for _ in range(rounds):
         measured: Round = {}

@@ -98,7 +98,7 @@ def _plain_model(model: keras.Model) -> keras.Model:
 
 def _copy_weights(model: keras.Model, clone: keras.Model) -> None:
     if isinstance(model, ConvertedModel):
-        clone.set_weights(_network_weights(model))
+        clone.set_weights(_mean_values(model.network.weights, getattr(model, "posteriors", [])))
         return
     for layer in model.layers:
         plain = clone.get_layer(layer.name)
@@ -106,16 +106,6 @@ def _copy_weights(model: keras.Model, clone: keras.Model) -> None:
             _copy_weights(layer, plain)
         else:
             plain.set_weights(_plain_weights(layer))
-
-
-def _network_weights(model: ConvertedModel) -> list[np.ndarray]:
-    """Weights of the network of a conversion, rank-1 factors multiplied in."""
-    values = {id(variable): ops.convert_to_numpy(variable) for variable in model.network.weights}
-    for posterior in getattr(model, "posteriors", []):
-        for weight in posterior.sampled_weights.values():
-            if isinstance(weight.posterior, Rank1):
-                values[id(weight.mean)] = _with_factors(posterior, weight, values[id(weight.mean)])
-    return list(values.values())
 
 
 def _graph(model: keras.Model) -> dict[str, Any] | None:
@@ -130,7 +120,7 @@ def _graph(model: keras.Model) -> dict[str, Any] | None:
 def _plain(layer: keras.Layer) -> keras.Layer:
     """An unbuilt plain layer with the name and settings of the given one."""
     if isinstance(layer, ConvertedModel):
-        return _renamed(layer.network, layer.name)
+        return type(layer.network).from_config({**layer.network.get_config(), "name": layer.name})
     if isinstance(layer, InputFactors):
         return keras_layers.Rescaling(ops.convert_to_numpy(layer.layer.kernel).tolist(), name=layer.name)
     if isinstance(layer, keras.Model):
@@ -152,12 +142,6 @@ def _plain(layer: keras.Layer) -> keras.Layer:
     return keras_layers.Identity(name=layer.name)
 
 
-def _renamed(network: keras.Model, name: str) -> keras.Model:
-    """The network made anew under another name."""
-    config = keras.saving.serialize_keras_object(network)
-    return keras.saving.deserialize_keras_object({**config, "config": {**config["config"], "name": name}})
-
-
 def _plain_weights(layer: keras.Layer) -> list[np.ndarray]:
     """Weights for the plain layer: posterior means, rank-1 factors multiplied in."""
     if isinstance(layer, keras_layers.Bidirectional):
@@ -168,12 +152,17 @@ def _plain_weights(layer: keras.Layer) -> list[np.ndarray]:
         return layer.get_weights()
     if not isinstance(layer, keras_layers.Wrapper) or isinstance(layer, InputFactors):
         return []  # without weights, or with their means in the settings
-    weights = layer.layer.get_weights()
-    for weight in layer.sampled_weights.values() if isinstance(layer, Variational) else ():
-        if isinstance(weight.posterior, Rank1):
-            number = next(i for i, variable in enumerate(layer.layer.weights) if variable is weight.mean)
-            weights[number] = _with_factors(layer, weight, weights[number])
-    return weights
+    return _mean_values(layer.layer.weights, [layer] if isinstance(layer, Variational) else [])
+
+
+def _mean_values(variables: list[keras.Variable], posteriors: list[Variational]) -> list[np.ndarray]:
+    """Values of the variables, with the rank-1 factors of the posteriors multiplied in."""
+    values = {id(variable): ops.convert_to_numpy(variable) for variable in variables}
+    for posterior in posteriors:
+        for weight in posterior.sampled_weights.values():
+            if isinstance(weight.posterior, Rank1):
+                values[id(weight.mean)] = _with_factors(posterior, weight, values[id(weight.mean)])
+    return list(values.values())
 
 
 _HOLD_FACTORS = (

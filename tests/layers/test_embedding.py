@@ -8,6 +8,7 @@ from keras import layers, ops
 from layer_contract import array, reset_noise
 from numpy.testing import assert_allclose, assert_array_equal
 from sampled_twins import sampled_twin
+from standard_errors import assert_mean
 
 import bdl
 from bdl.layers import DenseReparameterization, EmbeddingRank1, EmbeddingReparameterization
@@ -144,15 +145,13 @@ def test_factors_of_tokens_and_features_have_their_moments():
     )
     scales = {side: np.exp(weight.posterior.speed * rho) for side, rho in scales.items()}
     table = array(weight.mean)
-    draws = 20_000
-    y = array(layer(np.full((draws, 1), 3)))[:, 0]
+    y = array(layer(np.full((20_000, 1), 3)))[:, 0]
     for power in (1, 2):
         moment = {
             side: means[side] ** power + (scales[side] ** 2 if power == 2 else 0.0) for side in ("input", "output")
         }
         expected = moment["input"][3] * table[3] ** power * moment["output"]
-        error = (y**power).std(axis=0) / np.sqrt(draws)
-        assert np.all(np.abs((y**power).mean(axis=0) - expected) < 4.5 * error)
+        assert_mean(y**power, expected, k=4.5)
 
 
 @pytest.mark.core
