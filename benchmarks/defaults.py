@@ -42,6 +42,9 @@ MAX_ACCURACY_GAP = 0.005
 BASE = {"width": 128, "depth": 2}  # of the variations
 SEARCHED = ((32, "relu"), (512, "relu"), (128, "tanh"))  # width and activation on digits
 UCI_TASKS = ("boston", "concrete", "wine-red")
+# Names of candidates: the default, and the one before it, whose spread is the same at every width.
+BY_WIDTH = "tied mean by width, mean prior N(0, 3^2)"
+FIXED_SPREAD = "tied mean 0.5, mean prior N(0, 3^2)"
 Data = Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")]
 
 
@@ -80,7 +83,7 @@ class Case:
 def candidates() -> dict[str, tuple[str, dict[str, Any]]]:
     """Kind of dense layer and its arguments, by name; the twin is Keras' own layer."""
     from bdl.posteriors import LowRankNormal, MatrixNormal
-    from bdl.priors import EmpiricalBayes, FanInNormal, Horseshoe, Laplace, Normal, ScaleMixture, TiedMean
+    from bdl.priors import EmpiricalBayes, FanInNormal, Horseshoe, Laplace, Normal, ScaleMixture, TiedMean, WidthNormal
 
     local, rank1 = "DenseLocalReparameterization", "DenseRank1"
     weak = Normal(0.0, 3.0)
@@ -103,7 +106,8 @@ def candidates() -> dict[str, tuple[str, dict[str, Any]]]:
         "tied mean 1": TiedMean(FanInNormal(1.0)),
         "tied mean 0.5": TiedMean(FanInNormal(0.5)),
         "tied mean 0.3": TiedMean(FanInNormal(0.3)),
-        "tied mean 0.5, mean prior N(0, 3^2)": tied,
+        FIXED_SPREAD: tied,
+        BY_WIDTH: TiedMean(WidthNormal(), mean_prior=weak),
         "tied mean 0.5, mean prior N(0, 1)": TiedMean(FanInNormal(0.5), mean_prior=Normal(0.0, 1.0)),
     }
     return {
@@ -161,7 +165,8 @@ def variations(name: str, seeds: int) -> Iterator[Case]:
     ]
     for seed in range(seeds):
         for change in (*changes, *own):
-            yield Case("digits", name, seed, **{**BASE, **change})
+            candidate = FIXED_SPREAD if "spread" in change else name
+            yield Case("digits", candidate, seed, **{**BASE, **change})
         for change in changes:
             yield Case("digits", "twin", seed, **{**BASE, **change})
 
@@ -266,7 +271,7 @@ def search(
 
 @app.command()
 def vary(
-    name: Annotated[str, typer.Option(help="Candidate.")] = "tied mean 0.5, mean prior N(0, 3^2)",
+    name: Annotated[str, typer.Option(help="Candidate.")] = BY_WIDTH,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 3,
     results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
 ) -> None:
@@ -356,15 +361,15 @@ def variation_table(rows: list[Row]) -> str:
         }
         row["change"] = ", ".join(f"{name} {value}" for name, value in changed.items()) or "none"
     groups = grouped(varied, ["change", "candidate"])
-    names = {name for (_, name), group in groups.items() if len(group) >= 2 and name != "twin"}
+    names = sorted({name for (_, name), group in groups.items() if len(group) >= 2 and name != "twin"})
     lines = []
     for change in sorted({change for change, _ in groups}, key=lambda change: (change != "none", change)):
         for name in names:
             own, twin = groups.get((change, name), []), groups.get((change, "twin"), [])
             if len(own) >= 2:  # the search alone has one seed
                 figures = [cell(each, figure, 3) for each in (own, twin) for figure in ("accuracy", "nll")]
-                lines.append([change, str(len(own)), *figures])
-    return markdown(["change", "seeds", "accuracy", "NLL", "twin's accuracy", "twin's NLL"], lines)
+                lines.append([change, name, str(len(own)), *figures])
+    return markdown(["change", "candidate", "seeds", "accuracy", "NLL", "twin's accuracy", "twin's NLL"], lines)
 
 
 def draw(rows: list[Row]) -> None:
@@ -373,21 +378,23 @@ def draw(rows: list[Row]) -> None:
 
     plain = [key_of(Case("digits", row["candidate"], row["seed"], row["width"], 2, "relu")) for row in rows]
     chosen = [row for row, key in zip(rows, plain, strict=True) if row["key"] == key]
-    figure = Figure((9, 3.5), layout="constrained")
+    figure = Figure((9, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)
-    for (name,), group in grouped(chosen, ["candidate"]).items():
+    groups = grouped(chosen, ["candidate"])
+    wide = [name for name, group in groups.items() if len({row["width"] for row in group}) >= 4]
+    for place, name in enumerate(wide):
+        group = groups[name]
         widths = sorted({row["width"] for row in group})
-        if len(widths) < 4:
-            continue
         for ax, column in zip(axes, ("nll", "accuracy"), strict=True):
             points = [mean_and_error([row for row in group if row["width"] == width], column) for width in widths]
             means, errors = zip(*points, strict=True)
-            ax.errorbar(widths, means, errors, label=name, marker="o", capsize=3)
+            beside = [width * 1.05**place for width in widths]  # so that no error bar hides another
+            ax.errorbar(beside, means, errors, label=name[0], marker="o", capsize=3)
     for ax, label in zip(axes, ("validation NLL (nats per example)", "validation accuracy"), strict=True):
         ax.set(xscale="log", xlabel="hidden units", ylabel=label)
         ax.set_xticks([32, 128, 512, 1024], ["32", "128", "512", "1024"])
         ax.minorticks_off()
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=150)
 

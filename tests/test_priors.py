@@ -24,6 +24,7 @@ from bdl.priors import (
     Prior,
     ScaleMixture,
     TiedMean,
+    WidthNormal,
     normal_kl,
 )
 
@@ -121,21 +122,45 @@ def test_fan_in_priors(shape: tuple[int, ...]):
     assert_allclose(array(TiedMean().kl(mean, scale, input_axes)), closed_form(mean, scale, mean, width), 1e-5)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("shape", "spread"),
+    [
+        ((8, 3), 0.05 * np.sqrt(8)),
+        ((8, 32), 0.05 * np.sqrt(32)),  # the wider side decides
+        ((2, 2, 4, 5), 0.05 * np.sqrt(16)),
+        ((7,), 0.05 * np.sqrt(7)),
+        ((500, 3), 1.0),  # not beyond the largest spread
+    ],
+)
+def test_the_spread_grows_with_the_wider_side(shape: tuple[int, ...], spread: float):
+    mean, scale = np.full(shape, 0.3, "float32"), np.full(shape, 0.2, "float32")
+    input_axes = tuple(range(len(shape) - 1))
+    expected = closed_form(mean, scale, mean, spread / np.sqrt(np.prod(shape[:-1])))
+    assert_allclose(array(TiedMean(WidthNormal()).kl(mean, scale, input_axes)), expected, rtol=1e-5)
+
+
 def test_normal_kl_broadcasts_and_is_elementwise():
     observed = array(normal_kl(np.zeros((2, 1), "float32"), np.ones((1, 3), "float32"), 1.0, np.ones(3, "float32")))
     assert_allclose(observed, np.full((2, 3), 0.5))
 
 
 @pytest.mark.parametrize("scale", BAD_SCALES)
-@pytest.mark.parametrize("prior", [Normal, FanInNormal, TiedMean])
+@pytest.mark.parametrize("prior", [Normal, FanInNormal, WidthNormal, TiedMean])
 def test_scales_must_be_positive_and_finite(prior: type[Prior], scale: Any):
     with pytest.raises(ValueError, match=r"`scale` must be .*a finite positive number"):
         prior(scale=scale)
 
 
+def test_the_largest_spread_must_be_positive():
+    with pytest.raises(ValueError, match=r"`max_spread` must be .*a finite positive number"):
+        WidthNormal(max_spread=0.0)
+
+
 def test_get_takes_names_objects_and_configurations():
     for name, expected in (("normal", Normal()), ("fan_in_normal", FanInNormal()), ("tied_mean", TiedMean())):
         assert priors.get(name) == expected
+    assert priors.get("width_normal") == WidthNormal()
     assert priors.get("empirical_bayes") == EmpiricalBayes()
     assert priors.get(Normal(1.0)) == Normal(1.0)
     assert (priors.get("laplace"), priors.get("horseshoe")) == (Laplace(), Horseshoe())

@@ -22,6 +22,7 @@ from bdl.priors import (
     Prior,
     ScaleMixture,
     TiedMean,
+    WidthNormal,
 )
 from bdl.serialization import Serializable, deserialize, resolve, serialize
 
@@ -29,6 +30,7 @@ positive = st.floats(1e-6, 1e6)
 PRIORS = st.one_of(
     st.builds(Normal, st.floats(-1e6, 1e6), positive),
     st.builds(FanInNormal, positive),
+    st.builds(WidthNormal, positive, positive),
     st.builds(EmpiricalBayes, st.sampled_from(EMPIRICAL_BAYES_GROUPS), st.floats(0, 1e6)),
     st.builds(TiedMean, st.one_of(positive, st.just("fan_in"))),
     st.builds(TiedMean, st.builds(FanInNormal, positive), st.builds(Normal, st.floats(-1e6, 1e6), positive)),

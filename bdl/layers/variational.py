@@ -20,10 +20,10 @@ from bdl.layers import estimators, linear
 from bdl.layers.estimators import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
 from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
-from bdl.priors import FanInNormal, Normal, Prior, TiedMean
+from bdl.priors import Normal, Prior, TiedMean, WidthNormal
 from bdl.random import Tensor
 
-DEFAULT_PRIOR = TiedMean(FanInNormal(0.5), mean_prior=Normal(0.0, 3.0))
+DEFAULT_PRIOR = TiedMean(WidthNormal(), mean_prior=Normal(0.0, 3.0))
 """Gaussian around fitted means: variational EM. docs/defaults.md has the search that it comes from."""
 
 DEFAULT_POSTERIOR = MeanFieldNormal()
@@ -51,7 +51,7 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
             on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
             marginals match. There it trains, and outside training whole weights are drawn.
-        prior: `bdl.priors.Prior` or its name. Default: `TiedMean(FanInNormal(0.5), mean_prior=Normal(0, 3))`, a
+        prior: `bdl.priors.Prior` or its name. Default: `TiedMean(WidthNormal(), mean_prior=Normal(0, 3))`, a
             Gaussian around fitted means (variational EM, not full Bayes).
         posterior: `bdl.posteriors.Posterior` or its name. Default: `MeanFieldNormal()`. `MatrixNormal()` has fewer
             scales; `LowRankNormal()` correlates the weights and needs `"reparameterization"`; `Rank1()` replaces

@@ -1,6 +1,6 @@
 """Priors over the weights of one tensor, and their Kullback-Leibler divergence from a Gaussian posterior.
 
-`Normal`, `FanInNormal`, `TiedMean` and `Moped` are Gaussian, and one closed form gives the divergence
+`Normal`, `FanInNormal`, `WidthNormal`, `TiedMean` and `Moped` are Gaussian, and one closed form gives the divergence
 
     KL(N(mu, sigma^2) || N(m, s^2)) = log(s / sigma) + (sigma^2 + (mu - m)^2) / (2 s^2) - 1/2   [nats per weight]
 
@@ -16,7 +16,7 @@ from typing import Any
 from bdl.priors.base import Prior, Variables, check_penalty, check_positive, fan_in, normal_kl
 from bdl.priors.centred import Moped, TiedMean
 from bdl.priors.empirical_bayes import EMPIRICAL_BAYES_GROUPS, EmpiricalBayes
-from bdl.priors.gaussian import FanInNormal, Normal
+from bdl.priors.gaussian import FanInNormal, Normal, WidthNormal
 from bdl.priors.horseshoe import HORSESHOE_GROUPS, Horseshoe
 from bdl.priors.laplace import Laplace
 from bdl.priors.scale_mixture import ScaleMixture
@@ -35,6 +35,7 @@ __all__ = [
     "ScaleMixture",
     "TiedMean",
     "Variables",
+    "WidthNormal",
     "check_penalty",
     "check_positive",
     "fan_in",
@@ -45,6 +46,7 @@ __all__ = [
 _PRIORS: dict[str, type] = {
     "normal": Normal,
     "fan_in_normal": FanInNormal,
+    "width_normal": WidthNormal,
     "empirical_bayes": EmpiricalBayes,
     "tied_mean": TiedMean,
     "moped": Moped,
@@ -58,8 +60,8 @@ def get(prior: Prior | str | dict[str, Any], argument: str = "prior") -> Prior:
     """Turns a name, a configuration or a prior into a prior.
 
     Args:
-        prior: A `Prior`; one of `"normal"`, `"fan_in_normal"`, `"empirical_bayes"`, `"tied_mean"`, `"moped"`,
-            `"laplace"`, `"scale_mixture"`, `"horseshoe"`; or a configuration.
+        prior: A `Prior`; one of `"normal"`, `"fan_in_normal"`, `"width_normal"`, `"empirical_bayes"`,
+            `"tied_mean"`, `"moped"`, `"laplace"`, `"scale_mixture"`, `"horseshoe"`; or a configuration.
         argument: Name of the argument, for the error message.
 
     Raises:

@@ -80,3 +80,41 @@ class FanInNormal(_FixedGaussian):
     ) -> tuple[Any, Any]:
         """Zero and `scale / sqrt(fan_in)`."""
         return 0.0, self.scale / math.sqrt(fan_in(mean.shape, input_axes))
+
+
+@register
+@dataclass(frozen=True)
+class WidthNormal(_FixedGaussian):
+    """`N(0, spread^2 / fan_in)`, with a spread that grows as the square root of the wider side of the tensor.
+
+    The spread is `scale * sqrt(max(fan_in, fan_out))`, at most `max_spread`: few units bear little noise each, many
+    units average theirs out. It is for deviations from fitted means, `TiedMean(WidthNormal())`.
+
+    Args:
+        scale: Positive spread of a tensor of width 1.
+        max_spread: Positive largest spread: standard deviation of a unit's pre-activation for inputs of unit size.
+
+    Raises:
+        ValueError: if an argument is not positive and finite.
+
+    Source: an experiment, docs/defaults.md; at a fixed spread it is `FanInNormal`.
+
+    Example:
+    >>> WidthNormal().parameters(np.zeros((100, 2)), np.ones((100, 2)), input_axes=(0,))
+    (0.0, 0.05)
+    """
+
+    scale: float = 0.05
+    max_spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+        check_positive("max_spread", self.max_spread)
+
+    def parameters(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
+    ) -> tuple[Any, Any]:
+        """Zero and `spread / sqrt(fan_in)`."""
+        inputs = fan_in(mean.shape, input_axes)
+        outputs = math.prod(mean.shape) // inputs
+        return 0.0, min(self.scale * math.sqrt(max(inputs, outputs)), self.max_spread) / math.sqrt(inputs)

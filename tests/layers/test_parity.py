@@ -146,6 +146,7 @@ PRIORS: list[tuple[priors.Prior, Callable[[Any, np.ndarray, np.ndarray], Any]]] 
     (priors.Normal(), lambda tfd, mean, scale: tfd.Normal(np.float64(0), np.float64(1))),
     (priors.Normal(-0.5, 0.3), lambda tfd, mean, scale: tfd.Normal(np.float64(-0.5), np.float64(0.3))),
     (priors.FanInNormal(2.0), lambda tfd, mean, scale: tfd.Normal(np.float64(0), 2 / np.sqrt(np.float64(6)))),
+    (priors.WidthNormal(0.2), lambda tfd, mean, scale: tfd.Normal(np.float64(0), np.float64(0.2))),
     (priors.TiedMean(0.7), lambda tfd, mean, scale: tfd.Normal(mean, np.float64(0.7))),
     (priors.TiedMean(), lambda tfd, mean, scale: tfd.Normal(mean, 1 / np.sqrt(np.float64(6)))),
     (

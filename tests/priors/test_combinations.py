@@ -15,7 +15,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 import bdl
 from bdl.layers import Variational
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Posterior, Rank1
-from bdl.priors import EmpiricalBayes, FanInNormal, Horseshoe, Laplace, Moped, Normal, Prior, ScaleMixture, TiedMean
+from bdl.priors import (
+    EmpiricalBayes,
+    FanInNormal,
+    Horseshoe,
+    Laplace,
+    Moped,
+    Normal,
+    Prior,
+    ScaleMixture,
+    TiedMean,
+    WidthNormal,
+)
 
 PRIORS: list[Prior] = [
     Normal(0.1, 0.7),
@@ -25,7 +36,8 @@ PRIORS: list[Prior] = [
     EmpiricalBayes("column"),
     EmpiricalBayes(),
     TiedMean(),
-    TiedMean(FanInNormal(0.5), Normal()),
+    WidthNormal(),
+    TiedMean(WidthNormal(), Normal()),
     Moped(),
     Moped(Horseshoe()),
     Laplace(scale="fan_in"),

@@ -10,7 +10,17 @@ from layer_contract import array
 from numpy.testing import assert_allclose
 from scipy import special, stats
 
-from bdl.priors import EmpiricalBayes, FanInNormal, Horseshoe, Laplace, Normal, Prior, ScaleMixture, TiedMean
+from bdl.priors import (
+    EmpiricalBayes,
+    FanInNormal,
+    Horseshoe,
+    Laplace,
+    Normal,
+    Prior,
+    ScaleMixture,
+    TiedMean,
+    WidthNormal,
+)
 
 VALUES = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
 
@@ -26,6 +36,7 @@ def mixture(weights: Any, scales: Any) -> Any:
 CASES = [
     (Normal(0.3, 2.0), lambda w: stats.norm.logpdf(w, 0.3, 2.0), 0.3),
     (FanInNormal(0.5), lambda w: stats.norm.logpdf(w, 0, 0.5 / np.sqrt(6)), 0.0),
+    (WidthNormal(0.2), lambda w: stats.norm.logpdf(w, 0, 0.2), 0.0),
     (Laplace(-0.2, 0.7), lambda w: stats.laplace.logpdf(w, -0.2, 0.7), -0.2),
     (Laplace(scale="fan_in"), lambda w: stats.laplace.logpdf(w, 0, 1 / np.sqrt(12)), 0.0),
     (ScaleMixture(), mixture((0.5, 0.5), (1.0, 0.0025)), 0.0),
