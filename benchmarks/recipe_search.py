@@ -1,0 +1,245 @@
+"""How `bdl.recipes.instead_of_ensemble` is made: what one change of it does, on validation data.
+
+Digits, TREC and Fashion-MNIST, each with its network and budget of `contest.py`; of the training part a fifth is
+held out, and test data have no part in it (digits are split anew by each seed, so that a test example of another seed
+may have been among them). `report` prints validation accuracy, NLL (nats per example) with its paired difference to the
+recipe's, and AUROC of epistemic uncertainty against noise; ± is the standard error over seeds.
+
+The rule: a change is for the better when the mean over data sets of log(NLL / the recipe's NLL) is below zero by more
+than its standard error, and neither accuracy nor AUROC fall by more than .005 on any of them.
+
+    python benchmarks/recipe_search.py run --data DIR     # resumable, on two processes
+    python benchmarks/recipe_search.py report --write     # the table goes into docs/defaults.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import contest
+import numpy as np
+import typer
+from data import folder_of
+from mnist import NETWORKS
+from runs import Row, cell, grouped, key_of, markdown, read, replace_section, run_all
+
+app = typer.Typer(add_completion=False)
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "recipe_search.jsonl"
+PAGE = HERE.parent / "docs" / "defaults.md"
+SEEDS = {"digits": 5, "trec": 2, "fashion": 2}
+BACKENDS = {"digits": "jax", "trec": "tensorflow", "fashion": "tensorflow"}
+MAX_FALL = 0.005
+
+# One change each, and the data sets whose network it changes.
+WITH_CONVOLUTIONS = ("trec", "fashion")
+IMAGES = ("digits", "fashion")
+CHANGES: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
+    ({}, tuple(SEEDS)),
+    ({"is_twin": True}, tuple(SEEDS)),
+    ({"dense": "gaussian"}, tuple(SEEDS)),
+    ({"convolution": "rank1"}, WITH_CONVOLUTIONS),
+    ({"estimator": "flipout"}, WITH_CONVOLUTIONS),
+    ({"spread": 0.5}, WITH_CONVOLUTIONS),
+    ({"spread": 2.0}, WITH_CONVOLUTIONS),
+    ({"factors": 0.3}, tuple(SEEDS)),
+    ({"factors": 1.0}, tuple(SEEDS)),
+    ({"words": 0.0}, ("trec",)),
+    ({"words": 1.0}, ("trec",)),
+    ({"inputs": 0.0}, IMAGES),
+    ({"inputs": 3.0}, IMAGES),
+    ({"learning_rate": 1e-3}, tuple(SEEDS)),
+    ({"learning_rate": 5e-3}, tuple(SEEDS)),
+    ({"momentum": 0.0}, tuple(SEEDS)),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training; the defaults are those of the recipe.
+
+    Args:
+        data: `"digits"`, `"trec"` or `"fashion"`.
+        seed: Of the weights; digits are split by it.
+        is_twin: Whether the network has no posterior, and Adam at 1e-3.
+        dense: `"rank1"`, or `"gaussian"` for kernels around fitted means.
+        convolution: `"gaussian"` or `"rank1"`.
+        estimator: Of Gaussian kernels.
+        spread: Of Gaussian kernels, `N(m, spread^2 / fan-in)`.
+        factors: Standard deviation of rank-1 factors' prior.
+        words: Standard deviation of the prior of factors of words; 0 for an embedding without.
+        inputs: Standard deviation of the prior of input factors; 0 for none.
+        learning_rate: Of Adam.
+        momentum: Of the average of the iterates; 0 for none.
+    """
+
+    data: str
+    seed: int
+    is_twin: bool = False
+    dense: str = "rank1"
+    convolution: str = "gaussian"
+    estimator: str = "reparameterization"
+    spread: float = 1.0
+    factors: float = 0.5
+    words: float = 2.0
+    inputs: float = 10.0
+    learning_rate: float = 3e-3
+    momentum: float = 0.99
+
+
+@app.command()
+def run(
+    data: Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")] = None,
+    sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(SEEDS),
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+) -> None:
+    """Trains what is not there yet."""
+    for name in sets.split(","):
+        run_all(partial(train, folder=folder_of(data)), cases(name), results, backend=BACKENDS[name])
+
+
+def cases(name: str) -> Iterator[Case]:
+    """All changes of one data set."""
+    for seed in range(SEEDS[name]):
+        for change, names in CHANGES:
+            if name in names:
+                yield Case(name, seed, **change)
+
+
+def train(case: Case, folder: Path | None) -> Row:
+    """Figures of one training."""
+    import keras
+
+    import bdl
+
+    origin = contest.Case(case.data, NETWORKS[case.data], "instead_of_ensemble", case.seed, split="validation")
+    data = contest.load(origin, folder)
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(case.seed)
+    model = compiled(case, contest.build(origin, data))
+    epochs, batch_size = contest.BUDGETS[case.data]
+    model.fit(contest.as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0)
+    samples = 1 if case.is_twin else contest.NUM_SAMPLES
+    found = {}
+    for name, x in {"test": data.x_test, "noise": data.unseen["noise"]}.items():
+        likelihood = bdl.likelihoods.Categorical()
+        result = bdl.predict_distribution(model, contest.as_input(x), likelihood, samples, batch_size=1000)
+        found[name] = contest.Prediction(result.probabilities, result.aleatoric)
+    return contest.figures(found, data.y_test)
+
+
+def compiled(case: Case, network: Any) -> Any:
+    """The model of a case, ready to fit."""
+    import keras
+
+    import bdl
+    from bdl.priors import FanInNormal, Normal, TiedMean
+
+    jit: Any = "auto" if case.data == "digits" else False
+    if case.is_twin:
+        network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
+        return network
+
+    def layers(layer: Any) -> bool:
+        is_plain = isinstance(layer, keras.layers.Embedding) and not case.words
+        return not is_plain and bdl.convert.variational.can_be_variational(layer)
+
+    around_means = TiedMean(FanInNormal(case.spread), mean_prior=Normal(0.0, 3.0))
+    converted = bdl.convert.to_variational(network, layers, case.estimator, around_means, partial(posterior, case))
+    if case.inputs and case.data != "trec":
+        entry = keras.Input(network.input_shape[1:])
+        converted = keras.Model(entry, converted(bdl.layers.InputFactors(Normal(1.0, case.inputs))(entry)))
+    model = bdl.VariationalModel(converted, bdl.likelihoods.Categorical())
+    averaging = {"use_ema": True, "ema_momentum": case.momentum} if case.momentum else {}
+    model.compile(keras.optimizers.Adam(case.learning_rate, **averaging), jit_compile=jit)
+    return model
+
+
+def posterior(case: Case, layer: Any) -> Any:
+    """The posterior of a layer."""
+    import keras
+
+    from bdl.posteriors import MeanFieldNormal, Rank1
+    from bdl.priors import Normal
+
+    if isinstance(layer, keras.layers.Embedding):
+        return Rank1(Normal(1.0, case.words), Normal(1.0, 0.5))
+    kind = case.dense if isinstance(layer, keras.layers.Dense) else case.convolution
+    factors = Normal(1.0, case.factors)
+    return Rank1(factors, factors) if kind == "rank1" else MeanFieldNormal()
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    write: Annotated[bool, typer.Option(help="Put the table into docs.")] = False,
+) -> None:
+    """Prints the table, and which changes are for the better by the rule."""
+    text = table(read(results))
+    print(text)
+    if write:
+        replace_section(PAGE, "recipe-search", text)
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each change: the mean log ratio of the NLL, and for each data set what it reaches."""
+    plain = {(row["data"], row["seed"]): row for row in rows if row["key"] == key_of(Case(row["data"], row["seed"]))}
+    changed: dict[str, list[Row]] = {}
+    for row in rows:
+        base = plain.get((row["data"], row["seed"]))
+        if base is None:  # of an interrupted run
+            continue
+        own = {name: row[name] - base[name] for name in ("nll", "accuracy", "auroc_noise/epistemic")}
+        ratio = np.log(row["nll"] / base["nll"])
+        more = {**{f"{name} change": value for name, value in own.items()}, "ratio": ratio}
+        changed.setdefault(name_of(row), []).append({**row, **more})
+    lines, better = [], []
+    for name in sorted(changed, key=lambda name: (name != "none", name != "is_twin", name)):
+        group = changed[name]
+        by_data = grouped(group, ["data"])
+        ratio, error = mean_ratio(list(by_data.values()))
+        falls = [
+            float(np.mean([row[f"{figure} change"] for row in own])) < -MAX_FALL
+            for own in by_data.values()
+            for figure in ("accuracy", "auroc_noise/epistemic")
+        ]
+        if name not in ("none", "is_twin") and ratio < -error and not any(falls):
+            better.append(name)
+        cells = [entry(by_data.get((data,), []), name) for data in SEEDS]
+        lines.append([name, "" if name == "none" else f"{ratio:+.3f} ± {error:.3f}", *cells])
+    header = ["change", "log ratio", *(f"{data}: accuracy, NLL (difference), AUROC" for data in SEEDS)]
+    return f"{markdown(header, lines)}\n\nFor the better by the rule: {', '.join(better) or 'none'}."
+
+
+def name_of(row: Row) -> str:
+    """What differs from the recipe."""
+    changes = [
+        field.name if row[field.name] is True else f"{field.name} {row[field.name]}"
+        for field in fields(Case)
+        if field.name not in ("data", "seed") and row[field.name] != field.default
+    ]
+    return ", ".join(changes) or "none"
+
+
+def mean_ratio(groups: list[list[Row]]) -> tuple[float, float]:
+    """Mean over data sets of the mean log ratio over seeds, and its standard error."""
+    ratios = [np.array([row["ratio"] for row in group]) for group in groups]
+    variances = [ratio.var(ddof=1) / len(ratio) if len(ratio) > 1 else np.nan for ratio in ratios]
+    return float(np.mean([ratio.mean() for ratio in ratios])), float(np.sqrt(np.sum(variances)) / len(ratios))
+
+
+def entry(group: list[Row], name: str) -> str:
+    """Accuracy, NLL with its difference to the recipe's, and AUROC against noise; empty where nothing changes."""
+    if not group:
+        return ""
+    difference = "" if name == "none" else f" ({np.mean([row['nll change'] for row in group]):+.4f})"
+    auroc = "" if name == "is_twin" else f", {cell(group, 'auroc_noise/epistemic', 3)}"
+    return f"{cell(group, 'accuracy', 3)}, {cell(group, 'nll', 3)}{difference}{auroc}"
+
+
+if __name__ == "__main__":
+    app()
