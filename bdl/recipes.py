@@ -80,8 +80,7 @@ def instead_of_ensemble(
     ahead of its twin, on Fashion-MNIST (two seeds: .891 against .897, .303 against .289, .156 against .150). AUROC
     against noise .95 to 1.00 (ensembles .89 to 1.00), turned digits .96 (.32), a class left out .93 (digits, ensemble
     .92; MNIST, ensemble .90). Broad input factors cost robustness: noise, blur and low contrast raise its NLL on
-    MNIST more than its twin's. They also cost half a point of accuracy on validation
-    images of Fashion-MNIST.
+    MNIST more than its twin's. They also cost half a point of accuracy on validation images of Fashion-MNIST.
 
     Args:
         network: Built Keras model that ends in raw outputs. Its weights are where training starts, and are trained.

@@ -108,8 +108,7 @@ def compiled(case: Case, data: Data) -> Any:
     import bdl
 
     network = build(case, data)
-    # On CPU, XLA's convolutions are half as fast as TensorFlow's own.
-    jit: Any = "auto" if case.network.startswith("mlp") else False
+    jit = jit_of(case.network)
     if case.contestant in PLAIN:
         optimizer = averaging_adam() if case.contestant == "twin_averaged" else "adam"
         network.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
@@ -124,11 +123,16 @@ def compiled(case: Case, data: Data) -> Any:
     return model
 
 
-def averaging_adam() -> Any:
-    """The optimizer of `bdl.recipes.instead_of_ensemble`."""
+def jit_of(network: str) -> Any:
+    """Whether to compile with XLA: on CPU, its convolutions are half as fast as TensorFlow's own."""
+    return "auto" if network.startswith("mlp") else False
+
+
+def averaging_adam(learning_rate: float = 3e-3, momentum: float = 0.99) -> Any:
+    """The optimizer of `bdl.recipes.instead_of_ensemble`; without an average for a momentum of 0."""
     import keras
 
-    return keras.optimizers.Adam(3e-3, use_ema=True, ema_momentum=0.99)
+    return keras.optimizers.Adam(learning_rate, use_ema=momentum > 0, ema_momentum=momentum)
 
 
 def evaluation_seed(case: Case) -> int:
@@ -188,8 +192,6 @@ def build(case: Case, data: Data) -> Any:
 
 def predict(model: Any, likelihood: Any, case: Case, data: Data) -> dict[str, Prediction]:
     """Predictions of the test data (`test`), the unseen sets, and shifted test images (`rotation_1`, ...)."""
-    import bdl
-
     sets = {"test": data.x_test, **data.unseen}
     if case.data != "trec" and case.left_out < 0:
         for name, shift in shifts.SHIFTS.items():
@@ -198,10 +200,16 @@ def predict(model: Any, likelihood: Any, case: Case, data: Data) -> dict[str, Pr
     found = {}
     for name, x in sets.items():
         samples = NUM_SAMPLES if name in ("test", *data.unseen) else NUM_SHIFT_SAMPLES
-        samples = 1 if case.contestant in ENSEMBLES else samples
-        result = bdl.predict_distribution(model, as_input(x), likelihood, samples, batch_size=1000)
-        found[name] = Prediction(result.probabilities.astype("float32"), result.aleatoric.astype("float32"))
+        found[name] = predict_one(model, likelihood, x, 1 if case.contestant in ENSEMBLES else samples)
     return found
+
+
+def predict_one(model: Any, likelihood: Any, x: np.ndarray, samples: int) -> Prediction:
+    """Predictions of one set."""
+    import bdl
+
+    result = bdl.predict_distribution(model, as_input(x), likelihood, samples, batch_size=1000)
+    return Prediction(result.probabilities.astype("float32"), result.aleatoric.astype("float32"))
 
 
 def as_input(x: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ import numpy as np
 import typer
 from contest import digits
 from data import folder_of, uci_split
-from runs import Row, cell, grouped, key_of, markdown, mean_and_error, read, replace_section, run_all
+from runs import Row, cell, change_of, grouped, key_of, markdown, mean_and_error, read, replace_section, run_all
 
 app = typer.Typer(add_completion=False)
 HERE = Path(__file__).parent
@@ -353,13 +353,9 @@ def variation_table(rows: list[Row]) -> str:
     """What changes when one thing changes, on digits, of the candidate and of the twin."""
     defaults = {field.name: field.default for field in fields(Case)}
     varied = [{**defaults, **row} for row in rows if row["task"] == "digits"]
+    usual = {name: value for name, value in {**defaults, **BASE}.items() if name not in ("task", "candidate", "seed")}
     for row in varied:
-        changed = {
-            name: row[name]
-            for name, value in {**defaults, **BASE}.items()
-            if name not in ("task", "candidate", "seed") and row[name] != value
-        }
-        row["change"] = ", ".join(f"{name} {value}" for name, value in changed.items()) or "none"
+        row["change"] = change_of(row, usual)
     groups = grouped(varied, ["change", "candidate"])
     names = sorted({name for (_, name), group in groups.items() if len(group) >= 2 and name != "twin"})
     lines = []

@@ -15,7 +15,7 @@ than its standard error, and neither accuracy nor AUROC fall by more than .005 o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ import numpy as np
 import typer
 from data import folder_of
 from mnist import NETWORKS
-from runs import Row, cell, grouped, key_of, markdown, read, replace_section, run_all
+from runs import Row, cell, change_of, grouped, key_of, markdown, read, replace_section, run_all
 
 app = typer.Typer(add_completion=False)
 HERE = Path(__file__).parent
@@ -34,6 +34,7 @@ PAGE = HERE.parent / "docs" / "defaults.md"
 SEEDS = {"digits": 5, "trec": 2, "fashion": 2}
 BACKENDS = {"digits": "jax", "trec": "tensorflow", "fashion": "tensorflow"}
 MAX_FALL = 0.005
+TWIN = "is_twin True"  # the change that is no variant of the recipe
 
 # One change each, and the data sets whose network it changes.
 WITH_CONVOLUTIONS = ("trec", "fashion")
@@ -120,29 +121,25 @@ def train(case: Case, folder: Path | None) -> Row:
     data = contest.load(origin, folder)
     keras.backend.clear_session()
     keras.utils.set_random_seed(case.seed)
-    model = compiled(case, contest.build(origin, data))
+    if case.is_twin:
+        model = contest.compiled(replace(origin, contestant="twin"), data)
+    else:
+        model = compiled(case, contest.build(origin, data))
     epochs, batch_size = contest.BUDGETS[case.data]
     model.fit(contest.as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0)
     samples = 1 if case.is_twin else contest.NUM_SAMPLES
-    found = {}
-    for name, x in {"test": data.x_test, "noise": data.unseen["noise"]}.items():
-        likelihood = bdl.likelihoods.Categorical()
-        result = bdl.predict_distribution(model, contest.as_input(x), likelihood, samples, batch_size=1000)
-        found[name] = contest.Prediction(result.probabilities, result.aleatoric)
+    sets = {"test": data.x_test, "noise": data.unseen["noise"]}
+    likelihood = bdl.likelihoods.Categorical()
+    found = {name: contest.predict_one(model, likelihood, x, samples) for name, x in sets.items()}
     return contest.figures(found, data.y_test)
 
 
 def compiled(case: Case, network: Any) -> Any:
-    """The model of a case, ready to fit."""
+    """The Bayesian model of a case, ready to fit."""
     import keras
 
     import bdl
     from bdl.priors import FanInNormal, Normal, TiedMean
-
-    jit: Any = "auto" if case.data == "digits" else False
-    if case.is_twin:
-        network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
-        return network
 
     def layers(layer: Any) -> bool:
         is_plain = isinstance(layer, keras.layers.Embedding) and not case.words
@@ -154,8 +151,8 @@ def compiled(case: Case, network: Any) -> Any:
         entry = keras.Input(network.input_shape[1:])
         converted = keras.Model(entry, converted(bdl.layers.InputFactors(Normal(1.0, case.inputs))(entry)))
     model = bdl.VariationalModel(converted, bdl.likelihoods.Categorical())
-    averaging = {"use_ema": True, "ema_momentum": case.momentum} if case.momentum else {}
-    model.compile(keras.optimizers.Adam(case.learning_rate, **averaging), jit_compile=jit)
+    optimizer = contest.averaging_adam(case.learning_rate, case.momentum)
+    model.compile(optimizer, jit_compile=contest.jit_of(NETWORKS[case.data]))
     return model
 
 
@@ -188,17 +185,17 @@ def report(
 def table(rows: list[Row]) -> str:
     """A line for each change: the mean log ratio of the NLL, and for each data set what it reaches."""
     plain = {(row["data"], row["seed"]): row for row in rows if row["key"] == key_of(Case(row["data"], row["seed"]))}
+    usual = {field.name: field.default for field in fields(Case) if field.name not in ("data", "seed")}
     changed: dict[str, list[Row]] = {}
     for row in rows:
         base = plain.get((row["data"], row["seed"]))
         if base is None:  # of an interrupted run
             continue
-        own = {name: row[name] - base[name] for name in ("nll", "accuracy", "auroc_noise/epistemic")}
-        ratio = np.log(row["nll"] / base["nll"])
-        more = {**{f"{name} change": value for name, value in own.items()}, "ratio": ratio}
-        changed.setdefault(name_of(row), []).append({**row, **more})
+        more = {f"{name} change": row[name] - base[name] for name in ("nll", "accuracy", "auroc_noise/epistemic")}
+        more["ratio"] = np.log(row["nll"] / base["nll"])
+        changed.setdefault(change_of(row, usual), []).append({**row, **more})
     lines, better = [], []
-    for name in sorted(changed, key=lambda name: (name != "none", name != "is_twin", name)):
+    for name in sorted(changed, key=lambda name: (name != "none", name != TWIN, name)):
         group = changed[name]
         by_data = grouped(group, ["data"])
         ratio, error = mean_ratio(list(by_data.values()))
@@ -207,22 +204,12 @@ def table(rows: list[Row]) -> str:
             for own in by_data.values()
             for figure in ("accuracy", "auroc_noise/epistemic")
         ]
-        if name not in ("none", "is_twin") and ratio < -error and not any(falls):
+        if name not in ("none", TWIN) and ratio < -error and not any(falls):
             better.append(name)
         cells = [entry(by_data.get((data,), []), name) for data in SEEDS]
         lines.append([name, "" if name == "none" else f"{ratio:+.3f} ± {error:.3f}", *cells])
     header = ["change", "log ratio", *(f"{data}: accuracy, NLL (difference), AUROC" for data in SEEDS)]
     return f"{markdown(header, lines)}\n\nFor the better by the rule: {', '.join(better) or 'none'}."
-
-
-def name_of(row: Row) -> str:
-    """What differs from the recipe."""
-    changes = [
-        field.name if row[field.name] is True else f"{field.name} {row[field.name]}"
-        for field in fields(Case)
-        if field.name not in ("data", "seed") and row[field.name] != field.default
-    ]
-    return ", ".join(changes) or "none"
 
 
 def mean_ratio(groups: list[list[Row]]) -> tuple[float, float]:
@@ -237,7 +224,7 @@ def entry(group: list[Row], name: str) -> str:
     if not group:
         return ""
     difference = "" if name == "none" else f" ({np.mean([row['nll change'] for row in group]):+.4f})"
-    auroc = "" if name == "is_twin" else f", {cell(group, 'auroc_noise/epistemic', 3)}"
+    auroc = "" if name == TWIN else f", {cell(group, 'auroc_noise/epistemic', 3)}"
     return f"{cell(group, 'accuracy', 3)}, {cell(group, 'nll', 3)}{difference}{auroc}"
 
 

@@ -59,6 +59,11 @@ def key_of(case: Any) -> str:
     return json.dumps(changed, sort_keys=True)
 
 
+def change_of(row: Row, usual: Row) -> str:
+    """What differs from the usual values of some columns, for a table."""
+    return ", ".join(f"{name} {row[name]}" for name, value in usual.items() if row[name] != value) or "none"
+
+
 def read(results: Path) -> list[Row]:
     """Rows of a file of JSON lines, without one that was cut short; none if there is no file."""
     if not results.is_file():

@@ -36,6 +36,7 @@ PRIORS: list[Prior] = [
     EmpiricalBayes("column"),
     EmpiricalBayes(),
     TiedMean(),
+    TiedMean(FanInNormal(0.5), Normal()),
     WidthNormal(),
     TiedMean(WidthNormal(), Normal()),
     Moped(),
