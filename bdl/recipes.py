@@ -16,7 +16,10 @@ from bdl.layers import InputFactors
 from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
-from bdl.priors import EmpiricalBayes, FanInNormal, Normal, TiedMean
+from bdl.priors import EmpiricalBayes, FanInNormal, Normal, Prior, TiedMean
+
+# Wide enough to notice unseen inputs, and no wider: a prior of 10 takes a little noise for one (docs/defaults.md).
+_INPUT_PRIOR = Normal(1.0, 3.0)
 
 
 def small_data(
@@ -63,11 +66,15 @@ def small_data(
 
 
 def instead_of_ensemble(
-    network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
+    network: keras.Model,
+    likelihood: Likelihoods,
+    num_examples: int | None = None,
+    input_prior: Prior | None = _INPUT_PRIOR,
+    seed: int | None = None,
 ) -> VariationalModel:
     """One network where one would train an ensemble: classification, of any width, with unseen inputs to be noticed.
 
-    In front is a factor with the broad prior `N(1, 10^2)` for each entry of the input (`bdl.layers.InputFactors`),
+    In front is a factor with the broad prior `N(1, 3^2)` for each entry of the input (`bdl.layers.InputFactors`),
     where that is one tensor of real numbers and of known shape; an embedding has one for each token, `N(1, 2^2)`.
     Dense layers have rank-1 factors, `N(1, 0.5^2)`; kernels of convolutions and recurrent layers are Gaussian around
     fitted means, `N(m, 1 / fan-in)`. Weights and means are point estimates (variational EM). Adam at 3e-3; an
@@ -86,13 +93,16 @@ def instead_of_ensemble(
         network: Built Keras model that ends in raw outputs. Its weights are where training starts, and are trained.
         likelihood: As of `VariationalModel`.
         num_examples: As of `VariationalModel`.
+        input_prior: Prior of the input factors. The wider, the more is noticed that the data never used, and the less
+            it takes to make the network unsure: `Normal(1, 10)` where detection is all, `Normal(1, 1)` or None (no
+            input factors) where inputs may be noisy, blurred or pale and are to be classified all the same.
         seed: Integer that makes the layers' noise reproducible, or None.
 
     Returns:
         A compiled `VariationalModel`.
 
     Raises:
-        ValueError: as `bdl.convert.to_variational` and `VariationalModel` do.
+        ValueError: as `bdl.convert.to_variational`, `bdl.layers.InputFactors` and `VariationalModel` do.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 
@@ -102,7 +112,8 @@ def instead_of_ensemble(
     >>> history = model.fit(np.ones((20, 4)), np.zeros(20, int), epochs=2, verbose=0)
     """
     converted = to_variational(network, prior=_around_means(1.0), posterior=_factors_or_weights, seed=seed)
-    model = VariationalModel(_with_input_factors(network, converted, seed), likelihood, num_examples)
+    behind_factors = _with_input_factors(network, converted, input_prior, seed)
+    model = VariationalModel(behind_factors, likelihood, num_examples)
     model.compile(_averaging_adam(3e-3, 0.99))
     return model
 
@@ -243,8 +254,12 @@ def _factors_or_weights(layer: keras.Layer) -> Posterior:
     return MeanFieldNormal()
 
 
-def _with_input_factors(network: keras.Model, converted: keras.Model, seed: int | None) -> keras.Model:
+def _with_input_factors(
+    network: keras.Model, converted: keras.Model, prior: Prior | None, seed: int | None
+) -> keras.Model:
     """The converted network behind input factors, where its input is one tensor of real numbers and of known shape."""
+    if prior is None:
+        return converted
     inputs = input_structure(network)
     inputs = inputs[0] if isinstance(inputs, list) and len(inputs) == 1 else inputs
     if not isinstance(inputs, keras.KerasTensor) or None in inputs.shape[1:]:
@@ -254,4 +269,4 @@ def _with_input_factors(network: keras.Model, converted: keras.Model, seed: int 
     entry = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
     # No seed that to_variational gives: layers of one seed draw the same noise.
     own = None if seed is None else seed * 10_007 + 10_006
-    return keras.Model(entry, converted(InputFactors(seed=own)(entry)))
+    return keras.Model(entry, converted(InputFactors(prior, seed=own)(entry)))

@@ -1,15 +1,23 @@
 """How `bdl.recipes.instead_of_ensemble` is made: what one change of it does, on validation data.
 
-Digits, TREC and Fashion-MNIST, each with its network and budget of `contest.py`; of the training part a fifth is
-held out, and test data have no part in it (digits are split anew by each seed, so that a test example of another seed
-may have been among them). `report` prints validation accuracy, NLL (nats per example) with its paired difference to the
-recipe's, and AUROC of epistemic uncertainty against noise; ± is the standard error over seeds.
+Digits, TREC, Fashion-MNIST and MNIST, each with its network and budget of `contest.py`; of the training part a fifth
+is held out, and test data have no part in it (digits are split anew by each seed, so that a test example of another
+seed may have been among them). `report` prints validation accuracy, NLL (nats per example) with its paired difference
+to the recipe's, and AUROC of epistemic uncertainty against noise; ± is the standard error over seeds.
 
 The rule: a change is for the better when the mean over data sets of log(NLL / the recipe's NLL) is below zero by more
 than its standard error, and neither accuracy nor AUROC fall by more than .005 on any of them.
 
+A second table is about the input factors, which trade detection against robustness: AUROC against noise, turned images
+and the partner of MNIST and Fashion-MNIST (each other), and the NLL of images that are noisy, blurred or of low
+contrast, mean of the three at severity 3 (`shifts.py`). Five twins stand beside them, where `mnist.py` has trained
+them.
+
+    python benchmarks/mnist.py run --data DIR --split validation --contestants twin --sets mnist,fashion
+    python benchmarks/mnist.py run --split validation --contestants twin --sets digits --seeds 5
+    python benchmarks/mnist.py report --split validation  # makes ensembles of the twins
     python benchmarks/recipe_search.py run --data DIR     # resumable, on two processes
-    python benchmarks/recipe_search.py report --write     # the table goes into docs/defaults.md
+    python benchmarks/recipe_search.py report --write     # the tables go into docs/defaults.md
 """
 
 from __future__ import annotations
@@ -22,40 +30,50 @@ from typing import Annotated, Any
 
 import contest
 import numpy as np
+import shifts
 import typer
 from data import folder_of
-from mnist import NETWORKS
+from mnist import ENSEMBLE_RESULTS, NETWORKS
 from runs import Row, cell, change_of, grouped, key_of, markdown, read, replace_section, run_all
 
 app = typer.Typer(add_completion=False)
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "recipe_search.jsonl"
 PAGE = HERE.parent / "docs" / "defaults.md"
-SEEDS = {"digits": 5, "trec": 2, "fashion": 2}
-BACKENDS = {"digits": "jax", "trec": "tensorflow", "fashion": "tensorflow"}
+SEEDS = {"digits": 5, "trec": 2, "fashion": 2, "mnist": 2}
+MORE_SEEDS = {"trec": 5, "fashion": 5}  # where the change may be for the better
+BACKENDS = {"digits": "jax", "trec": "tensorflow", "fashion": "tensorflow", "mnist": "tensorflow"}
 MAX_FALL = 0.005
+HARMLESS, SEVERITY = ("noise", "blur", "contrast"), 3
 TWIN = "is_twin True"  # the change that is no variant of the recipe
 
 # One change each, and the data sets whose network it changes.
+SMALL = ("digits", "trec", "fashion")
 WITH_CONVOLUTIONS = ("trec", "fashion")
-IMAGES = ("digits", "fashion")
+IMAGES = ("digits", "fashion", "mnist")
+INPUTS = (0.0, 1.0, 3.0)
 CHANGES: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
     ({}, tuple(SEEDS)),
     ({"is_twin": True}, tuple(SEEDS)),
-    ({"dense": "gaussian"}, tuple(SEEDS)),
+    ({"dense": "gaussian"}, SMALL),
     ({"convolution": "rank1"}, WITH_CONVOLUTIONS),
     ({"estimator": "flipout"}, WITH_CONVOLUTIONS),
-    ({"spread": 0.5}, WITH_CONVOLUTIONS),
+    ({"spread": 0.5}, (*WITH_CONVOLUTIONS, "mnist")),
     ({"spread": 2.0}, WITH_CONVOLUTIONS),
-    ({"factors": 0.3}, tuple(SEEDS)),
-    ({"factors": 1.0}, tuple(SEEDS)),
+    ({"factors": 0.3}, SMALL),
+    ({"factors": 1.0}, SMALL),
     ({"words": 0.0}, ("trec",)),
     ({"words": 1.0}, ("trec",)),
-    ({"inputs": 0.0}, IMAGES),
-    ({"inputs": 3.0}, IMAGES),
-    ({"learning_rate": 1e-3}, tuple(SEEDS)),
-    ({"learning_rate": 5e-3}, tuple(SEEDS)),
-    ({"momentum": 0.0}, tuple(SEEDS)),
+    *(({"inputs": scale}, IMAGES) for scale in INPUTS),
+    ({"learning_rate": 1e-3}, SMALL),
+    ({"learning_rate": 5e-3}, SMALL),
+    ({"momentum": 0.0}, SMALL),
+)
+CLOSE: tuple[dict[str, Any], ...] = (
+    {},
+    {"spread": 0.5},
+    {"learning_rate": 5e-3},
+    *({"inputs": scale} for scale in INPUTS),
 )
 
 
@@ -64,7 +82,7 @@ class Case:
     """One training; the defaults are those of the recipe.
 
     Args:
-        data: `"digits"`, `"trec"` or `"fashion"`.
+        data: `"digits"`, `"trec"`, `"fashion"` or `"mnist"`.
         seed: Of the weights; digits are split by it.
         is_twin: Whether the network has no posterior, and Adam at 1e-3.
         dense: `"rank1"`, or `"gaussian"` for kernels around fitted means.
@@ -105,9 +123,9 @@ def run(
 
 def cases(name: str) -> Iterator[Case]:
     """All changes of one data set."""
-    for seed in range(SEEDS[name]):
+    for seed in range(max(SEEDS[name], MORE_SEEDS.get(name, 0))):
         for change, names in CHANGES:
-            if name in names:
+            if name in names and (seed < SEEDS[name] or change in CLOSE):
                 yield Case(name, seed, **change)
 
 
@@ -128,7 +146,11 @@ def train(case: Case, folder: Path | None) -> Row:
     epochs, batch_size = contest.BUDGETS[case.data]
     model.fit(contest.as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0)
     samples = 1 if case.is_twin else contest.NUM_SAMPLES
-    sets = {"test": data.x_test, "noise": data.unseen["noise"]}
+    sets = {"test": data.x_test, **data.unseen}
+    if case.data in IMAGES:
+        some = data.x_test[: contest.NUM_SHIFTED]
+        noise_seed = contest.evaluation_seed(origin)
+        sets |= {f"{name}_{SEVERITY}": shifts.SHIFTS[name](some, SEVERITY, noise_seed) for name in HARMLESS}
     likelihood = bdl.likelihoods.Categorical()
     found = {name: contest.predict_one(model, likelihood, x, samples) for name, x in sets.items()}
     return contest.figures(found, data.y_test)
@@ -173,13 +195,16 @@ def posterior(case: Case, layer: Any) -> Any:
 @app.command()
 def report(
     results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the table into docs.")] = False,
+    write: Annotated[bool, typer.Option(help="Put the tables into docs.")] = False,
 ) -> None:
-    """Prints the table, and which changes are for the better by the rule."""
-    text = table(read(results))
-    print(text)
+    """Prints the tables, and which changes are for the better by the rule."""
+    rows = read(results)
+    fives = [row for row in read(ENSEMBLE_RESULTS) if row["split"] == "validation" and row["contestant"] == "ensemble"]
+    texts = {"recipe-search": table(rows), "input-factors": table_of_inputs(rows, fives)}
+    print(*texts.values(), sep="\n\n")
     if write:
-        replace_section(PAGE, "recipe-search", text)
+        for name, text in texts.items():
+            replace_section(PAGE, name, text)
 
 
 def table(rows: list[Row]) -> str:
@@ -226,6 +251,35 @@ def entry(group: list[Row], name: str) -> str:
     difference = "" if name == "none" else f" ({np.mean([row['nll change'] for row in group]):+.4f})"
     auroc = "" if name == TWIN else f", {cell(group, 'auroc_noise/epistemic', 3)}"
     return f"{cell(group, 'accuracy', 3)}, {cell(group, 'nll', 3)}{difference}{auroc}"
+
+
+def table_of_inputs(rows: list[Row], fives: list[Row]) -> str:
+    """For each data set a line for the twin, five twins, and each prior of the input factors."""
+    harmless = [f"{name}_{SEVERITY}/nll" for name in HARMLESS]
+    usual = {field.name: field.default for field in fields(Case) if field.name not in ("data", "seed", "inputs")}
+    named = [{**row, "name": "five twins"} for row in fives if row["data"] in IMAGES]
+    for row in [row for row in rows if row["data"] in IMAGES]:
+        change = change_of(row, usual)
+        if change == TWIN:
+            named.append({**row, "name": "twin"})
+        elif change == "none":
+            named.append({**row, "name": f"N(1, {row['inputs']:g}^2)" if row["inputs"] else "no input factors"})
+    lines = []
+    for (data, name), group in grouped(sorted(named, key=_order), ["data", "name"]).items():
+        kind = "total" if name == "twin" else "epistemic"  # one network without noise has nothing else
+        detection = [cell(group, f"auroc_{unseen}/{kind}", 3) for unseen in ("noise", "rotated", "partner")]
+        shifted = [{"nll": np.mean([row[figure] for figure in harmless])} for row in group]
+        quality = [cell(group, "accuracy", 3), cell(group, "nll", 3)]
+        lines.append([data, name, str(len(group)), *quality, *detection, cell(shifted, "nll", 2)])
+    header = ["data", "network", "seeds", "accuracy", "NLL", "AUROC noise", "turned", "partner", "NLL, harmless shift"]
+    return markdown(header, lines)
+
+
+def _order(row: Row) -> tuple[int, int, float]:
+    """By data, then the twins, then the width of the input factors' prior."""
+    twins = ("twin", "five twins")
+    place = twins.index(row["name"]) if row["name"] in twins else len(twins)
+    return list(SEEDS).index(row["data"]), place, row.get("inputs", 0.0)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_instead_of_ensemble_draws_pixels_factors_kernels_of_convolutions_and_fa
     (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
     assert tuple(factors.layer.kernel.shape) == (6, 6, 1)
     (pixels,) = factors.sampled_weights.values()
-    assert pixels.prior == Normal(1.0, 10.0)
+    assert pixels.prior == Normal(1.0, 3.0)
     by_shape = {len(weight.mean.shape): weight for weight in weights(model) if weight.mean is not pixels.mean}
     assert by_shape[4].prior == TiedMean(FanInNormal(1.0), mean_prior=Normal(0.0, 3.0))
     assert by_shape[4].posterior == MeanFieldNormal()
@@ -136,6 +136,15 @@ def test_instead_of_ensemble_without_factors_where_the_shape_is_not_known(shape)
 def test_num_examples_reaches_the_model():
     for recipe in RECIPES:
         assert recipe(dense(), bdl.likelihoods.Categorical(), num_examples=50).num_examples == 50
+
+
+def test_the_prior_of_input_factors_is_the_users_to_choose():
+    model = recipes.instead_of_ensemble(dense(), bdl.likelihoods.Categorical(), input_prior=Normal(1.0, 10.0))
+    (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
+    (weight,) = factors.sampled_weights.values()
+    assert weight.prior == Normal(1.0, 10.0)
+    without = recipes.instead_of_ensemble(dense(), bdl.likelihoods.Categorical(), input_prior=None)
+    assert not [layer for layer in flatten_layers(without) if isinstance(layer, InputFactors)]
 
 
 def test_instead_of_ensemble_has_a_factor_for_each_word():
