@@ -9,10 +9,9 @@ The rule: a change is for the better when the mean over data sets of log(NLL / t
 than its standard error, and neither accuracy nor AUROC fall by more than .005 on any of them.
 
 The recipe is the one that these changes were tried on, with input factors `N(1, 10^2)`. A second table is why they are
-`N(1, 3^2)` now: they trade detection against robustness. It has AUROC against noise, turned images
-and the partner of MNIST and Fashion-MNIST (each other), and the NLL of images that are noisy, blurred or of low
-contrast, mean of the three at severity 3 (`shifts.py`). Five twins stand beside them, where `mnist.py` has trained
-them.
+`N(1, 3^2)` now: they trade detection against robustness. It has AUROC against noise, turned images and the partner of
+MNIST and Fashion-MNIST (each other), and the NLL of images that are noisy, blurred or of low contrast, mean of the
+three at severity 3 (`shifts.py`). Five twins stand beside them, where `mnist.py` has trained them.
 
     python benchmarks/mnist.py run --data DIR --split validation --contestants twin --sets mnist,fashion
     python benchmarks/mnist.py run --split validation --contestants twin --sets digits --seeds 5
