@@ -7,7 +7,7 @@ than five, is due to the one mode that a posterior around one network has. Print
 example), Brier score and AUROC of epistemic uncertainty against the other of the two sets, ± the standard error over
 splits, and the differences to the five, paired. The test set has no part in any choice.
 
-    python benchmarks/recipe_modes.py run --data DIR     # half an hour, resumable, on two processes
+    python benchmarks/recipe_modes.py run --data DIR     # 40 minutes, resumable, on two processes
     python benchmarks/recipe_modes.py report --write     # the table goes into docs/defaults.md
 """
 
