@@ -161,6 +161,7 @@ def variations(name: str, seeds: int) -> Iterator[Case]:
         ),
         {"cycles": 4},
         {"num_samples": 4},
+        *({"num_samples": 4, "width": width} for width in (32, 1024)),
         {"num_samples": 4, "objective": "multi_sample"},
     ]
     for seed in range(seeds):
