@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shifts
-from data import fashion_mnist, mnist, trec
+from data import fashion_mnist, hold_out, mnist, trec
 from networks import lenet5, mlp, text_cnn
 from runs import Row, key_of
 
@@ -80,25 +80,35 @@ class Prediction:
 
 def run(case: Case, folder: Path | None, predictions: Path) -> Row:
     """Trains a case, keeps its predictions, and returns its figures."""
-    import keras
-
     import bdl
 
     data = load(case, folder)
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(case.seed)
-    epochs, batch_size = BUDGETS[case.data]
-    likelihood = bdl.likelihoods.Categorical()
-    model = compiled(case, data)
-    start = time.perf_counter()
-    history = model.fit(as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0).history
-    seconds = time.perf_counter() - start
+    model, last = trained(case, data)
     if case.contestant == "mc_dropout":
         model = bdl.convert.to_mc_dropout(model, seed=case.seed)
-    found = predict(model, likelihood, case, data)
+    found = predict(model, bdl.likelihoods.Categorical(), case, data)
     save(predictions, case, found, data.y_test)
-    parts = {f"training_{name}": history[name][-1] for name in ("elbo", "kl", "temperature") if name in history}
-    return {**figures(found, data.y_test), **parts, "seconds": seconds}
+    parts = {f"training_{name}": last[name] for name in ("elbo", "kl", "temperature") if name in last}
+    return {**figures(found, data.y_test), **parts, "seconds": last["seconds"]}
+
+
+def trained(case: Case, data: Data, make: Callable[[Case, Data], Any] | None = None) -> tuple[Any, Row]:
+    """The model of a case after its epochs, and the logs of the last one with the `seconds` that all took.
+
+    Args:
+        case: Gives budget and seed.
+        data: What it is trained on.
+        make: Builds the compiled model in place of `compiled`.
+    """
+    import keras
+
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(case.seed)
+    model = (make or compiled)(case, data)
+    epochs, batch_size = BUDGETS[case.data]
+    start = time.perf_counter()
+    history = model.fit(as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0).history
+    return model, {name: values[-1] for name, values in history.items()} | {"seconds": time.perf_counter() - start}
 
 
 def compiled(case: Case, data: Data) -> Any:
@@ -152,9 +162,7 @@ def load(case: Case, folder: Path | None) -> Data:
         x, y, x_test, y_test = (mnist if case.data == "mnist" else fashion_mnist)(folder)
         x, x_test = (part.astype("float32") / 255.0 for part in (x, x_test))
     if case.split == "validation":
-        order = np.random.default_rng(10_007).permutation(len(x))
-        held, kept = order[: len(x) // 5], order[len(x) // 5 :]
-        x, y, x_test, y_test = x[kept], y[kept], x[held], y[held]
+        x, y, x_test, y_test = hold_out(x, y, 10_007)
     unseen = (
         _unseen_words(x, x_test, evaluation_seed(case)) if case.data == "trec" else _unseen_images(case, x_test, folder)
     )

@@ -29,6 +29,13 @@ def folder_of(data: Path | None) -> Path | None:
     return None if chosen is None else Path(chosen)
 
 
+def hold_out(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Four fifths of the examples and a random fifth: inputs and targets of each."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    held, kept = order[: len(x) // 5], order[len(x) // 5 :]
+    return x[kept], y[kept], x[held], y[held]
+
+
 def uci(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Inputs `(n, features)` and targets `(n,)` of a UCI regression."""
     path = folder / "uci" / f"{UCI[name]}.npz"

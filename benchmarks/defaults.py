@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from contest import digits
-from data import folder_of, uci_split
+from data import folder_of, hold_out, uci_split
 from runs import Row, cell, change_of, grouped, key_of, markdown, mean_and_error, read, replace_section, run_all
 
 app = typer.Typer(add_completion=False)
@@ -227,10 +227,9 @@ def load(case: Case, folder: Path | None) -> tuple[np.ndarray, np.ndarray, np.nd
         assert folder is not None
         split = uci_split(folder, case.task, case.seed)
         x, y, scale = split.x, split.y[:, None], split.scale
-    order = np.random.default_rng(10_007 + case.seed).permutation(len(x))
-    held, kept = order[: len(x) // 5], order[len(x) // 5 :]
-    kept = kept[: int(len(kept) * case.fraction)]
-    return x[kept], y[kept], x[held], y[held], scale
+    x, y, x_held, y_held = hold_out(x, y, 10_007 + case.seed)
+    used = int(len(x) * case.fraction)
+    return x[:used], y[:used], x_held, y_held, scale
 
 
 def network(case: Case, inputs: int, outputs: int) -> Any:

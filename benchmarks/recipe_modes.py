@@ -22,7 +22,7 @@ from typing import Annotated
 import contest
 import numpy as np
 import typer
-from data import folder_of
+from data import folder_of, hold_out
 from runs import Row, cell, grouped, markdown, read, replace_section, run_all
 
 app = typer.Typer(add_completion=False)
@@ -66,15 +66,14 @@ def run(
 def train(case: Case, folder: Path | None) -> Row:
     """Figures by set and contestant, such as `test/twin together/nll`."""
     whole = contest.load(contest.Case(case.data, "lenet5", "twin", 0), folder)
-    order = np.random.default_rng(case.split).permutation(len(whole.x))
-    held, kept = order[: len(order) // 5], order[len(order) // 5 :]
-    sets = {"held out": (whole.x[held], whole.y[held]), "test": (whole.x_test, whole.y_test)}
-    part = replace(whole, x=whole.x[kept], y=whole.y[kept])
+    x, y, x_held, y_held = hold_out(whole.x, whole.y, case.split)
+    part = replace(whole, x=x, y=y)
+    images = {"held out": x_held, "test": whole.x_test, "partner": whole.unseen["partner"]}
     row: Row = {}
     for contestant, number in NETWORKS.items():
         seeds = range(case.split * number, (case.split + 1) * number)
-        members = [predictions(contest.Case(case.data, "lenet5", contestant, seed), part, sets) for seed in seeds]
-        for name, (_, labels) in sets.items():
+        members = [predictions(contest.Case(case.data, "lenet5", contestant, seed), part, images) for seed in seeds]
+        for name, labels in (("held out", y_held), ("test", whole.y_test)):
             found = [{"test": member[name], "partner": member["partner"]} for member in members]
             single = [contest.figures(each, labels) for each in found]
             together = contest.figures(contest.ensemble(found), labels)
@@ -84,21 +83,12 @@ def train(case: Case, folder: Path | None) -> Row:
     return row
 
 
-def predictions(
-    case: contest.Case, data: contest.Data, sets: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> dict[str, contest.Prediction]:
-    """What one network, trained on `data`, predicts of the sets and of the other data set's images."""
-    import keras
-
+def predictions(case: contest.Case, data: contest.Data, images: dict[str, np.ndarray]) -> dict[str, contest.Prediction]:
+    """What one network, trained on `data`, predicts of sets of images."""
     import bdl
 
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(case.seed)
-    model = contest.compiled(case, data)
-    epochs, batch_size = contest.BUDGETS[case.data]
-    model.fit(contest.as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0)
+    model, _ = contest.trained(case, data)
     samples = 1 if case.contestant in contest.ENSEMBLES else contest.NUM_SAMPLES
-    images = {name: x for name, (x, _) in sets.items()} | {"partner": data.unseen["partner"]}
     likelihood = bdl.likelihoods.Categorical()
     return {name: contest.predict_one(model, likelihood, x, samples) for name, x in images.items()}
 
@@ -136,8 +126,7 @@ def difference_to_five(rows: list[Row], name: str, contestant: str, figure: str)
         return value
     five = f"{name}/twin together/{figure}"
     less = [{"difference": row[f"{name}/{contestant}/{figure}"] - row[five]} for row in rows]
-    mean, _, error = cell(less, "difference").partition(" ± ")
-    return f"{value} ({float(mean):+.4f}" + (f" ± {error})" if error else ")")
+    return f"{value} ({cell(less, 'difference', sign='+')})"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ three at severity 3 (`shifts.py`). Five twins stand beside them, where `mnist.py
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,20 +131,12 @@ def cases(name: str) -> Iterator[Case]:
 
 def train(case: Case, folder: Path | None) -> Row:
     """Figures of one training."""
-    import keras
-
     import bdl
 
-    origin = contest.Case(case.data, NETWORKS[case.data], "instead_of_ensemble", case.seed, split="validation")
+    contestant = "twin" if case.is_twin else "instead_of_ensemble"
+    origin = contest.Case(case.data, NETWORKS[case.data], contestant, case.seed, split="validation")
     data = contest.load(origin, folder)
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(case.seed)
-    if case.is_twin:
-        model = contest.compiled(replace(origin, contestant="twin"), data)
-    else:
-        model = compiled(case, contest.build(origin, data))
-    epochs, batch_size = contest.BUDGETS[case.data]
-    model.fit(contest.as_input(data.x), data.y, batch_size=batch_size, epochs=epochs, verbose=0)
+    model, _ = contest.trained(origin, data, None if case.is_twin else partial(compiled, case))
     samples = 1 if case.is_twin else contest.NUM_SAMPLES
     sets = {"test": data.x_test, **data.unseen}
     if case.data in IMAGES:
@@ -156,7 +148,7 @@ def train(case: Case, folder: Path | None) -> Row:
     return contest.figures(found, data.y_test)
 
 
-def compiled(case: Case, network: Any) -> Any:
+def compiled(case: Case, origin: contest.Case, data: contest.Data) -> Any:
     """The Bayesian model of a case, ready to fit."""
     import keras
 
@@ -167,6 +159,7 @@ def compiled(case: Case, network: Any) -> Any:
         is_plain = isinstance(layer, keras.layers.Embedding) and not case.words
         return not is_plain and bdl.convert.variational.can_be_variational(layer)
 
+    network = contest.build(origin, data)
     around_means = TiedMean(FanInNormal(case.spread), mean_prior=Normal(0.0, 3.0))
     converted = bdl.convert.to_variational(network, layers, case.estimator, around_means, partial(posterior, case))
     if case.inputs and case.data in IMAGES:

@@ -92,13 +92,13 @@ def mean_and_error(rows: Sequence[Row], name: str) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-def cell(rows: Sequence[Row], name: str, digits: int = 4) -> str:
-    """`mean ± standard error` of a column, for a table; empty where no row has it."""
+def cell(rows: Sequence[Row], name: str, digits: int = 4, sign: str = "") -> str:
+    """`mean ± standard error` of a column, for a table; empty where no row has it. `sign="+"` is for differences."""
     having = [row for row in rows if row.get(name) is not None]
     if not having:
         return ""
     mean, error = mean_and_error(having, name)
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
+    return f"{mean:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
