@@ -11,7 +11,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from bdl import training_data
 from bdl.elbo import (
     KLSchedule,
     LinearWarmup,
@@ -27,12 +26,13 @@ from bdl.elbo import (
     local_kl,
 )
 from bdl.keras_internals import flatten_layers, num_replicas, own_buffers, symbolic_inputs, take_losses
-from bdl.layers.latent_alignment import alignment_trackers
+from bdl.layers.latent_attention.latent_alignment import alignment_trackers
 from bdl.likelihoods import Likelihood
 from bdl.likelihoods.heads import check_labels_of, heads_of, mean_of, nll_of, penalty_of
 from bdl.prediction import predict_with
 from bdl.random import Tensor
 from bdl.sampling import Sampler, check_output_activation
+from bdl.training import data as training_data
 
 FORMAT_VERSION = 1
 """Version of the configuration that `get_config` writes."""

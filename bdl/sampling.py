@@ -15,13 +15,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.estimators.weights import whole_functions
 from bdl.keras_internals import flatten_layers
-from bdl.layers.estimators import whole_functions
-from bdl.layers.latent_alignment import LatentAlignment
+from bdl.layers.latent_attention.latent_alignment import LatentAlignment
 from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
 from bdl.random import Tensor
-from bdl.training_data import check_finite
+from bdl.training.data import check_finite
 
 _SUMS = ("p_sum", "entropy_sum")
 _SQUASHING = {"softmax": "Categorical", "sigmoid": "Bernoulli"}

@@ -10,7 +10,7 @@ from keras import ops
 
 import bdl
 from bdl.layers import LatentAttention
-from bdl.layers.alignment_estimators import VARIATIONAL
+from bdl.layers.latent_attention.alignment_estimators import VARIATIONAL
 
 BATCH, QUERIES, KEYS, DIM, TARGET, CLASSES = 3, 4, 5, 6, 2, 4
 _RNG = np.random.default_rng(0)

@@ -7,8 +7,8 @@ from keras import ops
 from layer_contract import reset_noise
 
 import bdl
+from bdl.estimators.weights import Noise, sample_weights
 from bdl.layers import Variational
-from bdl.layers.estimators import Noise, sample_weights
 
 
 def sampled_twin(layer: Variational, *shapes: Any, seed: int = 3) -> keras.Layer:

@@ -15,9 +15,9 @@ from keras import ops
 from bdl import random
 from bdl.convert.rewiring import ConvertedModel, Replacement, check_network, original_call
 from bdl.convert.selection import Selector, select, walk
+from bdl.estimators.dropout import apply_dropout, bernoulli_mask
+from bdl.estimators.weights import draws_whole_functions
 from bdl.keras_internals import flatten_layers, input_structure
-from bdl.layers.dropout_noise import apply_dropout, bernoulli_mask
-from bdl.layers.estimators import draws_whole_functions
 from bdl.layers.noise_layers import SavesSeed
 from bdl.random import Tensor
 

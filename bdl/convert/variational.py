@@ -13,8 +13,8 @@ from keras import layers as keras_layers
 from bdl import posteriors, priors
 from bdl.convert.rewiring import ConvertedModel, Replacement, original_call, replaced
 from bdl.convert.selection import Selector, select, walk
+from bdl.estimators.linear import is_linear, weight_name
 from bdl.layers import Variational
-from bdl.layers.linear import is_linear, weight_name
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
 from bdl.priors import Moped, Prior

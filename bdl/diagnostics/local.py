@@ -27,8 +27,8 @@ from keras import ops
 from bdl.diagnostics.quantities import LocalLatents
 from bdl.diagnostics.weights import preserved
 from bdl.elbo import local_kl
-from bdl.layers.estimators import whole_functions
-from bdl.layers.latent import Alignment, GaussianCode, Latent, collect_latents
+from bdl.estimators.weights import whole_functions
+from bdl.latents import Alignment, GaussianCode, Latent, collect_latents
 
 ACTIVE_VARIANCE = 0.01
 """Variance over inputs of a code unit's mean above which it is active (Burda et al. 2016), for a prior of scale 1."""

@@ -16,9 +16,9 @@ from keras import ops
 
 from bdl.diagnostics.quantities import Fit, fit_figures
 from bdl.diagnostics.weights import WeightPosterior, at_prior, preserved, without_weakest
+from bdl.estimators.weights import whole_functions
 from bdl.keras_internals import flatten_layers
 from bdl.layers import mean_weights
-from bdl.layers.estimators import whole_functions
 from bdl.likelihoods import Likelihood
 
 ACTIVE_SIGNAL = 0.05

@@ -18,8 +18,8 @@ from keras import ops
 from bdl.convert.mc_dropout import MCDropoutModel
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.elbo import kl_divergence
+from bdl.estimators.weights import SampledWeight
 from bdl.keras_internals import direct_layers, flatten_layers
-from bdl.layers.estimators import SampledWeight
 from bdl.layers.variational import Variational
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
 from bdl.priors import Prior, TiedMean, Variables

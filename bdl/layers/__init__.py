@@ -1,7 +1,8 @@
 """Variational layers: the mechanism and its named drop-ins."""
 
+from bdl.latents import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
 from bdl.layers.attention import MultiHeadAttentionReparameterization
-from bdl.layers.conv import (
+from bdl.layers.convolutional.conv import (
     Conv1DFlipout,
     Conv1DLocalReparameterization,
     Conv1DRank1,
@@ -15,7 +16,7 @@ from bdl.layers.conv import (
     Conv3DRank1,
     Conv3DReparameterization,
 )
-from bdl.layers.conv_transpose import (
+from bdl.layers.convolutional.conv_transpose import (
     Conv1DTransposeFlipout,
     Conv1DTransposeLocalReparameterization,
     Conv1DTransposeReparameterization,
@@ -26,39 +27,7 @@ from bdl.layers.conv_transpose import (
     Conv3DTransposeLocalReparameterization,
     Conv3DTransposeReparameterization,
 )
-from bdl.layers.dense import (
-    DenseFlipout,
-    DenseLocalReparameterization,
-    DenseRank1,
-    DenseReparameterization,
-    EinsumDenseFlipout,
-    EinsumDenseLocalReparameterization,
-    EinsumDenseRank1,
-    EinsumDenseReparameterization,
-)
-from bdl.layers.dropout import (
-    MCAlphaDropout,
-    MCDropout,
-    MCGaussianDropout,
-    MCGaussianNoise,
-    MCSpatialDropout1D,
-    MCSpatialDropout2D,
-    MCSpatialDropout3D,
-)
-from bdl.layers.embedding import EmbeddingRank1, EmbeddingReparameterization
-from bdl.layers.input_factors import InputFactors
-from bdl.layers.latent import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
-from bdl.layers.latent_attention import LatentAttention
-from bdl.layers.latent_multi_head_attention import LatentMultiHeadAttention
-from bdl.layers.learned_dropout import ConcreteDropout, VariationalGaussianDropout
-from bdl.layers.normalization import (
-    BatchNormalizationReparameterization,
-    GroupNormalizationReparameterization,
-    LayerNormalizationReparameterization,
-    RMSNormalizationReparameterization,
-)
-from bdl.layers.recurrent import GRUReparameterization, LSTMReparameterization, SimpleRNNReparameterization
-from bdl.layers.separable_conv import (
+from bdl.layers.convolutional.separable_conv import (
     DepthwiseConv1DFlipout,
     DepthwiseConv1DLocalReparameterization,
     DepthwiseConv1DReparameterization,
@@ -72,6 +41,36 @@ from bdl.layers.separable_conv import (
     SeparableConv2DLocalReparameterization,
     SeparableConv2DReparameterization,
 )
+from bdl.layers.dense import (
+    DenseFlipout,
+    DenseLocalReparameterization,
+    DenseRank1,
+    DenseReparameterization,
+    EinsumDenseFlipout,
+    EinsumDenseLocalReparameterization,
+    EinsumDenseRank1,
+    EinsumDenseReparameterization,
+)
+from bdl.layers.embedding import EmbeddingRank1, EmbeddingReparameterization
+from bdl.layers.input_factors import InputFactors
+from bdl.layers.latent_attention import LatentAttention, LatentMultiHeadAttention
+from bdl.layers.normalization import (
+    BatchNormalizationReparameterization,
+    GroupNormalizationReparameterization,
+    LayerNormalizationReparameterization,
+    RMSNormalizationReparameterization,
+)
+from bdl.layers.recurrent import GRUReparameterization, LSTMReparameterization, SimpleRNNReparameterization
+from bdl.layers.regularization.dropout import (
+    MCAlphaDropout,
+    MCDropout,
+    MCGaussianDropout,
+    MCGaussianNoise,
+    MCSpatialDropout1D,
+    MCSpatialDropout2D,
+    MCSpatialDropout3D,
+)
+from bdl.layers.regularization.learned_dropout import ConcreteDropout, VariationalGaussianDropout
 from bdl.layers.temperature import TemperatureScaling
 from bdl.layers.variational import Variational, mean_weights
 

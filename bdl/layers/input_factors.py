@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from bdl.layers.linear import Scale
+from bdl.estimators.linear import Scale
 from bdl.layers.variational import Variational
 from bdl.posteriors import MeanFieldNormal, Posterior
 from bdl.priors import Normal, Prior

@@ -15,9 +15,10 @@ import keras
 from keras import ops
 
 from bdl import posteriors, priors, random
+from bdl.estimators import linear
+from bdl.estimators import weights as estimators
+from bdl.estimators.weights import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
 from bdl.keras_internals import adopt_signatures, flatten_layers
-from bdl.layers import estimators, linear
-from bdl.layers.estimators import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
 from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
 from bdl.priors import Normal, Prior, TiedMean, WidthNormal

@@ -13,7 +13,7 @@ from standard_errors import assert_moments
 
 import bdl
 from bdl.convert import DecorativeDropoutWarning, to_mc_dropout
-from bdl.layers.estimators import whole_functions
+from bdl.estimators.weights import whole_functions
 
 WITH_DROPOUT = list(NETWORKS)
 

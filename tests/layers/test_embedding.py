@@ -11,8 +11,8 @@ from sampled_twins import sampled_twin
 from standard_errors import assert_mean
 
 import bdl
+from bdl.estimators.weights import whole_functions
 from bdl.layers import DenseReparameterization, EmbeddingRank1, EmbeddingReparameterization
-from bdl.layers.estimators import whole_functions
 from bdl.posteriors import MeanFieldNormal
 from bdl.priors import EmpiricalBayes
 

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sampled_twins import sampled_twin
 
 import bdl
+from bdl.estimators.weights import Noise
 from bdl.keras_internals import flatten_layers
 from bdl.layers import (
     DenseReparameterization,
@@ -21,7 +22,6 @@ from bdl.layers import (
     SimpleRNNReparameterization,
     Variational,
 )
-from bdl.layers.estimators import Noise
 
 KINDS = [LSTMReparameterization, GRUReparameterization, SimpleRNNReparameterization]
 X = np.random.default_rng(0).normal(size=(3, 5, 2)).astype("float32")

@@ -202,7 +202,7 @@ def test_weights_of_one_layer_have_noise_of_their_own():
     layer = Variational(layers.LSTM(3), weights=("kernel", "recurrent_kernel"))
     layer.build((2, 4, 3))  # both kernels are 3 x 12
     kernel, recurrent = layer.sampled_weights["kernel"], layer.sampled_weights["recurrent_kernel"]
-    noise = bdl.layers.estimators.Noise(bdl.random.draw_key(0), ops.ones(()))
+    noise = bdl.estimators.weights.Noise(bdl.random.draw_key(0), ops.ones(()))
     assert not np.allclose(array(noise.perturbation(kernel)), array(noise.perturbation(recurrent)))
     assert_array_equal(array(noise.perturbation(kernel)), array(noise.perturbation(kernel)))
 

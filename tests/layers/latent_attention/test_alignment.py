@@ -12,9 +12,9 @@ from scipy import special, stats
 from standard_errors import assert_mean, assert_within_standard_errors
 
 from bdl import random
-from bdl.layers import alignment
-from bdl.layers.alignment import MASKED
-from bdl.layers.alignment_estimators import AlignmentPosterior
+from bdl.layers.latent_attention import alignment
+from bdl.layers.latent_attention.alignment import MASKED
+from bdl.layers.latent_attention.alignment_estimators import AlignmentPosterior
 
 pytestmark = pytest.mark.core
 

@@ -14,8 +14,8 @@ from scipy import integrate, stats
 from standard_errors import assert_moments
 
 import bdl
-from bdl.layers.estimators import whole_functions
-from bdl.layers.learned_dropout import ConcreteDropout, VariationalGaussianDropout
+from bdl.estimators.weights import whole_functions
+from bdl.layers.regularization.learned_dropout import ConcreteDropout, VariationalGaussianDropout
 
 
 @pytest.mark.core

@@ -36,8 +36,9 @@ from scipy import optimize, special, stats
 from standard_errors import assert_mean, assert_within_standard_errors
 
 import bdl
-from bdl.layers import LatentAttention, alignment
-from bdl.layers.alignment_estimators import ESTIMATORS, NEED_DECODER
+from bdl.layers import LatentAttention
+from bdl.layers.latent_attention import alignment
+from bdl.layers.latent_attention.alignment_estimators import ESTIMATORS, NEED_DECODER
 from bdl.likelihoods import Categorical, Mixture, Normal
 
 INPUTS = [QUERY, VALUE, TARGETS]

@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from standard_errors import assert_moments
 
 from bdl import random
-from bdl.layers.dropout_noise import apply_dropout
-from bdl.layers.estimators import whole_functions
+from bdl.estimators.dropout import apply_dropout
+from bdl.estimators.weights import whole_functions
 
 pytestmark = pytest.mark.core
 

@@ -8,8 +8,9 @@ import keras
 from keras import ops
 
 from bdl.keras_internals import flatten_layers
-from bdl.layers import alignment
-from bdl.layers.alignment_estimators import (
+from bdl.latents import Alignment, report_latent
+from bdl.layers.latent_attention import alignment
+from bdl.layers.latent_attention.alignment_estimators import (
     NEED_DECODER,
     VARIATIONAL,
     AlignmentPosterior,
@@ -18,7 +19,6 @@ from bdl.layers.alignment_estimators import (
     context_weights,
     evaluations,
 )
-from bdl.layers.latent import Alignment, report_latent
 from bdl.layers.noise_layers import SEED_KEY, HasNoise
 from bdl.likelihoods.mixture import NUM_EXTRAS, pack
 from bdl.random import Tensor
@@ -33,7 +33,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
     Subclasses score queries against keys, `infer` alignments from that, and take `context_weights` or `decode`.
 
     Args:
-        estimator: How alignments are summed out, one of `bdl.layers.alignment_estimators.ESTIMATORS`.
+        estimator: How alignments are summed out, one of `bdl.layers.latent_attention.alignment_estimators.ESTIMATORS`.
         inference_network: Of q(z | x, y): None for q = p; `"dense"`, one Dense layer; or a layer or model from the
             concatenation of query and target, `(batch, queries, query_dim + target_dim)`, to a query of its own, of the
             keys' dimension (num_heads * key_dim), whose score is added to the prior's.

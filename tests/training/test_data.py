@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from bdl.training_data import DataSize, check_finite, first_batch, inputs_as_arrays, measure
+from bdl.training.data import DataSize, check_finite, first_batch, inputs_as_arrays, measure
 
 X = np.arange(30.0).reshape(10, 3).astype("float32")
 Y = np.arange(10)

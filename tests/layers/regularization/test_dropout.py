@@ -10,7 +10,7 @@ from layer_contract import array
 from numpy.testing import assert_allclose, assert_array_equal
 
 import bdl
-from bdl.layers.dropout import (
+from bdl.layers.regularization.dropout import (
     MCAlphaDropout,
     MCDropout,
     MCGaussianDropout,

@@ -28,7 +28,7 @@ from scipy import special, stats
 
 import bdl
 from bdl.layers import LatentAttention, collect_latents
-from bdl.layers.alignment_estimators import ESTIMATORS, NEED_DECODER, VARIATIONAL
+from bdl.layers.latent_attention.alignment_estimators import ESTIMATORS, NEED_DECODER, VARIATIONAL
 from bdl.likelihoods import Categorical, Mixture, Normal
 
 INPUTS = [QUERY, VALUE, TARGETS]

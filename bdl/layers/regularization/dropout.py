@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from bdl.layers.dropout_noise import apply_dropout
+from bdl.estimators.dropout import apply_dropout
 from bdl.layers.noise_layers import HasNoise
 from bdl.random import Tensor
 

@@ -11,7 +11,7 @@ from keras import layers
 from layer_contract import array
 from numpy.testing import assert_allclose
 
-from bdl.layers import linear
+from bdl.estimators import linear
 
 LINEAR_LAYERS = [
     pytest.param(layers.Dense, {"units": 3}, (2, 4), id="Dense"),

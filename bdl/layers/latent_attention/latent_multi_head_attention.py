@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from bdl.layers import alignment
-from bdl.layers.alignment_estimators import NEED_DECODER
-from bdl.layers.latent_alignment import LatentAlignment
-from bdl.layers.latent_attention import key_mask_of
+from bdl.layers.latent_attention import alignment
+from bdl.layers.latent_attention.alignment_estimators import NEED_DECODER
+from bdl.layers.latent_attention.latent_alignment import LatentAlignment
+from bdl.layers.latent_attention.latent_attention import key_mask_of
 from bdl.random import Tensor
 
 

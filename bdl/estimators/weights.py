@@ -23,7 +23,7 @@ import keras
 from keras import ops
 
 from bdl import random
-from bdl.layers.linear import Stage, Values, feature_shape
+from bdl.estimators.linear import Stage, Values, feature_shape
 from bdl.posteriors import Posterior, Variables
 from bdl.priors import Prior
 from bdl.random import Tensor

@@ -13,10 +13,10 @@ import keras
 from keras import ops
 
 from bdl import random
-from bdl.layers import linear
-from bdl.layers.dropout import check_rate, dropout_kl
-from bdl.layers.estimators import draws_whole_functions
+from bdl.estimators import linear
+from bdl.estimators.weights import draws_whole_functions
 from bdl.layers.noise_layers import HasNoise
+from bdl.layers.regularization.dropout import check_rate, dropout_kl
 from bdl.random import Tensor
 
 _SMALLEST_UNIFORM = 1e-7

@@ -7,7 +7,7 @@ from keras import ops
 from latent_networks import TARGET, all_gradients, array, built, called
 from standard_errors import assert_mean
 
-from bdl.layers.alignment_estimators import check_estimator
+from bdl.layers.latent_attention.alignment_estimators import check_estimator
 from bdl.likelihoods import Categorical, Mixture
 
 pytestmark = pytest.mark.core

@@ -23,7 +23,7 @@ from functools import cached_property
 
 from keras import ops
 
-from bdl.layers import alignment
+from bdl.layers.latent_attention import alignment
 from bdl.likelihoods.mixture import BASELINE, EXPECTATION, MIXTURE, SAMPLE
 from bdl.random import Tensor
 

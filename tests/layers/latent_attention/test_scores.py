@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from numpy.testing import assert_allclose
 
-from bdl.layers.scores import SCORE_MODES, AlignmentScore
+from bdl.layers.latent_attention.scores import SCORE_MODES, AlignmentScore
 
 pytestmark = pytest.mark.core
 

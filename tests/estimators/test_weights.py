@@ -11,8 +11,8 @@ from layer_contract import array, reset_noise
 from numpy.testing import assert_allclose, assert_array_equal
 from standard_errors import assert_covariance, assert_mean, assert_moments, assert_within_standard_errors
 
+from bdl.estimators.weights import ESTIMATORS, whole_functions
 from bdl.layers import Variational
-from bdl.layers.estimators import ESTIMATORS, whole_functions
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
 
 pytestmark = pytest.mark.core

@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 from bdl.keras_internals import keras_mask
-from bdl.layers import alignment
-from bdl.layers.latent_alignment import LatentAlignment
-from bdl.layers.scores import AlignmentScore
+from bdl.layers.latent_attention import alignment
+from bdl.layers.latent_attention.latent_alignment import LatentAlignment
+from bdl.layers.latent_attention.scores import AlignmentScore
 from bdl.random import Tensor
 
 _register = keras.saving.register_keras_serializable(package="bdl")

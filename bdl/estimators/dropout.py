@@ -9,7 +9,7 @@ from typing import Any
 from keras import layers, ops
 
 from bdl import random
-from bdl.layers.estimators import draws_whole_functions
+from bdl.estimators.weights import draws_whole_functions
 from bdl.random import Tensor
 
 _SPATIAL = (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)

@@ -1,0 +1,1 @@
+"""Dropout that stays on at prediction, and dropout whose rate is learned."""

@@ -1,0 +1,1 @@
+"""What layers and models offer to whoever trains, samples or diagnoses them, without knowing their class."""
