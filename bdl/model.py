@@ -136,6 +136,34 @@ class VariationalModel(keras.Model):
         """Number of training examples, or None before it is known."""
         return _to_int(self._num_examples) or None
 
+    @property
+    def step(self) -> int:
+        """Training steps done so far."""
+        return _to_int(self._step)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Length of the schedule of T in steps, or None before it is known."""
+        return _to_int(self._total_steps) or None
+
+    @property
+    def temperature(self) -> float | None:
+        """T of the next training step, or None where its schedule does not know its length yet."""
+        if self._schedule_needs_length():
+            return None
+        return float(ops.convert_to_numpy(ops.convert_to_tensor(self._temperature())))
+
+    @property
+    def final_temperature(self) -> float:
+        """T once the schedule has run out, or on average over one that never does; a constant T is itself."""
+        return self.kl_weight if isinstance(self.kl_weight, float) else 1.0
+
+    def end_schedule(self) -> None:
+        """Moves the count of steps to the end of the schedule of T, if that is before it."""
+        schedule = self._schedule
+        if schedule is not None:
+            self._step.assign(max(self.step, schedule.num_steps(_to_int(self._total_steps))))
+
     def build(self, input_shape: Any = None) -> None:
         """Builds the network."""
         if not self.network.built:

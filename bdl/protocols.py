@@ -1,1 +1,33 @@
 """What layers and models offer to whoever trains, samples or diagnoses them, without knowing their class."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+Tensor = Any
+
+
+@runtime_checkable
+class HasKL(Protocol):
+    """A layer whose weights have posteriors: `bdl.elbo.kl_divergence` adds up all of a model."""
+
+    def kl_divergence(self) -> Tensor:
+        """Divergence of the weights' posteriors from their priors: scalar, total, in nats."""
+
+
+@runtime_checkable
+class HasTemperature(Protocol):
+    """A model that trains on the ELBO: it knows the size of its data, and the T of each step.
+
+    Attributes:
+        num_examples: Number of training examples N, or None before it is known.
+        temperature: T of the next training step, or None where its schedule does not know its length yet.
+        final_temperature: T once the schedule has run out; a schedule that averages to a number has that one.
+    """
+
+    num_examples: int | None
+    temperature: float | None
+    final_temperature: float
+
+    def end_schedule(self) -> None:
+        """Moves the count of steps to the end of the schedule, if that is before it."""

@@ -19,6 +19,10 @@ class KLSchedule(Serializable):
 
     needs_total_steps: bool = True
 
+    def num_steps(self, total_steps: int) -> int:
+        """Steps after which T stays where it is, of a training of that many; 0 where it never does."""
+        return total_steps
+
     def __call__(self, step: Tensor, total_steps: Tensor) -> Tensor:
         """The weight at a step.
 
@@ -61,6 +65,10 @@ class LinearWarmup(KLSchedule):
     def needs_total_steps(self) -> bool:  # type: ignore[override]
         """False where the length of the ramp is given in steps."""
         return self.steps is None
+
+    def num_steps(self, total_steps: int) -> int:
+        """Length of the ramp."""
+        return self.steps if self.steps is not None else math.ceil(self.fraction * total_steps)
 
     def __call__(self, step: Tensor, total_steps: Tensor) -> Tensor:
         """`min(1, step / ramp)`."""
@@ -128,6 +136,10 @@ class MinibatchWeights(KLSchedule):
     def __post_init__(self) -> None:
         if not (isinstance(self.num_batches, int) and self.num_batches > 0):
             raise ValueError(f"`num_batches` must be a positive integer, not {self.num_batches!r}.")
+
+    def num_steps(self, total_steps: int) -> int:
+        """None: the weights go on for ever, and are 1 on average."""
+        return 0
 
     def __call__(self, step: Tensor, total_steps: Tensor) -> Tensor:
         """The weight of this minibatch, written without `2^M`, which overflows."""
