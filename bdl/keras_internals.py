@@ -161,6 +161,13 @@ def is_concrete(values: Any) -> bool:
     return True
 
 
+def standard_gamma(concentration: Any, generator: Any) -> Any:
+    """Torch's differentiable gamma noise from a generator of one's own, which its public names do not take."""
+    import torch
+
+    return torch._standard_gamma(concentration, generator)
+
+
 def num_replicas() -> int:
     """Replicas over which Keras sums the gradient of a loss: it expects each to return its share.
 

@@ -141,12 +141,12 @@ def _fold_in(keys: Any, numbers: Any) -> Any:
 @jax.jit
 def _block(key: Any, start: Any) -> Any:
     # XLA computes only the slice, so that a stream longer than the memory can be made block by block.
-    return jax.lax.dynamic_slice(random._bits((LONGEST_STREAM,), key), (start,), (BLOCK_WORDS,))
+    return jax.lax.dynamic_slice(random.hashing.bits((LONGEST_STREAM,), key), (start,), (BLOCK_WORDS,))
 
 
 @jax.jit(static_argnames="size")
 def _words(keys: Any, size: int) -> Any:
-    return jax.vmap(lambda key: random._bits((size,), key))(jnp.asarray(keys))
+    return jax.vmap(lambda key: random.hashing.bits((size,), key))(jnp.asarray(keys))
 
 
 @jax.jit(static_argnames="size")

@@ -119,7 +119,7 @@ def test_every_word_maps_to_a_finite_normal_and_its_mirror_image(monkeypatch):
     cells = np.concatenate([ends, np.arange(2**12, 2**22, 97)])
     cells = np.concatenate([cells, 2**23 - 1 - cells[::-1]])
     words = (cells << 9 | 0x1FF).astype("uint32")  # the lowest nine bits must not matter
-    monkeypatch.setattr(random, "_bits", lambda shape, key: ops.convert_to_tensor(words))
+    monkeypatch.setattr(random.hashing, "bits", lambda shape, key: ops.convert_to_tensor(words))
     noise = normal(words.shape, None)
     assert np.all(np.isfinite(noise))
     np.testing.assert_array_equal(noise, -noise[::-1])
@@ -190,8 +190,8 @@ def test_replicas_have_their_own_keys(monkeypatch):
 @pytest.mark.parametrize("key", KEYS)
 def test_bits_equal_the_reference_exactly(key):
     expected = reference_bits(10_000, key)
-    np.testing.assert_array_equal(array(random._bits((100, 100), as_key(key))).ravel(), expected)
-    bits = compiled(lambda key: random._bits((100, 100), key))(as_key(key))
+    np.testing.assert_array_equal(array(random.hashing.bits((100, 100), as_key(key))).ravel(), expected)
+    bits = compiled(lambda key: random.hashing.bits((100, 100), key))(as_key(key))
     np.testing.assert_array_equal(array(bits).ravel(), expected)
 
 
@@ -225,6 +225,69 @@ def test_keys_whose_seeds_and_steps_differ_in_the_same_bits_do_not_meet(one, oth
     """These (seed, step, weight) did, while both words of a folded key were combined with the same number."""
     keys = [array(random.fold_in(as_key(inputs[:2]), inputs[2])) for inputs in (one, other)]
     assert keys[0][1] != keys[1][1]
+
+
+# Noise of an example
+
+
+DRAWS = [random.normal, random.uniform, random.rademacher]
+
+
+def in_batches(draw, key, size, total=96, shape=(5, 3), axis=0):
+    """Noise of all examples, drawn in batches of a size, with the axis of the examples where it was asked for."""
+    drawn = []
+    for start in range(0, total, size):
+        with random.examples(start, size):
+            drawn.append(array(draw((*shape[:axis], size, *shape[axis:]), key, example_axis=axis)))
+    return np.concatenate(drawn, axis=axis)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", [1, 24])
+def test_the_noise_of_an_example_depends_on_its_place_and_not_on_the_batch(draw, axis, size):
+    key = random.draw_key(30)
+    whole = in_batches(draw, key, 96, axis=axis)
+    np.testing.assert_array_equal(in_batches(draw, key, size, axis=axis), whole)
+    assert len(np.unique(np.moveaxis(whole, axis, 0).reshape(96, -1), axis=0)) > 48  # examples differ from each other
+
+
+@pytest.mark.core
+def test_gamma_noise_of_an_example_depends_on_its_place_and_not_on_the_batch():
+    def draw(shape, key, example_axis):
+        return random.gamma(np.full(shape, 2.0, "float32"), key, example_axis)
+
+    whole = in_batches(draw, random.draw_key(31), 12, total=12, axis=1)
+    np.testing.assert_allclose(in_batches(draw, random.draw_key(31), 4, total=12, axis=1), whole, rtol=1e-6)
+    assert len(np.unique(whole)) == whole.size
+
+
+@pytest.mark.core
+def test_parts_of_an_example_that_were_folded_into_the_first_axis_keep_their_places():
+    key = random.draw_key(32)
+    with random.examples(0, 8):
+        whole = array(random.normal((24, 2), key, example_axis=0))
+    with random.examples(4, 4):
+        part = array(random.normal((12, 2), key, example_axis=0))
+    np.testing.assert_array_equal(part, whole[12:])
+
+
+@pytest.mark.core
+def test_noise_of_examples_is_standard_normal_and_independent_between_them():
+    with random.examples(1_000, 2**10):
+        noise = array(random.normal((2**10, 2**8), random.draw_key(33), example_axis=0)).astype("float64")
+    assert stats.kstest(noise.ravel(), "norm").pvalue > RARE
+    neighbours = np.mean(noise[1:] * noise[:-1])
+    assert abs(neighbours) < 5 / np.sqrt(noise[1:].size)
+    assert abs(noise.mean(axis=1)).max() < 5.5 / np.sqrt(2**8)
+
+
+@pytest.mark.core
+def test_a_draw_without_examples_is_the_same_within_a_batch():
+    plain = normal((7, 3), random.draw_key(34))
+    with random.examples(5, 7):
+        np.testing.assert_array_equal(normal((7, 3), random.draw_key(34)), plain)
 
 
 # Compilation and shapes

@@ -52,30 +52,39 @@ def apply_dropout(
     [0.0, 2.0]
     """
     kind = type(layer) if kind is None else kind
-    shape = _noise_shape(layer, kind, inputs, shared_axes)
+    shape, axis = _noise_shape(layer, kind, inputs, shared_axes)
     x = ops.cast(inputs, "float32")
     if issubclass(kind, layers.GaussianNoise):
-        noisy = x + strength * layer.stddev * random.normal(shape, key)
+        noisy = x + strength * layer.stddev * random.normal(shape, key, axis)
     elif issubclass(kind, layers.GaussianDropout):
         deviation = math.sqrt(layer.rate / (1.0 - layer.rate))
-        noisy = x * (1.0 + strength * deviation * random.normal(shape, key))
+        noisy = x * (1.0 + strength * deviation * random.normal(shape, key, axis))
     elif issubclass(kind, layers.AlphaDropout):
-        noisy = x + strength * (_alpha_dropout(x, layer.rate, random.uniform(shape, key)) - x)
+        noisy = x + strength * (_alpha_dropout(x, layer.rate, random.uniform(shape, key, axis)) - x)
     elif issubclass(kind, (layers.Dropout, *_SPATIAL)):
-        noisy = x * bernoulli_mask(shape, layer.rate, key, strength)
+        noisy = x * bernoulli_mask(shape, layer.rate, key, strength, axis)
     else:
         raise ValueError(f"`layer` must be a dropout layer of Keras, not {layer!r}.")
     return ops.cast(noisy, inputs.dtype)
 
 
-def bernoulli_mask(shape: Sequence[Any], rate: float, key: Tensor, strength: Tensor | float = 1.0) -> Tensor:
+def bernoulli_mask(
+    shape: Sequence[Any], rate: float, key: Tensor, strength: Tensor | float = 1.0, example_axis: int | None = None
+) -> Tensor:
     """A float32 mask of mean one: `1 / (1 - rate)` where a value is kept, 0 where it is dropped, ones without strength.
+
+    Args:
+        shape: Of the mask.
+        rate: Share that is dropped.
+        key: Key of the draw, from `bdl.random`.
+        strength: Scalar: 1, or 0 for no noise.
+        example_axis: As of `bdl.random.uniform`.
 
     Example:
     >>> sorted({float(value) for value in np.asarray(bernoulli_mask((50,), 0.75, random.draw_key(0)))})
     [0.0, 4.0]
     """
-    kept = ops.cast(random.uniform(shape, key) >= rate, "float32")
+    kept = ops.cast(random.uniform(shape, key, example_axis) >= rate, "float32")
     return 1.0 + strength * (kept / (1.0 - rate) - 1.0)
 
 
@@ -86,14 +95,18 @@ def _alpha_dropout(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
     return scale * (x * kept + _ALPHA_PRIME * (1.0 - kept)) - scale * _ALPHA_PRIME * rate
 
 
-def _noise_shape(layer: Any, kind: type, inputs: Tensor, shared_axes: Sequence[int]) -> tuple[Any, ...]:
-    """Shape of the noise of a layer, which broadcasts over the inputs."""
+def _noise_shape(
+    layer: Any, kind: type, inputs: Tensor, shared_axes: Sequence[int]
+) -> tuple[tuple[Any, ...], int | None]:
+    """Shape of the noise of a layer, which broadcasts over the inputs, and its axis of examples, if it has one."""
     shape = list(ops.shape(inputs))
+    shared = {0, *shared_axes} if draws_whole_functions() else set(shared_axes)
     if issubclass(kind, _SPATIAL):
         channels = 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else len(shape) - 1
-        shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(shape)]
+        shared |= {axis for axis in range(len(shape)) if axis not in (0, channels)}
     elif getattr(layer, "noise_shape", None) is not None:
-        shape = [size if asked is None else asked for size, asked in zip(shape, layer.noise_shape, strict=True)]
-    for axis in (*shared_axes, 0) if draws_whole_functions() else shared_axes:
-        shape[axis] = 1
-    return tuple(shape)
+        asked = layer.noise_shape
+        shared |= {axis for axis, size in enumerate(asked) if size == 1}
+        shape = [size if asked[axis] is None else asked[axis] for axis, size in enumerate(shape)]
+    shape = [1 if axis in shared else size for axis, size in enumerate(shape)]
+    return tuple(shape), None if 0 in shared else 0

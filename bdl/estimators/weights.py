@@ -99,13 +99,13 @@ class Noise:
         draw = posterior.perturbation(weight.variables, random.fold_in(self.key, weight.index))
         return self.strength * draw
 
-    def normal(self, shape: Sequence[Any], stream: int) -> Tensor:
+    def normal(self, shape: Sequence[Any], stream: int, example_axis: int | None = None) -> Tensor:
         """Standard normal noise; streams from `FIRST_FREE_STREAM` up are not used by any weight."""
-        return self.strength * random.normal(shape, random.fold_in(self.key, stream))
+        return self.strength * random.normal(shape, random.fold_in(self.key, stream), example_axis)
 
     def signs(self, shape: Sequence[Any], stream: int) -> Tensor:
-        """Random signs."""
-        return random.rademacher(shape, random.fold_in(self.key, stream))
+        """Random signs for each example, along the first axis."""
+        return random.rademacher(shape, random.fold_in(self.key, stream), example_axis=0)
 
 
 FIRST_FREE_STREAM = 1_000
@@ -172,7 +172,7 @@ def local_reparameterization(
     if not scales:
         return outputs
     deviation = _propagate_scales(stage, scales, inputs)
-    draw = noise.normal(ops.shape(outputs), stream)
+    draw = noise.normal(ops.shape(outputs), stream, example_axis=0)
     return outputs + deviation * ops.cast(draw, outputs.dtype)
 
 
@@ -181,12 +181,12 @@ def rank1(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor,
     name = stage.weights[0]
     posterior: Any = weights[name].posterior
     variables = weights[name].variables
-    batch = 1 if draws_whole_functions() else ops.shape(inputs)[0]
+    batch, axis = (1, None) if draws_whole_functions() else (ops.shape(inputs)[0], 0)
     shape = (batch, *variables["output_mean"].shape)
-    output_factor = posterior.factor(variables, "output", noise.normal(shape, stream + 1))
+    output_factor = posterior.factor(variables, "output", noise.normal(shape, stream + 1, axis))
     if stage.vocabulary is None:
         shape = (batch, *variables["input_mean"].shape)
-        input_factor = posterior.factor(variables, "input", noise.normal(shape, stream))
+        input_factor = posterior.factor(variables, "input", noise.normal(shape, stream, axis))
         outputs = stage.apply({name: means[name]}, inputs * ops.cast(input_factor, inputs.dtype))
     else:
         outputs = stage.apply({name: means[name]}, inputs)
@@ -206,7 +206,7 @@ def _token_factor(posterior: Any, variables: Variables, tokens: Tensor, noise: N
         vocabulary = posterior.factor(variables, "input", noise.normal(variables["input_mean"].shape, stream))
         return ops.expand_dims(ops.take(vocabulary, tokens, axis=0), -1)
     own: Any = {name: ops.take(variables[name], tokens, axis=0) for name in ("input_mean", "input_rho")}
-    return ops.expand_dims(posterior.factor(own, "input", noise.normal(ops.shape(tokens), stream)), -1)
+    return ops.expand_dims(posterior.factor(own, "input", noise.normal(ops.shape(tokens), stream, 0)), -1)
 
 
 def _propagate_scales(stage: Stage, scales: Values, inputs: Tensor) -> Tensor:

@@ -137,10 +137,11 @@ def dirichlet_sample(alpha: Tensor, mask: Tensor | None, key: Tensor, num_sample
 
     Gamma noise of concentration a is that of a + 1 times `u^(1/a)`, here in logarithms, for small ones underflow.
     """
+    axis = 0 if num_samples is None else 1
     if num_samples is not None:
         alpha = ops.broadcast_to(alpha, (num_samples, *ops.shape(alpha)))
-    log_gamma_noise = ops.log(random.gamma(alpha + 1.0, random.fold_in(key, 1)))
-    log_uniform = ops.log(ops.maximum(random.uniform(ops.shape(alpha), random.fold_in(key, 2)), _TINY))
+    log_gamma_noise = ops.log(random.gamma(alpha + 1.0, random.fold_in(key, 1), axis))
+    log_uniform = ops.log(ops.maximum(random.uniform(ops.shape(alpha), random.fold_in(key, 2), axis), _TINY))
     return probabilities(log_probabilities(log_gamma_noise + log_uniform / alpha, mask), mask)
 
 
@@ -165,5 +166,5 @@ def dirichlet_kl(alpha: Tensor, beta: Tensor, mask: Tensor | None = None) -> Ten
 
 def _gumbel(log_q: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
     shape = ops.shape(log_q) if num_samples is None else (num_samples, *ops.shape(log_q))
-    uniform = ops.clip(random.uniform(shape, key), 1e-7, 1.0 - 1e-7)
+    uniform = ops.clip(random.uniform(shape, key, 0 if num_samples is None else 1), 1e-7, 1.0 - 1e-7)
     return -ops.log(-ops.log(uniform))

@@ -110,9 +110,8 @@ class ConcreteDropout(HasNoise, keras.layers.Wrapper):
         shape = tuple(ops.shape(inputs))
         if self.spatial:
             shape = (shape[0], *linear.feature_shape(inputs.shape, linear.feature_axes(self.layer)[0]))
-        if draws_whole_functions():
-            shape = (1, *shape[1:])
-        uniform = ops.clip(random.uniform(shape, key), _SMALLEST_UNIFORM, 1.0 - _SMALLEST_UNIFORM)
+        shape, axis = ((1, *shape[1:]), None) if draws_whole_functions() else (shape, 0)
+        uniform = ops.clip(random.uniform(shape, key, axis), _SMALLEST_UNIFORM, 1.0 - _SMALLEST_UNIFORM)
         logit = self.speed * ops.convert_to_tensor(self.rate_rho)
         dropped = ops.sigmoid((logit + ops.log(uniform) - ops.log(1.0 - uniform)) / self.relaxation)
         factor = (1.0 - dropped) * (1.0 + ops.exp(logit))  # 1 / (1 - rate) = 1 + exp(logit)
@@ -207,7 +206,8 @@ class VariationalGaussianDropout(HasNoise, keras.layers.Layer):
         """The inputs with noise, in training and outside it."""
         key, strength = self.draw()
         shape = tuple(ops.shape(inputs))
-        noise = random.normal((1, *shape[1:]) if draws_whole_functions() else shape, key)
+        shape, axis = ((1, *shape[1:]), None) if draws_whole_functions() else (shape, 0)
+        noise = random.normal(shape, key, axis)
         return inputs * ops.cast(1.0 + strength * ops.sqrt(self.alpha) * noise, inputs.dtype)
 
     def kl_divergence(self) -> Tensor:

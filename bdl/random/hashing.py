@@ -1,0 +1,142 @@
+"""The counter-based generator: 32-bit words hashed in plain integer operations, which XLA fuses into their consumer."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive integers over all 32 bits
+
+
+def fold_in(key: Tensor, number: int | Tensor) -> Tensor:
+    """A key for a number, or for each of several along further axes of the key."""
+    new = mix(ops.add(ops.bitwise_xor(key[1], word(GOLDEN)), multiply_golden(number)))
+    # The factor keeps the two halves apart: with `new` in both, keys whose seeds and steps differ in the same bits
+    # would meet as often as 32-bit numbers do.
+    return ops.stack([ops.bitwise_xor(key[0], new), mix(ops.bitwise_xor(key[1], multiply_golden(new)))])
+
+
+def of_rows(draw: Callable[..., Tensor], shape: Sequence[int | Tensor], key: Tensor, first: Tensor) -> Tensor:
+    """A draw whose rows, along the first axis, have keys of their own: of a number that counts from `first`."""
+    keys = fold_in(key, ops.cast(first + ops.arange(shape[0], dtype="int32"), "uint32"))
+    return draw(shape, ops.reshape(keys, (2, -1, *(1 for _ in shape[1:]))))
+
+
+def hashed_uniform(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
+    """Uniform noise in (0, 1)."""
+    # The top 23 bits, centred in their cells. With 24 bits the half would not fit a float32 mantissa, the last cell
+    # would round up to 1, and one normal in 2^25 would be infinite.
+    cells = ops.cast(ops.bitwise_right_shift(bits(shape, key), word(9)), "float32")
+    return (cells + 0.5) * np.float32(2.0**-23)
+
+
+def hashed_normal(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
+    """Standard normal noise."""
+    return _normal_quantile(2.0 * hashed_uniform(shape, key) - 1.0)  # exact in float32, and symmetric
+
+
+def hashed_signs(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
+    """Random signs."""
+    words = ops.bitwise_right_shift(bits(shape, key), word(31))
+    return 1.0 - 2.0 * ops.cast(words, "float32")
+
+
+_QUANTILE = (
+    2.70879454, 1.58903786, 0.0589384214, -0.12124457, 0.0659063114,
+    0.00723183277, -0.0228694877, 0.00429385893, 0.00361265692, -0.00125340985,
+)  # fmt: skip
+"""Chebyshev fit of `normal quantile / u` as a polynomial in `sqrt(2 - log(1 - u^2)) - 2.5`, relative error 5e-6."""
+
+
+def _normal_quantile(uniform: Tensor) -> Tensor:
+    """Normal quantile of a uniform number on (-1, 1): `sqrt(2) * erfinv(u)`.
+
+    One smooth polynomial instead of the two branches and the logarithm of `1 + x` that the backends' `erfinv` takes, as
+    noise has no use for its last three digits. The square root's argument stays above 2.
+    """
+    root = ops.sqrt(2.0 - ops.log((1.0 - uniform) * (1.0 + uniform))) - 2.5
+    ratio = np.float32(_QUANTILE[-1])
+    for coefficient in _QUANTILE[-2::-1]:
+        ratio = ratio * root + np.float32(coefficient)
+    return uniform * ratio
+
+
+def fused(draw: Callable[..., Tensor], shape: Sequence[int | Tensor], *keys: Tensor) -> Tensor:
+    """The draw as one compiled kernel, where the caller may not be compiled: TensorFlow without XLA.
+
+    Op by op the hash would make thirty passes over memory. Inside a function that XLA compiles it changes nothing.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return draw(tuple(shape), *keys)
+    known = tuple(size if isinstance(size, int) else None for size in shape)
+    unknown = [size for size in shape if not isinstance(size, int)]
+    return _compiled(_identity_of(draw), known)(unknown, *keys)
+
+
+def _identity_of(draw: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], ...]:
+    """What makes two draws the same: partials compare by identity, what they hold does not."""
+    return (draw.func, *draw.args) if isinstance(draw, functools.partial) else (draw,)
+
+
+@functools.cache
+def _compiled(draw: tuple[Callable[..., Tensor], ...], known: tuple[int | None, ...]) -> Callable[..., Tensor]:
+    """A compiled function for each shape: one for all of them would warn of retracing at the fifth new shape."""
+    import tensorflow as tf
+
+    # TensorFlow counts traces for each code object, so closures would still count as one; a partial has none.
+    return tf.function(
+        functools.partial(_draw_with, functools.partial(*draw), known), jit_compile=True, autograph=False
+    )
+
+
+def _draw_with(
+    draw: Callable[..., Tensor], known: Sequence[int | None], unknown: list[Tensor], *keys: Tensor
+) -> Tensor:
+    """The draw, with the tensors in `unknown` at the places of the shape that are None."""
+    sizes = iter(unknown)
+    return draw(tuple(next(sizes) if size is None else size for size in known), *keys)
+
+
+def bits(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
+    """32 pseudo-random bits for each element: a hash of its flat index, keyed before each of two rounds.
+
+    The key's words may have axes of their own, which the shape begins with; the index then runs over the others.
+    """
+    shape = tuple(shape)
+    axes = sum(size != 1 for size in key.shape[1:])
+    index = ops.cast(ops.arange(math.prod(shape[axes:]), dtype="int32"), "uint32")
+    index = ops.reshape(index, shape[axes:]) if axes else index
+    first = mix(ops.add(key[0], word(GOLDEN)))
+    second = mix(ops.bitwise_xor(first, key[1]))
+    third = mix(ops.add(second, first))
+    rounds = mix(ops.bitwise_xor(mix(ops.bitwise_xor(index, second)), third))
+    return rounds if axes else ops.reshape(rounds, shape)
+
+
+def mix(value: Tensor) -> Tensor:
+    """A bijection of 32-bit words in which each input bit flips each output bit about half of the time."""
+    value = ops.bitwise_xor(value, ops.bitwise_right_shift(value, word(16)))
+    value = ops.multiply(value, word(0x21F0AAAD))
+    value = ops.bitwise_xor(value, ops.bitwise_right_shift(value, word(15)))
+    value = ops.multiply(value, word(0x735A2D97))
+    return ops.bitwise_xor(value, ops.bitwise_right_shift(value, word(15)))
+
+
+def multiply_golden(number: int | Tensor) -> Tensor:
+    """A number, or a tensor of them, spread over 32 bits."""
+    if isinstance(number, int):
+        return word(number * GOLDEN & 0xFFFFFFFF)
+    return ops.multiply(ops.cast(number, "uint32"), word(GOLDEN))
+
+
+def word(value: int) -> Tensor:
+    """An integer as a 32-bit word."""
+    return ops.convert_to_tensor(np.uint32(value), dtype="uint32")
