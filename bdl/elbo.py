@@ -27,43 +27,66 @@ section on free bits; one group). It is not the negative ELBO any more; the ELBO
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import ops
 
-from bdl.keras_internals import flatten_layers, keras_mask, num_replicas
+from bdl.arguments import (
+    check_free_bits,
+    check_kl_weight,
+    check_likelihood,
+    check_num_examples,
+    check_sample_weight,
+)
+from bdl.keras_internals import flatten_layers, is_concrete, is_tracing, keras_mask, num_replicas
+from bdl.latents import take_local_kl
 from bdl.likelihoods import Likelihood
+from bdl.protocols import HasKL
 from bdl.random import Tensor
 from bdl.schedules import CyclicalWarmup, KLSchedule, LinearWarmup, MinibatchWeights
 
 __all__ = [
     "ELBO",
     "CyclicalWarmup",
-    "Evidence",
+    "ELBOParts",
     "KLSchedule",
     "LinearWarmup",
     "MinibatchWeights",
-    "evidence",
+    "elbo_parts",
     "kl_divergence",
-    "local_kl",
 ]
-
-OBJECTIVES = ("elbo", "multi_sample")
 
 _register = keras.saving.register_keras_serializable(package="bdl")
 
 
-def kl_divergence(model: keras.Layer) -> Tensor:
+def kl_divergence(
+    model: keras.Layer,
+    trainable_variables: Sequence[Tensor] | None = None,
+    non_trainable_variables: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Divergence of all weight posteriors of a model from their priors.
+
+    It is a function of the model's variables alone, however often a layer was called. With values of the variables it
+    is a pure function of them, which JAX can differentiate and compile.
 
     Args:
         model: A built Keras model or layer. A shared layer counts once.
+        trainable_variables: Values in the place of `model.trainable_variables`, in their order; None takes the
+            variables' own.
+        non_trainable_variables: The same of `model.non_trainable_variables`.
 
     Returns:
         Scalar, total over the model, in nats; zero if no layer has a `kl_divergence` method.
+
+    Raises:
+        ValueError: if the values are not as many as the variables, or if JAX differentiates or compiles a function in
+            which the divergence would be a constant.
 
     Example:
     >>> layer = bdl.layers.DenseFlipout(3)
@@ -72,12 +95,39 @@ def kl_divergence(model: keras.Layer) -> Tensor:
     >>> bool(kl_divergence(model) == layer.kl_divergence())
     True
     """
-    terms = [layer.kl_divergence() for layer in flatten_layers(model) if hasattr(layer, "kl_divergence")]
-    return sum(terms, ops.zeros(()))
+    layers = [layer for layer in flatten_layers(model) if isinstance(layer, HasKL)]
+    with _values_of(model, trainable_variables, non_trainable_variables):
+        total = sum((layer.kl_divergence() for layer in layers), ops.zeros(()))
+    if layers and is_tracing() and is_concrete(total):
+        raise ValueError(
+            "`trainable_variables` must be given where JAX differentiates or compiles the KL: without them it is a "
+            "constant, whose gradient is zero. Pass the values that the function takes, as in "
+            "kl_divergence(model, trainable_variables, non_trainable_variables) or ELBO.parts(y, outputs, "
+            "trainable_variables=..., non_trainable_variables=...)."
+        )
+    return total
+
+
+@contextlib.contextmanager
+def _values_of(model: keras.Layer, trainable: Sequence[Tensor] | None, non_trainable: Sequence[Tensor] | None) -> Any:
+    """Within this context the variables of a model have the given values."""
+    mapping: list[tuple[keras.Variable, Tensor]] = []
+    for name, values in (("trainable_variables", trainable), ("non_trainable_variables", non_trainable)):
+        variables = getattr(model, name)
+        if values is None:
+            continue
+        if len(values) != len(variables):
+            raise ValueError(
+                f"`{name}` must hold a value for each of the {len(variables)} variables in model.{name}, not "
+                f"{len(values)}."
+            )
+        mapping.extend(zip(variables, values, strict=True))
+    with keras.StatelessScope(state_mapping=mapping) if mapping else contextlib.nullcontext():
+        yield
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ELBOParts:
     """The parts of the ELBO on a batch; all scalars, in nats.
 
     Args:
@@ -96,7 +146,7 @@ class Evidence:
     temperature: Tensor
 
 
-def evidence(
+def elbo_parts(
     nll: Tensor,
     weights_kl: Tensor,
     num_examples: Tensor | int,
@@ -105,7 +155,7 @@ def evidence(
     sample_weight: Tensor | None = None,
     free_bits: float = 0.0,
     objective: str = "elbo",
-) -> Evidence:
+) -> ELBOParts:
     """Puts the parts together; see the module's formula.
 
     Args:
@@ -119,7 +169,7 @@ def evidence(
         objective: `"elbo"` or `"multi_sample"`. They differ in `loss`, and only for more than one draw.
 
     Example:
-    >>> parts = evidence(nll=np.array([1.0, 3.0], "float32"), weights_kl=50.0, num_examples=100, temperature=0.5)
+    >>> parts = elbo_parts(nll=np.array([1.0, 3.0], "float32"), weights_kl=50.0, num_examples=100, temperature=0.5)
     >>> float(parts.loss), float(parts.elbo)
     (2.25, -2.5)
     """
@@ -142,7 +192,7 @@ def evidence(
     if objective == "multi_sample" and len(nll.shape) == 2:
         each = nll if local_kl is None else nll + temperature * ops.convert_to_tensor(local_kl)
         loss = batch_mean(mixture_nll(each)) + temperature * weights_kl / size
-    return Evidence(
+    return ELBOParts(
         loss=loss,
         nll=mean_nll,
         kl=kl_per_example * size,
@@ -182,7 +232,7 @@ class ELBO(keras.losses.Loss):
         num_examples: Positive number of training examples, N. Without it the KL cannot be scaled, so it has no default.
         kl_weight: Temperature T: non-negative, 1 is Bayes. A schedule needs `VariationalModel`.
         model: The network whose weights' KL belongs in the loss, and which is compiled with it. A loop of your own
-            takes `evidence(...).loss`; a model around this one needs `VariationalModel` if layers have a local KL.
+            takes `parts(...).loss`, and adds `sum(model.losses)` where layers have regularizers.
         free_bits: As of `VariationalModel`; above 0 the loss is not the ELBO any more, here `val_loss` neither.
         name: Name of the loss.
 
@@ -223,25 +273,33 @@ class ELBO(keras.losses.Loss):
         self.model = model
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """The loss of a batch; under a distribution strategy the replica's share of it.
+        """The loss of a batch; under a distribution strategy the replica's share of it."""
+        return self.parts(y_true, y_pred, sample_weight).loss / num_replicas()
 
-        To the loss that a model was compiled with Keras adds the sums of what layers gave to `add_loss`. The local KL
-        has its place here already, so that its sum is taken off before: a loop of your own takes `evidence(...).loss`.
-        """
-        loss = self.evidence(y_true, y_pred, sample_weight).loss
-        model: Any = self.model
-        if any(each is self for each in keras.tree.flatten(getattr(model, "loss", None))):
-            local = local_kl(model.losses)
-            loss = loss if local is None else loss - ops.sum(local)
-        return loss / num_replicas()
-
-    def evidence(self, y: Tensor, outputs: Tensor, sample_weight: Tensor | None = None) -> Evidence:
+    def parts(
+        self,
+        y: Tensor,
+        outputs: Tensor,
+        sample_weight: Tensor | None = None,
+        trainable_variables: Sequence[Tensor] | None = None,
+        non_trainable_variables: Sequence[Tensor] | None = None,
+    ) -> ELBOParts:
         """All parts of the ELBO on a batch, for custom loops and logs.
+
+        The local KL is that of the model's last evaluation in this thread, which it takes: evaluate the network, then
+        call this once.
 
         Args:
             y: Labels, `(batch, ...)`.
             outputs: Network outputs; a Keras mask on them is honoured.
             sample_weight: `(batch,)` or None.
+            trainable_variables: Values of `model.trainable_variables`, in a loop that differentiates with respect to
+                them (JAX, after `model.stateless_call`). None takes the variables' own (TensorFlow, Torch).
+            non_trainable_variables: The same of `model.non_trainable_variables`.
+
+        Raises:
+            ValueError: as `kl_divergence` does, if the loss has no model, or the likelihood's weights would go
+                untrained.
         """
         if self.model is None:
             raise ValueError("`model` is None, so the KL is unknown. Build the loss with ELBO(..., model=network).")
@@ -251,11 +309,25 @@ class ELBO(keras.losses.Loss):
                 f"`likelihood` {type(self.likelihood).__name__} learns a scale that `model` does not hold, so it would "
                 "stay untrained. Use VariationalModel, fix the scale, or let the network predict it."
             )
-        nll = self.likelihood.nll(y, outputs, keras_mask(outputs))
-        weights_kl = kl_divergence(self.model) + self.likelihood.penalty()
-        examples_kl = local_kl(self.model.losses)
-        weight = check_sample_weight(sample_weight)
-        return evidence(nll, weights_kl, self.num_examples, self.kl_weight, examples_kl, weight, self.free_bits)
+        values = (trainable_variables, non_trainable_variables)
+        weights_kl = kl_divergence(self.model, *values)
+        with _values_of(self.model, *values):
+            nll = self.likelihood.nll(y, outputs, keras_mask(outputs))
+            penalty = self.likelihood.penalty()
+        return elbo_parts(
+            nll,
+            weights_kl + penalty,
+            self.num_examples,
+            self.kl_weight,
+            take_local_kl(self.model),
+            check_sample_weight(sample_weight),
+            self.free_bits,
+        )
+
+    def evidence(self, y: Tensor, outputs: Tensor, sample_weight: Tensor | None = None) -> ELBOParts:
+        """Deprecated name of `parts`."""
+        _warn_of_old_name("ELBO.evidence", "ELBO.parts")
+        return self.parts(y, outputs, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration without the model, which holds the loss and not the other way round."""
@@ -274,94 +346,14 @@ class ELBO(keras.losses.Loss):
         return cls(**{**config, "likelihood": likelihood})
 
 
-def local_kl(losses: list[Tensor], of_draws: bool = False) -> Tensor | None:
-    """Sum of the per-example divergences `(batch,)` that layers reported by `add_loss`; None if there are none.
-
-    A layer with a local latent variable (an alignment, a code) reports one number for each example. Scalars in the same
-    list are regularizers.
-
-    Args:
-        losses: Of a model.
-        of_draws: True for the divergences of several draws of the network, `(draws, batch)`.
-    """
-    terms = [loss for loss in losses if len(loss.shape) == (2 if of_draws else 1)]
-    return sum(terms[1:], terms[0]) if terms else None
+def __getattr__(name: str) -> Any:
+    """Old names of `ELBOParts` and `elbo_parts`."""
+    new = {"Evidence": "ELBOParts", "evidence": "elbo_parts"}.get(name)
+    if new is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _warn_of_old_name(f"bdl.elbo.{name}", f"bdl.elbo.{new}")
+    return globals()[new]
 
 
-def check_likelihood(likelihood: Any) -> Likelihood:
-    """Checks the type of a likelihood argument."""
-    if isinstance(likelihood, Likelihood):
-        return likelihood
-    raise ValueError(
-        f"`likelihood` must be a bdl.likelihoods.Likelihood instance, such as Categorical() or Normal(), "
-        f"not {likelihood!r}."
-    )
-
-
-def check_num_examples(num_examples: Any) -> int:
-    """Checks the number of training examples."""
-    is_integer = hasattr(num_examples, "__index__") and not isinstance(num_examples, bool)
-    if not is_integer or int(num_examples) <= 0:
-        raise ValueError(
-            f"`num_examples` must be the number of training examples, a positive integer, not {num_examples!r}. "
-            "It divides the KL; without it the temperature of the ELBO is unknown."
-        )
-    return int(num_examples)
-
-
-def check_kl_weight(kl_weight: Any) -> float:
-    """Checks a constant temperature."""
-    if not _is_finite_and_not_negative(kl_weight):
-        raise ValueError(
-            f"`kl_weight` must be a finite number >= 0 (the temperature T; 1 is Bayes) or a bdl.elbo.KLSchedule, "
-            f"not {kl_weight!r}. Do not divide it by the number of examples: the ELBO does."
-        )
-    return float(kl_weight)
-
-
-def check_free_bits(free_bits: Any) -> float:
-    """Checks the rate that local divergences may have for free."""
-    if not _is_finite_and_not_negative(free_bits):
-        raise ValueError(f"`free_bits` must be a finite number >= 0, in nats per example, not {free_bits!r}.")
-    return float(free_bits)
-
-
-def check_num_samples(num_samples: Any) -> int:
-    """Checks the number of draws of the network in a training step."""
-    is_integer = hasattr(num_samples, "__index__") and not isinstance(num_samples, bool)
-    if not is_integer or int(num_samples) <= 0:
-        raise ValueError(
-            f"`num_samples` must be a positive integer (draws of the weights in a training step), not {num_samples!r}."
-        )
-    return int(num_samples)
-
-
-def check_objective(objective: Any, free_bits: float) -> str:
-    """Checks the name of an objective, and that it goes with free bits."""
-    if objective not in OBJECTIVES:
-        raise ValueError(f"`objective` must be one of {OBJECTIVES}, not {objective!r}.")
-    if objective == "multi_sample" and free_bits:
-        raise ValueError(
-            f"`free_bits` must be 0 with objective='multi_sample', not {free_bits!r}: they bound the batch mean of the "
-            "local KL, which does not stand apart there: it is inside the logarithm of each example."
-        )
-    return objective
-
-
-def check_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
-    """Brings sample weights to `(batch,)`; weights of single events would make an example's NLL ambiguous."""
-    if sample_weight is None:
-        return None
-    sample_weight = ops.convert_to_tensor(sample_weight)
-    if len(sample_weight.shape) == 2 and sample_weight.shape[-1] == 1:
-        sample_weight = ops.squeeze(sample_weight, -1)
-    if len(sample_weight.shape) != 1:
-        raise ValueError(
-            f"`sample_weight` must have one weight for each example, shape (batch,), not {tuple(sample_weight.shape)}. "
-            "To leave out single events of a sequence, use a Keras mask."
-        )
-    return sample_weight
-
-
-def _is_finite_and_not_negative(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)
+def _warn_of_old_name(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}; the old name goes with the next version.", DeprecationWarning, stacklevel=3)

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
@@ -56,6 +59,30 @@ def take_losses(layer: keras.Layer) -> list[Any]:
     losses = [loss for inner in flatten_layers(layer) for loss in inner._get_own_losses()]
     layer._clear_losses()
     return losses
+
+
+def outermost_scope() -> Any:
+    """The outermost `keras.StatelessScope` that is in force in this thread, or None.
+
+    Example:
+    >>> with keras.StatelessScope() as scope:
+    ...     with keras.StatelessScope():
+    ...         outermost_scope() is scope
+    True
+    """
+    scope = get_stateless_scope()
+    while scope is not None and scope.original_scope is not None:
+        scope = scope.original_scope
+    return scope
+
+
+def call_context() -> Any:
+    """What Keras keeps of the outermost layer call of this thread: one object for all calls inside it; None outside.
+
+    Its `entry_layer` is the layer that was called from outside. Inside `Layer.stateless_call` there is one for each
+    layer that the network calls.
+    """
+    return get_global_attribute("current_call_ctx")
 
 
 def own_buffers(variables: Sequence[keras.Variable]) -> None:
@@ -161,11 +188,42 @@ def is_concrete(values: Any) -> bool:
     return True
 
 
+def is_tracing() -> bool:
+    """Whether JAX differentiates, maps or compiles what is being run; on other backends False.
+
+    Example:
+    >>> is_tracing()
+    False
+    """
+    if keras.backend.backend() != "jax":
+        return False
+    from jax._src.core import trace_state_clean
+
+    return not trace_state_clean()
+
+
 def standard_gamma(concentration: Any, generator: Any) -> Any:
     """Torch's differentiable gamma noise from a generator of one's own, which its public names do not take."""
     import torch
 
     return torch._standard_gamma(concentration, generator)
+
+
+def stored_value(variable: keras.Variable) -> np.ndarray:
+    """The value that a variable holds, whatever a `StatelessScope`, a trace or a replica would make of it.
+
+    Example:
+    >>> variable = keras.Variable(1.0)
+    >>> with keras.StatelessScope(state_mapping=[(variable, 2.0)]):
+    ...     float(stored_value(variable))
+    1.0
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.init_scope():
+            return np.asarray(variable._value.numpy())
+    return keras.ops.convert_to_numpy(variable._value)
 
 
 def num_replicas() -> int:

@@ -1,19 +1,24 @@
-"""What a layer knows of a latent variable of single examples: a Gaussian code, or an alignment over keys.
+"""What a layer tells of a latent variable of single examples: a Gaussian code, or an alignment over keys.
 
-A layer with such a variable does two things in `call`: it adds the divergence, one number for each example, which the
-ELBO counts, and it reports the posterior, which only a diagnosis reads (Q19):
+A layer with such a variable does two things in `call`. It adds the divergence of its posterior, one number for each
+example, which the ELBO counts; and it reports the posterior, which only a diagnosis reads (Q19):
 
-    self.add_loss(kl)                                    # (batch,), in nats
+    add_local_kl(self, kl)                               # (batch,), in nats
     report_latent(self, GaussianCode(mean, scale))
 
-Nothing is kept outside `collect_latents()`, nor of values that are not there yet: a compiled function, a scan or a
-symbolic call may contain the report, and is neither slowed nor held alive by it.
+The divergence is no loss of the layer: what goes to `add_loss` counts as it does in Keras, whatever its shape.
+
+Both are kept for the thread that called the layer. Nothing is reported outside `collect_latents()`, nor of values that
+are not there yet: a compiled function, a scan or a symbolic call may contain a report, and is neither slowed nor held
+alive by it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,7 +28,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.keras_internals import is_concrete
+from bdl.keras_internals import call_context, flatten_layers, is_concrete, outermost_scope
 from bdl.random import Tensor
 
 
@@ -127,6 +132,123 @@ def report_latent(layer: keras.Layer, latent: Latent) -> None:
     # A tracer or graph tensor has no value, and keeping one would leak it out of its function.
     if all(is_concrete(getattr(latent, field.name)) for field in dataclasses.fields(latent)):
         reports.append(LatentReport(layer.name, latent.to_numpy()))
+
+
+@dataclass(frozen=True, eq=False)
+class _LocalKL:
+    """One divergence, and the evaluation of a network that it belongs to.
+
+    Args:
+        kl: As the layer added it.
+        number: Counts up, over all layers and threads.
+        scope: Of the evaluation, if it was stateless.
+        context: Keras' call context of the evaluation.
+    """
+
+    kl: Tensor
+    number: int
+    scope: weakref.ref | None
+    context: weakref.ref | None
+
+    def shares_evaluation(self, other: _LocalKL, by_scope: bool = True) -> bool:
+        """Whether both were added in one evaluation: in one stateless scope, or outside any in one call."""
+        scope = _referent(self.scope)
+        if scope is not _referent(other.scope):
+            return False
+        return (by_scope and scope is not None) or _referent(self.context) is _referent(other.context)
+
+
+_Kept = weakref.WeakKeyDictionary[keras.Layer, list[_LocalKL]]
+
+_numbers = itertools.count()
+
+# Of each thread its own, so that a prediction beside a training step does not disturb it.
+_local_kls: ContextVar[_Kept | None] = ContextVar("local_kls", default=None)
+
+
+def add_local_kl(layer: keras.Layer, kl: Tensor) -> None:
+    """Adds the divergence of a latent variable of single examples to the ELBO; a layer calls it in its `call`.
+
+    `bdl.VariationalModel` and `bdl.ELBO` count it once an example: never divided by the number of examples, scaled by
+    the example's sample weight. A layer that is called several times in one evaluation adds as often.
+
+    Args:
+        layer: The layer.
+        kl: `KL(q(z | x) || p(z))` of each example, `(batch,)`, in nats; or `log q(z | x) - log p(z)` of its draw.
+
+    Raises:
+        ValueError: if it is not one number for each example.
+
+    Example:
+    >>> class Code(keras.Layer):
+    ...     def call(self, mean):
+    ...         add_local_kl(self, 0.5 * keras.ops.sum(mean**2, axis=-1))  # of N(mean, 1) from N(0, 1)
+    ...         return mean
+    >>> code = Code()
+    >>> _ = code(np.ones((2, 3), "float32"))
+    >>> [float(kl) for kl in take_local_kl(code)]
+    [1.5, 1.5]
+    """
+    kl = ops.convert_to_tensor(kl)
+    if len(kl.shape) != 1:
+        raise ValueError(
+            f"`kl` of layer {layer.name} must be one number for each example, of shape (batch,), not "
+            f"{tuple(kl.shape)}. Sum over the other axes."
+        )
+    keep_local_kl(layer, kl)
+
+
+def keep_local_kl(layer: keras.Layer, kl: Tensor) -> None:
+    """`add_local_kl` for any shape: a model that evaluates a network several times keeps `(draws, batch)`."""
+    scope, context = outermost_scope(), call_context()
+    new = _LocalKL(
+        kl,
+        next(_numbers),
+        None if scope is None else weakref.ref(scope),
+        None if context is None else weakref.ref(context),
+    )
+    kept = _local_kls.get()
+    if kept is None:
+        kept = weakref.WeakKeyDictionary()
+        _local_kls.set(kept)
+    before = kept.get(layer, [])
+    kept[layer] = [*before, new] if before and new.shares_evaluation(before[-1]) else [new]
+
+
+def take_local_kl(model: keras.Layer) -> Tensor | None:
+    """Takes what the layers of a model added in its last evaluation in this thread.
+
+    Args:
+        model: A Keras model or layer.
+
+    Returns:
+        Sum over its layers and their calls, `(batch,)`, in nats; None if there are none.
+    """
+    kept = _local_kls.get()
+    if not kept:
+        return None
+    found = [term for layer in flatten_layers(model) for term in kept.pop(layer, ())]
+    if not found:
+        return None
+    last = max(found, key=lambda term: term.number)
+    # Whoever calls the model itself within a stateless scope may do so several times.
+    by_scope = getattr(_referent(last.context), "entry_layer", None) is not model
+    terms = [term.kl for term in found if term.shares_evaluation(last, by_scope)]
+    return sum(terms[1:], terms[0])
+
+
+@contextlib.contextmanager
+def without_local_kl() -> Iterator[None]:
+    """Within this context what layers add is for nobody: of evaluations that are no part of an objective."""
+    token = _local_kls.set(weakref.WeakKeyDictionary())
+    try:
+        yield
+    finally:
+        _local_kls.reset(token)
+
+
+def _referent(reference: weakref.ref | None) -> Any:
+    return None if reference is None else reference()
 
 
 def _array(values: Any) -> np.ndarray:

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import ops
 
-from bdl.elbo import (
-    KLSchedule,
-    LinearWarmup,
-    check_free_bits,
-    check_kl_weight,
-    check_likelihood,
-    check_num_examples,
-    check_num_samples,
-    check_objective,
-    check_sample_weight,
-    evidence,
-    kl_divergence,
-    local_kl,
-)
+from bdl.arguments import check_free_bits, check_likelihood, check_num_samples, check_objective, check_sample_weight
+from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import flatten_layers, num_replicas, own_buffers, symbolic_inputs, take_losses
-from bdl.layers.latent_attention.latent_alignment import alignment_trackers
+from bdl.latents import keep_local_kl, take_local_kl
 from bdl.likelihoods import Likelihood
 from bdl.likelihoods.heads import check_labels_of, heads_of, mean_of, nll_of, penalty_of
 from bdl.prediction import predict_with
+from bdl.protocols import HasKL, HasLocalLatents
 from bdl.random import Tensor
 from bdl.sampling import Sampler, check_output_activation
 from bdl.training import data as training_data
+from bdl.training.figures import latent_trackers, part_trackers, update_parts
+from bdl.training.progress import Progress
 
 FORMAT_VERSION = 1
 """Version of the configuration that `get_config` writes."""
@@ -113,20 +105,17 @@ class VariationalModel(keras.Model):
         check_output_activation(network, likelihood)
         self.network = network
         self.likelihood = dict(likelihood) if isinstance(likelihood, Mapping) else likelihood
-        self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule | None) else check_kl_weight(kl_weight)
+        self.progress = Progress(self, num_examples, kl_weight)
+        self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule | None) else float(kl_weight)
         self.free_bits = check_free_bits(free_bits)
         self.num_samples = check_num_samples(num_samples)
         self.objective = check_objective(objective, self.free_bits)
-        given = 0 if num_examples is None else check_num_examples(num_examples)
-        self._is_size_given = num_examples is not None
-        # Variables, so that they are saved, and so that compiled functions follow a change.
-        self._num_examples = self._counter("num_examples", given)
-        self._step = self._counter("step", 0)
-        self._total_steps = self._counter("total_steps", 0)
-        self._trackers = [keras.metrics.Mean(name=part) for part in ("nll", "kl", "elbo", "temperature")]
-        self._alignment_trackers = alignment_trackers(network)
+        self._part_trackers = part_trackers()
+        self._latent_trackers = latent_trackers(network)
         self._check_estimators()
         self._sampler: Sampler | None = None
+        # A training step and a copy of the weights for a prediction exclude each other.
+        self._weights_lock = threading.RLock()
         if network.built:
             self._warn_if_deterministic()
             self.built = True
@@ -134,42 +123,33 @@ class VariationalModel(keras.Model):
     @property
     def num_examples(self) -> int | None:
         """Number of training examples, or None before it is known."""
-        return _to_int(self._num_examples) or None
+        return self.progress.num_examples
 
     @property
     def step(self) -> int:
         """Training steps done so far."""
-        return _to_int(self._step)
-
-    @property
-    def total_steps(self) -> int | None:
-        """Length of the schedule of T in steps, or None before it is known."""
-        return _to_int(self._total_steps) or None
+        return self.progress.step
 
     @property
     def temperature(self) -> float | None:
         """T of the next training step, or None where its schedule does not know its length yet."""
-        if self._schedule_needs_length():
-            return None
-        return float(ops.convert_to_numpy(ops.convert_to_tensor(self._temperature())))
+        return self.progress.temperature
 
     @property
     def final_temperature(self) -> float:
         """T once the schedule has run out, or on average over one that never does; a constant T is itself."""
-        return self.kl_weight if isinstance(self.kl_weight, float) else 1.0
+        return self.progress.final_temperature
 
     def end_schedule(self) -> None:
         """Moves the count of steps to the end of the schedule of T, if that is before it."""
-        schedule = self._schedule
-        if schedule is not None:
-            self._step.assign(max(self.step, schedule.num_steps(_to_int(self._total_steps))))
+        self.progress.end_schedule()
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the network."""
         if not self.network.built:
             # A symbolic call builds any network; `network.build` would not build a subclassed one.
             self.network(symbolic_inputs(input_shape))
-        self._alignment_trackers = alignment_trackers(self.network)  # of layers that were made while building, too
+        self._latent_trackers = latent_trackers(self.network)  # of layers that were made while building, too
         self._check_estimators()
         self._warn_if_deterministic()
         self.built = True
@@ -181,13 +161,16 @@ class VariationalModel(keras.Model):
         take_losses(self)  # of the step before: Keras' JAX trainer, which goes past `__call__`, would leave them
         if not _is_training_step.get():
             return self.network(inputs, training=training)
-        draws, reported = [], []
+        draws, losses, divergences = [], [], []
         for _ in range(self.num_samples):
             draws.append(self.network(inputs, training=training))
-            reported.append(take_losses(self.network))
-        # Each loss of a layer as one: local divergences `(draws, batch)`, and regularizers of activities on average.
-        for losses in zip(*reported, strict=True):
-            self.add_loss(ops.stack(losses) if len(losses[0].shape) else ops.mean(ops.stack(losses)))
+            losses.append(take_losses(self.network))
+            divergences.append(take_local_kl(self.network))
+        # What a layer gives to `add_loss` counts once a step: on average over the draws.
+        for each in zip(*losses, strict=True):
+            self.add_loss(ops.mean(ops.stack(each), axis=0))
+        if divergences[0] is not None:
+            keep_local_kl(self, ops.stack(divergences))
         return draws
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -217,6 +200,13 @@ class VariationalModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps."""
+        before = self.train_function
+        super().make_train_function(force)
+        if self.train_function is not before:
+            self.train_function = _locked(self.train_function, self._weights_lock)
+
     def fit(
         self,
         x: Any = None,
@@ -226,27 +216,49 @@ class VariationalModel(keras.Model):
         verbose: Any = "auto",
         callbacks: Any = None,
         validation_split: float = 0.0,
+        initial_epoch: int = 0,
         **kwargs: Any,
     ) -> Any:
         """As `keras.Model.fit`; finds N and the length of the schedule first.
 
+        The default schedule of T runs over the epochs of the first fit, from `initial_epoch` on; later fits go on at
+        T = 1. For `fit(epochs=1)` in a loop, give the model `kl_weight=bdl.elbo.LinearWarmup(steps=...)`. Early
+        stopping before the end of the ramp leaves T below 1: use `EarlyStopping(..., start_from_epoch=...)`, or a
+        constant `kl_weight`.
+
         Raises:
             ValueError: if N is not known and cannot be inferred, the schedule needs a length that is not known, or the
                 data are not sound (not finite, or labels that do not fit the likelihood).
+
+        Warns:
+            UserWarning: if the fit ended before its schedule of T did, or the schedule had ended with a first fit of
+                one epoch.
         """
         size = training_data.measure(x, batch_size, validation_split)
-        self._set_num_examples(size.num_examples, x)
-        self._set_total_steps(kwargs.get("steps_per_epoch") or size.steps_per_epoch, epochs)
+        self.progress.set_num_examples(size.num_examples, x)
+        steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
+        self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         self._check_data(x, y)
-        history = super().fit(x, y, batch_size, epochs, verbose, callbacks, validation_split=validation_split, **kwargs)
+        settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
+        history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
         own_buffers(self.trainable_variables)
+        self.progress.end_fit(was_stopped=bool(self.stop_training))
         return history
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, for one weight sample a batch."""
-        self._require_num_examples()
+        self.progress.require_num_examples()
         self._check_data(x, y)
         return super().evaluate(x, y, *args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.test_on_batch`; needs `num_examples`.
+
+        Raises:
+            ValueError: if it is not known.
+        """
+        self.progress.require_num_examples()
+        return super().test_on_batch(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`; needs `num_examples` and a `kl_weight` that knows its length.
@@ -254,12 +266,8 @@ class VariationalModel(keras.Model):
         Raises:
             ValueError: if either is missing.
         """
-        self._require_num_examples()
-        if self._schedule_needs_length():
-            raise ValueError(
-                "`kl_weight` is a schedule over the whole training, whose length train_on_batch does not know. Give "
-                "kl_weight=1.0, or bdl.elbo.LinearWarmup(steps=...)."
-            )
+        self.progress.require_num_examples()
+        self.progress.require_length("train_on_batch")
         return super().train_on_batch(*args, **kwargs)
 
     def predict(
@@ -303,33 +311,31 @@ class VariationalModel(keras.Model):
     ) -> Any:
         """Predicts with uncertainty; arguments, result and errors as `bdl.predict_distribution`."""
         if self._sampler is None:
-            self._sampler = Sampler(self.network, self.likelihood)
+            self._sampler = Sampler(self.network, self.likelihood, self._weights_lock)
         return predict_with([self._sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """The objective per example, in nats; outside training the negative ELBO, at T = 1 and without free bits."""
-        sample_weight = check_sample_weight(sample_weight)
-        parts = evidence(
+        parts = elbo_parts(
             nll_of(self.likelihood, y, y_pred),
             kl_divergence(self.network) + penalty_of(self.likelihood),
-            ops.convert_to_tensor(self._num_examples),
-            self._temperature() if training else 1.0,
-            local_kl(self.losses, of_draws=isinstance(y_pred, list)),
-            sample_weight,
+            self.progress.size,
+            self.progress.current_temperature if training else 1.0,
+            take_local_kl(self),
+            check_sample_weight(sample_weight),
             self.free_bits if training else 0.0,
             self.objective if training else "elbo",
         )
         if training:
-            self._step.assign_add(1)
+            self.progress.advance()
         batch = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        for tracker in self._trackers:
-            tracker.update_state(getattr(parts, tracker.name), sample_weight=batch)
-        for alignment_tracker in self._alignment_trackers:
-            alignment_tracker.update(batch)
-        regularizers = sum((ops.sum(loss) for loss in self.losses if len(loss.shape) == 0), ops.zeros(()))
-        return (parts.loss + regularizers) / num_replicas()
+        update_parts(self._part_trackers, parts, batch)
+        for tracker in self._latent_trackers:
+            tracker.update(batch)
+        added = sum((ops.sum(loss) for loss in self.losses), ops.zeros(()))
+        return (parts.loss + added) / num_replicas()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Metrics of `compile` see the likelihood's mean (probabilities), on average over the draws of a step."""
@@ -341,7 +347,7 @@ class VariationalModel(keras.Model):
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
             "likelihood": keras.saving.serialize_keras_object(self.likelihood),
-            "num_examples": self.num_examples if self._is_size_given else None,
+            "num_examples": self.num_examples if self.progress.is_size_given else None,
             "kl_weight": keras.saving.serialize_keras_object(self.kl_weight),
             "free_bits": self.free_bits,
             "num_samples": self.num_samples,
@@ -366,66 +372,6 @@ class VariationalModel(keras.Model):
         for name in ("network", "likelihood", "kl_weight"):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
-
-    def _counter(self, name: str, value: int) -> keras.Variable:
-        return self.add_weight(
-            name=name,
-            shape=(),
-            dtype="int32",
-            initializer=keras.initializers.Constant(value),
-            trainable=False,
-            aggregation="only_first_replica",
-        )
-
-    def _temperature(self) -> Tensor | float:
-        schedule = self._schedule
-        if schedule is None:
-            return self.kl_weight
-        step, total = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (self._step, self._total_steps))
-        return schedule(step, total)
-
-    @property
-    def _schedule(self) -> KLSchedule | None:
-        """The schedule of T, or None where T is constant."""
-        if self.kl_weight is None:
-            return LinearWarmup()
-        return self.kl_weight if isinstance(self.kl_weight, KLSchedule) else None
-
-    def _schedule_needs_length(self) -> bool:
-        schedule = self._schedule
-        return schedule is not None and schedule.needs_total_steps and _to_int(self._total_steps) == 0
-
-    def _set_num_examples(self, measured: int | None, x: Any) -> None:
-        if self._is_size_given:
-            given = _to_int(self._num_examples)
-            if measured is not None and measured != given:
-                warnings.warn(
-                    f"num_examples={given}, but fit was given {measured} training examples. The KL is divided by "
-                    f"{given}: the effective temperature is {measured / given:.3g}.",
-                    stacklevel=3,
-                )
-            return
-        if measured is None:
-            raise ValueError(
-                f"`num_examples` is unknown: {type(x).__name__} does not tell how many examples it holds. Pass "
-                "VariationalModel(..., num_examples=N); the KL cannot be scaled without it."
-            )
-        self._num_examples.assign(measured)
-
-    def _set_total_steps(self, steps_per_epoch: int | None, epochs: int) -> None:
-        """The schedule runs over the first fit; later ones go on where it ended, at T = 1."""
-        if not self._schedule_needs_length():
-            return
-        if steps_per_epoch is None:
-            raise ValueError(
-                "`steps_per_epoch` is unknown, so the KL schedule has no length. Pass steps_per_epoch to fit, or "
-                "kl_weight=1.0 or bdl.elbo.LinearWarmup(steps=...) to VariationalModel."
-            )
-        self._total_steps.assign(steps_per_epoch * epochs)
-
-    def _require_num_examples(self) -> None:
-        if self.num_examples is None:
-            raise ValueError("`num_examples` is unknown before fit. Pass VariationalModel(..., num_examples=N).")
 
     def _check_data(self, x: Any, y: Any) -> None:
         """Checks arrays whole and the first batch of a data set."""
@@ -452,15 +398,17 @@ class VariationalModel(keras.Model):
 
     def _check_estimators(self) -> None:
         for layer in flatten_layers(self.network):
-            if self.objective == "multi_sample" and getattr(layer, "estimator", None) == "reinforce":
+            if self.objective == "multi_sample" and isinstance(layer, HasLocalLatents) and layer.uses_score_function:
                 raise ValueError(
-                    f"`objective` must be 'elbo', not 'multi_sample', with estimator='reinforce' of {layer.name}: its "
-                    "score-function gradient is that of a sum of log likelihoods, not of the logarithm of a mean."
+                    f"`objective` must be 'elbo', not 'multi_sample', with the score function of {layer.name}: its "
+                    "gradient is that of a sum of log likelihoods, not of the logarithm of a mean."
                 )
 
     def _warn_if_deterministic(self) -> None:
         layers = flatten_layers(self.network)
-        if not any(hasattr(layer, "kl_divergence") or getattr(layer, "sums_alignments", False) for layer in layers):
+        if not any(
+            isinstance(layer, HasKL) or (isinstance(layer, HasLocalLatents) and layer.sums_latents) for layer in layers
+        ):
             warnings.warn(
                 "`network` has no variational layer: the KL is zero, training is by maximum likelihood, and the "
                 "epistemic uncertainty will be zero unless the network is random in another way. Use bdl.layers.",
@@ -468,6 +416,9 @@ class VariationalModel(keras.Model):
             )
 
 
-def _to_int(variable: keras.Variable) -> int:
-    # By way of a tensor, for a variable mirrored over replicas is no number.
-    return int(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
+def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return function(*args, **kwargs)
+
+    return run

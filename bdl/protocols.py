@@ -16,6 +16,28 @@ class HasKL(Protocol):
 
 
 @runtime_checkable
+class HasLocalLatents(Protocol):
+    """A layer with latent variables of single examples, whose KL it gives to `bdl.layers.add_local_kl`.
+
+    Attributes:
+        sums_latents: Whether they are summed or sampled out; False where only their mean is plugged in.
+        uses_score_function: Whether the gradient of its noise is a score function's, right for a sum of log
+            likelihoods only.
+        decoder: The network behind single values of the latent variables, or None where their mean or a draw goes on.
+    """
+
+    sums_latents: bool
+    uses_score_function: bool
+    decoder: Any
+
+    def latent_figure_names(self) -> list[str]:
+        """Names of the figures that belong in the logs."""
+
+    def latent_figures(self) -> Tensor:
+        """The figures of the present batch, a vector in the order of the names."""
+
+
+@runtime_checkable
 class HasTemperature(Protocol):
     """A model that trains on the ELBO: it knows the size of its data, and the T of each step.
 

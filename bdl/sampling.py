@@ -2,12 +2,17 @@
 
 A batch is evaluated `num_samples` times inside one compiled loop that carries the network's state (its seeds), so that
 a prediction costs one call a batch and not one a sample.
+
+Every batch starts from the same seeds, and an example's own noise follows its place in the data (`random.examples`): a
+prediction depends on its seed, and neither on the batch size nor on what other threads do. It reads the weights once,
+at its start, and writes nothing back but the seeds that it used up, before it begins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,13 +20,18 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl import random
 from bdl.estimators.weights import whole_functions
 from bdl.keras_internals import flatten_layers
-from bdl.layers.latent_attention.latent_alignment import LatentAlignment
+from bdl.latents import without_local_kl
 from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
+from bdl.protocols import HasLocalLatents
 from bdl.random import Tensor
 from bdl.training.data import check_finite
+
+_claims = threading.Lock()
+"""Two predictions without a seed, also of one model by two samplers, must not begin at the same seeds."""
 
 _SUMS = ("p_sum", "entropy_sum")
 _SQUASHING = {"softmax": "Categorical", "sigmoid": "Bernoulli"}
@@ -33,13 +43,18 @@ class Sampler:
     Args:
         network: A built Keras model.
         likelihood: What its outputs mean; a dict for a dict of outputs.
+        weights_lock: Held while the weights are read, so that a training step in another thread comes before or after.
 
     Raises:
         ValueError: if the network ends in softmax or sigmoid and the likelihood expects logits.
     """
 
-    def __init__(self, network: keras.Model, likelihood: Likelihood | Mapping[str, Likelihood]) -> None:
+    def __init__(
+        self, network: keras.Model, likelihood: Likelihood | Mapping[str, Likelihood], weights_lock: Any = None
+    ) -> None:
         self.network = network
+        self._weights_lock = contextlib.nullcontext() if weights_lock is None else weights_lock
+        self._lock = threading.RLock()
         self.heads: dict[str | None, Likelihood] = {None: likelihood} if isinstance(likelihood, Likelihood) else {}
         if isinstance(likelihood, Mapping):
             self.heads.update(likelihood.items())
@@ -66,21 +81,21 @@ class Sampler:
         """
         check_finite(x, "x")
         x = _as_arrays(x)
-        if not self.network.built:
-            self.network(keras.tree.map_structure(lambda leaf: leaf[:1], x))
-        run = self._function(num_samples, consistent, keep_outputs)
-        trainable = [variable.value for variable in self.network.trainable_variables]
-        start = self._state(seed)
-        state = start
-        results = []
+        with self._lock:
+            if not self.network.built:
+                self.network(keras.tree.map_structure(lambda leaf: leaf[:1], x))
+            run = self._function(num_samples, consistent, keep_outputs)
+        with self._weights_lock:
+            seeds = self._seeds(seed)
+            trainable, state = _values(self.network.trainable_variables), _values(self.network.non_trainable_variables)
+        results, start = [], 0
         with _without_gradients():
             for batch, size in batches(x, batch_size):
-                # Whole functions: every batch starts from the same seeds, so sample s has the same weights in all.
-                state, filled = run(trainable, start if consistent else state, batch)
+                state = [value if new is None else new for value, new in zip(state, seeds, strict=True)]
+                state, filled = run(trainable, state, batch, ops.convert_to_tensor(start, dtype="int32"))
                 results.append(self._to_arrays(filled, size))
-        if seed is None:
-            for variable, value in zip(self.network.non_trainable_variables, state, strict=True):
-                variable.assign(value)
+                start += size
+        self._keep_stateful(state)
         return {head: _join([result[head] for result in results]) for head in self.heads}
 
     def _function(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
@@ -93,16 +108,18 @@ class Sampler:
         accepts_training = "training" in inspect.signature(self.network.call).parameters
         kwargs = {"training": False} if accepts_training else {}
 
-        def evaluate(trainable: Any, state: Any, x: Any) -> tuple[dict[str | None, Tensor], Any]:
-            with whole_functions() if consistent else contextlib.nullcontext():
+        def evaluate(trainable: Any, state: Any, x: Any, start: Any) -> tuple[dict[str | None, Tensor], Any]:
+            size = keras.tree.flatten(x)[0].shape[0]
+            noise = whole_functions() if consistent else contextlib.nullcontext()
+            with noise, random.examples(start, size), without_local_kl():
                 outputs, state = self.network.stateless_call(trainable, state, x, **kwargs)
             outputs = outputs if isinstance(outputs, dict) else {None: outputs}
             return {head: ops.cast(outputs[head], "float32") for head in self.heads}, state
 
-        def run(trainable: Any, state: Any, x: Any) -> tuple[Any, Any]:
+        def run(trainable: Any, state: Any, x: Any, start: Any) -> tuple[Any, Any]:
             def step(number: Any, carry: Any) -> Any:
                 state, results = carry
-                outputs, state = evaluate(trainable, state, x)
+                outputs, state = evaluate(trainable, state, x, start)
                 return list(state), self._record(results, outputs, number)
 
             return ops.fori_loop(0, num_samples, step, (list(state), self._empty(x, num_samples, keep_outputs)))
@@ -153,16 +170,50 @@ class Sampler:
             }
         return arrays
 
-    def _state(self, seed: int | None) -> list[Any]:
-        """Values of the network's state variables, the seeds among them replaced if a seed is given."""
-        values = []
-        for number, variable in enumerate(self.network.non_trainable_variables):
-            value = variable.value
-            if seed is not None and variable.path.endswith(SEED_KEY):
-                word = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) & 0x7FFFFFFF
-                value = ops.convert_to_tensor(np.array([word, 0]), dtype=variable.dtype)
-            values.append(value)
-        return values
+    def _seeds(self, seed: int | None) -> list[Any]:
+        """What each batch starts from: a value for each state variable that is a seed, None for the others.
+
+        Without a seed the layers' own are taken, and moved on at once.
+        """
+        found: list[Any] = []
+        with _claims:
+            for number, variable in enumerate(self.network.non_trainable_variables):
+                if not variable.path.endswith(SEED_KEY):
+                    found.append(None)
+                    continue
+                words = [seed, number]
+                if seed is None:
+                    own, steps = (int(word) for word in ops.convert_to_numpy(_values([variable])[0]))
+                    variable.assign(np.array([own, steps + 1], dtype=variable.dtype))
+                    words = [own & 0xFFFFFFFF, steps & 0xFFFFFFFF, number, random.process_number()]
+                word = int(np.random.SeedSequence(words).generate_state(1)[0]) & 0x7FFFFFFF
+                found.append(ops.convert_to_tensor(np.array([word, 0]), dtype=variable.dtype))
+        return found
+
+    def _keep_stateful(self, state: list[Any]) -> None:
+        """Leaves what stateful layers carry from one call to the next, as `keras.Model.predict` does."""
+        stateful = [layer for layer in flatten_layers(self.network) if getattr(layer, "stateful", False)]
+        carried = {id(variable) for layer in stateful for variable in layer.non_trainable_variables}
+        for variable, value in zip(self.network.non_trainable_variables, state, strict=True):
+            if id(variable) in carried and not variable.path.endswith(SEED_KEY):
+                variable.assign(value)
+
+
+def _values(variables: list[keras.Variable]) -> list[Any]:
+    """Values of variables as they are now, which training does not change afterwards.
+
+    Raises:
+        RuntimeError: if they are not there to be read, because JAX is training the model in another thread.
+    """
+    try:
+        values = [ops.convert_to_tensor(variable) for variable in variables]
+        # Torch's tensors are the variables' own memory, and JAX hands that of a training step on to its result.
+        return values if keras.backend.backend() == "tensorflow" else [ops.copy(value) for value in values]
+    except RuntimeError as error:
+        raise RuntimeError(
+            "The model's weights cannot be read while `fit` runs in another thread: on JAX a training step hands its "
+            "weights' memory on. Predict from a callback, after fit, or with a copy of the model."
+        ) from error
 
 
 def _is_equal(one: Likelihood, other: Likelihood) -> bool:
@@ -205,7 +256,7 @@ def check_output_activation(network: keras.Model, likelihood: Any) -> None:
     if isinstance(likelihood, Mapping):
         return
     last = (getattr(network, "layers", None) or [network])[-1]
-    is_mixture = isinstance(last, LatentAlignment) and last.decoder is not None
+    is_mixture = isinstance(last, HasLocalLatents) and last.decoder is not None
     if is_mixture and not isinstance(likelihood, Mixture):
         name = type(likelihood).__name__
         raise ValueError(
@@ -233,7 +284,7 @@ def _output_activation(network: Any) -> str | None:
             return "softmax"
         if isinstance(last, keras.layers.Wrapper):
             last = last.layer
-        if isinstance(last, LatentAlignment):
+        if isinstance(last, HasLocalLatents):
             last = last.decoder
         activation = getattr(last, "activation", None)
         if activation is not None:

@@ -376,7 +376,7 @@ def _code_layer() -> Any:
             mean, raw = ops.split(inputs, 2, axis=-1)
             scale = ops.softplus(raw) + 1e-3
             kl = 0.5 * (ops.square(mean) + ops.square(scale) - 1.0) - ops.log(scale)
-            self.add_loss(ops.sum(kl, axis=-1))
+            bdl.layers.add_local_kl(self, ops.sum(kl, axis=-1))
             bdl.layers.report_latent(self, bdl.layers.GaussianCode(mean=mean, scale=scale))
             return mean + scale * keras.random.normal(ops.shape(mean), seed=self.seed_generator)
 

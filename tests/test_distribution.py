@@ -32,7 +32,7 @@ x, y = rng.normal(size=(16, 4)).astype("float32"), rng.integers(0, 3, 16)
 
 class Code(keras.layers.Layer):
     def call(self, x):
-        self.add_loss(keras.ops.sum(keras.ops.square(x), axis=-1))
+        bdl.layers.add_local_kl(self, keras.ops.sum(keras.ops.square(x), axis=-1))
         return x
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bdl
-from bdl.elbo import ELBO, LinearWarmup, evidence, local_kl, mixture_nll
+from bdl.elbo import ELBO, LinearWarmup, elbo_parts, mixture_nll
 
 pytestmark = pytest.mark.core
 
@@ -50,7 +50,7 @@ def test_kl_divergence_of_a_deterministic_model_is_zero():
     st.floats(0, 2),
 )
 def test_evidence_is_the_formula(nll, kl, num_examples, temperature):
-    parts = evidence(np.array(nll, "float32"), kl, num_examples, temperature)
+    parts = elbo_parts(np.array(nll, "float32"), kl, num_examples, temperature)
     assert to_float(parts.nll) == pytest.approx(np.mean(nll), rel=1e-5, abs=1e-6)
     assert to_float(parts.kl) == pytest.approx(kl, rel=1e-5, abs=1e-6)
     assert to_float(parts.loss) == pytest.approx(np.mean(nll) + temperature * kl / num_examples, rel=1e-5, abs=1e-6)
@@ -60,7 +60,7 @@ def test_evidence_is_the_formula(nll, kl, num_examples, temperature):
 def test_sample_weights_scale_an_examples_nll_and_local_kl_but_not_the_weights_kl():
     nll, local = np.array([1.0, 2.0], "float32"), np.array([0.5, 0.25], "float32")
     weight = np.array([0.0, 2.0], "float32")
-    parts = evidence(nll, 30.0, 10, local_kl=local, sample_weight=weight)
+    parts = elbo_parts(nll, 30.0, 10, local_kl=local, sample_weight=weight)
     assert to_float(parts.nll) == 2.0
     assert to_float(parts.elbo) == -(2.0 + 3.0 + 0.25)
 
@@ -68,7 +68,7 @@ def test_sample_weights_scale_an_examples_nll_and_local_kl_but_not_the_weights_k
 @pytest.mark.parametrize(("free_bits", "charged"), [(0.0, 1.5), (1.0, 1.5), (2.0, 2.0)])
 def test_free_bits_bound_the_charged_local_kl_and_nothing_else(free_bits, charged):
     nll, local = np.array([1.0, 2.0], "float32"), np.array([0.5, 2.5], "float32")
-    parts = evidence(nll, 30.0, 10, temperature=0.5, local_kl=local, free_bits=free_bits)
+    parts = elbo_parts(nll, 30.0, 10, temperature=0.5, local_kl=local, free_bits=free_bits)
     assert to_float(parts.loss) == 1.5 + 0.5 * (3.0 + charged)
     assert to_float(parts.kl) == 30.0 + 10 * 1.5
     assert to_float(parts.elbo) == -(1.5 + 3.0 + 1.5)
@@ -77,9 +77,9 @@ def test_free_bits_bound_the_charged_local_kl_and_nothing_else(free_bits, charge
 def test_free_bits_compare_with_the_weighted_mean_and_leave_weights_and_estimates_below_zero_alone():
     nll, local = np.zeros(2, "float32"), np.array([0.5, -1.0], "float32")
     weight = np.array([4.0, 0.0], "float32")
-    assert to_float(evidence(nll, 0.0, 10, local_kl=local, sample_weight=weight, free_bits=0.75).loss) == 1.0
-    assert to_float(evidence(nll, 0.0, 10, local_kl=local).loss) == -0.25
-    assert to_float(evidence(nll, 1.0, 10, free_bits=5.0).loss) == pytest.approx(0.1)
+    assert to_float(elbo_parts(nll, 0.0, 10, local_kl=local, sample_weight=weight, free_bits=0.75).loss) == 1.0
+    assert to_float(elbo_parts(nll, 0.0, 10, local_kl=local).loss) == -0.25
+    assert to_float(elbo_parts(nll, 1.0, 10, free_bits=5.0).loss) == pytest.approx(0.1)
 
 
 NLL = RNG.uniform(0, 4, (5, 3))
@@ -89,18 +89,18 @@ WEIGHT = np.array([0.5, 2.0, 0.0])
 
 def parts_of_draws(objective, **arguments):
     nll, local = NLL.astype("float32"), LOCAL.astype("float32")
-    return evidence(nll, 30.0, 10, 0.5, local, WEIGHT.astype("float32"), objective=objective, **arguments)
+    return elbo_parts(nll, 30.0, 10, 0.5, local, WEIGHT.astype("float32"), objective=objective, **arguments)
 
 
 def test_several_draws_count_by_their_mean_under_either_objective():
     nll, local, weight = (values.astype("float32") for values in (NLL.mean(0), LOCAL.mean(0), WEIGHT))
-    of_mean = evidence(nll, 30.0, 10, 0.5, local, weight)
+    of_mean = elbo_parts(nll, 30.0, 10, 0.5, local, weight)
     for objective in ("elbo", "multi_sample"):
         for name in ("nll", "kl", "elbo", "temperature"):
             expected = to_float(getattr(of_mean, name))
             assert to_float(getattr(parts_of_draws(objective), name)) == pytest.approx(expected, rel=1e-5)
     assert to_float(parts_of_draws("elbo").loss) == pytest.approx(to_float(of_mean.loss), rel=1e-5)
-    free = evidence(nll, 30.0, 10, 0.5, local, weight, free_bits=5.0)
+    free = elbo_parts(nll, 30.0, 10, 0.5, local, weight, free_bits=5.0)
     assert to_float(parts_of_draws("elbo", free_bits=5.0).loss) == pytest.approx(to_float(free.loss), rel=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_the_loss_charges_the_prior_of_a_scale_that_the_model_holds():
     hidden = bdl.layers.DenseReparameterization(3, seed=5)
     network = keras.Sequential([keras.Input((4,)), hidden, likelihood])
     loss = ELBO(likelihood, num_examples=24, kl_weight=0.5, model=network)
-    parts = loss.evidence(x[:, :3], network(x))
+    parts = loss.parts(x[:, :3], network(x))
     kl = to_float(hidden.kl_divergence()) + to_float(likelihood.penalty())
     assert to_float(likelihood.penalty()) > 1.0
     assert to_float(parts.kl) == pytest.approx(kl, rel=1e-6)
@@ -131,7 +131,7 @@ def test_the_loss_charges_the_prior_of_a_scale_that_the_model_holds():
 
 class ConstantKL(keras.layers.Layer):
     def call(self, x):
-        self.add_loss(0.25 * keras.ops.ones_like(x[:, 0]))
+        bdl.layers.add_local_kl(self, 0.25 * keras.ops.ones_like(x[:, 0]))
         return x
 
 
@@ -139,19 +139,11 @@ def test_the_loss_has_free_bits():
     _, x, y = network_and_data()
     network = keras.Sequential([keras.Input((4,)), ConstantKL(), bdl.layers.DenseReparameterization(3, seed=5)])
     loss = ELBO(bdl.likelihoods.Categorical(), num_examples=24, model=network, free_bits=0.75)
-    parts = loss.evidence(y, network(x))
+    parts = loss.parts(y, network(x))
     weights_kl = to_float(bdl.kl_divergence(network))
     assert to_float(parts.loss) == pytest.approx(to_float(parts.nll) + weights_kl / 24 + 0.75, rel=1e-6)
     assert to_float(parts.kl) == pytest.approx(weights_kl + 24 * 0.25, rel=1e-6)
     assert to_float(parts.elbo) == pytest.approx(-to_float(parts.nll) - weights_kl / 24 - 0.25, rel=1e-6)
-
-
-def test_local_kl_takes_per_example_terms_and_leaves_regularizers():
-    terms = [keras.ops.ones(3), keras.ops.ones(()), 2 * keras.ops.ones(3)]
-    assert keras.ops.convert_to_numpy(local_kl(terms)).tolist() == [3.0, 3.0, 3.0]
-    assert local_kl([keras.ops.ones(())]) is None
-    of_draws = [keras.ops.ones((2, 3)), *terms]
-    assert keras.ops.convert_to_numpy(local_kl(of_draws, of_draws=True)).tolist() == [[1.0] * 3] * 2
 
 
 def test_the_loss_under_a_plain_compile_equals_that_of_variational_model():
@@ -169,7 +161,7 @@ def test_the_loss_under_a_plain_compile_equals_that_of_variational_model():
 def test_the_loss_in_a_custom_loop_gives_all_parts():
     network, x, y = network_and_data()
     loss = ELBO(bdl.likelihoods.Categorical(), num_examples=24, kl_weight=0.5, model=network)
-    parts = loss.evidence(y, network(x))
+    parts = loss.parts(y, network(x))
     kl = to_float(bdl.kl_divergence(network))
     assert to_float(parts.loss) == pytest.approx(to_float(parts.nll) + 0.5 * kl / 24, rel=1e-6)
     assert to_float(parts.elbo) == pytest.approx(-to_float(parts.nll) - kl / 24, rel=1e-6)
@@ -275,7 +267,7 @@ class ConjugateRegression:
             monkeypatch.setattr(
                 bdl.random, "normal", lambda shape, key, noise=noise: keras.ops.convert_to_tensor(noise)
             )
-            values.append(to_float(self.loss.evidence(y, self.network(x)).elbo))
+            values.append(to_float(self.loss.parts(y, self.network(x)).elbo))
         return self.num_examples * np.mean(values)
 
 

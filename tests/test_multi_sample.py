@@ -36,7 +36,7 @@ class Counting(keras.layers.Layer):
     def call(self, x):
         self.calls.assign_add(1.0)
         call = 1.0 * self.calls  # a copy: Torch's backward pass must not find it changed by the next draw
-        self.add_loss(ops.square(self.w) * ops.abs(x[:, 0]) * call)
+        bdl.layers.add_local_kl(self, ops.square(self.w) * ops.abs(x[:, 0]) * call)
         return self.w * x + 0.5 * call
 
     def kl_divergence(self):
@@ -217,7 +217,7 @@ class Code(keras.layers.Layer):
         noise = bdl.random.normal(ops.shape(x), bdl.random.draw_key(self.seed_generator))
         z = self.slope * x + self.scale * noise
         log_ratio = 0.5 * (ops.square(z) - ops.square(noise)) - np.log(self.scale)
-        self.add_loss(ops.sum(log_ratio, axis=-1))
+        bdl.layers.add_local_kl(self, ops.sum(log_ratio, axis=-1))
         return z
 
 
@@ -289,7 +289,7 @@ def test_bad_arguments_are_named():
 def test_a_score_function_estimator_is_refused_for_the_mixture_of_draws():
     likelihood = bdl.likelihoods.Mixture(Categorical())
     reinforce, enumerate_ = (network(latent(estimator)) for estimator in ("reinforce", "enumerate"))
-    with pytest.raises(ValueError, match="`objective` must be 'elbo', not 'multi_sample', with estimator='reinforce'"):
+    with pytest.raises(ValueError, match="`objective` must be 'elbo', not 'multi_sample', with the score function"):
         VariationalModel(reinforce, likelihood, objective="multi_sample")
     VariationalModel(reinforce, likelihood, num_samples=2)
     VariationalModel(enumerate_, likelihood, objective="multi_sample")

@@ -26,9 +26,8 @@ from keras import ops
 
 from bdl.diagnostics.quantities import LocalLatents
 from bdl.diagnostics.weights import preserved
-from bdl.elbo import local_kl
 from bdl.estimators.weights import whole_functions
-from bdl.latents import Alignment, GaussianCode, Latent, collect_latents
+from bdl.latents import Alignment, GaussianCode, Latent, collect_latents, take_local_kl
 
 ACTIVE_VARIANCE = 0.01
 """Variance over inputs of a code unit's mean above which it is active (Burda et al. 2016), for a prior of scale 1."""
@@ -44,7 +43,7 @@ def local_latents(network: keras.Layer, x: Any) -> LocalLatents | None:
     """Measures the local latent variables of a network on a probe; the network is left as it was.
 
     One function of the network (one draw of its weights) is evaluated in training mode on up to 256 inputs. `kl` is
-    what its layers add by `add_loss`; where they add nothing, that of the alignments that report a prior.
+    what its layers add by `add_local_kl`; where they add nothing, that of the alignments that report a prior.
 
     Args:
         network: A built Keras network, not the `VariationalModel` around it.
@@ -57,7 +56,8 @@ def local_latents(network: keras.Layer, x: Any) -> LocalLatents | None:
     Example:
     >>> class Code(keras.Layer):
     ...     def call(self, x):
-    ...         self.add_loss(0.5 * keras.ops.sum(keras.ops.square(x), axis=-1))  # KL(N(x, 1) || N(0, 1))
+    ...         kl = 0.5 * keras.ops.sum(keras.ops.square(x), axis=-1)  # KL(N(x, 1) || N(0, 1))
+    ...         bdl.layers.add_local_kl(self, kl)
     ...         bdl.layers.report_latent(self, bdl.layers.GaussianCode(mean=x, scale=keras.ops.ones_like(x)))
     ...         return x
     >>> x = np.random.default_rng(0).normal(size=(256, 1)).astype("float32")
@@ -213,7 +213,7 @@ def _observe(network: keras.Layer, x: Any) -> tuple[np.ndarray | None, list[Late
         # Seeds go back after each batch, so that all of them see one function: only the input makes codes differ.
         with preserved(network), whole_functions(), collect_latents() as reports:
             network(batch, training=True)
-            kl = local_kl(network.losses)
+            kl = take_local_kl(network)
         if kl is not None:
             divergences.append(ops.convert_to_numpy(kl))
         calls: Counter[str] = Counter()

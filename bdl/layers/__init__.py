@@ -1,6 +1,6 @@
 """Variational layers: the mechanism and its named drop-ins."""
 
-from bdl.latents import Alignment, GaussianCode, LatentReport, collect_latents, report_latent
+from bdl.latents import Alignment, GaussianCode, LatentReport, add_local_kl, collect_latents, report_latent
 from bdl.layers.attention import MultiHeadAttentionReparameterization
 from bdl.layers.convolutional.conv import (
     Conv1DFlipout,
@@ -143,6 +143,7 @@ __all__ = [
     "TemperatureScaling",
     "Variational",
     "VariationalGaussianDropout",
+    "add_local_kl",
     "collect_latents",
     "mean_weights",
     "report_latent",

@@ -306,15 +306,20 @@ def _torch_seed(key: Tensor) -> int:
     return int(digest[0] & 0x7FFFFFFF)
 
 
-def _replica_id() -> Tensor | int | None:
-    """Number of this TensorFlow replica, or of this process of Torch's distributed training; None without others."""
-    if keras.backend.backend() == "torch":
-        import torch
+def process_number() -> int:
+    """Rank of this process in Torch's distributed training; 0 where there is none, and on other backends."""
+    if keras.backend.backend() != "torch":
+        return 0
+    import torch
 
-        has_others = torch.distributed.is_available() and torch.distributed.is_initialized()
-        return torch.distributed.get_rank() if has_others and torch.distributed.get_world_size() > 1 else None
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if is_distributed else 0
+
+
+def _replica_id() -> Tensor | int | None:
+    """Number of this TensorFlow replica, or of this Torch process, if it is not the first; None without others."""
     if keras.backend.backend() != "tensorflow":
-        return None
+        return process_number() or None
     import tensorflow as tf
 
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:

@@ -26,7 +26,9 @@ class CodeLayer(keras.layers.Layer):
     def call(self, x, training=None):
         mean = self.gain * x[:, : self.units]
         scale = self.scale * ops.ones_like(mean)
-        self.add_loss(0.5 * ops.sum(ops.square(mean) + ops.square(scale) - 1.0 - 2.0 * ops.log(scale), axis=-1))
+        bdl.layers.add_local_kl(
+            self, 0.5 * ops.sum(ops.square(mean) + ops.square(scale) - 1.0 - 2.0 * ops.log(scale), axis=-1)
+        )
         report_latent(self, GaussianCode(mean, scale))
         return mean + scale * keras.random.normal(ops.shape(mean), seed=self.seed_generator)
 
@@ -260,7 +262,7 @@ class LearnedCode(keras.layers.Layer):
     def call(self, x):
         mean, log_scale = ops.split(x, 2, axis=-1)
         kl = 0.5 * (ops.square(mean) + ops.exp(2.0 * log_scale) - 1.0) - log_scale
-        self.add_loss(ops.sum(kl, axis=-1))
+        bdl.layers.add_local_kl(self, ops.sum(kl, axis=-1))
         report_latent(self, GaussianCode(mean, ops.exp(log_scale)))
         return mean + ops.exp(log_scale) * keras.random.normal(ops.shape(mean), seed=self.seed_generator)
 

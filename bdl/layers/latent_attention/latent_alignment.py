@@ -7,8 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from bdl.keras_internals import flatten_layers
-from bdl.latents import Alignment, report_latent
+from bdl.latents import Alignment, add_local_kl, report_latent
 from bdl.layers.latent_attention import alignment
 from bdl.layers.latent_attention.alignment_estimators import (
     NEED_DECODER,
@@ -101,9 +100,23 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         return 1
 
     @property
-    def sums_alignments(self) -> bool:
+    def sums_latents(self) -> bool:
         """Whether alignments are a latent variable, and not only their mean is plugged in."""
         return self.estimator != "soft"
+
+    @property
+    def uses_score_function(self) -> bool:
+        """Whether the gradient of sampled alignments is REINFORCE's."""
+        return self.estimator == "reinforce"
+
+    def latent_figure_names(self) -> list[str]:
+        """`STATISTICS` of each head, under the layer's name."""
+        heads = [f"_head_{number}" for number in range(self.num_alignments)] if self.num_alignments > 1 else [""]
+        return [f"{self.name}{head}_{statistic}" for head in heads for statistic in STATISTICS]
+
+    def latent_figures(self) -> Tensor:
+        """The figures of the present batch, in the order of their names."""
+        return ops.reshape(ops.convert_to_tensor(self.statistics), (-1,))
 
     @property
     def is_variational(self) -> bool:
@@ -175,7 +188,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         kl = ops.zeros_like(scores[:, :, 0, 0])
         if not posterior.is_prior:
             kl = ops.sum(posterior.kl() * exists, axis=-1)
-            self.add_loss(ops.sum(kl, axis=-1))
+            add_local_kl(self, ops.sum(kl, axis=-1))
         self._keep_statistics(posterior, kl, exists, query_mask)
         mask = None if key_mask is None else ops.broadcast_to(key_mask, ops.shape(scores))
         report_latent(
@@ -287,34 +300,3 @@ def _has_state(network: keras.Layer) -> bool:
     """Whether calling a built network changes it: seeds, or moving statistics."""
     endings = (SEED_KEY, "moving_mean", "moving_variance")
     return any(variable.path.endswith(endings) for variable in network.non_trainable_variables)
-
-
-class AlignmentTracker(keras.metrics.Mean):
-    """Mean over batches of one figure of one alignment of a layer, for the logs.
-
-    Args:
-        layer: The layer.
-        number: Of the alignment: its head.
-        statistic: One of `STATISTICS`.
-    """
-
-    def __init__(self, layer: LatentAlignment, number: int, statistic: str) -> None:
-        head = f"_head_{number}" if layer.num_alignments > 1 else ""
-        super().__init__(name=f"{layer.name}{head}_{statistic}")
-        self._layer, self._number, self._column = layer, number, STATISTICS.index(statistic)
-
-    def update(self, batch: Tensor) -> None:
-        """Adds the figure of the present batch, of that many examples."""
-        statistics = ops.convert_to_tensor(self._layer.statistics)
-        self.update_state(statistics[self._number, self._column], sample_weight=batch)
-
-
-def alignment_trackers(network: keras.Layer) -> list[AlignmentTracker]:
-    """A tracker for every figure of every alignment of a network."""
-    return [
-        AlignmentTracker(layer, number, statistic)
-        for layer in flatten_layers(network)
-        if isinstance(layer, LatentAlignment)
-        for number in range(layer.num_alignments)
-        for statistic in STATISTICS
-    ]

@@ -1,0 +1,92 @@
+"""Checks of the arguments that several models and losses take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from keras import ops
+
+from bdl.likelihoods import Likelihood
+from bdl.random import Tensor
+
+OBJECTIVES = ("elbo", "multi_sample")
+
+
+def check_likelihood(likelihood: Any) -> Likelihood:
+    """Checks the type of a likelihood argument."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    raise ValueError(
+        f"`likelihood` must be a bdl.likelihoods.Likelihood instance, such as Categorical() or Normal(), "
+        f"not {likelihood!r}."
+    )
+
+
+def check_num_examples(num_examples: Any) -> int:
+    """Checks the number of training examples."""
+    is_integer = hasattr(num_examples, "__index__") and not isinstance(num_examples, bool)
+    if not is_integer or int(num_examples) <= 0:
+        raise ValueError(
+            f"`num_examples` must be the number of training examples, a positive integer, not {num_examples!r}. "
+            "It divides the KL; without it the temperature of the ELBO is unknown."
+        )
+    return int(num_examples)
+
+
+def check_kl_weight(kl_weight: Any) -> float:
+    """Checks a constant temperature."""
+    if not _is_finite_and_not_negative(kl_weight):
+        raise ValueError(
+            f"`kl_weight` must be a finite number >= 0 (the temperature T; 1 is Bayes) or a bdl.elbo.KLSchedule, "
+            f"not {kl_weight!r}. Do not divide it by the number of examples: the ELBO does."
+        )
+    return float(kl_weight)
+
+
+def check_free_bits(free_bits: Any) -> float:
+    """Checks the rate that local divergences may have for free."""
+    if not _is_finite_and_not_negative(free_bits):
+        raise ValueError(f"`free_bits` must be a finite number >= 0, in nats per example, not {free_bits!r}.")
+    return float(free_bits)
+
+
+def check_num_samples(num_samples: Any) -> int:
+    """Checks the number of draws of the network in a training step."""
+    is_integer = hasattr(num_samples, "__index__") and not isinstance(num_samples, bool)
+    if not is_integer or int(num_samples) <= 0:
+        raise ValueError(
+            f"`num_samples` must be a positive integer (draws of the weights in a training step), not {num_samples!r}."
+        )
+    return int(num_samples)
+
+
+def check_objective(objective: Any, free_bits: float) -> str:
+    """Checks the name of an objective, and that it goes with free bits."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"`objective` must be one of {OBJECTIVES}, not {objective!r}.")
+    if objective == "multi_sample" and free_bits:
+        raise ValueError(
+            f"`free_bits` must be 0 with objective='multi_sample', not {free_bits!r}: they bound the batch mean of the "
+            "local KL, which does not stand apart there: it is inside the logarithm of each example."
+        )
+    return objective
+
+
+def check_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
+    """Brings sample weights to `(batch,)`; weights of single events would make an example's NLL ambiguous."""
+    if sample_weight is None:
+        return None
+    sample_weight = ops.convert_to_tensor(sample_weight)
+    if len(sample_weight.shape) == 2 and sample_weight.shape[-1] == 1:
+        sample_weight = ops.squeeze(sample_weight, -1)
+    if len(sample_weight.shape) != 1:
+        raise ValueError(
+            f"`sample_weight` must have one weight for each example, shape (batch,), not {tuple(sample_weight.shape)}. "
+            "To leave out single events of a sequence, use a Keras mask."
+        )
+    return sample_weight
+
+
+def _is_finite_and_not_negative(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)
