@@ -252,6 +252,9 @@ class ELBO(keras.losses.Loss):
     >>> history = network.fit(np.ones((100, 4)), np.zeros(100, int), verbose=0)
     """
 
+    counts_kl = True
+    """Whether it counts the KL of the model's layers, for which a plain loss draws a warning."""
+
     def __init__(
         self,
         likelihood: Likelihood,

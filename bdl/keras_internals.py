@@ -209,8 +209,11 @@ def standard_gamma(concentration: Any, generator: Any) -> Any:
     return torch._standard_gamma(concentration, generator)
 
 
-def stored_value(variable: keras.Variable) -> np.ndarray:
+def stored_value(variable: keras.Variable) -> np.ndarray | None:
     """The value that a variable holds, whatever a `StatelessScope`, a trace or a replica would make of it.
+
+    None where it holds none: while Keras trains on JAX it takes the values away, and `Variable.value` would give those
+    of the initializer.
 
     Example:
     >>> variable = keras.Variable(1.0)
@@ -223,7 +226,21 @@ def stored_value(variable: keras.Variable) -> np.ndarray:
 
         with tf.init_scope():
             return np.asarray(variable._value.numpy())
-    return keras.ops.convert_to_numpy(variable._value)
+    return None if variable._value is None else keras.ops.convert_to_numpy(variable._value)
+
+
+def current_value(variable: keras.Variable) -> Any:
+    """The value of a variable as a tensor, in a `StatelessScope` that of the scope.
+
+    Raises:
+        RuntimeError: if it has none, because Keras is training on JAX; `Variable.value` would give the initializer's.
+    """
+    scope = get_stateless_scope()
+    if scope is None or scope.get_current_value(variable) is None:
+        holds_none = keras.backend.backend() == "jax" and variable._value is None
+        if holds_none:
+            raise RuntimeError(f"Variable {variable.path} has no value while Keras trains on JAX.")
+    return keras.ops.convert_to_tensor(variable)
 
 
 def num_replicas() -> int:

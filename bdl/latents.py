@@ -30,6 +30,7 @@ from keras import ops
 
 from bdl.keras_internals import call_context, flatten_layers, is_concrete, outermost_scope
 from bdl.random import Tensor
+from bdl.uncounted import warn_if_uncounted
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +196,7 @@ def add_local_kl(layer: keras.Layer, kl: Tensor) -> None:
             f"`kl` of layer {layer.name} must be one number for each example, of shape (batch,), not "
             f"{tuple(kl.shape)}. Sum over the other axes."
         )
+    warn_if_uncounted(layer)
     keep_local_kl(layer, kl)
 
 

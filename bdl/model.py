@@ -25,6 +25,7 @@ from bdl.sampling import Sampler, check_output_activation
 from bdl.training import data as training_data
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress
+from bdl.uncounted import counted
 
 FORMAT_VERSION = 1
 """Version of the configuration that `get_config` writes."""
@@ -177,7 +178,8 @@ class VariationalModel(keras.Model):
         """As `keras.Model.train_step`, with `num_samples` draws of the network."""
         token = _is_training_step.set(True)
         try:
-            return super().train_step(*args, **kwargs)
+            with counted():
+                return super().train_step(*args, **kwargs)
         finally:
             _is_training_step.reset(token)
 

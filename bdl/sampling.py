@@ -22,7 +22,7 @@ from keras import ops
 
 from bdl import random
 from bdl.estimators.weights import whole_functions
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import current_value, flatten_layers
 from bdl.latents import without_local_kl
 from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
@@ -206,13 +206,14 @@ def _values(variables: list[keras.Variable]) -> list[Any]:
         RuntimeError: if they are not there to be read, because JAX is training the model in another thread.
     """
     try:
-        values = [ops.convert_to_tensor(variable) for variable in variables]
+        values = [current_value(variable) for variable in variables]
         # Torch's tensors are the variables' own memory, and JAX hands that of a training step on to its result.
         return values if keras.backend.backend() == "tensorflow" else [ops.copy(value) for value in values]
     except RuntimeError as error:
         raise RuntimeError(
-            "The model's weights cannot be read while `fit` runs in another thread: on JAX a training step hands its "
-            "weights' memory on. Predict from a callback, after fit, or with a copy of the model."
+            "The model's weights cannot be read while `fit` runs on JAX: a training step takes their memory. Predict "
+            "after fit or in an epoch's callback, call model.jax_state_sync() first in a batch's callback, or predict "
+            "with a copy of the model."
         ) from error
 
 

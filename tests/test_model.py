@@ -186,10 +186,12 @@ def test_the_schedules_state_is_saved(tmp_path):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = True
 
-    model.fit(X, Y, batch_size=6, epochs=4, verbose=0, callbacks=[StopAfterOne()])
+    with pytest.warns(UserWarning, match=r"fit ended at T = 0\.29, after 4 of the 14 steps"):
+        model.fit(X, Y, batch_size=6, epochs=4, verbose=0, callbacks=[StopAfterOne()])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    again = loaded.fit(X, Y, batch_size=6, epochs=1, verbose=0).history["temperature"]
+    with pytest.warns(UserWarning, match=r"fit ended at T = 0\.59"):
+        again = loaded.fit(X, Y, batch_size=6, epochs=1, verbose=0).history["temperature"]
     np.testing.assert_allclose(again, [5.5 / (0.85 * 16)], rtol=1e-5)
 
 
@@ -290,6 +292,93 @@ class LatentNoise(keras.layers.Layer):
     def call(self, x):
         bdl.layers.add_local_kl(self, keras.ops.sum(keras.ops.square(x), axis=-1))
         return x
+
+
+class Charges(keras.layers.Layer):
+    """Gives `add_loss` ones of some shape."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape = shape
+
+    def call(self, x):
+        self.add_loss(keras.ops.ones(self.shape))
+        return x
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("shape", [(), (N,), (N, 10), (2, 3, 4), (1, 1)])
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_what_a_layer_adds_as_a_loss_counts_as_in_keras_whatever_its_shape(shape, num_samples):
+    def losses(*charges):
+        keras.utils.set_random_seed(0)
+        plain = keras.Sequential([keras.Input((4,)), *charges, keras.layers.Dense(3)])
+        plain.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential([keras.Input((4,)), *charges, bdl.layers.DenseFlipout(3, **PRIOR, seed=1)])
+        model = VariationalModel(network, Categorical(), num_examples=N, kl_weight=1.0, num_samples=num_samples)
+        model.compile(keras.optimizers.SGD(0.0))
+        logs = model.train_on_batch(X, Y, return_dict=True)
+        return float(plain.train_on_batch(X, Y)), float(logs["loss"]), float(logs["loss"] + logs["elbo"])
+
+    before, after = losses(), losses(Charges(*shape))
+    assert after[0] - before[0] == pytest.approx(np.prod(shape), rel=1e-5)
+    assert after[1] - before[1] == pytest.approx(np.prod(shape), rel=1e-5)
+    assert after[2] == pytest.approx(np.prod(shape), rel=1e-5)  # no part of the ELBO
+
+
+@pytest.mark.core
+def test_without_a_number_of_examples_everything_that_needs_it_gives_one_error():
+    model = VariationalModel(build().network, Categorical())
+    model.compile("sgd")
+    outputs = model(X)
+    calls = [
+        lambda: model.evaluate(X, Y, verbose=0),
+        lambda: model.test_on_batch(X, Y),
+        lambda: model.train_on_batch(X, Y),
+        lambda: model.compute_loss(X, keras.ops.convert_to_tensor(Y), outputs),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"`num_examples` is unknown before fit.*num_examples=N"):
+            call()
+
+
+@pytest.mark.core
+def test_the_temperature_counts_the_epochs_that_are_run():
+    model = build(kl_weight=None)
+    temperatures = model.fit(X, Y, batch_size=6, epochs=10, initial_epoch=5, verbose=0).history["temperature"]
+    assert len(temperatures) == 5
+    np.testing.assert_allclose(temperatures[0], 1.5 / (0.85 * 20), rtol=1e-5)
+    assert model.temperature == 1.0
+
+
+@pytest.mark.core
+def test_early_stopping_within_the_ramp_says_so_and_after_it_does_not():
+    def stopped(**settings):
+        watched = keras.callbacks.EarlyStopping("val_nll", patience=0, mode="max", **settings)  # stops at a fall
+        model = build(kl_weight=None)
+        model.fit(X, Y, batch_size=6, epochs=20, verbose=0, validation_data=(X, Y), callbacks=[watched])
+        return model
+
+    with pytest.warns(UserWarning, match=r"fit ended at T = 0\.\d+, after \d+ of the 68 steps.*start_from_epoch"):
+        assert stopped().temperature < 1.0
+    assert stopped(start_from_epoch=17).temperature == 1.0
+
+
+@pytest.mark.core
+def test_a_loop_of_single_epochs_is_told_that_the_schedule_is_over():
+    model = build(kl_weight=None)
+    model.fit(X, Y, batch_size=6, epochs=1, verbose=0)
+    with pytest.warns(UserWarning, match=r"ended with the first fit, of one epoch.*LinearWarmup\(steps="):
+        model.fit(X, Y, batch_size=6, epochs=1, verbose=0)
+    model.fit(X, Y, batch_size=6, epochs=1, verbose=0)  # said once
+
+    model = build(kl_weight=bdl.elbo.LinearWarmup(steps=8))
+    with pytest.warns(UserWarning, match=r"fit ended at T = 0\.5, after 4 of the 8 steps"):
+        first = model.fit(X, Y, batch_size=6, epochs=1, verbose=0).history["temperature"]
+    second = model.fit(X, Y, batch_size=6, epochs=1, verbose=0).history["temperature"]
+    np.testing.assert_allclose([*first, *second], [1.5 / 8, 5.5 / 8], rtol=1e-5)
+    assert model.temperature == 1.0
 
 
 @pytest.mark.core

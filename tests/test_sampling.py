@@ -1,5 +1,8 @@
 """The engine of Monte Carlo prediction."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -91,3 +94,144 @@ def test_no_inputs_and_plain_lists_get_a_clear_error():
         bdl.predict_distribution(network, X[:0], Categorical())
     with pytest.raises(ValueError, match="`x` must hold arrays"):
         bdl.predict_distribution(network, [[0.0, 1.0, 2.0, 3.0]], Categorical())
+
+
+# Noise depends on the seed and on an example's place, and on nothing else
+
+
+def image_network():
+    """One layer after another, so that each has to draw the same whatever the batch."""
+    layers = [
+        bdl.layers.InputFactors(),
+        bdl.layers.Conv2DFlipout(4, 3, activation="relu"),
+        bdl.layers.MCSpatialDropout2D(0.2),
+        bdl.layers.Conv2DRank1(4, 2),
+        keras.layers.Flatten(),
+        bdl.layers.DenseLocalReparameterization(8),
+        bdl.layers.MCDropout(0.2),
+        bdl.layers.DenseReparameterization(8),
+        bdl.layers.MCGaussianDropout(0.2),
+        bdl.layers.ConcreteDropout(keras.layers.Dense(8)),
+        bdl.layers.VariationalGaussianDropout(),
+        bdl.layers.DenseFlipout(8),
+        bdl.layers.MCAlphaDropout(0.2),
+        bdl.layers.DenseRank1(3),
+    ]
+    return keras.Sequential([keras.Input((5, 5, 2)), *layers]), np.random.default_rng(1).normal(size=(22, 5, 5, 2))
+
+
+def token_network():
+    layers = [
+        bdl.layers.EmbeddingRank1(20, 4),
+        bdl.layers.LSTMReparameterization(4, return_sequences=True),
+        keras.layers.TimeDistributed(bdl.layers.DenseFlipout(4)),
+        keras.layers.Flatten(),
+        bdl.layers.DenseFlipout(3),
+    ]
+    return keras.Sequential([keras.Input((6,), dtype="int32"), *layers]), np.arange(22 * 6).reshape(22, 6) % 20
+
+
+def attention_network(estimator):
+    inputs = [keras.Input((3, 4)), keras.Input((5, 4))]
+    context = bdl.layers.LatentAttention(estimator=estimator)(inputs)
+    outputs = bdl.layers.DenseFlipout(3)(keras.layers.Flatten()(context))
+    rng = np.random.default_rng(2)
+    return keras.Model(inputs, outputs), [rng.normal(size=(22, 3, 4)), rng.normal(size=(22, 5, 4))]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [image_network, token_network, lambda: attention_network("gumbel"), lambda: attention_network("dirichlet")],
+    ids=["images", "tokens", "gumbel", "dirichlet"],
+)
+def test_a_prediction_depends_on_its_seed_and_not_on_the_batch_size(build):
+    network, x = build()
+
+    def outputs(batch_size, seed=1):
+        found = bdl.predict_distribution(network, x, Normal(scale=1.0), 3, batch_size, seed=seed, keep_outputs=True)
+        return found.outputs
+
+    expected = outputs(22)
+    noise = np.abs(outputs(22, seed=2) - expected).max()
+    assert noise > 1e-3
+    for batch_size in (1, 8, 32):  # to rounding: products of other sizes are summed in another order
+        assert np.abs(outputs(batch_size) - expected).max() < 1e-3 * noise
+    rows = keras.tree.map_structure(lambda leaf: leaf[8:16], x)
+    other_place = bdl.predict_distribution(network, rows, Normal(scale=1.0), 3, seed=1, keep_outputs=True).outputs
+    assert np.abs(other_place - expected[:, 8:16]).max() > 0.1 * noise
+
+
+def mixed_network():
+    layers = [
+        bdl.layers.DenseFlipout(8, activation="relu"),
+        bdl.layers.DenseLocalReparameterization(8, activation="relu"),
+        bdl.layers.DenseRank1(8, activation="relu"),
+        bdl.layers.MCDropout(0.2),
+    ]
+    return keras.Sequential([keras.Input((4,)), *layers, bdl.layers.DenseReparameterization(3)])
+
+
+def in_threads(act, number=16):
+    """What sixteen threads return that start together."""
+    barrier = threading.Barrier(number)
+
+    def run(index):
+        barrier.wait()
+        return act(index)
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(run, range(number)))
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_sixteen_threads_predict_exactly_what_one_does(is_warm):
+    network = mixed_network()
+    model = bdl.VariationalModel(network, Categorical())
+
+    def predict(_):
+        return model.predict_distribution(X, num_samples=4, seed=1).probabilities
+
+    if is_warm:
+        expected = predict(0)
+        found = in_threads(predict)
+    else:
+        found = in_threads(predict)
+        expected = bdl.predict_distribution(network, X, Categorical(), num_samples=4, seed=1).probabilities
+    for each in found:
+        np.testing.assert_array_equal(each, expected)
+
+
+def test_without_a_seed_every_prediction_has_noise_of_its_own():
+    network = mixed_network()
+    found = in_threads(lambda _: bdl.predict_distribution(network, X, Categorical(), num_samples=2).probabilities)
+    again = bdl.predict_distribution(network, X, Categorical(), num_samples=2).probabilities
+    assert len({each.tobytes() for each in (*found, again)}) == 17
+
+
+def test_predicting_beside_a_training_is_right_or_says_why_it_is_not():
+    """Steps of SGD with rate 1 on a bias whose gradient is known: after k of them it is one of a few numbers."""
+    inputs = keras.Input((4,))
+    network = keras.Model(inputs, keras.layers.Concatenate()([bdl.layers.DenseFlipout(1)(inputs) * 0.0] * 2))
+    biases = [keras.layers.Dense(1, kernel_initializer="zeros", name=f"copy_{copy}") for copy in range(2)]
+    outputs = keras.layers.Add()([network.outputs[0], keras.layers.Concatenate()([bias(inputs) for bias in biases])])
+    model = bdl.VariationalModel(keras.Model(inputs, outputs), Normal(scale=1.0), kl_weight=1.0)
+    model.compile(keras.optimizers.SGD(0.01))
+    zeros, targets = np.zeros((64, 4), "float32"), np.ones((64, 2), "float32")
+    model.predict_distribution(zeros[:1], num_samples=1)
+    problems, means, done = [], [], threading.Event()
+
+    def serve():
+        while not done.is_set():
+            try:
+                means.append(model.predict_distribution(zeros[:1], num_samples=1).mean[0])
+            except RuntimeError as error:
+                problems.append(str(error))
+
+    server = threading.Thread(target=serve)
+    server.start()
+    model.fit(zeros, targets, batch_size=1, epochs=5, verbose=0)
+    done.set()
+    server.join()
+    assert means or problems
+    assert all("cannot be read while `fit` runs on JAX" in problem for problem in problems)
+    assert all(first == second for first, second in means)  # never the weights of two different steps

@@ -23,6 +23,7 @@ from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
 from bdl.priors import Normal, Prior, TiedMean, WidthNormal
 from bdl.random import Tensor
+from bdl.uncounted import note_reading, warn_if_uncounted
 
 DEFAULT_PRIOR = TiedMean(WidthNormal(), mean_prior=Normal(0.0, 3.0))
 """Gaussian around fitted means: variational EM. docs/defaults.md has the search that it comes from."""
@@ -134,6 +135,7 @@ class Variational(SavesSeed, keras.layers.Wrapper):
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Evaluates the layer, with the arguments of its own call, for one draw of its weights."""
+        warn_if_uncounted(self, training)
         noise = Noise(random.draw_key(self.seed_generator), ops.convert_to_tensor(self.noise_strength))
         inputs = next(iter((*args, *kwargs.values())))
         if self._evaluates_stages(inputs, training):
@@ -150,6 +152,7 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             raise ValueError(
                 f"Layer {self.name} has no weights yet: build it, or call it once, before kl_divergence()."
             )
+        note_reading(self)
         return sum((weight.kl() for weight in self._sampled.values()), ops.zeros(()))
 
     def compute_output_shape(self, *shapes: Any, **named_shapes: Any) -> Any:

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from bdl.arguments import check_kl_weight, check_num_examples
-from bdl.keras_internals import stored_value
+from bdl.keras_internals import is_concrete, stored_value
 from bdl.random import Tensor
 from bdl.schedules import KLSchedule, LinearWarmup
 
@@ -31,10 +31,11 @@ class Progress:
     def __init__(self, model: keras.Model, num_examples: int | None, kl_weight: float | KLSchedule | None) -> None:
         is_constant = not isinstance(kl_weight, KLSchedule | None)
         self._constant = check_kl_weight(kl_weight) if is_constant else 1.0
-        given = LinearWarmup() if kl_weight is None else kl_weight
-        self.schedule: KLSchedule | None = given if isinstance(given, KLSchedule) else None
+        schedule = LinearWarmup() if kl_weight is None else kl_weight
+        self.schedule: KLSchedule | None = schedule if isinstance(schedule, KLSchedule) else None
         self.is_size_given = num_examples is not None
-        self._num_examples = _counter(model, "num_examples", check_num_examples(num_examples) if num_examples else 0)
+        given_size = 0 if num_examples is None else check_num_examples(num_examples)
+        self._num_examples = _counter(model, "num_examples", given_size)
         self._step = _counter(model, "step", 0)
         self._total_steps = _counter(model, "total_steps", 0)
         self._is_short = False
@@ -43,7 +44,8 @@ class Progress:
     @property
     def num_examples(self) -> int | None:
         """Number of training examples, or None before it is known."""
-        return int(stored_value(self._num_examples)) or None
+        stored = stored_value(self._num_examples)
+        return (_to_int(self._num_examples) if stored is None else int(stored)) or None
 
     @property
     def size(self) -> Tensor:
@@ -52,8 +54,11 @@ class Progress:
         Raises:
             ValueError: before it is known.
         """
-        self.require_num_examples()
-        return ops.convert_to_tensor(self._num_examples)
+        size = ops.convert_to_tensor(self._num_examples)
+        stored = size if is_concrete(size) else stored_value(self._num_examples)
+        if stored is not None and int(stored) == 0:
+            self.require_num_examples()
+        return size
 
     @property
     def step(self) -> int:

@@ -18,6 +18,7 @@ from bdl.estimators.weights import draws_whole_functions
 from bdl.layers.noise_layers import HasNoise
 from bdl.layers.regularization.dropout import check_rate, dropout_kl
 from bdl.random import Tensor
+from bdl.uncounted import note_reading, warn_if_uncounted
 
 _SMALLEST_UNIFORM = 1e-7
 # Molchanov et al. 2017, eq. 14: a fit of the divergence from the log-uniform prior.
@@ -106,6 +107,7 @@ class ConcreteDropout(HasNoise, keras.layers.Wrapper):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Any:
         """The layer on dropped inputs, in training and outside it."""
+        warn_if_uncounted(self, training)
         key, strength = self.draw()
         shape = tuple(ops.shape(inputs))
         if self.spatial:
@@ -121,6 +123,7 @@ class ConcreteDropout(HasNoise, keras.layers.Wrapper):
         """Divergence of the approximate posterior from the prior, up to a constant: scalar, total, in nats."""
         if not self.built:
             raise ValueError(f"Layer {self.name} has no weights yet: build it, or call it once.")
+        note_reading(self)
         return dropout_kl(ops.convert_to_tensor(self.layer.kernel), self.rate, self.length_scale, self._num_dropped)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -202,8 +205,9 @@ class VariationalGaussianDropout(HasNoise, keras.layers.Layer):
         self.add_noise_strength()
         self.built = True
 
-    def call(self, inputs: Tensor) -> Tensor:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """The inputs with noise, in training and outside it."""
+        warn_if_uncounted(self, training)
         key, strength = self.draw()
         shape = tuple(ops.shape(inputs))
         shape, axis = ((1, *shape[1:]), None) if draws_whole_functions() else (shape, 0)
@@ -214,6 +218,7 @@ class VariationalGaussianDropout(HasNoise, keras.layers.Layer):
         """Divergence from the log-uniform prior, zero for infinite alpha: scalar, total, in nats."""
         if not self.built:
             raise ValueError(f"Layer {self.name} has no weights yet: build it, or call it once.")
+        note_reading(self)
         log_alpha = self._log_alpha()
         each = _K1 * ops.sigmoid(-_K2 - _K3 * log_alpha) + 0.5 * ops.softplus(-log_alpha)
         return ops.sum(each) * (1 if self.per_feature else self._num_features)
