@@ -204,10 +204,11 @@ class VariationalModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps."""
-        before = self.train_function
+        before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
-        if self.train_function is not before:
-            self.train_function = _locked(self.train_function, self._weights_lock)
+        made: Any = getattr(self, "train_function", None)
+        if made is not before:
+            self.train_function = _locked(made, self._weights_lock)
 
     def fit(
         self,

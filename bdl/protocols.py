@@ -20,12 +20,14 @@ class HasLocalLatents(Protocol):
     """A layer with latent variables of single examples, whose KL it gives to `bdl.layers.add_local_kl`.
 
     Attributes:
+        name: Of the layer.
         sums_latents: Whether they are summed or sampled out; False where only their mean is plugged in.
         uses_score_function: Whether the gradient of its noise is a score function's, right for a sum of log
             likelihoods only.
         decoder: The network behind single values of the latent variables, or None where their mean or a draw goes on.
     """
 
+    name: str
     sums_latents: bool
     uses_score_function: bool
     decoder: Any

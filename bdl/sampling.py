@@ -181,8 +181,9 @@ class Sampler:
                 if not variable.path.endswith(SEED_KEY):
                     found.append(None)
                     continue
-                words = [seed, number]
-                if seed is None:
+                if seed is not None:
+                    words = [seed, number]
+                else:
                     own, steps = (int(word) for word in ops.convert_to_numpy(_values([variable])[0]))
                     variable.assign(np.array([own, steps + 1], dtype=variable.dtype))
                     words = [own & 0xFFFFFFFF, steps & 0xFFFFFFFF, number, random.process_number()]

@@ -19,7 +19,6 @@ constants are the low-bias permutation found by C. Wellons' hash prospector.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -242,18 +241,16 @@ def _draw(
     example_axis: int | None,
 ) -> Tensor:
     """A draw of a shape, with the axis of the examples first while it is made."""
-    within = None if example_axis is None else _examples.get()
+    within = _examples.get()
     is_torch = keras.backend.backend() == "torch"
-    if within is None:
+    if within is None or example_axis is None:
         return torch_draw(tuple(shape), key) if is_torch else hashing.fused(hashed_draw, shape, key)
     rest = list(shape)
     number = rest.pop(example_axis)
     if is_torch:
         draws = _in_blocks(torch_draw, number, rest, key, within)
     else:
-        draws = hashing.fused(
-            functools.partial(hashing.of_rows, hashed_draw), (number, *rest), key, _first_place(number, within)
-        )
+        draws = hashing.fused(hashed_draw, (number, *rest), key, _first_place(number, within))
     return ops.moveaxis(draws, 0, example_axis) if example_axis else draws
 
 

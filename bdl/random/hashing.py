@@ -12,6 +12,8 @@ import numpy as np
 from keras import ops
 
 Tensor = Any
+Draw = Callable[[Sequence[Any], Any], Any]
+"""A kind of noise: from a shape and a key."""
 
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive integers over all 32 bits
 
@@ -22,12 +24,6 @@ def fold_in(key: Tensor, number: int | Tensor) -> Tensor:
     # The factor keeps the two halves apart: with `new` in both, keys whose seeds and steps differ in the same bits
     # would meet as often as 32-bit numbers do.
     return ops.stack([ops.bitwise_xor(key[0], new), mix(ops.bitwise_xor(key[1], multiply_golden(new)))])
-
-
-def of_rows(draw: Callable[..., Tensor], shape: Sequence[int | Tensor], key: Tensor, first: Tensor) -> Tensor:
-    """A draw whose rows, along the first axis, have keys of their own: of a number that counts from `first`."""
-    keys = fold_in(key, ops.cast(first + ops.arange(shape[0], dtype="int32"), "uint32"))
-    return draw(shape, ops.reshape(keys, (2, -1, *(1 for _ in shape[1:]))))
 
 
 def hashed_uniform(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
@@ -69,40 +65,46 @@ def _normal_quantile(uniform: Tensor) -> Tensor:
     return uniform * ratio
 
 
-def fused(draw: Callable[..., Tensor], shape: Sequence[int | Tensor], *keys: Tensor) -> Tensor:
+def fused(draw: Draw, shape: Sequence[int | Tensor], key: Tensor, first: Tensor | None = None) -> Tensor:
     """The draw as one compiled kernel, where the caller may not be compiled: TensorFlow without XLA.
 
     Op by op the hash would make thirty passes over memory. Inside a function that XLA compiles it changes nothing.
+
+    Args:
+        draw: One of the draws here.
+        shape: Of the noise; entries may be scalar tensors.
+        key: Key of the draw.
+        first: None for one stream; else each row, along the first axis, has a stream of its own, numbered from here.
     """
     if keras.backend.backend() != "tensorflow":
-        return draw(tuple(shape), *keys)
+        return _drawn(draw, tuple(shape), key, first)
     known = tuple(size if isinstance(size, int) else None for size in shape)
     unknown = [size for size in shape if not isinstance(size, int)]
-    return _compiled(_identity_of(draw), known)(unknown, *keys)
-
-
-def _identity_of(draw: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], ...]:
-    """What makes two draws the same: partials compare by identity, what they hold does not."""
-    return (draw.func, *draw.args) if isinstance(draw, functools.partial) else (draw,)
+    return _compiled(draw, known)(unknown, key, first)
 
 
 @functools.cache
-def _compiled(draw: tuple[Callable[..., Tensor], ...], known: tuple[int | None, ...]) -> Callable[..., Tensor]:
+def _compiled(draw: Draw, known: tuple[int | None, ...]) -> Callable[..., Tensor]:
     """A compiled function for each shape: one for all of them would warn of retracing at the fifth new shape."""
     import tensorflow as tf
 
     # TensorFlow counts traces for each code object, so closures would still count as one; a partial has none.
-    return tf.function(
-        functools.partial(_draw_with, functools.partial(*draw), known), jit_compile=True, autograph=False
-    )
+    return tf.function(functools.partial(_draw_with, draw, known), jit_compile=True, autograph=False)
 
 
 def _draw_with(
-    draw: Callable[..., Tensor], known: Sequence[int | None], unknown: list[Tensor], *keys: Tensor
+    draw: Draw, known: Sequence[int | None], unknown: list[Tensor], key: Tensor, first: Tensor | None
 ) -> Tensor:
     """The draw, with the tensors in `unknown` at the places of the shape that are None."""
     sizes = iter(unknown)
-    return draw(tuple(next(sizes) if size is None else size for size in known), *keys)
+    return _drawn(draw, tuple(next(sizes) if size is None else size for size in known), key, first)
+
+
+def _drawn(draw: Draw, shape: tuple[Any, ...], key: Tensor, first: Tensor | None) -> Tensor:
+    if first is None:
+        return draw(shape, key)
+    keys = fold_in(key, ops.cast(first + ops.arange(shape[0], dtype="int32"), "uint32"))
+    return draw(shape, ops.reshape(keys, (2, -1, *(1 for _ in shape[1:]))))
 
 
 def bits(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
