@@ -1,6 +1,8 @@
 """The ELBO's arithmetic and its Keras loss."""
 
 import itertools
+import runpy
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -166,6 +168,70 @@ def test_the_loss_in_a_custom_loop_gives_all_parts():
     assert to_float(parts.loss) == pytest.approx(to_float(parts.nll) + 0.5 * kl / 24, rel=1e-6)
     assert to_float(parts.elbo) == pytest.approx(-to_float(parts.nll) - kl / 24, rel=1e-6)
     assert to_float(parts.temperature) == 0.5
+
+
+def test_the_kl_is_a_pure_function_of_the_weights():
+    network, _, _ = network_and_data()
+    values = [keras.ops.convert_to_numpy(variable) + 0.1 for variable in network.trainable_variables]
+    before = to_float(bdl.kl_divergence(network))
+    of_values = to_float(bdl.kl_divergence(network, values))
+    assert to_float(bdl.kl_divergence(network)) == before
+    for variable, value in zip(network.trainable_variables, values, strict=True):
+        variable.assign(value)
+    assert to_float(bdl.kl_divergence(network)) == pytest.approx(of_values, rel=1e-6)
+    assert of_values != before
+    with pytest.raises(ValueError, match=r"`trainable_variables` must hold a value for each of the 3 variables.*not 1"):
+        bdl.kl_divergence(network, values[:1])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX differentiates functions of values")
+def test_the_gradient_in_a_jax_loop_is_that_of_kl_and_nll_and_a_constant_kl_is_refused():
+    import jax
+
+    network = keras.Sequential(
+        [keras.Input((4,)), bdl.layers.DenseReparameterization(3, kernel_prior="normal", use_bias=False, seed=1)]
+    )
+    _, x, y = network_and_data()
+    (weight,) = network.layers[0].sampled_weights.values()
+    loss = ELBO(bdl.likelihoods.Categorical(), num_examples=24, model=network)
+    trainable = [variable.value for variable in network.trainable_variables]
+    state = [variable.value for variable in network.non_trainable_variables]
+
+    def objective(trainable, zero, is_pure=True):
+        outputs, _ = network.stateless_call(trainable, state, x, training=True)
+        values = {"trainable_variables": trainable, "non_trainable_variables": state} if is_pure else {}
+        return loss.parts(y, zero * outputs, **values).loss  # outputs of zero: the KL alone has a gradient
+
+    for differentiate in (jax.grad(objective), jax.jit(jax.grad(objective))):
+        of_mean, of_rho = (np.asarray(each) for each in differentiate(trainable, 0.0))
+        scale = np.asarray(weight.posterior.scale(weight.variables))
+        np.testing.assert_allclose(found["kernel"], np.asarray(weight.mean) / 24, rtol=1e-5)
+        np.testing.assert_allclose(found["kernel_rho"], weight.posterior.speed * (scale**2 - 1.0) / 24, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"`trainable_variables` must be given where JAX differentiates"):
+        jax.grad(lambda values: objective(values, 0.0, is_pure=False))(trainable)
+    with pytest.raises(ValueError, match=r"`trainable_variables` must be given where JAX differentiates"):
+        jax.jit(lambda values: bdl.kl_divergence(network) * values[0])(trainable)
+
+
+def test_the_old_names_of_the_parts_work_and_say_what_is_new():
+    network, x, y = network_and_data()
+    loss = ELBO(bdl.likelihoods.Categorical(), num_examples=24, model=network)
+    with pytest.warns(DeprecationWarning, match=r"bdl.elbo.evidence is now bdl.elbo.elbo_parts"):
+        assert bdl.elbo.evidence is elbo_parts
+    with pytest.warns(DeprecationWarning, match=r"bdl.elbo.Evidence is now bdl.elbo.ELBOParts"):
+        assert bdl.elbo.Evidence is bdl.elbo.ELBOParts
+    with pytest.warns(DeprecationWarning, match=r"ELBO.evidence is now ELBO.parts"):
+        assert isinstance(loss.evidence(y, network(x)), bdl.elbo.ELBOParts)
+
+
+def test_the_custom_loop_of_the_examples_learns():
+    path = Path(bdl.__file__).parents[1] / "examples" / "custom_loop.py"
+    example = runpy.run_path(str(path))
+    x, y = RNG.normal(size=(64, 64)).astype("float32"), np.arange(64) % 10
+    network, elbo = example["network_and_elbo"](num_examples=64)
+    values = example["TRAINERS"][keras.backend.backend()](network, elbo, x, y, epochs=40)
+    assert len(values) == 40
+    assert np.mean(values[-5:]) > np.mean(values[:5]) + 0.5
 
 
 def test_the_loss_round_trips_its_config_without_the_model():

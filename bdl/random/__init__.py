@@ -19,6 +19,7 @@ constants are the low-bias permutation found by C. Wellons' hash prospector.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class _Examples:
     start: Tensor | int
     size: int
 
+
+_taking_a_key = threading.RLock()
 
 _examples: ContextVar[_Examples | None] = ContextVar("examples", default=None)
 
@@ -90,7 +93,8 @@ def draw_key(seed: keras.random.SeedGenerator | int) -> Tensor:
     True
     """
     if isinstance(seed, keras.random.SeedGenerator):
-        words = seed.next()
+        with _taking_a_key:  # reading and advancing are two steps
+            words = seed.next()
     elif isinstance(seed, int) and not isinstance(seed, bool):
         words = ops.convert_to_tensor(np.array([seed & 0xFFFFFFFF, 0], dtype="uint32"))
     else:
