@@ -52,9 +52,10 @@ class DropoutNoise:
 
     def drop(self, inputs: Tensor, rate: float) -> Tensor:
         """Inputs some of which are zero; all examples share one mask where whole functions are asked for."""
-        shape = tuple(ops.shape(inputs))
-        shape = (1, *shape[1:]) if draws_whole_functions() else shape
-        mask = bernoulli_mask(shape, rate, self.next_key(), self.strength)
+        shape, axis = tuple(ops.shape(inputs)), 0
+        if draws_whole_functions():
+            shape, axis = (1, *shape[1:]), None
+        mask = bernoulli_mask(shape, rate, self.next_key(), self.strength, axis)
         return inputs * ops.cast(mask, inputs.dtype)
 
 

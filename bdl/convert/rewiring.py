@@ -139,8 +139,8 @@ class ConvertedModel(keras.Model):
         """
         raise ValueError(
             f"A {type(self).__name__} cannot be quantized: the noise of {self.name!r} would be lost in silence. "
-            "Quantize a copy of the plain model: save bdl.convert.to_deterministic(model), which shares its weights with "
-            "this one, and load it."
+            "Quantize a copy of the plain model: save bdl.convert.to_deterministic(model), which shares its weights "
+            "with this one, and load it."
         )
 
 

@@ -1,33 +1,179 @@
-"""Replaced attributes come back, whatever happens."""
+"""Other calls are in force in one thread alone, and are gone afterwards, whatever happens."""
+
+import inspect
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from keras import layers, ops
+from networks import outputs
+from numpy.testing import assert_array_equal
 
-from bdl.convert.rewiring import Replacement, replaced
+import bdl
+from bdl.convert import to_mc_dropout, to_variational
+from bdl.convert.rewiring import call_in_force, calls_replaced
+
+NUM_THREADS = 16
+X = np.random.default_rng(0).normal(size=(4, 3, 5)).astype("float32")
 
 
-def test_attributes_come_back_after_an_error_too():
-    layer = keras.layers.Dense(2)
+def constant(value: float) -> Callable[..., Any]:
+    return lambda inputs, **kwargs: ops.full((1,), value)
+
+
+def value(layer: Any) -> float:
+    return float(ops.convert_to_numpy(layer(np.zeros((1, 1), "float32"))).ravel()[0])
+
+
+@pytest.mark.core
+def test_a_layer_is_as_it_was_after_an_error_too():
+    layer = layers.Dense(2)
     x = np.ones((1, 3), "float32")
-    expected = keras.ops.convert_to_numpy(layer(x))
-
-    def fail() -> None:
-        with replaced([Replacement(layer, "call", lambda inputs: inputs), Replacement(layer, "units", 5)]):
-            assert layer(x).shape == (1, 3)
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert layer.units == 2
+    expected = ops.convert_to_numpy(layer(x))
+    with pytest.raises(RuntimeError), calls_replaced({layer: lambda inputs: inputs}):
+        assert layer(x).shape == (1, 3)
+        raise RuntimeError
     assert "call" not in vars(layer)
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(x)), expected)
+    assert_array_equal(ops.convert_to_numpy(layer(x)), expected)
 
 
-def test_replacements_nest():
-    layer = keras.layers.Dense(2)
-    with replaced([Replacement(layer, "units", 5)]):
-        with replaced([Replacement(layer, "units", 7)]):
-            assert layer.units == 7
-        assert layer.units == 5
-    assert layer.units == 2
+@pytest.mark.core
+def test_the_innermost_call_is_in_force_and_can_ask_for_the_one_around():
+    layer = layers.Identity()
+    with calls_replaced({layer: constant(1.0)}):
+        around = call_in_force(layer)
+        with calls_replaced({layer: lambda inputs: 10.0 + around(inputs)}):
+            assert value(layer) == 11.0
+            with calls_replaced({layer: around}):
+                assert value(layer) == 1.0
+            assert value(layer) == 11.0
+        assert value(layer) == 1.0
+    assert value(layer) == 0.0
+    assert call_in_force(layer) == layer.call
+
+
+@pytest.mark.core
+def test_a_call_that_the_instance_had_already_comes_back():
+    layer = layers.Identity()
+    own = layer.call = constant(2.0)
+    with calls_replaced({layer: constant(1.0)}):
+        assert value(layer) == 1.0
+        assert call_in_force(layer)(None) is not None
+    assert vars(layer)["call"] is own
+    assert value(layer) == 2.0
+
+
+@pytest.mark.core
+def test_other_threads_see_the_layer_itself_or_their_own_replacement():
+    """Every thread holds its context until all have looked, so that all of them are open at the same time."""
+    layer = layers.Dense(1, kernel_initializer="zeros")
+    value(layer)
+    signature = inspect.signature(layer.call)
+    barrier = threading.Barrier(NUM_THREADS)
+
+    def look(number: int) -> tuple[float, Any]:
+        replaced = {layer: constant(float(number))} if number % 2 else {}
+        with calls_replaced(replaced):
+            barrier.wait(30)
+            seen = value(layer), inspect.signature(layer.call)
+            barrier.wait(30)
+        return seen
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        found = list(pool.map(look, range(NUM_THREADS)))
+    assert found == [(float(number if number % 2 else 0), signature) for number in range(NUM_THREADS)]
+    assert "call" not in vars(layer)
+
+
+def network() -> Any:
+    """A layer of each kind that a conversion evaluates by a view or a call of its own, and a shared one."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(X.shape[1:])
+    shared = layers.Dense(4, activation="tanh")
+    x = layers.Dropout(0.3)(shared(inputs))
+    x = layers.Attention(dropout=0.3)([x, x])
+    x = layers.GRU(4, dropout=0.3, recurrent_dropout=0.2)(x)
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    "MC dropout": lambda model: to_mc_dropout(model, rate=0.2, before="last", seed=0),
+    "variational": lambda model: to_variational(model, seed=0),
+    "both": lambda model: to_mc_dropout(to_variational(model, seed=0), seed=0),
+}
+
+
+def in_threads(work: Callable[[int], Any]) -> list[Any]:
+    """Results of sixteen threads that start together."""
+    barrier = threading.Barrier(NUM_THREADS)
+
+    def start(number: int) -> Any:
+        barrier.wait(30)
+        return work(number)
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(start, range(NUM_THREADS)))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_threads_predict_what_one_thread_does_and_the_original_stays_itself(name: str):
+    model = network()
+    plain = outputs(model, X, training=False)
+
+    def probabilities(converted: Any) -> np.ndarray:
+        likelihood = bdl.likelihoods.Categorical()
+        return bdl.predict_distribution(converted, X, likelihood, num_samples=3, seed=1).probabilities
+
+    expected = probabilities(CONVERSIONS[name](model))
+    converted = CONVERSIONS[name](model)
+
+    def work(number: int) -> np.ndarray:
+        return probabilities(converted) if number % 2 else outputs(model, X, training=False)
+
+    for _ in ("cold", "warm"):
+        for number, found in enumerate(in_threads(work)):
+            assert_array_equal(found, expected if number % 2 else plain)
+    assert not [layer.name for layer in model.layers if "call" in vars(layer)]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_direct_calls_and_traces_of_threads_give_what_one_thread_does(name: str):
+    """Each thread has a state of its own, and compiles its own function: sixteen traces at the same time."""
+    model = network()
+    converted = CONVERSIONS[name](model)
+    trainable = [variable.value for variable in converted.trainable_variables]
+    state = [ops.copy(variable.value) for variable in converted.non_trainable_variables]
+    x = ops.convert_to_tensor(X)
+
+    def call() -> Any:
+        return converted.stateless_call(trainable, state, x)[0]
+
+    plain, eager = outputs(model, X, training=False), ops.convert_to_numpy(call())
+    compiled = ops.convert_to_numpy(_compiled(call)())
+
+    def work(number: int) -> np.ndarray:
+        if number % 4 == 0:
+            return outputs(model, X, training=False)
+        return ops.convert_to_numpy(call() if number % 4 == 1 else _compiled(call)())
+
+    for number, found in enumerate(in_threads(work)):
+        assert_array_equal(found, [plain, eager, compiled, compiled][number % 4])
+
+
+def _compiled(function: Callable[[], Any]) -> Callable[[], Any]:
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(lambda: function())
+    if backend == "jax":
+        import jax
+
+        return jax.jit(lambda: function())
+    return function
