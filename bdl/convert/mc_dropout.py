@@ -226,7 +226,10 @@ def _has_kernel(layer: keras.Layer) -> bool:
 
 def _nothing_follows(model: MCDropoutModel) -> bool:
     """Whether no layer with weights stands behind any dropout, in the order of the model."""
-    layers = [layer for layer in flatten_layers(model.network) if not isinstance(layer, keras.Model)]
+    network = model.network
+    while isinstance(network, ConvertedModel):  # whose posteriors come before its network
+        network = network.network
+    layers = [layer for layer in flatten_layers(network) if not isinstance(layer, keras.Model)]
     first = next((number for number, layer in enumerate(layers) if own_rates(layer)), None)
     if first is None:
         return False

@@ -138,9 +138,9 @@ class ConvertedModel(keras.Model):
             ValueError: always, before anything is changed.
         """
         raise ValueError(
-            f"A {type(self).__name__} cannot be quantized: the noise of {self.name!r} would be lost in silence. "
-            "Quantize a copy of the plain model: save bdl.convert.to_deterministic(model), which shares its weights "
-            "with this one, and load it."
+            f"A {type(self).__name__} must not be quantized, as {self.name!r} would be: its layers would lose their "
+            "noise. Quantize a copy of bdl.convert.to_deterministic(model), the plain model, which shares its weights "
+            "with this one (save it and load it)."
         )
 
 
@@ -175,6 +175,6 @@ def _check_not_quantized(layers: Calls) -> None:
     quantized = [layer.name for layer in layers if is_quantized(layer)]
     if quantized:
         raise ValueError(
-            f"The network was quantized after it was converted: layers {quantized} would be evaluated without their "
-            "noise. Convert a model whose layers are not quantized."
+            f"Layers {quantized} must not be quantized, as they were after the conversion: they would be evaluated "
+            "without their noise. Convert a model whose layers are not quantized."
         )

@@ -89,6 +89,34 @@ def test_other_threads_see_the_layer_itself_or_their_own_replacement():
     assert "call" not in vars(layer)
 
 
+def quantizations() -> list[Any]:
+    plain = keras.Sequential([keras.Input((4,)), layers.Dropout(0.3), layers.Dense(3)])
+    variational = to_variational(plain)
+    return [variational, to_mc_dropout(plain), bdl.VariationalModel(variational, bdl.likelihoods.Categorical())]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_quantize_is_refused_before_anything_is_changed(number: int):
+    model = quantizations()[number]
+    before = [variable.dtype for variable in model.variables]
+    with pytest.raises(ValueError, match="must not be quantized"):
+        model.quantize("int8")
+    assert [variable.dtype for variable in model.variables] == before
+
+
+def test_layers_quantized_behind_the_conversion_are_named_and_cannot_be_converted():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="head")])
+    x = np.ones((2, 4), "float32")
+    converted = to_variational(model)
+    model.layers[-1].quantize("int8")
+    with pytest.raises(ValueError, match=r"\['head'\] must not be quantized"):
+        converted(x)
+    with pytest.raises(ValueError, match=r"head .*is quantized"):
+        to_variational(model)
+    with pytest.raises(ValueError, match=r"quantized layers \['head'\]"):
+        to_mc_dropout(model, rate=0.1, before="last")
+
+
 def network() -> Any:
     """A layer of each kind that a conversion evaluates by a view or a call of its own, and a shared one."""
     keras.utils.set_random_seed(1)
