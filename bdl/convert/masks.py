@@ -52,10 +52,9 @@ class DropoutNoise:
 
     def drop(self, inputs: Tensor, rate: float) -> Tensor:
         """Inputs some of which are zero; all examples share one mask where whole functions are asked for."""
-        shape, axis = tuple(ops.shape(inputs)), 0
-        if draws_whole_functions():
-            shape, axis = (1, *shape[1:]), None
-        mask = bernoulli_mask(shape, rate, self.next_key(), self.strength, axis)
+        batch, *features = ops.shape(inputs)
+        batch, axis = (1, None) if draws_whole_functions() else (batch, 0)
+        mask = bernoulli_mask((batch, *features), rate, self.next_key(), self.strength, axis)
         return inputs * ops.cast(mask, inputs.dtype)
 
 
