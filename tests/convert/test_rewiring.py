@@ -1,5 +1,6 @@
 """Other calls are in force in one thread alone, and are gone afterwards, whatever happens."""
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -169,22 +170,25 @@ def test_threads_predict_what_one_thread_does_and_the_original_stays_itself(conv
 @pytest.mark.core
 def test_direct_calls_and_traces_of_threads_give_what_one_thread_does():
     """Each thread has a state of its own; four of them compile a function of their own at the same time."""
-    model = network()
-    converted = both(model)
-    trainable = [variable.value for variable in converted.trainable_variables]
-    state = [ops.copy(variable.value) for variable in converted.non_trainable_variables]
-    x = ops.convert_to_tensor(X)
+    model, x = network(), ops.convert_to_tensor(X)
 
-    def call() -> np.ndarray:
-        return ops.convert_to_numpy(converted.stateless_call(trainable, state, x)[0])
+    def calls() -> list[Callable[[], np.ndarray]]:
+        """The original, and a conversion of its own that was never called, eagerly and compiled."""
+        converted = both(model)
+        trainable = [variable.value for variable in converted.trainable_variables]
+        state = [ops.copy(variable.value) for variable in converted.non_trainable_variables]
 
-    def call_compiled() -> np.ndarray:
-        return ops.convert_to_numpy(_compiled(lambda: converted.stateless_call(trainable, state, x)[0])())
+        def call() -> Any:
+            return converted.stateless_call(trainable, state, x)[0]
 
-    calls = [lambda: outputs(model, X, training=False), call, call, call_compiled]
-    expected = [call() for call in calls]
-    for number, found in enumerate(in_threads(lambda number: calls[number % 4]())):
-        assert_array_equal(found, expected[number % 4])
+        plain = functools.partial(outputs, model, X, training=False)
+        return [plain, lambda: ops.convert_to_numpy(call()), lambda: ops.convert_to_numpy(_compiled(call)())]
+
+    expected = [each() for each in calls()]
+    work = calls()
+    kinds = [0, 1, 1, 2] * (NUM_THREADS // 4)
+    for kind, found in zip(kinds, in_threads(lambda number: work[kinds[number]]()), strict=True):
+        assert_array_equal(found, expected[kind])
 
 
 def _compiled(function: Callable[[], Any]) -> Callable[[], Any]:
