@@ -45,6 +45,32 @@ def input_structure(model: keras.Model) -> Any:
     return getattr(functional, "_inputs_struct", None)
 
 
+def view(layer: keras.Layer, **attributes: Any) -> Any:
+    """A stand-in for a layer that has some attributes of its own and shares all others, its variables among them.
+
+    It evaluates the layer differently for one call, while the layer itself stays as it is for everyone else: other
+    threads, other calls, saving. Make it at each call, so that it is never older than the layer. (`copy.copy` of a
+    Keras layer would save the layer to a file and load it again.) It has its class's `call`, whatever takes the place
+    of that in the layer at the moment.
+
+    Args:
+        layer: Any Keras layer.
+        **attributes: Attributes of the stand-in.
+
+    Example:
+    >>> layer = keras.layers.Dense(1, activation="relu", kernel_initializer="ones")
+    >>> x = -np.ones((1, 2), "float32")
+    >>> float(layer(x)[0, 0]), float(view(layer, activation=None)(x)[0, 0])
+    (0.0, -2.0)
+    """
+    stand_in = object.__new__(type(layer))
+    # Past `__setattr__`, with which Keras and Torch keep lists of what a layer holds: these lists are the layer's.
+    vars(stand_in).update(vars(layer))
+    vars(stand_in).pop("call", None)  # bound to the layer, it would evaluate that one
+    vars(stand_in).update(attributes)
+    return stand_in
+
+
 def take_losses(layer: keras.Layer) -> list[Any]:
     """What a layer and those inside it gave to `add_loss` since they were last called from outside, taken off them.
 

@@ -344,6 +344,13 @@ class VariationalModel(keras.Model):
         """Metrics of `compile` see the likelihood's mean (probabilities), on average over the draws of a step."""
         return super().compute_metrics(x, y, mean_of(self.likelihood, y_pred), sample_weight)
 
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refused with a ValueError, before anything is changed: integer weights have no posterior."""
+        raise ValueError(
+            f"A VariationalModel must not be quantized, as {self.name!r} would be: its layers would lose their noise. "
+            "Quantize a copy of bdl.convert.to_deterministic(model), the plain model."
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
         return {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from bdl.keras_internals import adopt_signatures, flatten_layers, keras_mask, num_replicas, set_signature
+from bdl.keras_internals import adopt_signatures, flatten_layers, keras_mask, num_replicas, set_signature, view
 
 pytestmark = pytest.mark.core
 
@@ -102,3 +102,27 @@ def test_replicas_under_a_strategy():
             assert num_replicas() == 2
     with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
         assert num_replicas() == 1
+
+
+def test_a_view_differs_in_its_attributes_alone_and_leaves_its_layer_as_it_was():
+    layer = layers.LSTM(2, dropout=0.5, unroll=True)
+    x = np.ones((1, 2, 4), "float32")
+    layer(x)
+    before, tracked = dict(vars(layer)), len(flatten_layers(layer))
+    cell = view(layer.cell, dropout=0.1)
+    other = view(layer, cell=cell)
+    assert (other.dropout, layer.dropout, other.units) == (0.1, 0.5, 2)
+    assert [id(weight) for weight in other.variables] == [id(weight) for weight in layer.variables]
+    np.testing.assert_array_equal(ops.convert_to_numpy(other(x)), ops.convert_to_numpy(layer(x)))
+    assert vars(layer).keys() == before.keys()
+    assert len(flatten_layers(layer)) == tracked
+    layer.cell.kernel.assign(0.5 * ops.convert_to_tensor(layer.cell.kernel))
+    np.testing.assert_array_equal(ops.convert_to_numpy(other(x)), ops.convert_to_numpy(layer(x)))
+
+
+def test_a_view_is_evaluated_by_its_class_whatever_stands_in_the_layer():
+    layer = layers.Dense(1, activation="relu", kernel_initializer="ones")
+    x = -np.ones((1, 2), "float32")
+    layer(x)
+    layer.call = lambda inputs: inputs
+    assert float(ops.convert_to_numpy(view(layer, activation=None)(x))[0, 0]) == -2.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,57 +13,20 @@ from keras import layers as keras_layers
 from keras import ops
 
 from bdl import random
-from bdl.convert.rewiring import ConvertedModel, Replacement, check_network, original_call
+from bdl.convert.masks import ELEMENTWISE, DropoutNoise, effective_rates, noisy_call, own_rates
+from bdl.convert.rewiring import Calls, ConvertedModel, call_in_force, check_network, is_quantized
 from bdl.convert.selection import Selector, select, walk
-from bdl.estimators.dropout import apply_dropout, bernoulli_mask
-from bdl.estimators.weights import draws_whole_functions
 from bdl.keras_internals import flatten_layers, input_structure
+from bdl.layers import Variational
 from bdl.layers.noise_layers import SavesSeed
 from bdl.random import Tensor
 
-_ELEMENTWISE = (
-    keras_layers.Dropout,  # SpatialDropout1D-3D derive from it
-    keras_layers.SpatialDropout1D,
-    keras_layers.SpatialDropout2D,
-    keras_layers.SpatialDropout3D,
-    keras_layers.GaussianDropout,
-    keras_layers.GaussianNoise,
-    keras_layers.AlphaDropout,
-)
-_ATTENTION = (keras_layers.Attention, keras_layers.AdditiveAttention)  # MultiHeadAttention holds a Dropout layer
 DECORATIVE_SPREAD = 1e-3
 """Below this ratio of the outputs' spread over masks to their spread over inputs, dropout says nothing."""
 
 
 class DecorativeDropoutWarning(UserWarning):
     """The spread of an MC-dropout model's predictions will say nothing about what it does not know."""
-
-
-class _Noise:
-    """Keys of one call of the network, one for each time that noise is asked for.
-
-    Args:
-        key: Key of the call.
-        strength: Scalar: 1, or 0 for no noise.
-    """
-
-    def __init__(self, key: Tensor, strength: Tensor) -> None:
-        self._key = key
-        self._count = 0
-        self.strength = strength
-
-    def next_key(self) -> Tensor:
-        self._count += 1
-        return random.fold_in(self._key, self._count)
-
-    def dropout(self, layer: keras.Layer, inputs: Tensor) -> Tensor:
-        return apply_dropout(layer, inputs, self.next_key(), self.strength)
-
-    def drop(self, inputs: Tensor, rate: float) -> Tensor:
-        shape = tuple(ops.shape(inputs))
-        shape = (1, *shape[1:]) if draws_whole_functions() else shape
-        mask = bernoulli_mask(shape, rate, self.next_key(), self.strength)
-        return inputs * ops.cast(mask, inputs.dtype)
 
 
 @keras.saving.register_keras_serializable(package="bdl")
@@ -99,26 +62,26 @@ class MCDropoutModel(SavesSeed, ConvertedModel):
 
     def dropout_layers(self) -> list[keras.Layer]:
         """The network's layers whose dropout is on, rates of zero included."""
-        return [layer for layer in flatten_layers(self.network) if _rates(layer)]
+        return [layer for layer in flatten_layers(self.network) if own_rates(layer)]
 
     def dropout_rates(self) -> list[float]:
         """Rates in force, one for each dropout: the model's own where it has one, and that of inserted dropout."""
-        rates = [rate for layer in self.dropout_layers() for rate in _effective_rates(layer, self.rate)]
+        rates = [rate for layer in self.dropout_layers() for rate in effective_rates(layer, self.rate)]
         return [*rates, *([self.rate or 0.0] * len(self.before))]
 
-    def replacements(self) -> list[Replacement]:
+    def replacements(self) -> Calls:
         """Each layer with dropout is evaluated with masks of ours; the inputs of chosen layers are dropped."""
-        noise = _Noise(random.draw_key(self.seed_generator), ops.convert_to_tensor(self.noise_strength))
-        found: list[Replacement] = []
+        noise = DropoutNoise(random.draw_key(self.seed_generator), ops.convert_to_tensor(self.noise_strength))
+        found: dict[keras.Layer, Callable[..., Any]] = {}
         for layer in flatten_layers(self.network):
-            found.extend(_rate_replacements(layer, self.rate))
-            found.extend(_noise_replacements(layer, noise))
-        calls = {id(each.owner): each.value for each in found if each.name == "call"}
+            call = noisy_call(layer, noise, self.rate)
+            if call is not None:
+                found[layer] = call
         layers = walk(self.network) if self.before else []
         for number in self.before:
             layer = layers[number]
-            call = calls.get(id(layer), original_call(layer))
-            found.append(Replacement(layer, "call", partial(_call_on_dropped_inputs, call, noise, self.rate or 0.0)))
+            call = found.get(layer) or call_in_force(layer)
+            found[layer] = partial(_call_on_dropped_inputs, call, noise, self.rate or 0.0)
         return found
 
     def get_config(self) -> dict[str, Any]:
@@ -161,8 +124,9 @@ def to_mc_dropout(
         noise off.
 
     Raises:
-        ValueError: if the model is not built or holds a Lambda layer; if the rate is not in [0, 1); if `before` selects
-            nothing, has no rate, or selects a layer that takes integers.
+        ValueError: if the model is not built or holds a Lambda layer; if it is or holds an `MCDropoutModel`; if the
+            rate is not in [0, 1); if `before` selects nothing, has no rate, or selects a layer that takes integers or
+            is quantized.
 
     Warns:
         DecorativeDropoutWarning: if the noise would be decorative: no dropout or rates of zero only, no weights
@@ -177,24 +141,43 @@ def to_mc_dropout(
     True
     """
     check_network(model)
+    _check_not_converted(model)
     _check_rate(rate)
-    numbers: list[int] = []
-    if before is not None:
-        if rate is None:
-            raise ValueError("`before` inserts dropout, so it needs a `rate` in [0, 1), such as rate=0.1.")
-        chosen = select(model, before, _has_kernel, "before")
-        integers = [layer.name for layer in chosen if isinstance(layer, keras_layers.Embedding)]
-        if integers:
-            raise ValueError(
-                f"`before` selects embeddings {integers}, whose inputs are integers. Choose layers behind."
-            )
-        order = {id(layer): number for number, layer in enumerate(walk(model))}
-        numbers = [order[id(layer)] for layer in chosen]
+    if before is not None and rate is None:
+        raise ValueError("`before` inserts dropout, so it needs a `rate` in [0, 1), such as rate=0.1.")
+    numbers = [] if before is None else _numbers(model, before)
     converted = MCDropoutModel(model, rate, numbers, seed)
     complaint = decorative_dropout(converted)
     if complaint is not None:
         warnings.warn(complaint, DecorativeDropoutWarning, stacklevel=2)
     return converted
+
+
+def _numbers(model: keras.Model, before: Selector) -> list[int]:
+    """Numbers in `walk(model)` of the layers whose inputs are dropped, or of the posteriors around them."""
+    chosen = select(model, before, _has_kernel, "before")
+    integers = [layer.name for layer in chosen if isinstance(layer, keras_layers.Embedding)]
+    if integers:
+        raise ValueError(f"`before` selects embeddings {integers}, whose inputs are integers. Choose layers behind.")
+    quantized = [layer.name for layer in chosen if is_quantized(layer)]
+    if quantized:
+        raise ValueError(
+            f"`before` selects quantized layers {quantized}, whose inputs cannot be dropped. Choose others."
+        )
+    layers = walk(model)
+    # An estimator may evaluate its layer several times for one input, which has to be dropped once, outside.
+    posteriors = {layer.layer: layer for layer in layers if isinstance(layer, Variational)}
+    order = {layer: number for number, layer in enumerate(layers)}
+    return [order[posteriors.get(layer, layer)] for layer in chosen]
+
+
+def _check_not_converted(model: keras.Model) -> None:
+    found = [layer.name for layer in flatten_layers(model) if isinstance(layer, MCDropoutModel)]
+    if found:
+        raise ValueError(
+            f"`model` must not be or hold an MC-dropout model, such as {found}: its dropout would have two rates and "
+            "two seeds. Convert the plain model once; bdl.convert.to_deterministic gives it back."
+        )
 
 
 def decorative_dropout(model: MCDropoutModel) -> str | None:
@@ -229,86 +212,10 @@ def decorative_dropout(model: MCDropoutModel) -> str | None:
     return None
 
 
-def _noise_replacements(layer: keras.Layer, noise: _Noise) -> Iterator[Replacement]:
-    if isinstance(layer, _ELEMENTWISE):
-        yield Replacement(layer, "call", partial(_dropped, noise, layer))
-    elif isinstance(layer, keras_layers.RNN) and any(_rates(cell) for cell in flatten_layers(layer)):
-        # The layer as a whole, since it hands its own `training` to its cell, and to fused kernels on a GPU.
-        yield Replacement(layer, "call", partial(_call_in_training, original_call(layer)))
-        for cell in filter(_is_dropout_cell, flatten_layers(layer)):
-            yield from _mask_replacements(cell, noise)
-    elif isinstance(layer, _ATTENTION) and layer.dropout > 0:
-        yield Replacement(layer, "call", partial(_mixed_call, original_call(layer), noise.strength))
-
-
-def _mask_replacements(cell: Any, noise: _Noise) -> Iterator[Replacement]:
-    """Masks of ours for a recurrent cell, drawn once a sequence as the cell's own are."""
-    kept: dict[str, Any] = {}
-
-    def mask(which: str, step: Tensor) -> Any:
-        rate = getattr(cell, which)
-        if rate and which not in kept:
-            count = getattr(cell, "dropout_mask_count", None)
-            drawn = [noise.drop(ops.ones_like(step), rate) for _ in range(count or 1)]
-            kept[which] = drawn if count else drawn[0]
-        return kept.get(which)
-
-    yield Replacement(cell, "get_dropout_mask", partial(mask, "dropout"))
-    yield Replacement(cell, "get_recurrent_dropout_mask", partial(mask, "recurrent_dropout"))
-    yield Replacement(cell, "reset_dropout_mask", lambda: kept.pop("dropout", None))
-    yield Replacement(cell, "reset_recurrent_dropout_mask", lambda: kept.pop("recurrent_dropout", None))
-
-
-def _dropped(noise: _Noise, layer: keras.Layer, inputs: Tensor, training: Any = None) -> Tensor:
-    return noise.dropout(layer, inputs)
-
-
 def _call_on_dropped_inputs(
-    call: Callable[..., Any], noise: _Noise, rate: float, inputs: Tensor, *args: Any, **kwargs: Any
+    call: Callable[..., Any], noise: DropoutNoise, rate: float, inputs: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
     return call(noise.drop(inputs, rate), *args, **kwargs)
-
-
-def _call_in_training(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return call(*args, **{**kwargs, "training": True})
-
-
-def _mixed_call(call: Callable[..., Any], strength: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The layer's own noise, at the given strength; attention offers no way to hand it a mask."""
-    noisy, quiet = (call(*args, **{**kwargs, "training": training}) for training in (True, False))
-    return keras.tree.map_structure(
-        lambda one, other: other + ops.cast(strength, other.dtype) * (one - other), noisy, quiet
-    )
-
-
-def _rates(layer: keras.Layer) -> list[float]:
-    """Dropout rates (for GaussianNoise the standard deviation) of a layer that has any, zeros included."""
-    if isinstance(layer, keras_layers.GaussianNoise):
-        return [layer.stddev]
-    if isinstance(layer, _ELEMENTWISE):
-        return [layer.rate]
-    if isinstance(layer, _ATTENTION):
-        return [layer.dropout] if layer.dropout else []
-    if _is_dropout_cell(layer):
-        return [rate for rate in (layer.dropout, layer.recurrent_dropout) if rate]
-    return []
-
-
-def _is_dropout_cell(layer: Any) -> bool:
-    return hasattr(layer, "get_dropout_mask") and hasattr(layer, "recurrent_dropout")
-
-
-def _rate_replacements(layer: Any, rate: float | None) -> Iterator[Replacement]:
-    if rate is None or not _rates(layer) or isinstance(layer, keras_layers.GaussianNoise):
-        return
-    names = ["rate"] if isinstance(layer, _ELEMENTWISE) else ["dropout", "recurrent_dropout"]
-    for name in names:
-        if name == "rate" or getattr(layer, name, False):
-            yield Replacement(layer, name, rate)
-
-
-def _effective_rates(layer: keras.Layer, rate: float | None) -> list[float]:
-    return [own if rate is None or isinstance(layer, keras_layers.GaussianNoise) else rate for own in _rates(layer)]
 
 
 def _has_kernel(layer: keras.Layer) -> bool:
@@ -319,11 +226,14 @@ def _has_kernel(layer: keras.Layer) -> bool:
 
 def _nothing_follows(model: MCDropoutModel) -> bool:
     """Whether no layer with weights stands behind any dropout, in the order of the model."""
-    layers = [layer for layer in flatten_layers(model.network) if not isinstance(layer, keras.Model)]
-    first = next((number for number, layer in enumerate(layers) if _rates(layer)), None)
+    network = model.network
+    while isinstance(network, ConvertedModel):  # whose posteriors come before its network
+        network = network.network
+    layers = [layer for layer in flatten_layers(network) if not isinstance(layer, keras.Model)]
+    first = next((number for number, layer in enumerate(layers) if own_rates(layer)), None)
     if first is None:
         return False
-    inside = isinstance(layers[first], _ELEMENTWISE)
+    inside = isinstance(layers[first], ELEMENTWISE)
     return inside and not any(layer.weights for layer in layers[first + 1 :])
 
 

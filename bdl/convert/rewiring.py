@@ -1,59 +1,101 @@
 """Networks that evaluate some of their layers differently: the mechanism under every conversion.
 
 A conversion neither copies nor rebuilds a network. It holds it, and for the moment of a call gives some of its layers
-another `call` (an attribute of the instance, taken away afterwards). So it works for Functional, Sequential and
-subclassed models, nested ones and shared layers alike; weights are shared by construction, and the network that was
-converted is as it was whenever the conversion is not being called.
+another `call`. So it works for Functional, Sequential and subclassed models, nested ones and shared layers alike, and
+weights are shared by construction.
+
+The other call is in force in one thread (or task) only: a context variable says which layers have one. While any
+conversion is being called, its layers carry a `call` that looks there, and otherwise does what the layer did before;
+afterwards they are as before. So the network that was converted, and every other conversion of it, may be used by other
+threads at the same time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import keras
 
 from bdl.keras_internals import flatten_layers
 
-_ABSENT = object()
+Calls = Mapping[keras.Layer, Callable[..., Any]]
+"""Layers, and what evaluates each of them instead of its own `call`."""
+
+_calls_in_force: ContextVar[Calls] = ContextVar("calls_in_force", default=MappingProxyType({}))
+_lock = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """Another value for an attribute of one object, for the moment of a call."""
+class _Dispatch:
+    """What stands as `call` in a layer while any thread replaces it: the call in force in this thread, or its own."""
 
-    owner: Any
-    name: str
-    value: Any
+    def __init__(self, layer: keras.Layer) -> None:
+        self.own = layer.call
+        self._layer = layer
+        self._is_of_instance = "call" in vars(layer)
+        self._users = 0
+        functools.update_wrapper(self, self.own, updated=())  # whoever reads the signature sees the layer's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _calls_in_force.get().get(self._layer, self.own)(*args, **kwargs)
+
+    @classmethod
+    def acquire(cls, layer: keras.Layer) -> _Dispatch:
+        """Makes the layer dispatch; with the lock held."""
+        found = vars(layer).get("call")
+        if not isinstance(found, _Dispatch):
+            # Not by setattr: to Keras and its backends this is no attribute to be tracked.
+            found = vars(layer)["call"] = cls(layer)
+        found._users += 1
+        return found
+
+    def release(self) -> None:
+        """Gives the layer its own call back if nobody else needs this; with the lock held."""
+        self._users -= 1
+        if self._users == 0 and self._is_of_instance:
+            vars(self._layer)["call"] = self.own
+        elif self._users == 0:
+            del vars(self._layer)["call"]
 
 
 @contextlib.contextmanager
-def replaced(replacements: Iterable[Replacement]) -> Iterator[None]:
-    """Within this context the attributes have the given values; afterwards they are as before.
+def calls_replaced(calls: Calls) -> Iterator[None]:
+    """Within this context these layers are evaluated by the given calls, in this thread alone.
 
     Example:
     >>> layer = keras.layers.Dropout(0.5)
-    >>> with replaced([Replacement(layer, "call", lambda inputs, training=False: inputs + 1.0)]):
+    >>> with calls_replaced({layer: lambda inputs, training=False: inputs + 1.0}):
     ...     float(layer(np.zeros((1, 1), "float32"))[0, 0])
     1.0
     >>> "call" in vars(layer)
     False
     """
-    before = []
+    with _lock:
+        dispatches = [_Dispatch.acquire(layer) for layer in calls]
+    token = _calls_in_force.set({**_calls_in_force.get(), **calls})
     try:
-        for replacement in replacements:
-            before.append((replacement, vars(replacement.owner).get(replacement.name, _ABSENT)))
-            setattr(replacement.owner, replacement.name, replacement.value)
         yield
     finally:
-        for replacement, value in reversed(before):
-            if value is _ABSENT:
-                delattr(replacement.owner, replacement.name)
-            else:
-                setattr(replacement.owner, replacement.name, value)
+        _calls_in_force.reset(token)
+        with _lock:
+            for dispatch in dispatches:
+                dispatch.release()
+
+
+def call_in_force(layer: keras.Layer) -> Callable[..., Any]:
+    """What evaluates a layer at the moment in this thread: its own call, or that of a conversion around.
+
+    A conversion inside another one builds its own calls around these.
+    """
+    call = layer.call
+    own = call.own if isinstance(call, _Dispatch) else call
+    return _calls_in_force.get().get(layer, own)
 
 
 class ConvertedModel(keras.Model):
@@ -72,7 +114,7 @@ class ConvertedModel(keras.Model):
         super().__init__(**kwargs)
         self._accepts = set(inspect.signature(network.call).parameters)
 
-    def replacements(self) -> list[Replacement]:
+    def replacements(self) -> Calls:
         """What is different in this call."""
         raise NotImplementedError
 
@@ -84,8 +126,22 @@ class ConvertedModel(keras.Model):
         """Evaluates the network with its replacements in force."""
         offered = {"training": training, "mask": mask}
         kwargs = {name: value for name, value in offered.items() if name in self._accepts and value is not None}
-        with replaced(self.replacements()):
+        replacements = self.replacements()
+        _check_not_quantized(replacements)
+        with calls_replaced(replacements):
             return self.network(inputs, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: Keras evaluates a quantized layer by another method, which no conversion reaches.
+
+        Raises:
+            ValueError: always, before anything is changed.
+        """
+        raise ValueError(
+            f"A {type(self).__name__} must not be quantized, as {self.name!r} would be: its layers would lose their "
+            "noise. Quantize a copy of bdl.convert.to_deterministic(model), the plain model, which shares its weights "
+            "with this one (save it and load it)."
+        )
 
 
 def check_network(network: Any) -> None:
@@ -105,6 +161,20 @@ def check_network(network: Any) -> None:
         )
 
 
-def original_call(layer: keras.Layer) -> Callable[..., Any]:
-    """The layer's own call, whatever replaces it at the moment."""
-    return type(layer).call.__get__(layer)
+def is_quantized(layer: Any) -> bool:
+    """Whether Keras evaluates a layer by its `quantized_call`, which no conversion replaces.
+
+    Example:
+    >>> is_quantized(keras.layers.Dense(2))
+    False
+    """
+    return getattr(layer, "quantization_mode", None) is not None
+
+
+def _check_not_quantized(layers: Calls) -> None:
+    quantized = [layer.name for layer in layers if is_quantized(layer)]
+    if quantized:
+        raise ValueError(
+            f"Layers {quantized} must not be quantized, as they were after the conversion: they would be evaluated "
+            "without their noise. Convert a model whose layers are not quantized."
+        )

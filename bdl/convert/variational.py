@@ -11,9 +11,11 @@ import keras
 from keras import layers as keras_layers
 
 from bdl import posteriors, priors
-from bdl.convert.rewiring import ConvertedModel, Replacement, original_call, replaced
+from bdl.convert.mc_dropout import MCDropoutModel
+from bdl.convert.rewiring import Calls, ConvertedModel, call_in_force, calls_replaced, check_network, is_quantized
 from bdl.convert.selection import Selector, select, walk
 from bdl.estimators.linear import is_linear, weight_name
+from bdl.keras_internals import flatten_layers
 from bdl.layers import Variational
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
 from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
@@ -80,11 +82,12 @@ class VariationalNetwork(ConvertedModel):
                 lines.append(ConvertedLayer(layer.name, type(layer).__name__, None, ()))
         return lines
 
-    def replacements(self) -> list[Replacement]:
+    def replacements(self) -> Calls:
         """Each converted layer is evaluated by its `Variational` layer."""
-        return [
-            Replacement(posterior.layer, "call", partial(_sampled_call, posterior)) for posterior in self.posteriors
-        ]
+        return {
+            posterior.layer: partial(_sampled_call, posterior, call_in_force(posterior.layer))
+            for posterior in self.posteriors
+        }
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs; the wrapped layers are in the network."""
@@ -124,7 +127,9 @@ def to_variational(
 
     The model is neither copied nor changed: its weights are the posterior means, shared with the result, so training
     the result moves them. Any Functional, Sequential or subclassed model will do, with nested models, shared layers,
-    several inputs and outputs. A shared layer has one posterior, and its divergence counts once.
+    several inputs and outputs. A shared layer has one posterior, and its divergence counts once. Two conversions of one
+    model share their means; for independent ones, convert `keras.models.clone_model(model)` with weights of its own.
+    Leave a model's dropout on besides with `to_mc_dropout(to_variational(model))`, in this order.
 
     Args:
         model: A built Keras model, trained or not.
@@ -141,8 +146,9 @@ def to_variational(
         A `VariationalNetwork`, called like the model; train it in a `bdl.VariationalModel`.
 
     Raises:
-        ValueError: if the model is not built or holds a Lambda layer; if `layers` selects nothing; if layers cannot be
-            converted (all are named, each with the reason).
+        ValueError: if the model is not built or holds a Lambda layer; if `layers` selects nothing, or layers that have
+            a posterior already or belong to an `MCDropoutModel`; if layers cannot be converted (all are named, each
+            with the reason).
 
     Source of `"moped"`: Krishnan et al. 2020, "Specifying weight priors in Bayesian deep neural networks".
 
@@ -152,10 +158,9 @@ def to_variational(
     >>> print(*network.report, sep="; ")  # doctest: +ELLIPSIS
     dense... (Dense): as it was; dense... (Dense): reparameterization of kernel
     """
-    from bdl.convert.rewiring import check_network
-
     check_network(model)
     chosen = select(model, layers, can_be_variational, "layers")
+    _check_not_converted(model, chosen)
     prior = priors.get(prior, "prior")
     default = MOPED_POSTERIOR if isinstance(prior, Moped) else DEFAULT_POSTERIOR
     chosen_posterior = default if posterior is None else posterior
@@ -169,6 +174,8 @@ def to_variational(
         weights = {name: (prior, of_layer) for name in _sampled_names(layer)}
         layer_seed = None if seed is None else seed * 10_007 + position
         try:
+            if is_quantized(layer):
+                raise ValueError("it is quantized")
             if not weights:
                 raise ValueError(f"it has no weights named {_SAMPLED}")
             kind = estimator if _admits(layer, estimator, of_layer) else "reparameterization"
@@ -183,9 +190,38 @@ def to_variational(
     return VariationalNetwork(model, made)
 
 
+def _check_not_converted(model: keras.Model, chosen: list[keras.Layer]) -> None:
+    """Refuses layers that another conversion in the model evaluates already."""
+    found = flatten_layers(model)
+    holders = [layer for layer in found if isinstance(layer, Variational)]
+    twice = [
+        f"{layer.name} has {holder.name}"
+        for layer in chosen
+        for holder in holders
+        if layer is not holder and (layer in flatten_layers(holder) or holder in flatten_layers(layer))
+    ]
+    if twice:
+        raise ValueError(
+            f"`layers` must not select layers that have a posterior already, whose divergence would count twice. In "
+            f"{model.name!r}: {', '.join(twice)}. Select others, or convert the plain model once; "
+            "bdl.convert.to_deterministic gives it back."
+        )
+    dropped = [
+        layer.name
+        for layer in found
+        if isinstance(layer, MCDropoutModel) and any(each in flatten_layers(layer) for each in chosen)
+    ]
+    if dropped:
+        raise ValueError(
+            f"`layers` must not select layers of an MC-dropout model, such as {dropped}: its dropout would take "
+            "the place of posteriors. Convert in the other order: to_mc_dropout(to_variational(model))."
+        )
+
+
 def can_be_variational(layer: keras.Layer) -> bool:
     """Whether a layer holds weights that get a posterior by default, and none yet."""
-    return not isinstance(layer, Variational) and bool(_sampled_names(layer))
+    has_posteriors = any(isinstance(inner, Variational) for inner in flatten_layers(layer))
+    return not has_posteriors and bool(_sampled_names(layer))
 
 
 def _sampled_names(layer: keras.Layer) -> tuple[str, ...]:
@@ -238,9 +274,8 @@ def _posterior(layer: keras.Layer, estimator: str, weights: Any, seed: int | Non
     return posterior
 
 
-def _sampled_call(posterior: Variational, *args: Any, **kwargs: Any) -> Any:
-    """The layer's call by its posterior, within which the layer has its own call back."""
-    layer = posterior.layer
+def _sampled_call(posterior: Variational, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The layer's call by its posterior, within which the layer is evaluated as it is outside of this conversion."""
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    with replaced([Replacement(layer, "call", original_call(layer))]):
+    with calls_replaced({posterior.layer: inner}):
         return posterior(*args, **kwargs)

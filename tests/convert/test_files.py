@@ -47,6 +47,15 @@ def test_the_converted_model_is_the_original_without_noise(saved: Path, to: str)
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model.keras", "out.keras", "plain.keras"]
 
 
+def test_a_converted_file_is_not_converted_again(saved: Path):
+    once, twice = saved.with_name("once.keras"), saved.with_name("twice.keras")
+    assert run(saved, "--to", "variational", "-o", once).exit_code == 0
+    result = run(once, "--to", "variational", "-o", twice)
+    assert result.exit_code == 1
+    assert "have a posterior already" in result.stderr
+    assert not twice.exists()
+
+
 def test_variational_says_what_became_of_each_layer(saved: Path):
     result = run(saved, "--to", "variational", "-o", saved.with_name("out.keras"), "--layers", "last")
     assert result.stdout.count("as it was") == 3

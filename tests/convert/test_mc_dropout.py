@@ -94,26 +94,39 @@ def test_noise_has_the_moments_of_the_layer(layer: Any, variance: float):
     assert_moments(draws, np.ones(1), np.full(1, variance))
 
 
-@pytest.mark.parametrize("make", [layers.LSTM, layers.GRU, layers.SimpleRNN])
-def test_recurrent_layers_draw_one_mask_for_a_sequence(make: Any):
-    """With a cell that forgets nothing and an input that repeats, dropped inputs stay dropped at every step."""
-    recurrent = make(3, dropout=0.5, return_sequences=True, seed=0)
-    model = keras.Sequential([keras.Input((6, 4)), recurrent])
+@pytest.mark.parametrize("make", [layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell])
+def test_recurrent_layers_draw_one_mask_for_a_sequence(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """Each cell of a stack has masks of its own, from the conversion's seed, and the cell itself draws none."""
+    cells = [make(3, dropout=0.5, seed=0), make(2, recurrent_dropout=0.5, seed=0)]
+    model = keras.Sequential([keras.Input((6, 4)), layers.RNN(cells, unroll=True)])
     converted = to_mc_dropout(model, seed=1)
-    cell = recurrent.cell
-    seen = []
-    original = cell.call
+    own, seen = make.call, {3: [], 2: []}
 
-    def spy(inputs: Any, states: Any, training: bool = False) -> Any:
-        mask = cell.get_dropout_mask(inputs)
-        seen.append(keras.ops.convert_to_numpy(mask[0] if isinstance(mask, list) else mask))
-        return original(inputs, states, training=training)
+    def spy(cell: Any, inputs: Any, states: Any, training: bool = False) -> Any:
+        mask = cell.get_dropout_mask(inputs) if cell.units == 3 else cell.get_recurrent_dropout_mask(states[0])
+        seen[cell.units].append(keras.ops.convert_to_numpy(keras.ops.stack(mask)))
+        return own(cell, inputs, states, training=training)
 
-    recurrent.unroll = True
-    cell.call = spy
-    converted(np.ones((2, 6, 4), "float32"))
-    assert len(seen) >= 6
-    assert all(np.array_equal(mask, seen[0]) for mask in seen[-5:])
+    seeds = [keras.ops.convert_to_numpy(cell.seed_generator.state) for cell in cells]
+    monkeypatch.setattr(make, "call", spy)
+    converted(np.ones((20, 6, 4), "float32"))
+    for masks in seen.values():
+        assert len(masks) >= 6
+        assert set(np.unique(masks[0])) == {0.0, 2.0}
+        assert all(np.array_equal(mask, masks[0]) for mask in masks[-5:])
+    assert_array_equal([keras.ops.convert_to_numpy(cell.seed_generator.state) for cell in cells], seeds)
+    assert not [cell for cell in cells if "get_dropout_mask" in vars(cell)]
+
+
+@pytest.mark.core
+def test_a_rate_takes_the_place_of_those_that_recurrent_layers_have():
+    """With an input of ones, kernels of ones and no recurrence, outputs count the inputs that are kept."""
+    cell = layers.SimpleRNNCell(
+        1, activation=None, kernel_initializer="ones", recurrent_initializer="zeros", dropout=0.1
+    )
+    model = keras.Sequential([keras.Input((1, 30)), layers.RNN(cell, unroll=True)])
+    draws = outputs(to_mc_dropout(model, rate=0.4, seed=0), np.ones((2_000, 1, 30), "float32"))
+    assert_moments(draws, np.full(1, 30.0), np.full(1, 30 * 0.4 / 0.6))
 
 
 @pytest.mark.core
@@ -140,14 +153,42 @@ def test_dropout_can_be_inserted_and_rates_replaced():
 
 
 @pytest.mark.core
-def test_attention_keeps_its_own_dropout():
+@pytest.mark.parametrize(("make", "causal"), [(layers.Attention, True), (layers.AdditiveAttention, False)])
+def test_attention_is_the_layers_own_formula_with_a_mask_of_ours_on_its_weights(make: Any, causal: bool):
+    query, values = keras.Input((3, 4)), keras.Input((5, 4))
+    inside = [layers.Masking()(query), layers.Masking()(values)]
+    model = keras.Model(
+        [query, values], make(dropout=0.4)(inside, return_attention_scores=True, use_causal_mask=causal)
+    )
+    generator = np.random.default_rng(0)
+    x = [generator.normal(size=(100, length, 4)).astype("float32") for length in (3, 5)]
+    x[0][:, 2] = x[1][:, 4] = 0.0  # masked
+    exact, exact_weights = (keras.ops.convert_to_numpy(part) for part in model(x))
+    converted = to_mc_dropout(model, seed=0)
+    found, weights = (keras.ops.convert_to_numpy(part) for part in converted(x))
+    is_kept = weights > 0
+    assert_allclose(weights, np.where(is_kept, exact_weights / 0.6, 0.0), rtol=1e-5)
+    is_open = exact_weights > 0
+    assert_moments(is_kept[is_open].astype(float), 0.6, 0.24)
+    expected = weights @ x[1]
+    expected[:, 2] = 0.0
+    assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    with bdl.mean_weights(converted):
+        assert_allclose(keras.ops.convert_to_numpy(converted(x)[0]), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.core
+def test_attention_follows_the_seed_and_shares_masks_in_whole_functions():
     query = keras.Input((3, 4))
     model = keras.Model(query, layers.Dense(2)(layers.Attention(dropout=0.4)([query, query])))
-    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
-    converted = to_mc_dropout(model)
-    assert np.abs(outputs(converted, x) - outputs(converted, x)).max() > 1e-4
-    with bdl.mean_weights(converted):
-        assert_allclose(outputs(converted, x), outputs(model, x), rtol=1e-5)
+    x = np.random.default_rng(0).normal(size=(1, 3, 4)).astype("float32").repeat(5, axis=0)
+    converted = to_mc_dropout(model, seed=3)
+    first = outputs(converted, x)
+    assert_array_equal(outputs(to_mc_dropout(model, seed=3), x), first)
+    assert np.abs(first - first[:1]).max() > 1e-4
+    with whole_functions():
+        together = outputs(converted, x)
+    assert_allclose(together, together[:1].repeat(5, axis=0), rtol=1e-5)
 
 
 def sequential(*middle: Any) -> Any:
@@ -201,6 +242,8 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str):
 
 
 def test_models_that_cannot_be_converted_are_refused():
+    with pytest.raises(ValueError, match="MC-dropout model"):
+        to_mc_dropout(to_mc_dropout(made("images")[0]))
     with pytest.raises(ValueError, match="not built"):
         to_mc_dropout(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(ValueError, match="Lambda"):

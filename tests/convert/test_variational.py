@@ -9,9 +9,10 @@ from keras import layers
 from layer_contract import array
 from networks import NETWORKS, batch_statistics, made, outputs
 from numpy.testing import assert_allclose, assert_array_equal
+from standard_errors import assert_moments
 
 import bdl
-from bdl.convert import to_variational
+from bdl.convert import MCDropoutModel, to_mc_dropout, to_variational
 from bdl.posteriors import MeanFieldNormal
 from bdl.priors import FanInNormal, Moped, Normal
 
@@ -137,6 +138,119 @@ def test_regularizers_of_activities_count_once():
     network = to_variational(model, posterior=MeanFieldNormal(1e-6))
     network(x)
     assert_allclose(float(sum(network.losses)), expected, rtol=1e-3)
+
+
+def two_dense() -> Any:
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([keras.Input((4,)), layers.Dense(5, name="body"), layers.Dense(3, name="head")])
+
+
+def inside_another(model: Any, name: str) -> Any:
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(2, name=name)(model(inputs)))
+
+
+@pytest.mark.core
+def test_what_has_a_posterior_gets_no_second_one():
+    network = to_variational(two_dense())
+    trained = bdl.VariationalModel(network, bdl.likelihoods.Categorical())
+    for model in (network, trained, inside_another(network, "top"), to_mc_dropout(network, rate=0.1, before="last")):
+        with pytest.raises(ValueError, match=r"posterior already.*body has body_posterior, head has head_posterior"):
+            to_variational(model)
+    with pytest.raises(ValueError, match=r"head has head_posterior\."):
+        to_variational(network, layers="head")
+    steps = layers.TimeDistributed(bdl.layers.DenseReparameterization(2), name="steps")
+    model = keras.Sequential([keras.Input((3, 4)), steps, layers.Dense(2, name="head")])
+    assert [layer.name for layer in to_variational(model).posteriors] == ["head_posterior"]
+    with pytest.raises(ValueError, match=r"posterior already.*steps has"):
+        to_variational(model, layers="steps")
+
+
+@pytest.mark.core
+def test_other_layers_of_a_converted_network_can_be_converted_too(tmp_path: Any):
+    """Both divergences count once, and each layer draws from its own posterior."""
+    model, x = two_dense(), np.ones((3, 4), "float32")
+    body = to_variational(model, layers="body", prior=Normal(), posterior=MeanFieldNormal(0.5), seed=0)
+    network = to_variational(body, layers="head", prior=Normal(), posterior=MeanFieldNormal(0.5), seed=1)
+    outer = inside_another(body, "top")
+    top = to_variational(outer, layers="top", prior=Normal(), posterior=MeanFieldNormal(0.5), seed=1)
+    for converted, plain in ((network, model), (top, outer)):
+        parts = [*body.posteriors, *converted.posteriors]
+        assert_allclose(divergence(converted), sum(float(array(part.kl_divergence())) for part in parts), rtol=1e-6)
+        converted.save(tmp_path / "converted.keras")
+        loaded = keras.saving.load_model(tmp_path / "converted.keras")
+        assert_allclose(divergence(loaded), divergence(converted), rtol=1e-6)
+        assert_allclose(outputs(loaded, x), outputs(converted, x), rtol=1e-5)
+        with bdl.mean_weights(converted):
+            expected = outputs(converted, x)
+        with bdl.mean_weights(body):
+            assert_allclose(outputs(plain, x), expected, rtol=1e-5)
+            assert np.abs(outputs(converted, x) - expected).max() > 1e-2  # of the outer posterior alone
+        assert np.abs(outputs(converted.network, x) - expected).max() > (1e-2 if converted is top else -1.0)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("before", [None, "last"])
+@pytest.mark.parametrize("estimator", ["local_reparameterization", "reparameterization"])
+def test_dropout_on_top_of_posteriors_has_the_variance_of_both(before: Any, estimator: str):
+    """`sum(m w x)` with `m` of mean 1 and variance `p / (1 - p)`, and `w` of mean `mu` and variance `s^2`.
+
+    With one draw of the weights for the batch the masks alone differ between its examples.
+    """
+    rate, scale = 0.4, 0.5
+    keras.utils.set_random_seed(1)
+    middle = [layers.Dropout(rate)] if before is None else []
+    model = keras.Sequential([keras.Input((10,)), *middle, layers.Dense(1, use_bias=False)])
+    network = to_variational(model, estimator=estimator, posterior=MeanFieldNormal(scale), seed=0)
+    converted = to_mc_dropout(network, rate=rate, before=before, seed=1)
+    mean = keras.ops.convert_to_numpy(model.layers[-1].kernel)[:, 0]
+    assert_allclose(divergence(converted), divergence(network), rtol=1e-6)
+    x = np.ones((4_000, 10), "float32")
+    draws = outputs(converted, x)
+    if estimator == "local_reparameterization":
+        variance = np.sum((mean**2 + scale**2) / (1 - rate) - mean**2)
+        assert_moments(draws, np.full(1, mean.sum()), np.full(1, variance))
+    else:
+        network.posteriors[0].seed_generator.state.assign(np.array([5, 0]))
+        kernel = outputs(network, np.eye(10, dtype="float32"))[:, 0]
+        network.posteriors[0].seed_generator.state.assign(np.array([5, 0]))
+        draws = outputs(converted, x)
+        assert_moments(draws, np.full(1, kernel.sum()), np.full(1, np.sum(kernel**2) * rate / (1 - rate)))
+    with bdl.mean_weights(converted):
+        assert_allclose(outputs(converted, x[:2]), outputs(model, x[:2]), rtol=1e-5)
+
+
+@pytest.mark.core
+def test_recurrent_dropout_stays_on_under_a_posterior():
+    recurrent = layers.SimpleRNN(3, dropout=0.3, recurrent_dropout=0.3, unroll=True)
+    model, x = keras.Sequential([keras.Input((2, 4)), recurrent]), np.ones((5, 2, 4), "float32")
+    certain = to_variational(model, posterior=MeanFieldNormal(1e-7))
+    expected = outputs(MCDropoutModel(model, seed=3), x)
+    assert_allclose(outputs(MCDropoutModel(certain, seed=3), x), expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(outputs(certain, x) - expected).max() > 1e-4
+
+
+@pytest.mark.core
+def test_dropout_comes_after_posteriors():
+    model, _ = made("shared and nested")
+    with pytest.raises(ValueError, match=r"to_mc_dropout\(to_variational\(model\)\)"):
+        to_variational(to_mc_dropout(model))
+
+
+@pytest.mark.core
+def test_two_conversions_of_one_network_share_their_means_and_nothing_else():
+    model, x = two_dense(), np.ones((3, 4), "float32")
+    one, other = to_variational(model, seed=0), to_variational(model, seed=0)
+    assert_array_equal(outputs(one, x), outputs(other, x))
+    expected = divergence(other)
+    for posterior in one.posteriors:
+        for weight in posterior.sampled_weights.values():
+            weight.variables["rho"].assign(weight.variables["rho"] - 0.1)
+    assert divergence(other) == expected
+    model.layers[0].kernel.assign(model.layers[0].kernel + 1.0)
+    for network in (one, other):
+        with bdl.mean_weights(network):
+            assert_array_equal(outputs(network, x), outputs(model, x))
 
 
 def unbuilt() -> Any:
