@@ -203,7 +203,8 @@ def test_the_gradient_in_a_jax_loop_is_that_of_kl_and_nll_and_a_constant_kl_is_r
         return loss.parts(y, zero * outputs, **values).loss  # outputs of zero: the KL alone has a gradient
 
     for differentiate in (jax.grad(objective), jax.jit(jax.grad(objective))):
-        of_mean, of_rho = (np.asarray(each) for each in differentiate(trainable, 0.0))
+        gradients = zip(network.trainable_variables, differentiate(trainable, 0.0), strict=True)
+        found = {variable.path.rsplit("/", 1)[-1]: np.asarray(gradient) for variable, gradient in gradients}
         scale = np.asarray(weight.posterior.scale(weight.variables))
         np.testing.assert_allclose(found["kernel"], np.asarray(weight.mean) / 24, rtol=1e-5)
         np.testing.assert_allclose(found["kernel_rho"], weight.posterior.speed * (scale**2 - 1.0) / 24, rtol=1e-5)

@@ -92,8 +92,10 @@ def draw_key(seed: keras.random.SeedGenerator | int) -> Tensor:
     >>> draw_key(generator).shape == draw_key(generator).shape == (2,)
     True
     """
+    replica = None if _examples.get() is not None else _replica_id()
     if isinstance(seed, keras.random.SeedGenerator):
-        with _taking_a_key:  # reading and advancing are two steps
+        # Reading and advancing are two steps. Replicas wait for each other between them, and do not for a lock.
+        with _taking_a_key if replica is None else contextlib.nullcontext():
             words = seed.next()
     elif isinstance(seed, int) and not isinstance(seed, bool):
         words = ops.convert_to_tensor(np.array([seed & 0xFFFFFFFF, 0], dtype="uint32"))
@@ -103,7 +105,6 @@ def draw_key(seed: keras.random.SeedGenerator | int) -> Tensor:
             "Create one generator in the layer's __init__ and pass it on each call."
         )
     key = words if keras.backend.backend() == "torch" else ops.cast(words, "uint32")
-    replica = None if _examples.get() is not None else _replica_id()
     return key if replica is None else fold_in(key, replica)
 
 
