@@ -266,6 +266,10 @@ def current_value(variable: keras.Variable) -> Any:
         holds_none = keras.backend.backend() == "jax" and variable._value is None
         if holds_none:
             raise RuntimeError(f"Variable {variable.path} has no value while Keras trains on JAX.")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(variable.value)  # Keras' own conversion would return the variable
     return keras.ops.convert_to_tensor(variable)
 
 

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from bdl.arguments import check_kl_weight, check_num_examples
-from bdl.keras_internals import is_concrete, stored_value
+from bdl.keras_internals import current_value, is_concrete, stored_value
 from bdl.random import Tensor
 from bdl.schedules import KLSchedule, LinearWarmup
 
@@ -54,7 +54,7 @@ class Progress:
         Raises:
             ValueError: before it is known.
         """
-        size = ops.convert_to_tensor(self._num_examples)
+        size = current_value(self._num_examples)
         stored = size if is_concrete(size) else stored_value(self._num_examples)
         if stored is not None and int(stored) == 0:
             self.require_num_examples()
