@@ -44,7 +44,7 @@ from bdl.arguments import (
     check_num_examples,
     check_sample_weight,
 )
-from bdl.keras_internals import flatten_layers, is_concrete, is_tracing, keras_mask, num_replicas
+from bdl.keras_internals import current_value, flatten_layers, is_concrete, is_tracing, keras_mask, num_replicas
 from bdl.latents import take_local_kl
 from bdl.likelihoods import Likelihood
 from bdl.protocols import HasKL
@@ -96,9 +96,11 @@ def kl_divergence(
     True
     """
     layers = [layer for layer in flatten_layers(model) if isinstance(layer, HasKL)]
+    weights = [weight for layer in layers for weight in layer.trainable_variables] if is_tracing() else []
     with _values_of(model, trainable_variables, non_trainable_variables):
         total = sum((layer.kl_divergence() for layer in layers), ops.zeros(()))
-    if layers and is_tracing() and is_concrete(total):
+        is_constant = bool(weights) and all(is_concrete(current_value(weight)) for weight in weights)
+    if is_constant:
         raise ValueError(
             "`trainable_variables` must be given where JAX differentiates or compiles the KL: without them it is a "
             "constant, whose gradient is zero. Pass the values that the function takes, as in "

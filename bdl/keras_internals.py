@@ -12,6 +12,7 @@ import numpy as np
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
@@ -217,6 +218,8 @@ def is_concrete(values: Any) -> bool:
 def is_tracing() -> bool:
     """Whether JAX differentiates, maps or compiles what is being run; on other backends False.
 
+    Keras' own symbolic calls, which look for shapes only, do not count.
+
     Example:
     >>> is_tracing()
     False
@@ -225,7 +228,7 @@ def is_tracing() -> bool:
         return False
     from jax._src.core import trace_state_clean
 
-    return not trace_state_clean()
+    return not (trace_state_clean() or in_symbolic_scope())
 
 
 def standard_gamma(concentration: Any, generator: Any) -> Any:
