@@ -1,6 +1,7 @@
 """Rooms import only rooms above them, and `import bdl` stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_private_keras_names_stay_in_one_file():
         for path in PACKAGE.rglob("*.py")
         if path.name != "keras_internals.py"
         and ("keras.src" in path.read_text() or "._flatten_layers" in path.read_text())
+    ]
+    assert offenders == []
+
+
+def test_only_posteriors_know_which_of_them_is_rank_1():
+    """Others ask for what it offers: `samples_weights`, `admits`, `components`, ..."""
+    asks = re.compile(r"(isinstance|issubclass|type)\([^\n]*\bRank1\b")
+    offenders = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if room(path) != "posteriors" and asks.search(path.read_text())
     ]
     assert offenders == []
 

@@ -26,7 +26,7 @@ from bdl.priors import TiedMean
 from bdl.protocols import HasKL
 
 MATCHED_DIVERGENCE = 0.01
-"""Nats below which a weight counts as matching its prior: its scale is then within 10 % of the prior's."""
+"""Nats from where its prior alone would hold it below which a weight matches it: its scale is within 10 % of that."""
 STUCK_CHANGE = 0.05
 """Relative change of a scale below which it counts as still at its start."""
 
@@ -43,6 +43,7 @@ class WeightPosterior:
         write_scale: Values of those variables that make the weights independent with given standard deviations.
         prior_mean: Prior means, broadcastable; those of `Prior.parameters`, where the prior is not Gaussian.
         prior_scale: Prior standard deviations, broadcastable; likewise.
+        rest: Mean and standard deviation at which the prior alone would hold each weight (`Prior.resting_place`).
     """
 
     layer: str
@@ -52,6 +53,7 @@ class WeightPosterior:
     write_scale: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     prior_mean: Any
     prior_scale: Any
+    rest: tuple[Any, Any]
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
@@ -68,9 +70,14 @@ class WeightPosterior:
         """Posterior standard deviations."""
         return self.read_scale(*(_numpy(variable) for variable in self.scale_variables))
 
-    def divergences(self) -> np.ndarray:
-        """KL of each weight by itself from its prior, in nats (Q9)."""
-        ratio, shift = self.scale / self.prior_scale, (self.mean - self.prior_mean) / self.prior_scale
+    def excess(self) -> np.ndarray:
+        """How far each weight by itself is from where its prior alone would hold it, in nats (Q9).
+
+        That is the divergence of one Gaussian from the other. Where the prior is Gaussian their sum over independent
+        weights is the KL; of other priors, and of correlated weights, only the layer knows it.
+        """
+        rest_mean, rest_scale = self.rest
+        ratio, shift = self.scale / rest_scale, (self.mean - rest_mean) / rest_scale
         return 0.5 * (ratio**2 + shift**2 - 1.0) - np.log(ratio)
 
     def assign(self, mean: Any, scale: Any) -> None:
@@ -96,7 +103,7 @@ def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
             for weight in layer.sampled_weights.values():
                 for part in weight.components():
                     found.extend(_of_component(layer.name, part))
-        elif layer.built:
+        elif layer.built and not hasattr(layer, "noise_strength"):  # bdl's dropout has noise, but no scales of weights
             found.extend(_of_variables(layer))
     return found
 
@@ -126,7 +133,7 @@ def _divergences(model: keras.Layer, posteriors: list[WeightPosterior]) -> dict[
             found[layer.name] = found.get(layer.name, 0.0) + float(_numpy(layer.kl_divergence()))
     for name in dict.fromkeys(part.layer for part in posteriors):
         if name not in found:
-            found[name] = float(sum(part.divergences().sum() for part in posteriors if part.layer == name))
+            found[name] = float(sum(part.excess().sum() for part in posteriors if part.layer == name))
     return {name: found[name] for name in dict.fromkeys(layer.name for layer in layers) if name in found}
 
 
@@ -139,7 +146,7 @@ def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> f
     """Divergence: of layers that know it their own, for a fitted prior moves along; of others that of Gaussians."""
     known = float(ops.convert_to_numpy(kl_divergence(model)))
     own = {layer.name for layer in flatten_layers(model) if isinstance(layer, HasKL)}
-    return known + float(sum(part.divergences().sum() for part in posteriors if part.layer not in own))
+    return known + float(sum(part.excess().sum() for part in posteriors if part.layer not in own))
 
 
 def has_fitted_means(model: keras.Layer) -> bool:
@@ -236,9 +243,9 @@ def _of_component(name: str, part: Component) -> Iterator[WeightPosterior]:
         return
     speed = family.speed
     mean = ops.cast(ops.convert_to_tensor(part.mean), "float32")
-    prior_mean, prior_scale = part.prior.parameters(
-        mean, family.scale(variables), part.input_axes, part.prior_variables
-    )
+    held = (mean, family.scale(variables), part.input_axes, part.prior_variables)
+    prior_mean, prior_scale = part.prior.parameters(*held)
+    rest_mean, rest_scale = part.prior.resting_place(*held)
     shapes = {key: tuple(variable.shape) for key, variable in variables.items()}
 
     def read_scale(*values: np.ndarray) -> np.ndarray:
@@ -255,6 +262,7 @@ def _of_component(name: str, part: Component) -> Iterator[WeightPosterior]:
         write_scale=write_scale,
         prior_mean=_numpy(prior_mean),
         prior_scale=_numpy(prior_scale),
+        rest=(_numpy(rest_mean), _numpy(rest_scale)),
     )
 
 
@@ -295,7 +303,8 @@ def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
     inner = {id(weight) for part in flatten_layers(layer) if part is not layer for weight in part.weights}
     own = [weight for weight in layer.weights if id(weight) not in inner]
     means = [variable for variable in own if not _foreign_scale(variable)]
-    prior_scale = next((getattr(layer, name) for name in _FOREIGN_PRIOR_SCALES if hasattr(layer, name)), 1.0)
+    given = next((getattr(layer, name) for name in _FOREIGN_PRIOR_SCALES if hasattr(layer, name)), 1.0)
+    prior_scale = float(np.mean(_numpy(given)))
     for variable in own:
         reading = _foreign_scale(variable)
         stem = _stem(variable.name)
@@ -312,7 +321,8 @@ def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
             read_scale=read,
             write_scale=_as_only_variable(write),
             prior_mean=0.0,
-            prior_scale=float(np.mean(_numpy(prior_scale))),
+            prior_scale=prior_scale,
+            rest=(0.0, prior_scale),
         )
 
 
@@ -337,7 +347,7 @@ def _health(name: str, kl: float, parts: list[WeightPosterior], start: dict[str,
     if not parts:
         return LayerHealth(name, kl=kl)
     scale = np.concatenate([part.scale.ravel() for part in parts])
-    divergences = np.concatenate([part.divergences().ravel() for part in parts])
+    excess = np.concatenate([part.excess().ravel() for part in parts])
     ratio = np.concatenate([(part.scale / part.prior_scale).ravel() for part in parts])
     signal = np.concatenate([(np.abs(part.mean) / part.scale).ravel() for part in parts])
     stuck = None
@@ -348,7 +358,7 @@ def _health(name: str, kl: float, parts: list[WeightPosterior], start: dict[str,
         name=name,
         num_weights=scale.size,
         kl=kl,
-        prior_matched=float(np.mean(divergences < MATCHED_DIVERGENCE)),
+        prior_matched=float(np.mean(excess < MATCHED_DIVERGENCE)),
         contraction=float(np.median(1.0 - ratio**2)),
         signal_to_noise=float(np.median(signal)),
         stuck=stuck,
