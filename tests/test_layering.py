@@ -96,6 +96,11 @@ def test_only_posteriors_know_which_of_them_is_rank_1():
     assert offenders == []
 
 
+def test_errors_say_what_an_argument_must_be_in_one_form():
+    """ "`x` must be ..., not ...", and not a second form with "Received"."""
+    assert [path.name for path in PACKAGE.rglob("*.py") if "Received" in path.read_text()] == []
+
+
 def modules_after(statement):
     code = f"{statement}; import sys; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -65,7 +65,7 @@ def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str, mode
     x, y = data[0], np.asarray(data[1])
     lengths = {len(np.asarray(leaf)) for leaf in keras.tree.flatten(x)} | {len(y)}
     if len(lengths) != 1 or not len(y):
-        raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one. Received: {sorted(lengths)}.")
+        raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one, not {sorted(lengths)}.")
     rows = np.sort(np.random.default_rng(0).permutation(len(y))[:size])
     labels = probe.class_numbers(y, likelihood, _output_rank(model))
     return ProbeData(
