@@ -213,5 +213,5 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_a_mask_of_targets_is_refused():
-    with pytest.raises(ValueError, match=r"`mask` is for labels"):
+    with pytest.raises(ValueError, match=r"`mask` must be of labels, not of targets"):
         bdl.evaluate(TARGET, {"mean": MEAN, "scale": SCALE}, mask=np.ones(150, bool))
