@@ -185,16 +185,16 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         return {**kwargs, "training": training} if accepts and training is not None else kwargs
 
     def _linear_stages(self) -> list[linear.Stage]:
-        draws_factors = {not posterior.samples_weights for _, posterior in self._families.values()}
-        self._stage_estimator = "rank1" if True in draws_factors else self.estimator
-        if len(draws_factors) > 1:
+        draws_factors = [not posterior.samples_weights for _, posterior in self._families.values()]
+        self._stage_estimator = "rank1" if any(draws_factors) else self.estimator
+        if any(draws_factors) and not all(draws_factors):
             raise ValueError("`posterior`: Rank1 factors and sampled weights cannot be mixed in one layer.")
         # Reparameterization serves every layer; dense ones it trains with mirrored noise. On convolutions, evaluating
         # two halves of a batch costs up to two thirds more.
         whole = self._stage_estimator == "reparameterization" and not linear.is_plain_dense(self.layer)
         if whole:
             return []
-        return linear.factor_stages(self.layer) if True in draws_factors else linear.stages(self.layer)
+        return linear.factor_stages(self.layer) if any(draws_factors) else linear.stages(self.layer)
 
     def _sampled_weight(
         self, index: int, name: str, prior: Prior, posterior: AnyPosterior, input_shape: Any
@@ -211,12 +211,10 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         prefix = name.replace("/", "_")
         if isinstance(posterior, FactorPosterior):
             variables = posterior.create_factors(self, name, self._factor_shapes(name, input_shape))
-        else:
-            variables = posterior.create(self, prefix, variable, axes)
-        held = {} if weight_prior is None else weight_prior.create(self, prefix, variable)
-        if isinstance(posterior, FactorPosterior):
+            held = {} if weight_prior is None else weight_prior.create(self, prefix, variable)
             return FactoredWeight(variable, posterior, axes, variables, held)
-        return SampledWeight(variable, posterior, prior, axes, variables, held, index)
+        variables = posterior.create(self, prefix, variable, axes)
+        return SampledWeight(variable, posterior, prior, axes, variables, prior.create(self, prefix, variable), index)
 
     def _factor_shapes(self, name: str, input_shape: Any) -> dict[str, tuple[int, ...]]:
         """Shapes of the factors of the layer's inputs and outputs."""
