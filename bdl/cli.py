@@ -264,7 +264,7 @@ def diagnose(
 def _model_names(files: list[Path]) -> dict[str, Path]:
     """Names of the models: their files' names, with folders and suffixes where these alone tell them apart."""
     if len(set(files)) < len(files):
-        raise ValueError("`FILE...` must be different files. Received one twice.")
+        raise ValueError("`FILE...` must be different files, not one twice.")
     for name in (lambda path: path.stem, lambda path: path.name, str):
         names = {name(path): path for path in files}
         if len(names) == len(files):

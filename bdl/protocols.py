@@ -9,7 +9,15 @@ Tensor = Any
 
 @runtime_checkable
 class HasKL(Protocol):
-    """A layer whose weights have posteriors: `bdl.elbo.kl_divergence` adds up all of a model."""
+    """A layer whose weights have posteriors: `bdl.elbo.kl_divergence` adds up all of a model.
+
+    Attributes:
+        name: The layer's.
+        built: Whether it has its weights yet; without them there is no divergence.
+    """
+
+    name: str
+    built: bool
 
     def kl_divergence(self) -> Tensor:
         """Divergence of the weights' posteriors from their priors: scalar, total, in nats."""

@@ -15,7 +15,7 @@ from bdl.keras_internals import input_structure
 from bdl.layers import InputFactors
 from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
-from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
+from bdl.posteriors import AnyPosterior, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal, Normal, Prior, TiedMean
 
 # Wide enough to notice unseen inputs, and no wider: a prior of 10 takes a little noise for one (docs/defaults.md).
@@ -243,7 +243,7 @@ def _averaging_adam(rate: float, momentum: float) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, use_ema=True, ema_momentum=momentum)
 
 
-def _factors_or_weights(layer: keras.Layer) -> Posterior:
+def _factors_or_weights(layer: keras.Layer) -> AnyPosterior:
     """What costs less to draw: a dense layer has fewer units than weights, a convolution fewer weights than outputs.
 
     Of an embedding a factor for each token, broad like those of `InputFactors`, which are the same to an image.

@@ -67,8 +67,8 @@ class Table:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
                 raise ValueError(
-                    f"`rows` must have one cell for each of the {len(self.columns)} columns. "
-                    f"Received: {len(row.cells)} in row {row.name!r}. Write 'none' where there is no value."
+                    f"`rows` must have one cell for each of the {len(self.columns)} columns, "
+                    f"not {len(row.cells)} in row {row.name!r}. Write 'none' where there is no value."
                 )
 
 
@@ -202,7 +202,7 @@ def _row(row: Row) -> str:
 def _figure(figure: Figure) -> str:
     canvas = figure.axes.get_figure(root=True)
     if canvas is None:
-        raise ValueError("`axes` must belong to a figure. Received: axes that were removed from theirs.")
+        raise ValueError("`axes` must belong to a figure, not have been removed from theirs.")
     width = round(canvas.get_figwidth() * _CSS_PIXELS_PER_INCH)
     height = round(canvas.get_figheight() * _CSS_PIXELS_PER_INCH)
     image = io.BytesIO()

@@ -36,14 +36,15 @@ def deserialize(value: Any) -> Any:
     return keras.saving.deserialize_keras_object(value) if is_config else value
 
 
-def resolve(value: Any, registry: dict[str, type], argument: str, expected: type) -> Any:
-    """Turns a name, a configuration or an object into an object of the expected type.
+def resolve(value: Any, registry: dict[str, type], argument: str, *expected: type) -> Any:
+    """Turns a name, a configuration or an object into an object of an expected type.
 
     Args:
-        value: An instance of `expected`, the name of one in `registry` (built with its defaults), or a configuration.
+        value: An instance of an expected class, the name of one in `registry` (built with its defaults), or a
+            configuration.
         registry: Classes by name.
         argument: Name of the argument, for the message.
-        expected: The base class that the result must have.
+        *expected: The base classes of which the result must have one.
 
     Raises:
         ValueError: if it is none of these.
@@ -53,7 +54,6 @@ def resolve(value: Any, registry: dict[str, type], argument: str, expected: type
     value = deserialize(value)
     if isinstance(value, expected):
         return value
-    room = ".".join(expected.__module__.split(".")[:2])  # where a user imports it from
-    raise ValueError(
-        f"`{argument}` must be a {room}.{expected.__name__} or one of the names {sorted(registry)}, not {value!r}."
-    )
+    # The first two parts of a module are where a user imports it from.
+    kinds = [f"a {'.'.join(base.__module__.split('.')[:2])}.{base.__name__}" for base in expected]
+    raise ValueError(f"`{argument}` must be {', '.join(kinds)} or one of the names {sorted(registry)}, not {value!r}.")

@@ -1,6 +1,7 @@
 """Rooms import only rooms above them, and `import bdl` stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_private_keras_names_stay_in_one_file():
         and ("keras.src" in path.read_text() or "._flatten_layers" in path.read_text())
     ]
     assert offenders == []
+
+
+def test_only_posteriors_know_which_of_them_is_rank_1():
+    """Others ask for what it offers: `samples_weights`, `admits`, `components`, ..."""
+    asks = re.compile(r"(isinstance|issubclass|type)\([^\n]*\bRank1\b")
+    offenders = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if room(path) != "posteriors" and asks.search(path.read_text())
+    ]
+    assert offenders == []
+
+
+def test_errors_say_what_an_argument_must_be_in_one_form():
+    """ "`x` must be ..., not ...", and not a second form with "Received"."""
+    assert [path.name for path in PACKAGE.rglob("*.py") if "Received" in path.read_text()] == []
 
 
 def modules_after(statement):

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -19,10 +21,13 @@ from standard_errors import assert_covariance, assert_moments
 
 import bdl
 from bdl import posteriors, random
+from bdl.diagnostics.weights import layer_health, weight_posteriors
+from bdl.estimators.weights import ESTIMATORS
 from bdl.layers import Variational
 from bdl.posteriors import (
     INITIAL_RELATIVE_FACTOR,
     INITIAL_RELATIVE_SCALE,
+    FactorPosterior,
     LowRankNormal,
     MatrixNormal,
     MeanFieldNormal,
@@ -101,6 +106,9 @@ def test_mean_field_divergence_is_that_of_its_prior(prior: Any):
     assert observed.shape == ()
 
 
+KERNEL = np.array([[1.0, -2.0, 0.5]] * 4, "float32")
+
+
 def rank1_variables(posterior: Rank1) -> dict[str, Any]:
     return posterior.create_factors(keras.layers.Layer(), "kernel", {"input": (4,), "output": (1, 3)})
 
@@ -122,17 +130,17 @@ def test_rank1_divergence_is_that_of_both_factors():
     sigma = 0.2
     expected = sum(np.log(10 / sigma) + (sigma**2 + (m - 1) ** 2) / 200 - 0.5 for m in (0.5, 1.0, 1.5, 2.0))
     expected += 3 * (np.log(0.5 / sigma) + sigma**2 / 0.5 - 0.5)
-    assert_allclose(array(posterior.kl(None, variables, None, ())), expected, rtol=1e-5)
+    assert_allclose(array(posterior.kl(KERNEL, variables, (0,))), expected, rtol=1e-5)
 
 
 @pytest.mark.core
 def test_rank1_weights_pay_the_penalty_of_their_prior():
-    mean = np.array([[1.0, -2.0, 0.5]] * 4, "float32")
+    mean = KERNEL
     posterior = Rank1(kernel_prior=Normal(0.5, 2.0))
     variables = rank1_variables(posterior)
-    without = array(Rank1().kl(mean, variables, None, (0,)))
+    without = array(Rank1().kl(mean, variables, (0,)))
     expected = 4 * np.sum((mean[0] - 0.5) ** 2) / 8
-    assert_allclose(array(posterior.kl(mean, variables, None, (0,))) - without, expected, rtol=1e-5)
+    assert_allclose(array(posterior.kl(mean, variables, (0,))) - without, expected, rtol=1e-5)
 
 
 def test_rank1_factors_keep_what_their_priors_need():
@@ -142,8 +150,8 @@ def test_rank1_factors_keep_what_their_priors_need():
     assert set(posterior.factor_prior_variables(variables, "output")) == {"log_scales", "logits"}
     like = Rank1(Normal(1.0, 0.5), ScaleMixture())  # factors begin at 1, which is the centre
     assert_allclose(
-        array(posterior.kl(None, variables, None, ())),
-        array(like.kl(None, rank1_variables(like), None, ())),
+        array(posterior.kl(KERNEL, variables, (0,))),
+        array(like.kl(KERNEL, rank1_variables(like), (0,))),
         rtol=1e-5,
     )
 
@@ -192,14 +200,75 @@ def test_get_takes_names_objects_and_configurations():
     assert posteriors.get(rank1) is rank1
     assert posteriors.get(keras.saving.serialize_keras_object(rank1)) == rank1
     for bad in ("full", 0.1, Normal()):
-        with pytest.raises(ValueError, match=r"`q` must be a bdl.posteriors.Posterior or one of"):
+        message = (
+            r"`q` must be a bdl.posteriors.Posterior, a bdl.posteriors.FactorPosterior or one of the names \['low_"
+        )
+        with pytest.raises(ValueError, match=message):
             posteriors.get(bad, "q")
 
 
-def test_the_base_class_names_what_a_posterior_must_have():
-    for call in (lambda: Posterior().create(None, "kernel", None, ()), lambda: Posterior().kl(None, {}, None, ())):
-        with pytest.raises(NotImplementedError):
-            call()
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Posterior().create(None, "kernel", None, ()),
+        lambda: Posterior().scale({}),
+        lambda: Posterior().perturbation({}, None),
+        lambda: Posterior().kl(None, {}, Normal(), ()),
+        lambda: FactorPosterior().create_factors(None, "kernel", {}),
+        lambda: FactorPosterior().factor_mean({}, "input"),
+        lambda: FactorPosterior().factor({}, "input", None),
+        lambda: FactorPosterior().components({}),
+    ],
+)
+def test_the_base_classes_name_what_a_posterior_must_have(call: Callable[[], Any]):
+    with pytest.raises(NotImplementedError):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("name", "admitted"),
+    [
+        ("mean_field", ESTIMATORS),
+        ("matrix_normal", ESTIMATORS),
+        ("low_rank", ("reparameterization",)),
+        ("rank1", ESTIMATORS),
+    ],
+)
+def test_correlated_weights_admit_reparameterization_alone(name: str, admitted: tuple[str, ...]):
+    assert tuple(filter(posteriors.get(name).admits, ESTIMATORS)) == admitted
+
+
+@dataclass(frozen=True)
+class Uniform(Posterior):
+    """A posterior of a user, who knows no more than the base class: `mean + width * U(-1, 1)` on each weight."""
+
+    width: float = 0.1
+
+    def create(self, layer: Any, name: str, mean: Any, input_axes: Any) -> Any:
+        return {}
+
+    def perturbation(self, variables: Any, key: Any) -> Any:
+        return self.width * (2.0 * random.uniform((4, 3), key) - 1.0)
+
+    def kl(self, mean: Any, variables: Any, prior: Prior, input_axes: Any, prior_variables: Any = None) -> Any:
+        """From `N(0, s^2)`: `-log(2 width) + log(2 pi s^2) / 2 + E w^2 / (2 s^2)`."""
+        s = prior.parameters(mean, mean, input_axes)[1]
+        square = mean**2 + self.width**2 / 3
+        return ops.sum(square / (2 * s**2) + 0.5 * np.log(2 * np.pi * s**2) - np.log(2 * self.width))
+
+
+@pytest.mark.core
+def test_a_posterior_of_ones_own_is_drawn_charged_and_reported():
+    layer = Variational(keras.layers.Dense(3), prior=Normal(scale=0.5), posterior=Uniform(), seed=0)
+    network = keras.Sequential([keras.Input((4,)), layer])
+    kernel = array(layer.layer.kernel)
+    shift = array(network(np.eye(4, dtype="float32"))) - kernel  # rows of the drawn kernel
+    assert 0 < np.abs(shift).max() <= 0.1
+    expected = np.sum((kernel**2 + 0.01 / 3) / 0.5 + 0.5 * np.log(0.5 * np.pi) - np.log(0.2))
+    assert_allclose(array(bdl.kl_divergence(network)), expected, rtol=1e-5)
+    (health,) = layer_health(network, weight_posteriors(network))
+    assert health.kl == pytest.approx(expected, rel=1e-5)
+    assert (health.name, health.num_weights, health.prior_matched) == (layer.name, 0, None)
 
 
 @pytest.mark.core

@@ -82,7 +82,7 @@ def test_an_optional_part_that_is_empty_leaves_no_trace() -> None:
 
 
 def test_a_row_that_does_not_fit_the_columns_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"each of the 2 columns. Received: 1 in row 'short'"):
+    with pytest.raises(ValueError, match=r"each of the 2 columns, not 1 in row 'short'"):
         Table(("left", "right"), [Row("short", ("1",))])
 
 

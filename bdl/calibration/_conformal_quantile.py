@@ -71,7 +71,7 @@ def check_calibration_size(num_examples: int, coverage: float, num_tails: int = 
     if num_examples < needed:
         highest = highest_coverage(num_examples, num_tails)
         raise ValueError(
-            f"`coverage` of {coverage} needs at least {needed} calibration examples. Received: {num_examples}. "
+            f"`coverage` of {coverage} needs at least {needed} calibration examples, not {num_examples}. "
             + (f"Ask for a coverage of at most {highest:g}, or calibrate" if highest else "Calibrate")
             + " on more examples."
         )

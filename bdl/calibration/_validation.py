@@ -27,8 +27,8 @@ def check_labels_and_probabilities(y: ArrayLike, probabilities: ArrayLike) -> tu
     labels = _check_labels(y, num_classes=checked.shape[1])
     if len(labels) != len(checked):
         raise ValueError(
-            "`y` and `probabilities` must describe the same examples. "
-            f"Received: {len(labels)} labels and {len(checked)} rows of probabilities. "
+            "`y` and `probabilities` must describe the same examples, "
+            f"not {len(labels)} labels and {len(checked)} rows of probabilities. "
             "Predict on exactly the inputs that `y` belongs to (a data set that drops its last batch loses some)."
         )
     return labels, checked
@@ -48,14 +48,14 @@ def check_probabilities(probabilities: ArrayLike) -> NDArray[Any]:
         array = array.astype(np.float64)
     if array.ndim not in (1, 2):
         raise ValueError(
-            "`probabilities` must have shape (n, classes), or (n,) for the probability of class 1. "
-            f"Received: shape {array.shape}. "
+            "`probabilities` must have shape (n, classes), or (n,) for the probability of class 1, "
+            f"not shape {array.shape}. "
             "Flatten all axes but the last, `probabilities.reshape(-1, probabilities.shape[-1])`, and `y` alike."
         )
     if array.ndim == 2 and array.shape[1] == 1:
         raise ValueError(
-            "`probabilities` must have a column for each class. "
-            f"Received: shape {array.shape}, a single column. "
+            "`probabilities` must have a column for each class, "
+            f"not shape {array.shape}, a single column. "
             "If it holds the probability of class 1, pass `probabilities[:, 0]`."
         )
     check_not_empty("probabilities", array)
@@ -76,8 +76,8 @@ def check_scores(name: str, scores: ArrayLike) -> NDArray[np.float64]:
     array = real_array(name, scores).astype(np.float64)
     if array.ndim != 1:
         raise ValueError(
-            f"`{name}` must have shape (n,), one score an input. "
-            f"Received: shape {array.shape}. "
+            f"`{name}` must have shape (n,), one score an input, "
+            f"not shape {array.shape}. "
             "Reduce each input to one number first, for example with `predictive_entropy(probabilities)`."
         )
     check_not_empty(name, array)
@@ -92,7 +92,7 @@ def check_num_bins(num_bins: int) -> int:
         ValueError: if `num_bins` is not a positive integer.
     """
     if isinstance(num_bins, bool) or not isinstance(num_bins, Integral) or num_bins < 1:
-        raise ValueError(f"`num_bins` must be a positive integer. Received: {num_bins!r}. Pass 15, the usual choice.")
+        raise ValueError(f"`num_bins` must be a positive integer, not {num_bins!r}. Pass 15, the usual choice.")
     return int(num_bins)
 
 
@@ -105,13 +105,13 @@ def check_same_events(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
     check_not_empty("probabilities", probabilities)
     if probabilities.ndim == 0:
         raise ValueError(
-            "`probabilities` must have shape (..., classes), or that of `y` for the probability of label 1. "
-            "Received: shape (). Wrap a single probability in a list."
+            "`probabilities` must have shape (..., classes), or that of `y` for the probability of label 1, "
+            "not shape (). Wrap a single probability in a list."
         )
     if y.shape == probabilities.shape:
         if y.ndim >= 2 and y.shape[-1] > 1 and _is_one_hot(y) and _sum_to_one(probabilities):
             raise ValueError(
-                f"`y` must have shape (n,), one class index an example. Received: shape {y.shape}. "
+                f"`y` must have shape (n,), one class index an example, not shape {y.shape}. "
                 "`y.argmax(axis=-1)` if it is one-hot. (Independent labels, several of which may be 1, are allowed.)"
             )
         return True
@@ -119,13 +119,13 @@ def check_same_events(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
         return False
     if y.ndim == 1 and probabilities.ndim <= 2:
         raise ValueError(
-            "`y` and `probabilities` must describe the same examples. "
-            f"Received: {len(y)} labels and {len(probabilities)} rows of probabilities. "
+            "`y` and `probabilities` must describe the same examples, "
+            f"not {len(y)} labels and {len(probabilities)} rows of probabilities. "
             "Predict on exactly the inputs that `y` belongs to (a data set that drops its last batch loses some)."
         )
     raise ValueError(
         "`y` must have the shape of `probabilities` without its last axis (classes), or its whole shape (independent "
-        f"labels). Received: shape {y.shape}, with probabilities of shape {probabilities.shape}. "
+        f"labels), not shape {y.shape}, with probabilities of shape {probabilities.shape}. "
         "`y.argmax(axis=-1)` if it is one-hot, `y.reshape(-1)` if it holds class indices."
     )
 
@@ -139,12 +139,12 @@ def check_mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     array = np.asarray(mask)
     if array.shape != shape:
         raise ValueError(
-            f"`mask` must have the shape of `y`, {shape}. Received: shape {array.shape}. Give one truth value an event."
+            f"`mask` must have the shape of `y`, {shape}, not shape {array.shape}. Give one truth value an event."
         )
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise ValueError("`mask` must be True where an event counts. Received: values other than 0 and 1. Compare it.")
+        raise ValueError("`mask` must be True where an event counts, not hold values other than 0 and 1. Compare it.")
     if not array.any():
-        raise ValueError("`mask` must keep at least one event. Received: all False. True means that an event counts.")
+        raise ValueError("`mask` must keep at least one event, not be all False. True means that an event counts.")
     return array.astype(bool)
 
 
@@ -171,8 +171,8 @@ def check_targets(*names_and_values: tuple[str, ArrayLike]) -> list[NDArray[np.f
         _check_finite(name, array)
         if arrays and array.ndim and array.shape != arrays[0].shape:
             raise ValueError(
-                f"`{name}` must have the shape of `{names_and_values[0][0]}`, {arrays[0].shape}. "
-                f"Received: shape {array.shape}. Squeeze an axis of size 1, or broadcast on purpose."
+                f"`{name}` must have the shape of `{names_and_values[0][0]}`, {arrays[0].shape}, "
+                f"not shape {array.shape}. Squeeze an axis of size 1, or broadcast on purpose."
             )
         arrays.append(np.broadcast_to(array, arrays[0].shape) if arrays else array)
     return arrays
@@ -187,7 +187,7 @@ def check_positive(name: str, array: NDArray[np.float64]) -> None:
     if not (array > 0).all():
         index = _first(~(array > 0))
         raise ValueError(
-            f"`{name}` must be positive. Received: {array[index]} at index {_shown(index)}. "
+            f"`{name}` must be positive, not {array[index]} at index {_shown(index)}. "
             "Pass standard deviations, not their logarithms; a scale of zero claims certainty."
         )
 
@@ -199,9 +199,7 @@ def check_share(name: str, value: float) -> float:
         ValueError: if it is outside.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 < value < 1:
-        raise ValueError(
-            f"`{name}` must be between 0 and 1, both excluded. Received: {value!r}. Pass 0.9, for example."
-        )
+        raise ValueError(f"`{name}` must be between 0 and 1, both excluded, not {value!r}. Pass 0.9, for example.")
     return float(value)
 
 
@@ -209,23 +207,21 @@ def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     array = real_array("y", y)
     if array.ndim != 1:
         cure = "`y.argmax(axis=-1)` if it is one-hot, `y.reshape(-1)` if it holds class indices"
-        raise ValueError(
-            f"`y` must have shape (n,), one class index an example. Received: shape {array.shape}. {cure}."
-        )
+        raise ValueError(f"`y` must have shape (n,), one class index an example, not shape {array.shape}. {cure}.")
     _check_finite("y", array)
     fractional = array != np.floor(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
     if fractional.any():
         index = int(np.argmax(fractional))
         raise ValueError(
-            f"`y` must hold whole numbers, the class indices. Received: {array[index]} at index {index}. "
+            f"`y` must hold whole numbers, the class indices, not {array[index]} at index {index}. "
             "Soft labels have no class: take `argmax` over their classes first."
         )
     outside = (array < 0) | (array >= num_classes)
     if outside.any():
         index = int(np.argmax(outside))
         raise ValueError(
-            f"`y` must hold class indices from 0 to {num_classes - 1}, as `probabilities` has {num_classes} classes. "
-            f"Received: {array[index]} at index {index}. "
+            f"`y` must hold class indices from 0 to {num_classes - 1}, as `probabilities` has {num_classes} classes, "
+            f"not {array[index]} at index {index}. "
             "Subtract 1 if the labels start at 1; else encode them with `np.unique(y, return_inverse=True)[1]`."
         )
     return array.astype(np.int64)
@@ -236,7 +232,7 @@ def real_array(name: str, values: ArrayLike) -> NDArray[Any]:
     array = np.asanyarray(values)  # keeps a memory-mapped file one
     if array.dtype.kind not in "buif":
         raise ValueError(
-            f"`{name}` must hold real numbers of a NumPy type. Received: dtype {array.dtype}. "
+            f"`{name}` must hold real numbers of a NumPy type, not dtype {array.dtype}. "
             + (
                 "Encode names as class indices with `np.unique(y, return_inverse=True)[1]`."
                 if name == "y"
@@ -249,7 +245,7 @@ def real_array(name: str, values: ArrayLike) -> NDArray[Any]:
 def check_not_empty(name: str, array: NDArray[Any]) -> None:
     """Raise ValueError for an array without entries."""
     if array.size == 0:
-        raise ValueError(f"`{name}` must hold at least one example. Received: shape {array.shape}. Check its source.")
+        raise ValueError(f"`{name}` must hold at least one example, not shape {array.shape}. Check its source.")
 
 
 def _check_finite(name: str, array: NDArray[Any]) -> None:
@@ -257,7 +253,7 @@ def _check_finite(name: str, array: NDArray[Any]) -> None:
     if not finite.all():
         index = _first(~finite)
         raise ValueError(
-            f"`{name}` must be finite. Received: {array[index]} at index {_shown(index)}. "
+            f"`{name}` must be finite, not {array[index]} at index {_shown(index)}. "
             "Predictions that are not finite come from a diverged model or from inputs that are not finite: "
             "check both, or drop these examples."
         )
@@ -269,8 +265,8 @@ def _check_unit_interval(probabilities: NDArray[Any]) -> None:
         index = _first(outside)
         function = "sigmoid" if probabilities.ndim == 1 else "softmax"
         raise ValueError(
-            "`probabilities` must lie between 0 and 1. "
-            f"Received: {probabilities[index]} at index {_shown(index)}. "
+            "`probabilities` must lie between 0 and 1, "
+            f"not {probabilities[index]} at index {_shown(index)}. "
             f"They look like logits: pass their {function}, `keras.ops.{function}(logits)`."
         )
 
@@ -281,7 +277,7 @@ def _check_rows_sum_to_one(probabilities: NDArray[Any]) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(
-            f"`probabilities` must sum to 1 in every row. Received: a sum of {sums[row]:.6g} in row {row}. "
+            f"`probabilities` must sum to 1 in every row, not a sum of {sums[row]:.6g} in row {row}. "
             "Use softmax, not sigmoid, as the last activation (independent labels are one binary problem each), "
             "or divide each row by its sum."
         )

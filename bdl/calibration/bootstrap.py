@@ -91,7 +91,7 @@ def bootstrap_interval(
     """
     check_share("level", level)
     if isinstance(num_resamples, bool) or not hasattr(num_resamples, "__index__") or num_resamples < 1:
-        raise ValueError(f"`num_resamples` must be a positive integer. Received: {num_resamples!r}. Pass 1000.")
+        raise ValueError(f"`num_resamples` must be a positive integer, not {num_resamples!r}. Pass 1000.")
     random = np.random.default_rng(seed)
     terms = _terms(metric, arrays, options)
     if terms is not None:
@@ -155,7 +155,7 @@ def _percentile_interval(
         draws = ([index] * len(rows) for index in _resampled(sizes[0], num_resamples, random))
     else:
         raise ValueError(
-            f"`arrays` must have one row for each example. Received: {sizes} rows. "
+            f"`arrays` must have one row for each example, not {sizes} rows. "
             "Resample a metric of several samples by hand."
         )
     found = []
@@ -186,4 +186,4 @@ def _resampled(n: int, num_resamples: int, random: np.random.Generator) -> Itera
 
 def _check_enough(n: int) -> None:
     if n < 2:
-        raise ValueError(f"`arrays` must hold at least two examples to resample. Received: {n}. Collect more.")
+        raise ValueError(f"`arrays` must hold at least two examples to resample, not {n}. Collect more.")

@@ -141,7 +141,7 @@ class SplitConformalClassifier(BaseEstimator):
         p = check_probabilities(probabilities)
         if p.shape[1] != self.num_classes_:
             raise ValueError(
-                f"`probabilities` must have {self.num_classes_} classes, as in `fit`. Received: {p.shape[1]}. "
+                f"`probabilities` must have {self.num_classes_} classes, as in `fit`, not {p.shape[1]}. "
                 "Calibrate and predict with one model."
             )
         sets = np.empty(p.shape, bool)
@@ -193,27 +193,27 @@ class SplitConformalClassifier(BaseEstimator):
             highest = highest_coverage(int(count.min()))
             lower = f"ask for a coverage of at most {highest:g}, " if highest else ""
             raise ValueError(
-                f"`coverage` of {coverage} needs at least {needed} calibration examples of each class. "
-                f"Received: {shown}. Calibrate on more examples of {'it' if len(short) == 1 else 'these'}, {lower}"
+                f"`coverage` of {coverage} needs at least {needed} calibration examples of each class, "
+                f"not {shown}. Calibrate on more examples of {'it' if len(short) == 1 else 'these'}, {lower}"
                 "or share one threshold, `class_conditional=False`."
             )
 
     def _check_parameters(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}. Received: {self.method!r}.")
+            raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, not {self.method!r}.")
         for name in ("class_conditional", "randomized"):
             if not isinstance(getattr(self, name), bool | np.bool_):
-                raise ValueError(f"`{name}` must be True or False. Received: {getattr(self, name)!r}.")
+                raise ValueError(f"`{name}` must be True or False, not {getattr(self, name)!r}.")
         penalty = self.penalty
         if isinstance(penalty, bool) or not isinstance(penalty, Real) or not 0 <= penalty < np.inf:
-            raise ValueError(f"`penalty` must be a finite number, at least 0. Received: {penalty!r}. 0.01 is usual.")
+            raise ValueError(f"`penalty` must be a finite number, at least 0, not {penalty!r}. 0.01 is usual.")
         if not _is_count(self.regularized_rank):
             raise ValueError(
-                f"`regularized_rank` must be 0 or a positive integer. Received: {self.regularized_rank!r}. 5 is usual."
+                f"`regularized_rank` must be 0 or a positive integer, not {self.regularized_rank!r}. 5 is usual."
             )
         if self.seed is not None and not _is_count(self.seed):
             raise ValueError(
-                f"`seed` must be 0, a positive integer, or None. Received: {self.seed!r}. None draws anew in each call."
+                f"`seed` must be 0, a positive integer, or None, not {self.seed!r}. None draws anew in each call."
             )
 
 
@@ -298,13 +298,13 @@ def _check_sets(sets: ArrayLike) -> NDArray[np.bool_]:
     array = real_array("sets", sets)
     if array.ndim != 2:
         raise ValueError(
-            f"`sets` must have shape (n, classes), one row an example. Received: shape {array.shape}. "
+            f"`sets` must have shape (n, classes), one row an example, not shape {array.shape}. "
             "Pass what `predict_set` returned; one set alone needs `sets[None]`."
         )
     check_not_empty("sets", array)
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
         raise ValueError(
-            "`sets` must be True where a class is in the set. Received: values other than 0 and 1. "
+            "`sets` must be True where a class is in the set, not hold values other than 0 and 1. "
             "Pass what `predict_set` returned, not probabilities."
         )
     return array.astype(bool)
@@ -315,15 +315,15 @@ def _check_labels_and_sets(y: ArrayLike, sets: ArrayLike) -> tuple[NDArray[np.in
     labels = real_array("y", y)
     if labels.shape != members.shape[:1]:
         raise ValueError(
-            f"`y` must have shape ({len(members)},), one class index for each row of `sets`. "
-            f"Received: shape {labels.shape}. `y.argmax(axis=-1)` if it is one-hot."
+            f"`y` must have shape ({len(members)},), one class index for each row of `sets`, "
+            f"not shape {labels.shape}. `y.argmax(axis=-1)` if it is one-hot."
         )
     valid = np.isin(labels, np.arange(members.shape[1]))
     if not valid.all():
         index = int(np.argmin(valid))
         raise ValueError(
-            f"`y` must hold class indices from 0 to {members.shape[1] - 1}, as `sets` has {members.shape[1]} classes. "
-            f"Received: {labels[index]} at index {index}. "
+            f"`y` must hold class indices from 0 to {members.shape[1] - 1}, as `sets` has {members.shape[1]} classes, "
+            f"not {labels[index]} at index {index}. "
             "Encode labels as for the model, with `np.unique(y, return_inverse=True)[1]` if they are names."
         )
     return labels.astype(np.int64), members

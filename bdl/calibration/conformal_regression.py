@@ -92,8 +92,8 @@ class SplitConformalRegressor(BaseEstimator):
         target = check_targets(("y", y))[0]
         if target.shape != lower.shape:
             raise ValueError(
-                f"`y` must have shape {lower.shape}, one target for each row of `prediction`. "
-                f"Received: shape {target.shape}. Squeeze an axis of size 1, and predict on the inputs of `y` alone."
+                f"`y` must have shape {lower.shape}, one target for each row of `prediction`, "
+                f"not shape {target.shape}. Squeeze an axis of size 1, and predict on the inputs of `y` alone."
             )
         sides = np.stack([lower - target, target - upper]) / unit
         self.scores_ = sides.max(axis=0, keepdims=True) if self.symmetric else sides
@@ -136,8 +136,8 @@ class SplitConformalRegressor(BaseEstimator):
         if array.ndim != (1 if self.method == "absolute" else 2) or array.shape[1:] not in ((), (2,)):
             shape, cure = SHAPES[self.method]
             raise ValueError(
-                f"`prediction` must have shape {shape}, for the method {self.method!r}. "
-                f"Received: shape {array.shape}. Pass {cure}."
+                f"`prediction` must have shape {shape}, for the method {self.method!r}, "
+                f"not shape {array.shape}. Pass {cure}."
             )
         if self.method == "absolute":
             return array, array, np.ones_like(array)
@@ -150,9 +150,9 @@ class SplitConformalRegressor(BaseEstimator):
 
     def _check_parameters(self) -> None:
         if self.method not in SHAPES:
-            raise ValueError(f"`method` must be one of {', '.join(map(repr, SHAPES))}. Received: {self.method!r}.")
+            raise ValueError(f"`method` must be one of {', '.join(map(repr, SHAPES))}, not {self.method!r}.")
         if not isinstance(self.symmetric, bool | np.bool_):
-            raise ValueError(f"`symmetric` must be True or False. Received: {self.symmetric!r}.")
+            raise ValueError(f"`symmetric` must be True or False, not {self.symmetric!r}.")
 
 
 def _check_ordered(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> None:
@@ -160,7 +160,7 @@ def _check_ordered(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> No
     if crossed.any():
         index = int(np.argmax(crossed))
         raise ValueError(
-            "`prediction[:, 0]`, the lower quantile, must be at most `prediction[:, 1]`, the upper one. "
-            f"Received: {lower[index]} and {upper[index]} at index {index}. "
+            "`prediction[:, 0]`, the lower quantile, must be at most `prediction[:, 1]`, the upper one, "
+            f"not {lower[index]} and {upper[index]} at index {index}. "
             "`np.sort(prediction, axis=1)` mends quantiles that cross now and then; else swap the columns."
         )

@@ -178,7 +178,7 @@ def grouped_bins(
     """Reliability bins of each group, all by one pass over the events (two for bins of equal mass)."""
     num_bins = check_num_bins(num_bins)
     if binning not in ("width", "mass"):
-        raise ValueError(f"`binning` must be 'width' or 'mass'. Received: {binning!r}. 'width' is the usual choice.")
+        raise ValueError(f"`binning` must be 'width' or 'mass', not {binning!r}. 'width' is the usual choice.")
     edges = np.tile(np.arange(num_bins + 1) / num_bins, (num_groups, 1))
     if binning == "mass":
         parts = [_by_group(pairs(events), num_groups) for events in event_blocks(y, probabilities, mask)]

@@ -12,10 +12,10 @@ from keras import layers as keras_layers
 from keras import ops
 
 from bdl.convert.rewiring import ConvertedModel
+from bdl.estimators.weights import FactoredWeight
 from bdl.keras_internals import flatten_layers
 from bdl.layers import InputFactors, TemperatureScaling, Variational
 from bdl.model import VariationalModel
-from bdl.posteriors import Rank1
 
 
 def to_deterministic(model: keras.Model) -> keras.Model:
@@ -160,7 +160,7 @@ def _mean_values(variables: list[keras.Variable], posteriors: list[Variational])
     values = {id(variable): ops.convert_to_numpy(variable) for variable in variables}
     for posterior in posteriors:
         for weight in posterior.sampled_weights.values():
-            if isinstance(weight.posterior, Rank1):
+            if isinstance(weight, FactoredWeight):
                 values[id(weight.mean)] = _with_factors(posterior, weight, values[id(weight.mean)])
     return list(values.values())
 
@@ -174,19 +174,22 @@ _HOLD_FACTORS = (
 )
 
 
-def _with_factors(layer: Variational, weight: Any, kernel: np.ndarray) -> np.ndarray:
+def _with_factors(layer: Variational, weight: FactoredWeight, kernel: np.ndarray) -> np.ndarray:
     if not isinstance(layer.layer, _HOLD_FACTORS):
         raise ValueError(
             f"Layer {layer.name} is a {type(layer.layer).__name__} with rank-1 factors, which do not fit into its "
             "kernel. Predict within bdl.mean_weights(model) instead."
         )
-    inputs, outputs = (ops.convert_to_numpy(weight.variables[f"{side}_mean"]).ravel() for side in ("input", "output"))
+    inputs, outputs = (
+        ops.convert_to_numpy(weight.posterior.factor_mean(weight.variables, side)).ravel()
+        for side in ("input", "output")
+    )
     return kernel * inputs[:, None] * outputs
 
 
 def _check_no_factors(model: ConvertedModel) -> None:
     for posterior in getattr(model, "posteriors", []):
-        if any(isinstance(weight.posterior, Rank1) for weight in posterior.sampled_weights.values()):
+        if not all(weight.posterior.samples_weights for weight in posterior.sampled_weights.values()):
             raise ValueError(
                 f"Layer {posterior.layer.name} has rank-1 factors, and its network's weights are only part of its "
                 "mean. Predict within bdl.mean_weights(model) instead."

@@ -18,7 +18,7 @@ from bdl.estimators.linear import is_linear, weight_name
 from bdl.keras_internals import flatten_layers
 from bdl.layers import Variational
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
-from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
+from bdl.posteriors import AnyPosterior, MeanFieldNormal
 from bdl.priors import Moped, Prior
 
 _SAMPLED = ("kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
@@ -120,7 +120,7 @@ def to_variational(
     layers: Selector = "all",
     estimator: str = "reparameterization",
     prior: Prior | str | dict[str, Any] = DEFAULT_PRIOR,
-    posterior: Posterior | str | dict[str, Any] | Callable[[keras.Layer], Posterior] | None = None,
+    posterior: AnyPosterior | str | dict[str, Any] | Callable[[keras.Layer], AnyPosterior] | None = None,
     seed: int | None = None,
 ) -> VariationalNetwork:
     """Gives a model posteriors over the weights of some of its layers.
@@ -247,19 +247,19 @@ def _is_unit(layer: keras.Layer) -> bool:
     return isinstance(layer, (keras_layers.RNN, keras_layers.TimeDistributed))
 
 
-def _admits(layer: keras.Layer, estimator: str, posterior: Posterior) -> bool:
+def _admits(layer: keras.Layer, estimator: str, posterior: AnyPosterior) -> bool:
     separable = (keras_layers.SeparableConv1D, keras_layers.SeparableConv2D)
     return (
         estimator == "reparameterization"
-        or isinstance(posterior, Rank1)
+        or not posterior.samples_weights
         or is_linear(layer)
         or isinstance(layer, separable)
     )
 
 
 def _estimator_of(posterior: Variational) -> str:
-    families = [weight.posterior for weight in posterior.sampled_weights.values()]
-    return "rank-1 factors" if any(isinstance(family, Rank1) for family in families) else posterior.estimator
+    samples_weights = all(weight.posterior.samples_weights for weight in posterior.sampled_weights.values())
+    return posterior.estimator if samples_weights else "rank-1 factors"
 
 
 def _posterior(layer: keras.Layer, estimator: str, weights: Any, seed: int | None, name: str) -> Variational:

@@ -207,7 +207,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run.accounting = accounting
         if accounting is not None:
             epoch = self.epochs[-1]["epoch"] if self.epochs else 0
-            self._judge(Quantities(epoch, self._planned, run.size, **_counts(run, posteriors)), epoch)
+            self._judge(Quantities(epoch, self._planned, run.size, **_counts(run, self.model, posteriors)), epoch)
 
     @property
     def _planned(self) -> int | None:
@@ -349,7 +349,8 @@ class TrainingHealth(keras.callbacks.Callback):
             self._probe_now(last)
         elif self.quantities is not None:  # the last measurement, with what logs and weights say since
             trends = measure_trends(self.epochs, run.size)
-            layers = with_counts(layer_health(posteriors_of(self.model), run.start), run.accounting)
+            layers = layer_health(self.model, posteriors_of(self.model), run.start)
+            layers = with_counts(layers, run.accounting)
             present = self.epochs[-1].get("temperature")
             self._judge(
                 dataclasses.replace(
@@ -398,13 +399,13 @@ class _Run:
     board: Any = None
 
 
-def _counts(run: _Run, posteriors: Any) -> dict[str, Any]:
+def _counts(run: _Run, model: keras.Model, posteriors: list[WeightPosterior]) -> dict[str, Any]:
     """What is known before the first step."""
     assert run.accounting is not None
     return {
         "temperature": run.accounting.temperature,
         "declared_temperature": run.accounting.declared,
-        "layers": with_counts(layer_health(posteriors), run.accounting),
+        "layers": with_counts(layer_health(model, posteriors), run.accounting),
     }
 
 

@@ -25,7 +25,7 @@ from bdl.diagnostics.quantities import Refit
 from bdl.diagnostics.twin import drawn_families, own_family, own_optimizer, rebuilt
 from bdl.diagnostics.weights import has_fitted_means
 from bdl.likelihoods import Likelihood
-from bdl.posteriors import LowRankNormal, MeanFieldNormal, Rank1
+from bdl.posteriors import LowRankNormal, MeanFieldNormal
 from bdl.priors import EmpiricalBayes, FanInNormal
 
 _LEAST_STEPS = 200
@@ -46,7 +46,7 @@ def check_refits(model: Any, x: Any) -> None:
         raise ValueError(
             "`family_gap=True` trains the network on: it needs x, y, and bdl's layers with a posterior over weights."
         )
-    if any(isinstance(posterior, Rank1) for posterior in posteriors):
+    if not all(posterior.samples_weights for posterior in posteriors):
         raise ValueError(
             "`family_gap=True` compares ELBOs of whole weights, and a rank-1 posterior's leaves the weights out. Leave "
             "family_gap at False."

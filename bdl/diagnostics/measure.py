@@ -22,7 +22,6 @@ from bdl.diagnostics.weights import (
     has_fitted_means,
     layer_health,
     penalty_of_point_estimates,
-    total_divergence,
     weight_posteriors,
 )
 from bdl.likelihoods import Likelihood
@@ -66,7 +65,7 @@ def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str, mode
     x, y = data[0], np.asarray(data[1])
     lengths = {len(np.asarray(leaf)) for leaf in keras.tree.flatten(x)} | {len(y)}
     if len(lengths) != 1 or not len(y):
-        raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one. Received: {sorted(lengths)}.")
+        raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one, not {sorted(lengths)}.")
     rows = np.sort(np.random.default_rng(0).permutation(len(y))[:size])
     labels = probe.class_numbers(y, likelihood, _output_rank(model))
     return ProbeData(
@@ -104,7 +103,8 @@ def measure(
     members = list(model) if isinstance(model, (list, tuple)) else [model]
     networks = [network_of(member) for member in members]
     posteriors = [weight_posteriors(network) for network in networks]
-    layers = layer_health(posteriors[0], start)
+    layers = layer_health(networks[0], posteriors[0], start)
+    kl = sum(layer.kl or 0.0 for layer in layers) if layers else None  # without any posterior a zero is no measurement
     local = None
     fits: dict[str, Fit] = {}
     quantities: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def measure(
     for name, data in (("train", train), ("validation", validation)):
         if data is None:
             continue
-        wanted = tuple(layer.name for layer in layers) if is_thorough and data is judged else ()
+        wanted = tuple(layer.name for layer in layers if layer.num_weights) if is_thorough and data is judged else ()
         draws = probe.draw(networks, data.x, data.labels, likelihood, num_samples, wanted)
         mean = (
             probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_thorough and len(networks) == 1 else None
@@ -142,13 +142,12 @@ def measure(
     finite = all(np.all(np.isfinite(value)) for value in _weights(networks)) and all(
         np.isfinite(fit.nll_gibbs) for fit in fits.values()
     )
-    kl = total_divergence(networks[0], posteriors[0])
     return Quantities(
         num_examples=num_examples,
         finite=bool(finite),
         temperature=accounting.temperature if accounting else None,
         declared_temperature=accounting.declared if accounting else None,
-        kl=kl if kl or layers else None,  # without any posterior a zero is no measurement
+        kl=kl,
         penalty=penalty_of_point_estimates(networks[0]),
         has_fitted_means=has_fitted_means(networks[0]),
         train=fits.get("train"),

@@ -24,11 +24,13 @@ class LayerHealth:
 
     Args:
         name: The layer's path.
-        num_weights: Number of scales.
-        kl: Divergence from the prior, in nats, total over the layer.
+        num_weights: Number of scales that could be read; without any, only the KL is known.
+        kl: Divergence from the prior, in nats, total over the layer: its own `kl_divergence()`, with what its point
+            estimates pay; of a layer of another library without one, that of independent Gaussians.
         counted: How often the loss counts that divergence: 1 is right (Q2).
         counted_error: Its standard error: rounding, and where the KL is estimated from samples, their noise.
-        prior_matched: Share of weights whose own divergence is under 0.01 nats (Q9).
+        prior_matched: Share of weights, each by itself, within 0.01 nats of where their prior alone would hold them
+            (Q9); under a Gaussian prior this is their own KL.
         contraction: Median of `1 - (scale / prior scale)^2` (Q10).
         signal_to_noise: Median of `|mean| / scale` (Q11).
         stuck: Share of scales within 5 % of their start (Q17).

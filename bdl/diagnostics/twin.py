@@ -19,10 +19,11 @@ from bdl.diagnostics.weights import drawn_weights, weight_posteriors
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
-from bdl.posteriors import Posterior, Rank1
-from bdl.priors import Moped, Prior, TiedMean
+from bdl.posteriors import AnyPosterior
+from bdl.priors import Moped, Prior
 
 _LEAST_RATE = 1e-3  # Adam's default
+_POINT_PRIORS = ("mean_prior", "kernel_prior")  # of weights that are point estimates: `TiedMean`'s and `Rank1`'s
 
 
 def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Model:
@@ -98,8 +99,8 @@ def rebuilt(
     """
     own_prior, own_posterior = own_family(model)
     family = own_posterior if posterior is None else posterior
-    if estimator != "reparameterization" and not family.has_independent_weights:
-        family = DEFAULT_POSTERIOR  # such an estimator draws weights as if they were independent
+    if not family.admits(estimator):
+        family = DEFAULT_POSTERIOR
     bayesian = to_variational(
         plain_network(model, keeps_weights),
         layers=layers,
@@ -167,7 +168,7 @@ def own_optimizer(model: Any) -> Any:
     return "adam" if optimizer is None else keras.optimizers.serialize(optimizer)
 
 
-def own_family(model: Any) -> tuple[Prior, Posterior]:
+def own_family(model: Any) -> tuple[Prior, AnyPosterior]:
     """Prior and posterior of a model's first weight that is drawn; the defaults where none is.
 
     A rank-1 posterior has priors of its own: the default takes the place of one for its weights. Of a prior centred on
@@ -175,21 +176,19 @@ def own_family(model: Any) -> tuple[Prior, Posterior]:
     """
     for weight in drawn_weights(network_of(model)):
         prior = DEFAULT_PRIOR if weight.prior is None else weight.prior
-        posterior = weight.posterior
-        if isinstance(posterior, Rank1):
-            posterior = dataclasses.replace(posterior, kernel_prior=_uncentred(posterior.kernel_prior))
-        return _uncentred(prior), posterior
+        return _uncentred(prior), _uncentred(weight.posterior)
     return DEFAULT_PRIOR, DEFAULT_POSTERIOR
 
 
-def _uncentred(prior: Any) -> Any:
-    """A prior without its centre on trained weights, if it has one."""
-    if isinstance(prior, TiedMean):
-        return dataclasses.replace(prior, mean_prior=_uncentred(prior.mean_prior))
-    return prior.spread if isinstance(prior, Moped) else prior
+def _uncentred(settings: Any) -> Any:
+    """A prior, or a posterior that holds priors, without any centre on trained weights."""
+    if isinstance(settings, Moped):
+        return settings.spread
+    held = {name: _uncentred(getattr(settings, name)) for name in _POINT_PRIORS if hasattr(settings, name)}
+    return dataclasses.replace(settings, **held) if held else settings
 
 
-def drawn_families(model: Any) -> list[Posterior]:
+def drawn_families(model: Any) -> list[AnyPosterior]:
     """Posteriors of all weights that a model of bdl's layers draws."""
     return [weight.posterior for weight in drawn_weights(network_of(model))]
 

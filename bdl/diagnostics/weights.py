@@ -18,14 +18,15 @@ from keras import ops
 from bdl.convert.mc_dropout import MCDropoutModel
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.elbo import kl_divergence
-from bdl.estimators.weights import SampledWeight
+from bdl.estimators.weights import FactoredWeight, SampledWeight
 from bdl.keras_internals import direct_layers, flatten_layers
 from bdl.layers.variational import Variational
-from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
-from bdl.priors import Prior, TiedMean, Variables
+from bdl.posteriors import Component, LowRankNormal, MatrixNormal, MeanFieldNormal
+from bdl.priors import TiedMean
+from bdl.protocols import HasKL
 
 MATCHED_DIVERGENCE = 0.01
-"""Nats below which a weight counts as matching its prior: its scale is then within 10 % of the prior's."""
+"""Nats from where its prior alone would hold it below which a weight matches it: its scale is within 10 % of that."""
 STUCK_CHANGE = 0.05
 """Relative change of a scale below which it counts as still at its start."""
 
@@ -42,6 +43,7 @@ class WeightPosterior:
         write_scale: Values of those variables that make the weights independent with given standard deviations.
         prior_mean: Prior means, broadcastable; those of `Prior.parameters`, where the prior is not Gaussian.
         prior_scale: Prior standard deviations, broadcastable; likewise.
+        rest: Mean and standard deviation at which the prior alone would hold each weight (`Prior.resting_place`).
     """
 
     layer: str
@@ -51,6 +53,7 @@ class WeightPosterior:
     write_scale: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     prior_mean: Any
     prior_scale: Any
+    rest: tuple[Any, Any]
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
@@ -67,9 +70,14 @@ class WeightPosterior:
         """Posterior standard deviations."""
         return self.read_scale(*(_numpy(variable) for variable in self.scale_variables))
 
-    def divergences(self) -> np.ndarray:
-        """KL of each weight by itself from its prior, in nats (Q9)."""
-        ratio, shift = self.scale / self.prior_scale, (self.mean - self.prior_mean) / self.prior_scale
+    def excess(self) -> np.ndarray:
+        """How far each weight by itself is from where its prior alone would hold it, in nats (Q9).
+
+        That is the divergence of one Gaussian from the other. Where the prior is Gaussian their sum over independent
+        weights is the KL; of other priors, and of correlated weights, only the layer knows it.
+        """
+        rest_mean, rest_scale = self.rest
+        ratio, shift = self.scale / rest_scale, (self.mean - rest_mean) / rest_scale
         return 0.5 * (ratio**2 + shift**2 - 1.0) - np.log(ratio)
 
     def assign(self, mean: Any, scale: Any) -> None:
@@ -93,23 +101,40 @@ def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
     for layer in _in_order(model):
         if isinstance(layer, Variational):
             for weight in layer.sampled_weights.values():
-                found.extend(_of_sampled_weight(layer.name, weight))
-        elif layer.built:
+                for part in weight.components():
+                    found.extend(_of_component(layer.name, part))
+        elif layer.built and not hasattr(layer, "noise_strength"):  # bdl's dropout has noise, but no scales of weights
             found.extend(_of_variables(layer))
     return found
 
 
 def layer_health(
-    posteriors: list[WeightPosterior], start: dict[str, np.ndarray] | None = None
+    model: keras.Layer, posteriors: list[WeightPosterior], start: dict[str, np.ndarray] | None = None
 ) -> tuple[LayerHealth, ...]:
-    """Weight-space figures of each layer.
+    """The KL of each layer that has one, and weight-space figures where its posteriors can be read.
 
     Args:
-        posteriors: From `weight_posteriors`.
+        model: A built model.
+        posteriors: Its, from `weight_posteriors`.
         start: Scales before training, from `start_scales`.
     """
-    names = list(dict.fromkeys(posterior.layer for posterior in posteriors))
-    return tuple(_health(name, [part for part in posteriors if part.layer == name], start) for name in names)
+    return tuple(
+        _health(name, kl, [part for part in posteriors if part.layer == name], start)
+        for name, kl in _divergences(model, posteriors).items()
+    )
+
+
+def _divergences(model: keras.Layer, posteriors: list[WeightPosterior]) -> dict[str, float]:
+    """KL of each layer: its own where it knows it, which the loss counts; otherwise that of Gaussians."""
+    layers = _in_order(model)
+    found: dict[str, float] = {}
+    for layer in layers:
+        if isinstance(layer, HasKL) and layer.built:
+            found[layer.name] = found.get(layer.name, 0.0) + float(_numpy(layer.kl_divergence()))
+    for name in dict.fromkeys(part.layer for part in posteriors):
+        if name not in found:
+            found[name] = float(sum(part.excess().sum() for part in posteriors if part.layer == name))
+    return {name: found[name] for name in dict.fromkeys(layer.name for layer in layers) if name in found}
 
 
 def start_scales(posteriors: list[WeightPosterior]) -> dict[str, np.ndarray]:
@@ -120,8 +145,8 @@ def start_scales(posteriors: list[WeightPosterior]) -> dict[str, np.ndarray]:
 def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> float:
     """Divergence: of layers that know it their own, for a fitted prior moves along; of others that of Gaussians."""
     known = float(ops.convert_to_numpy(kl_divergence(model)))
-    own = {layer.name for layer in flatten_layers(model) if hasattr(layer, "kl_divergence")}
-    return known + float(sum(part.divergences().sum() for part in posteriors if part.layer not in own))
+    own = {layer.name for layer in flatten_layers(model) if isinstance(layer, HasKL)}
+    return known + float(sum(part.excess().sum() for part in posteriors if part.layer not in own))
 
 
 def has_fitted_means(model: keras.Layer) -> bool:
@@ -133,17 +158,14 @@ def penalty_of_point_estimates(model: keras.Layer) -> float:
     """The part of the KL that is no divergence: what point estimates pay for their own prior, in nats."""
     total = 0.0
     for weight in drawn_weights(model):
-        prior = weight.posterior.kernel_prior if isinstance(weight.posterior, Rank1) else None
-        if isinstance(weight.prior, TiedMean):
-            prior = weight.prior.mean_prior
-        if prior is not None:
+        if weight.point_prior is not None:
             mean = ops.cast(ops.convert_to_tensor(weight.mean), "float32")
-            total += float(_numpy(prior.penalty(mean, weight.input_axes, weight.prior_variables)))
+            total += float(_numpy(weight.point_prior.penalty(mean, weight.input_axes, weight.prior_variables)))
     return total
 
 
-def drawn_weights(model: keras.Layer) -> Iterator[SampledWeight]:
-    """The weights that layers of bdl draw, at any depth."""
+def drawn_weights(model: keras.Layer) -> Iterator[SampledWeight | FactoredWeight]:
+    """The weights with a posterior in layers of bdl, at any depth."""
     for layer in flatten_layers(model):
         yield from layer.sampled_weights.values() if isinstance(layer, Variational) else ()
 
@@ -214,44 +236,33 @@ def _in_order(layer: keras.Layer) -> list[keras.Layer]:
     return list(found.values())
 
 
-def _of_sampled_weight(name: str, weight: SampledWeight) -> Iterator[WeightPosterior]:
-    family, variables = weight.posterior, weight.variables
-    if isinstance(family, Rank1):
-        for side, prior in (("input", family.input_factor_prior), ("output", family.output_factor_prior)):
-            factor = MeanFieldNormal(speed=family.speed)
-            rho, held = {"rho": variables[f"{side}_rho"]}, family.factor_prior_variables(variables, side)
-            yield _gaussian(name, variables[f"{side}_mean"], rho, factor, prior, (), held)
-    elif isinstance(family, (MeanFieldNormal, MatrixNormal, LowRankNormal)) and weight.prior is not None:
-        yield _gaussian(name, weight.mean, variables, family, weight.prior, weight.input_axes, weight.prior_variables)
-
-
-def _gaussian(
-    name: str,
-    mean: keras.Variable,
-    variables: dict[str, keras.Variable],
-    family: MeanFieldNormal | MatrixNormal | LowRankNormal,
-    prior: Prior,
-    axes: Any,
-    prior_variables: Variables,
-) -> WeightPosterior:
-    values = ops.cast(ops.convert_to_tensor(mean), "float32")
-    prior_mean, prior_scale = prior.parameters(values, family.scale(variables), axes, prior_variables)
+def _of_component(name: str, part: Component) -> Iterator[WeightPosterior]:
+    """A component as a Gaussian, where its family is one of bdl's, whose variables can be written."""
+    family, variables = part.posterior, part.variables
+    if not isinstance(family, (MeanFieldNormal, MatrixNormal, LowRankNormal)):
+        return
+    speed = family.speed
+    mean = ops.cast(ops.convert_to_tensor(part.mean), "float32")
+    held = (mean, family.scale(variables), part.input_axes, part.prior_variables)
+    prior_mean, prior_scale = part.prior.parameters(*held)
+    rest_mean, rest_scale = part.prior.resting_place(*held)
     shapes = {key: tuple(variable.shape) for key, variable in variables.items()}
 
     def read_scale(*values: np.ndarray) -> np.ndarray:
         return _numpy(family.scale(dict(zip(variables, values, strict=True))))
 
     def write_scale(scale: np.ndarray) -> tuple[np.ndarray, ...]:
-        return _independent(np.log(scale) / family.speed, shapes)
+        return _independent(np.log(scale) / speed, shapes)
 
-    return WeightPosterior(
+    yield WeightPosterior(
         layer=name,
-        mean_variable=mean,
+        mean_variable=part.mean,
         scale_variables=tuple(variables.values()),
         read_scale=read_scale,
         write_scale=write_scale,
         prior_mean=_numpy(prior_mean),
         prior_scale=_numpy(prior_scale),
+        rest=(_numpy(rest_mean), _numpy(rest_scale)),
     )
 
 
@@ -292,7 +303,8 @@ def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
     inner = {id(weight) for part in flatten_layers(layer) if part is not layer for weight in part.weights}
     own = [weight for weight in layer.weights if id(weight) not in inner]
     means = [variable for variable in own if not _foreign_scale(variable)]
-    prior_scale = next((getattr(layer, name) for name in _FOREIGN_PRIOR_SCALES if hasattr(layer, name)), 1.0)
+    given = next((getattr(layer, name) for name in _FOREIGN_PRIOR_SCALES if hasattr(layer, name)), 1.0)
+    prior_scale = float(np.mean(_numpy(given)))
     for variable in own:
         reading = _foreign_scale(variable)
         stem = _stem(variable.name)
@@ -309,7 +321,8 @@ def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
             read_scale=read,
             write_scale=_as_only_variable(write),
             prior_mean=0.0,
-            prior_scale=float(np.mean(_numpy(prior_scale))),
+            prior_scale=prior_scale,
+            rest=(0.0, prior_scale),
         )
 
 
@@ -330,9 +343,11 @@ def _stem(name: str) -> str:
     return name.lower().rsplit("_", 1)[0].removesuffix("_untransformed").removesuffix("_posterior")
 
 
-def _health(name: str, parts: list[WeightPosterior], start: dict[str, np.ndarray] | None) -> LayerHealth:
+def _health(name: str, kl: float, parts: list[WeightPosterior], start: dict[str, np.ndarray] | None) -> LayerHealth:
+    if not parts:
+        return LayerHealth(name, kl=kl)
     scale = np.concatenate([part.scale.ravel() for part in parts])
-    divergences = np.concatenate([part.divergences().ravel() for part in parts])
+    excess = np.concatenate([part.excess().ravel() for part in parts])
     ratio = np.concatenate([(part.scale / part.prior_scale).ravel() for part in parts])
     signal = np.concatenate([(np.abs(part.mean) / part.scale).ravel() for part in parts])
     stuck = None
@@ -342,8 +357,8 @@ def _health(name: str, parts: list[WeightPosterior], start: dict[str, np.ndarray
     return LayerHealth(
         name=name,
         num_weights=scale.size,
-        kl=float(divergences.sum()),
-        prior_matched=float(np.mean(divergences < MATCHED_DIVERGENCE)),
+        kl=kl,
+        prior_matched=float(np.mean(excess < MATCHED_DIVERGENCE)),
         contraction=float(np.median(1.0 - ratio**2)),
         signal_to_noise=float(np.median(signal)),
         stuck=stuck,

@@ -14,18 +14,18 @@ All leave the layer's bias and activation in place. Each takes the layer's `Weig
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
 from bdl import random
 from bdl.estimators.linear import Stage, Values, feature_shape
-from bdl.posteriors import Posterior, Variables
-from bdl.priors import Prior
+from bdl.posteriors import Component, FactorPosterior, Variables
+from bdl.priors import Prior, TiedMean
 from bdl.random import Tensor
 
 _whole_functions: ContextVar[bool] = ContextVar("whole_functions", default=False)
@@ -51,34 +51,63 @@ def draws_whole_functions() -> bool:
 
 
 @dataclass(frozen=True)
-class SampledWeight:
-    """One weight with a posterior.
+class SampledWeight(Component):
+    """One weight that is drawn from its posterior: a component of its layer's.
+
+    Args:
+        index: Its number within the layer, which selects its noise.
+    """
+
+    index: int
+
+    @property
+    def point_prior(self) -> Prior | None:
+        """Prior of the means where these are point estimates that pay for one (`TiedMean`); else None."""
+        return self.prior.mean_prior if isinstance(self.prior, TiedMean) else None
+
+    def components(self) -> list[Component]:
+        """What is drawn: the weight itself."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class FactoredWeight:
+    """One point-estimated weight between random factors of its layer's inputs and outputs.
 
     Args:
         mean: The wrapped layer's variable.
-        posterior: Its posterior.
-        prior: Its prior; None where the posterior holds priors of its own.
-        input_axes: Its fan-in axes.
+        posterior: Posterior of the factors.
+        input_axes: The weight's fan-in axes.
         variables: The posterior's variables.
-        index: Its number within the layer, which selects its noise.
-        prior_variables: The variables that its prior keeps in the layer.
+        prior_variables: The variables that `posterior.kernel_prior` keeps in the layer.
     """
 
     mean: keras.Variable
-    posterior: Posterior
-    prior: Prior | None
+    posterior: FactorPosterior
     input_axes: tuple[int, ...]
     variables: Variables
-    index: int
-    prior_variables: Variables = field(default_factory=dict)
+    prior_variables: Variables
+
+    prior: ClassVar[None] = None
+    """The posterior holds the priors of its factors and of the weight."""
+
+    @property
+    def point_prior(self) -> Prior | None:
+        """Prior of the weight, which is a point estimate; None is maximum likelihood."""
+        return self.posterior.kernel_prior
+
+    def components(self) -> list[Component]:
+        """What is drawn: the factors."""
+        return self.posterior.components(self.variables)
 
     def kl(self) -> Tensor:
-        """Divergence from the prior: scalar, total, in nats, in float32 whatever the layer's policy.
-
-        Of `Rank1`: that of its factors, plus the penalty of the point-estimated weight under `kernel_prior`.
-        """
+        """Divergence of the factors, plus the weight's penalty: scalar, total, in nats, in float32."""
         mean = ops.cast(ops.convert_to_tensor(self.mean), "float32")
-        return self.posterior.kl(mean, self.variables, self.prior, self.input_axes, self.prior_variables)
+        return self.posterior.kl(mean, self.variables, self.input_axes, self.prior_variables)
+
+
+Weights = dict[str, SampledWeight | FactoredWeight]
+"""The weights of a layer that have a posterior, by name."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +124,13 @@ class Noise:
 
     def perturbation(self, weight: SampledWeight) -> Tensor:
         """One draw of the weight minus its mean."""
-        posterior: Any = weight.posterior
-        draw = posterior.perturbation(weight.variables, random.fold_in(self.key, weight.index))
+        draw = weight.posterior.perturbation(weight.variables, random.fold_in(self.key, weight.index))
         return self.strength * draw
+
+    def perturbations(self, weights: Weights, names: Iterable[str]) -> Values:
+        """One draw minus the mean of those of the named weights that are sampled."""
+        found = {name: weights.get(name) for name in names}
+        return {name: self.perturbation(weight) for name, weight in found.items() if isinstance(weight, SampledWeight)}
 
     def normal(self, shape: Sequence[Any], stream: int, example_axis: int | None = None) -> Tensor:
         """Standard normal noise; streams from `FIRST_FREE_STREAM` up are not used by any weight."""
@@ -111,17 +144,14 @@ class Noise:
 FIRST_FREE_STREAM = 1_000
 """Streams below belong to the weights' own perturbations, by their index."""
 
-Weights = dict[str, SampledWeight]
-"""The sampled weights of a layer by name."""
-
 StageEstimator = Callable[[Stage, dict[str, Any], Weights, Tensor, Noise, int], Tensor]
 
 
 def sample_weights(weights: Weights, noise: Noise) -> Values:
     """One value of every sampled weight, in float32."""
     return {
-        name: ops.cast(ops.convert_to_tensor(weight.mean), "float32") + noise.perturbation(weight)
-        for name, weight in weights.items()
+        name: ops.cast(ops.convert_to_tensor(weights[name].mean), "float32") + draw
+        for name, draw in noise.perturbations(weights, weights).items()
     }
 
 
@@ -133,7 +163,7 @@ def mirrored_reparameterization(
     Each example sees the posterior; what is odd in `D` cancels between neighbours, at the price of no further noise and
     no further product. Antithetic variates: Hammersley and Morton 1956; in SVI: Wu et al. 2019, arXiv 1810.02555.
     """
-    perturbations = {name: noise.perturbation(weights[name]) for name in stage.weights if name in weights}
+    perturbations = noise.perturbations(weights, stage.weights)
     if not perturbations:
         return stage.apply(means, inputs)
     batch = ops.shape(inputs)[0]
@@ -149,7 +179,7 @@ def mirrored_reparameterization(
 def flipout(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int) -> Tensor:
     """One perturbation for the batch, decorrelated across examples by random signs (Wen et al. 2018, eq. 4)."""
     outputs = stage.apply(means, inputs)
-    perturbations = {name: noise.perturbation(weights[name]) for name in stage.weights if name in weights}
+    perturbations = noise.perturbations(weights, stage.weights)
     if not perturbations:
         return outputs
     batch = ops.shape(inputs)[0]
@@ -164,11 +194,12 @@ def local_reparameterization(
 ) -> Tensor:
     """Gaussian noise of the right mean and variance on each output (Kingma et al. 2015, eq. 6)."""
     outputs = stage.apply(means, inputs)
-    scales = {}
-    for name in stage.weights:
-        if name in weights:
-            posterior: Any = weights[name].posterior
-            scales[name] = posterior.scale(weights[name].variables)
+    found = {name: weights.get(name) for name in stage.weights}
+    scales = {
+        name: weight.posterior.scale(weight.variables)
+        for name, weight in found.items()
+        if isinstance(weight, SampledWeight)
+    }
     if not scales:
         return outputs
     deviation = _propagate_scales(stage, scales, inputs)
@@ -179,34 +210,41 @@ def local_reparameterization(
 def rank1(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int) -> Tensor:
     """Random factors on the inputs and outputs of each example (Dusenberry et al. 2020, eq. 4)."""
     name = stage.weights[0]
-    posterior: Any = weights[name].posterior
-    variables = weights[name].variables
-    batch, axis = (1, None) if draws_whole_functions() else (ops.shape(inputs)[0], 0)
-    shape = (batch, *variables["output_mean"].shape)
-    output_factor = posterior.factor(variables, "output", noise.normal(shape, stream + 1, axis))
+    weight = weights.get(name)
+    if not isinstance(weight, FactoredWeight):
+        return stage.apply(means, inputs)
+    output_factor = _factor(weight, "output", inputs, noise, stream + 1)
     if stage.vocabulary is None:
-        shape = (batch, *variables["input_mean"].shape)
-        input_factor = posterior.factor(variables, "input", noise.normal(shape, stream, axis))
+        input_factor = _factor(weight, "input", inputs, noise, stream)
         outputs = stage.apply({name: means[name]}, inputs * ops.cast(input_factor, inputs.dtype))
     else:
         outputs = stage.apply({name: means[name]}, inputs)
-        outputs = outputs * ops.cast(_token_factor(posterior, variables, inputs, noise, stream), outputs.dtype)
+        outputs = outputs * ops.cast(_token_factor(weight, inputs, noise, stream), outputs.dtype)
     outputs = outputs * ops.cast(output_factor, outputs.dtype)
     return stage.add_bias(outputs, means["bias"]) if "bias" in stage.weights else outputs
 
 
-def _token_factor(posterior: Any, variables: Variables, tokens: Tensor, noise: Noise, stream: int) -> Tensor:
+def _factor(weight: FactoredWeight, side: str, inputs: Tensor, noise: Noise, stream: int) -> Tensor:
+    """The factor of one side for each example, or one for all where whole functions are asked for."""
+    batch, axis = (1, None) if draws_whole_functions() else (ops.shape(inputs)[0], 0)
+    shape = weight.posterior.factor_mean(weight.variables, side).shape
+    return weight.posterior.factor(weight.variables, side, noise.normal((batch, *shape), stream, axis))
+
+
+def _token_factor(weight: FactoredWeight, tokens: Tensor, noise: Noise, stream: int) -> Tensor:
     """The factor of the token at each place, of shape `(*tokens, 1)`.
 
     Places draw by themselves, also where one token stands twice: a draw of the vocabulary for each example would cost
     more than the network. Where whole functions are asked for, one draw of the vocabulary serves all.
     """
     tokens = ops.cast(tokens, "int32")
+    posterior, variables = weight.posterior, weight.variables
     if draws_whole_functions():
-        vocabulary = posterior.factor(variables, "input", noise.normal(variables["input_mean"].shape, stream))
+        shape = posterior.factor_mean(variables, "input").shape
+        vocabulary = posterior.factor(variables, "input", noise.normal(shape, stream))
         return ops.expand_dims(ops.take(vocabulary, tokens, axis=0), -1)
-    own: Any = {name: ops.take(variables[name], tokens, axis=0) for name in ("input_mean", "input_rho")}
-    return ops.expand_dims(posterior.factor(own, "input", noise.normal(ops.shape(tokens), stream, 0)), -1)
+    own = posterior.factor(variables, "input", noise.normal(ops.shape(tokens), stream, 0), entries=tokens)
+    return ops.expand_dims(own, -1)
 
 
 def _propagate_scales(stage: Stage, scales: Values, inputs: Tensor) -> Tensor:

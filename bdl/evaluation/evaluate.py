@@ -181,7 +181,7 @@ def evaluate(
     check_share("level", level)
     check_num_bins(num_bins)
     if isinstance(num_resamples, bool) or not hasattr(num_resamples, "__index__") or num_resamples < 0:
-        raise ValueError(f"`num_resamples` must be an integer of at least 0. Received: {num_resamples!r}. Pass 1000.")
+        raise ValueError(f"`num_resamples` must be an integer of at least 0, not {num_resamples!r}. Pass 1000.")
     named = _by_name(prediction)
     if x is not None:
         options.setdefault("seed", seed)
@@ -197,10 +197,10 @@ def evaluate(
 def _by_name(prediction: Any) -> dict[str, Any]:
     if isinstance(prediction, Mapping) and not set(prediction) <= set(FIELDS):
         if not all(isinstance(name, str) for name in prediction):
-            raise ValueError(f"`prediction` must name its models by strings. Received: {list(prediction)}.")
+            raise ValueError(f"`prediction` must name its models by strings, not {list(prediction)}.")
         return dict(prediction)
     if isinstance(prediction, Mapping) and not prediction:
-        raise ValueError("`prediction` must hold at least one prediction. Received: an empty dict.")
+        raise ValueError("`prediction` must hold at least one prediction, not be an empty dict.")
     return {"model": prediction}
 
 
@@ -208,7 +208,7 @@ def _kind(forecasts: Mapping[str, Forecast]) -> Literal["classification", "regre
     are_classes = {name: isinstance(forecast, ClassForecast) for name, forecast in forecasts.items()}
     if len(set(are_classes.values())) > 1:
         raise ValueError(
-            "`prediction` must be of class probabilities for all models, or of targets for all. Received: classes from "
+            "`prediction` must be of class probabilities for all models, or of targets for all, not classes from "
             f"{[name for name, is_class in are_classes.items() if is_class]} only. Evaluate them apart."
         )
     return "classification" if next(iter(are_classes.values())) else "regression"
@@ -220,18 +220,18 @@ def _evaluate(
     if isinstance(forecast, ClassForecast):
         if y.dtype.kind == "f" and np.isfinite(y).all() and (y != np.floor(y)).any():
             raise ValueError(
-                "`prediction` must say how sure it is of real targets: {'mean': ..., 'scale': ...}, {'samples': ...}. "
-                f"Received: an array of shape {forecast.probabilities.shape}, which stands for class probabilities, "
-                "and `y` with fractions."
+                "`prediction` must say how sure it is of real targets, {'mean': ..., 'scale': ...} or "
+                f"{{'samples': ...}}, not be an array of shape {forecast.probabilities.shape}, which stands for class "
+                "probabilities: `y` has fractions."
             )
         return evaluate_classes(y, forecast, mask, num_bins, resampling)
     if mask is not None:
-        raise ValueError("`mask` is for labels. Received: one for targets. Drop the targets that do not count.")
+        raise ValueError("`mask` must be of labels, not of targets. Drop the targets that do not count.")
     (targets,) = check_targets(("y", y))
     if targets.size != forecast.mean.size:
         raise ValueError(
-            "`y` and `prediction` must describe the same targets. "
-            f"Received: shapes {targets.shape} and {forecast.mean.shape}. Predict on exactly the inputs of `y`."
+            "`y` and `prediction` must describe the same targets, "
+            f"not shapes {targets.shape} and {forecast.mean.shape}. Predict on exactly the inputs of `y`."
         )
     return evaluate_targets(targets, forecast, resampling)
 

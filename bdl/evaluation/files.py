@@ -31,7 +31,7 @@ def read_labels(labels: str, predictions: Path, content: Mapping[str, NDArray[An
     path = Path(labels)
     if not path.is_file():
         raise ValueError(
-            f"`--labels` must name an array in {predictions} or a file. Received: {labels!r}. "
+            f"`--labels` must name an array in {predictions} or a file, not {labels!r}. "
             f"The file holds {sorted(content)}."
         )
     arrays = read_arrays(path)
@@ -50,7 +50,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         ValueError: if the file is missing, damaged, empty, of another kind or not numeric.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}. Received: {path.suffix or 'no suffix'!r}.")
+        raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}, not {path.suffix or 'no suffix'!r}.")
     if not path.is_file():
         raise ValueError(f"{path} does not exist, or is no file. Give the path of a file of predictions.")
     readers = {".npz": _read_npz, ".npy": _read_npy, ".csv": _read_csv, ".parquet": _read_parquet}

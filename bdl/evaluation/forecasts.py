@@ -118,8 +118,8 @@ class SampleForecast:
         (self.samples,) = check_targets(("samples", samples))
         if self.samples.ndim < 2 or len(self.samples) < 2:
             raise ValueError(
-                "`samples` must have shape (samples, n), with two samples or more. "
-                f"Received: shape {self.samples.shape}. Move the axis of samples first."
+                "`samples` must have shape (samples, n), with two samples or more, "
+                f"not shape {self.samples.shape}. Move the axis of samples first."
             )
         self.mean, self.std = self.samples.mean(axis=0), self.samples.std(axis=0, ddof=1)
 
@@ -230,8 +230,8 @@ def _of_arrays(arrays: Mapping[str, ArrayLike]) -> Forecast:
     if names in ({"mean", "scale"}, {"mean", "std"}):
         return NormalForecast(arrays["mean"], arrays["scale" if "scale" in arrays else "std"])
     raise ValueError(
-        "`prediction` must hold probabilities, logits, samples, or mean and scale. "
-        f"Received: the names {sorted(map(str, names))}. Rename them, or give each model a mapping of its own."
+        "`prediction` must hold probabilities, logits, samples, or mean and scale, "
+        f"not the names {sorted(map(str, names))}. Rename them, or give each model a mapping of its own."
     )
 
 
@@ -250,7 +250,7 @@ def _of_class_samples(samples: NDArray[Any]) -> ClassForecast:
 
 def _of_model(model: Any, x: Any, likelihood: Likelihood | None, **options: Any) -> Forecast:
     if x is None:
-        raise ValueError("`x` must hold the inputs of the model. Received: None. Call evaluate(y, model, x).")
+        raise ValueError("`x` must hold the inputs of the model, not be None. Call evaluate(y, model, x).")
     if isinstance(model, VariationalModel):
         return forecast_of(model.predict_distribution(x, **options))
     if hasattr(model, "predict_proba"):
@@ -258,7 +258,7 @@ def _of_model(model: Any, x: Any, likelihood: Likelihood | None, **options: Any)
         return ClassForecast(p[:, 1] if p.ndim == 2 and p.shape[1] == 2 else p)
     if likelihood is None:
         raise ValueError(
-            "`likelihood` must say what the outputs of a Keras model mean. Received: None. Pass for example "
+            "`likelihood` must say what the outputs of a Keras model mean, not be None. Pass for example "
             "bdl.likelihoods.Categorical(from_logits=False) for a network that ends in softmax."
         )
     return forecast_of(predict_distribution(model, x, likelihood, **options))

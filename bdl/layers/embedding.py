@@ -9,7 +9,7 @@ from keras import layers
 
 from bdl import posteriors, priors
 from bdl.layers.named import Families, NamedRank1, NamedVariational
-from bdl.posteriors import MeanFieldNormal, Posterior
+from bdl.posteriors import AnyPosterior, MeanFieldNormal
 from bdl.priors import EmpiricalBayes, Prior
 
 # One row is looked up, so the fan-in is 1. One prior scale for the whole table, fitted to it: tokens are a population,
@@ -46,7 +46,7 @@ class EmbeddingReparameterization(NamedVariational, wraps=layers.Embedding, esti
         self,
         *args: Any,
         embeddings_prior: Prior | str | dict[str, Any] = DEFAULT_EMBEDDINGS_PRIOR,
-        embeddings_posterior: Posterior | str | dict[str, Any] = DEFAULT_EMBEDDINGS_POSTERIOR,
+        embeddings_posterior: AnyPosterior | str | dict[str, Any] = DEFAULT_EMBEDDINGS_POSTERIOR,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:

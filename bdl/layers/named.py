@@ -11,7 +11,7 @@ import keras
 from bdl import posteriors, priors
 from bdl.keras_internals import set_signature
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
-from bdl.posteriors import Posterior, Rank1
+from bdl.posteriors import AnyPosterior, Rank1
 from bdl.priors import Normal, Prior
 from bdl.serialization import serialize
 
@@ -19,7 +19,7 @@ _LAYER_ARGUMENTS = ("name", "dtype", "trainable")
 _SEPARABLE_KERNELS = ("depthwise_kernel", "pointwise_kernel")
 DEFAULT_FACTOR_PRIOR = Normal(1.0, 1.0)
 
-Families = dict[str, tuple[Prior, Posterior]]
+Families = dict[str, tuple[Prior, AnyPosterior]]
 """Prior and posterior of each sampled weight, by its name."""
 
 
@@ -58,9 +58,9 @@ class NamedVariational(Variational):
         self,
         *args: Any,
         kernel_prior: Prior | str | dict[str, Any] = DEFAULT_PRIOR,
-        kernel_posterior: Posterior | str | dict[str, Any] = DEFAULT_POSTERIOR,
+        kernel_posterior: AnyPosterior | str | dict[str, Any] = DEFAULT_POSTERIOR,
         bias_prior: Prior | str | dict[str, Any] | None = None,
-        bias_posterior: Posterior | str | dict[str, Any] | None = None,
+        bias_posterior: AnyPosterior | str | dict[str, Any] | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:

@@ -39,7 +39,7 @@ class TemperatureScaling(keras.Layer):
     def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if isinstance(temperature, bool) or not np.isreal(temperature) or not 0 < temperature < np.inf:
-            raise ValueError(f"`temperature` must be a positive number. Received: {temperature!r}. Pass 1.0 for none.")
+            raise ValueError(f"`temperature` must be a positive number, not {temperature!r}. Pass 1.0 for none.")
         self.initial_temperature = float(temperature)
         self.supports_masking = True
         self.temperature = self.add_weight(

@@ -17,10 +17,10 @@ from keras import ops
 from bdl import posteriors, priors, random
 from bdl.estimators import linear
 from bdl.estimators import weights as estimators
-from bdl.estimators.weights import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, Noise, SampledWeight
+from bdl.estimators.weights import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, FactoredWeight, Noise, SampledWeight
 from bdl.keras_internals import adopt_signatures, flatten_layers
 from bdl.layers.noise_layers import SavesSeed
-from bdl.posteriors import MeanFieldNormal, Posterior, Rank1
+from bdl.posteriors import AnyPosterior, FactorPosterior, MeanFieldNormal
 from bdl.priors import Normal, Prior, TiedMean, WidthNormal
 from bdl.random import Tensor
 from bdl.uncounted import note_reading, warn_if_uncounted
@@ -83,7 +83,7 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         layer: keras.Layer,
         estimator: str = "reparameterization",
         prior: Prior | str | dict[str, Any] = DEFAULT_PRIOR,
-        posterior: Posterior | str | dict[str, Any] = DEFAULT_POSTERIOR,
+        posterior: AnyPosterior | str | dict[str, Any] = DEFAULT_POSTERIOR,
         weights: Sequence[str] | Mapping[str, tuple[Any, Any]] = ("kernel",),
         seed: int | None = None,
         **kwargs: Any,
@@ -108,10 +108,10 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(self._noise_seed())
         self.supports_masking = layer.supports_masking
-        self._sampled: dict[str, SampledWeight] = {}
+        self._sampled: estimators.Weights = {}
 
     @property
-    def sampled_weights(self) -> dict[str, SampledWeight]:
+    def sampled_weights(self) -> estimators.Weights:
         """The weights that have a posterior, by name; empty until the layer is built."""
         return dict(self._sampled)
 
@@ -185,46 +185,47 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         return {**kwargs, "training": training} if accepts and training is not None else kwargs
 
     def _linear_stages(self) -> list[linear.Stage]:
-        rank1 = [isinstance(posterior, Rank1) for _, posterior in self._families.values()]
-        self._stage_estimator = "rank1" if any(rank1) else self.estimator
-        if any(rank1) and not all(rank1):
+        draws_factors = [not posterior.samples_weights for _, posterior in self._families.values()]
+        self._stage_estimator = "rank1" if any(draws_factors) else self.estimator
+        if any(draws_factors) and not all(draws_factors):
             raise ValueError("`posterior`: Rank1 factors and sampled weights cannot be mixed in one layer.")
         # Reparameterization serves every layer; dense ones it trains with mirrored noise. On convolutions, evaluating
         # two halves of a batch costs up to two thirds more.
         whole = self._stage_estimator == "reparameterization" and not linear.is_plain_dense(self.layer)
         if whole:
             return []
-        return linear.factor_stages(self.layer) if any(rank1) else linear.stages(self.layer)
+        return linear.factor_stages(self.layer) if any(draws_factors) else linear.stages(self.layer)
 
     def _sampled_weight(
-        self, index: int, name: str, prior: Prior, posterior: Posterior, input_shape: Any
-    ) -> SampledWeight:
+        self, index: int, name: str, prior: Prior, posterior: AnyPosterior, input_shape: Any
+    ) -> SampledWeight | FactoredWeight:
         variable = self._find_weight(name)
         owner = _owner(self.layer, variable)
-        weight_prior = posterior.kernel_prior if isinstance(posterior, Rank1) else prior
+        weight_prior = posterior.kernel_prior if isinstance(posterior, FactorPosterior) else prior
         if variable.regularizer is not None and weight_prior is not None:
             raise ValueError(
                 f"`{_regularizer_argument(owner, variable)}` of layer {owner.name} is {variable.regularizer!r}, but "
                 f"{name!r} has a prior: the two would count twice. Remove the regularizer, or express it as the prior."
             )
         axes = linear.kernel_input_axes(owner, linear.weight_name(variable), variable.shape)
-        if isinstance(posterior, Rank1):
-            stage = next((stage for stage in self._stages if stage.weights[0] == name), None)
-            if stage is None or len(self._stages) != 1:
-                raise ValueError(
-                    f"`posterior`: Rank1 factors need a layer with one kernel, not {name!r} of {self.layer}."
-                )
-            output_shape = self.layer.compute_output_shape(input_shape)
-            shapes = {
-                "input": stage.input_factor_shape(input_shape),
-                "output": linear.feature_shape(output_shape, stage.output_axes),
-            }
-            variables = posterior.create_factors(self, name, shapes)
-        else:
-            variables = posterior.create(self, name.replace("/", "_"), variable, axes)
-        held = {} if weight_prior is None else weight_prior.create(self, name.replace("/", "_"), variable)
-        own = None if isinstance(posterior, Rank1) else prior
-        return SampledWeight(variable, posterior, own, axes, variables, index, held)
+        prefix = name.replace("/", "_")
+        if isinstance(posterior, FactorPosterior):
+            variables = posterior.create_factors(self, name, self._factor_shapes(name, input_shape))
+            held = {} if weight_prior is None else weight_prior.create(self, prefix, variable)
+            return FactoredWeight(variable, posterior, axes, variables, held)
+        variables = posterior.create(self, prefix, variable, axes)
+        return SampledWeight(variable, posterior, prior, axes, variables, prior.create(self, prefix, variable), index)
+
+    def _factor_shapes(self, name: str, input_shape: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of the factors of the layer's inputs and outputs."""
+        stage = next((stage for stage in self._stages if stage.weights[0] == name), None)
+        if stage is None or len(self._stages) != 1:
+            raise ValueError(f"`posterior`: Rank1 factors need a layer with one kernel, not {name!r} of {self.layer}.")
+        output_shape = self.layer.compute_output_shape(input_shape)
+        return {
+            "input": stage.input_factor_shape(input_shape),
+            "output": linear.feature_shape(output_shape, stage.output_axes),
+        }
 
     def _find_weight(self, name: str) -> keras.Variable:
         # A frozen layer has no trainable weights, but may be unfrozen later: its posterior exists all the same.
@@ -322,10 +323,10 @@ def _regularizer_argument(owner: keras.Layer, weight: keras.Variable) -> str:
     return f"{name}_regularizer"
 
 
-def _check_independence(families: Mapping[str, tuple[Prior, Posterior]], estimator: str) -> None:
+def _check_independence(families: Mapping[str, tuple[Prior, AnyPosterior]], estimator: str) -> None:
     """Refuses correlated weights where the estimator draws as if they were independent."""
     for name, (_, posterior) in families.items():
-        if estimator != "reparameterization" and not posterior.has_independent_weights:
+        if not posterior.admits(estimator):
             raise ValueError(
                 f"`estimator`={estimator!r} needs weights that are independent of each other, but {name!r} has the "
                 f"posterior {posterior!r}. Use estimator='reparameterization' (a `...Reparameterization` layer), or "
@@ -335,7 +336,7 @@ def _check_independence(families: Mapping[str, tuple[Prior, Posterior]], estimat
 
 def _families(
     weights: Sequence[str] | Mapping[str, Any], prior: Any, posterior: Any
-) -> dict[str, tuple[Prior, Posterior]]:
+) -> dict[str, tuple[Prior, AnyPosterior]]:
     """Prior and posterior of each named weight."""
     if isinstance(weights, str) or not weights:
         raise ValueError(f"`weights` must name at least one weight, such as ('kernel',), not {weights!r}.")

@@ -22,7 +22,7 @@ class _BinMetric(ClassMetric):
     ) -> None:
         super().__init__(from_logits, sparse, name, dtype)
         if isinstance(num_bins, bool) or not hasattr(num_bins, "__index__") or num_bins < 1:
-            raise ValueError(f"`num_bins` must be a positive integer. Received: {num_bins!r}. Pass 15.")
+            raise ValueError(f"`num_bins` must be a positive integer, not {num_bins!r}. Pass 15.")
         self.num_bins = int(num_bins)
         self._num_groups = num_groups
         # One segment more takes what belongs to no group.
@@ -190,7 +190,7 @@ class _GroupMetric(_BinMetric):
     ) -> None:
         if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__") or num_classes < 2:
             raise ValueError(
-                f"`num_classes` must be an integer of at least 2. Received: {num_classes!r}. Pass the size of the "
+                f"`num_classes` must be an integer of at least 2, not {num_classes!r}. Pass the size of the "
                 "network's output, 2 for one of size 1."
             )
         self.num_classes = int(num_classes)

@@ -26,7 +26,7 @@ class _NormalMetric(keras.metrics.Metric):
         super().__init__(name=name or standard_name(self), dtype=dtype)
         if scale is not None and (isinstance(scale, bool) or not np.isreal(scale) or not 0 < scale < np.inf):
             raise ValueError(
-                f"`scale` must be a positive number, or None for predictions of mean and scale. Received: {scale!r}."
+                f"`scale` must be a positive number, or None for predictions of mean and scale, not {scale!r}."
             )
         self.scale = None if scale is None else float(scale)
 
@@ -45,8 +45,8 @@ class _NormalMetric(keras.metrics.Metric):
         if self.scale is None:
             if prediction.shape[-1] != 2:
                 raise ValueError(
-                    "`y_pred` must hold mean and scale on its last axis, of size 2. "
-                    f"Received: shape {tuple(prediction.shape)}. Stack them, or give a fixed `scale`."
+                    "`y_pred` must hold mean and scale on its last axis, of size 2, "
+                    f"not shape {tuple(prediction.shape)}. Stack them, or give a fixed `scale`."
                 )
             mean, scale = ops.reshape(prediction[..., 0], (-1,)), ops.reshape(prediction[..., 1], (-1,))
         else:
@@ -135,7 +135,7 @@ class _IntervalMetric(_NormalMean):
     ) -> None:
         super().__init__(scale, name, dtype)
         if isinstance(coverage, bool) or not 0 < coverage < 1:
-            raise ValueError(f"`coverage` must be between 0 and 1, both excluded. Received: {coverage!r}. Pass 0.9.")
+            raise ValueError(f"`coverage` must be between 0 and 1, both excluded, not {coverage!r}. Pass 0.9.")
         self.coverage = float(coverage)
         # The half-width in standard deviations; erfinv needs no SciPy.
         self._half = float(ops.convert_to_numpy(ops.erfinv(ops.convert_to_tensor(self.coverage, "float32"))))
@@ -284,7 +284,7 @@ class PinballLoss(keras.metrics.Metric):
     def __init__(self, level: float = 0.5, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name or standard_name(self), dtype=dtype)
         if isinstance(level, bool) or not 0 < level < 1:
-            raise ValueError(f"`level` must be between 0 and 1, both excluded. Received: {level!r}. Pass 0.9.")
+            raise ValueError(f"`level` must be between 0 and 1, both excluded, not {level!r}. Pass 0.9.")
         self.level = float(level)
         self._sum = Sums(self, "sum")
         self._weight = Sums(self, "weight")

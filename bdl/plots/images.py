@@ -45,13 +45,9 @@ def image_grid(images: ArrayLike, titles: Sequence[str], ax: Axes | None = None,
     pictures = _checked_images(images)
     count = len(pictures)
     if len(titles) != count:
-        raise ValueError(
-            f"`titles` must name each of the {count} images. Received: {len(titles)} titles. Pass {count}."
-        )
+        raise ValueError(f"`titles` must name each of the {count} images, not {len(titles)} titles. Pass {count}.")
     if columns is not None and columns < 1:
-        raise ValueError(
-            f"`columns` must be a positive integer or None. Received: {columns!r}. Pass None for a square."
-        )
+        raise ValueError(f"`columns` must be a positive integer or None, not {columns!r}. Pass None for a square.")
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
     title_inches = _TITLE_LINE_INCHES * max(title.count("\n") + 1 for title in titles) + 0.08
@@ -83,13 +79,13 @@ def _checked_images(images: ArrayLike) -> NDArray[Any]:
         array = array[..., 0]
     if array.size == 0 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (3, 4))):
         raise ValueError(
-            "`images` must have shape (n, height, width) or (n, height, width, 1, 3 or 4). "
-            f"Received: shape {array.shape}. Move the channels last, or add the axis of one image with `images[None]`."
+            "`images` must have shape (n, height, width) or (n, height, width, 1, 3 or 4), "
+            f"not shape {array.shape}. Move the channels last, or add the axis of one image with `images[None]`."
         )
     if array.ndim == 4 and array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):
         raise ValueError(
-            "`images` in colour must be floats from 0 to 1, or integers from 0 to 255. "
-            f"Received: {array.dtype} from {array.min():.4g} to {array.max():.4g}. "
+            "`images` in colour must be floats from 0 to 1, or integers from 0 to 255, "
+            f"not {array.dtype} from {array.min():.4g} to {array.max():.4g}. "
             "Divide by 255, or undo the standardisation."
         )
     return array

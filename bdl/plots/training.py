@@ -46,7 +46,7 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     """
     values = _history_arrays(history)
     if not num_examples > 0:
-        raise ValueError(f"`num_examples` must be positive. Received: {num_examples!r}. Pass the training set's size.")
+        raise ValueError(f"`num_examples` must be positive, not {num_examples!r}. Pass the training set's size.")
     blue, vermilion, green = COLORS[:3]
     # The sum comes first, and broad, so that a part that makes up nearly all of it still shows on top.
     curves = [
@@ -84,7 +84,7 @@ def _history_arrays(history: Mapping[str, Sequence[float]]) -> dict[str, NDArray
     missing = [key for key in _ELBO_KEYS if key not in history]
     if missing:
         raise ValueError(
-            f"`history` must have the keys {list(_ELBO_KEYS)}. Received: {sorted(history)}, without {missing}. "
+            f"`history` must have the keys {list(_ELBO_KEYS)}, not {sorted(history)}: {missing} are missing. "
             "Pass `fit(...).history` of a `bdl.VariationalModel`, which logs them."
         )
     keys = [*_ELBO_KEYS, *(key for key in ("val_nll", "val_elbo") if key in history)]
@@ -92,7 +92,7 @@ def _history_arrays(history: Mapping[str, Sequence[float]]) -> dict[str, NDArray
     shapes = {key: array.shape for key, array in values.items()}
     if len(set(shapes.values())) != 1 or values["nll"].ndim != 1 or values["nll"].size == 0:
         raise ValueError(
-            f"`history` must hold one value an epoch under each key. Received: shapes {shapes}. "
+            f"`history` must hold one value an epoch under each key, not shapes {shapes}. "
             "Validate after every epoch (`validation_freq=1`), or leave the `val_` keys out."
         )
     return values

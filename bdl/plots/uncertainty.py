@@ -239,7 +239,7 @@ def uncertainty_split(
     """
     noise, doubt = check_scores("aleatoric", aleatoric), check_scores("epistemic", epistemic)
     if len(noise) != len(doubt):
-        raise ValueError(f"`aleatoric` and `epistemic` must have one length. Received: {len(noise)} and {len(doubt)}.")
+        raise ValueError(f"`aleatoric` and `epistemic` must have one length, not {len(noise)} and {len(doubt)}.")
     groups = np.array_split(np.argsort(noise + doubt, kind="stable"), min(check_num_bins(num_groups), len(noise)))
     lower, upper = (np.array([np.mean(part[group]) for group in groups]) for part in (noise, doubt))
     edges = np.cumsum([0, *(len(group) for group in groups)]) / len(noise)
@@ -289,7 +289,7 @@ def score_histograms(
     """
     samples = {name: check_scores(f"scores[{name!r}]", values) for name, values in scores.items()}
     if not samples:
-        raise ValueError("`scores` must hold at least one array. Received: none. Pass for example {'test': entropy}.")
+        raise ValueError("`scores` must hold at least one array, not none. Pass for example {'test': entropy}.")
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=check_num_bins(num_bins))
     ax = axes_or_new(ax, width=5.0, height=3.2)
     familiar = next(iter(samples))
@@ -311,12 +311,10 @@ def score_histograms(
 def _names_of(argument: str, labels: Sequence[str] | None, drawn: Sequence[object], what: str) -> list[str]:
     """One name for each of the things drawn, empty if none were given, or a ValueError."""
     if not drawn:
-        raise ValueError(f"There must be at least one {what} to draw. Received: none. Make one by `bdl.calibration`.")
+        raise ValueError(f"There must be at least one {what} to draw, not none. Make one by `bdl.calibration`.")
     names = [""] * len(drawn) if labels is None else list(labels)
     if len(names) != len(drawn):
-        raise ValueError(
-            f"`{argument}` must name each of the {len(drawn)} {what}. Received: {names!r}. Pass as many names."
-        )
+        raise ValueError(f"`{argument}` must name each of the {len(drawn)} {what}, not {names!r}. Pass as many names.")
     return names
 
 

@@ -1,5 +1,8 @@
 """Posteriors over the weights of one tensor. The wrapped layer's own weight is always the mean.
 
+There are two kinds. A `Posterior` draws the weights themselves. A `FactorPosterior` (`Rank1`) draws factors of the
+layer's inputs and outputs, around weights that are point estimates.
+
 A posterior object holds settings only; its variables live in the layer, as a dictionary that the layer hands back on
 each call. So one object can serve many layers.
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bdl.posteriors.base import INITIAL_RELATIVE_SCALE, Posterior
+from bdl.posteriors.base import INITIAL_RELATIVE_SCALE, AnyPosterior, Component, FactorPosterior, Posterior
 from bdl.posteriors.low_rank import INITIAL_RELATIVE_FACTOR, LowRankNormal
 from bdl.posteriors.matrix_normal import MatrixNormal
 from bdl.posteriors.mean_field import MeanFieldNormal
@@ -24,6 +27,9 @@ from bdl.serialization import resolve
 __all__ = [
     "INITIAL_RELATIVE_FACTOR",
     "INITIAL_RELATIVE_SCALE",
+    "AnyPosterior",
+    "Component",
+    "FactorPosterior",
     "LowRankNormal",
     "MatrixNormal",
     "MeanFieldNormal",
@@ -41,11 +47,12 @@ _POSTERIORS: dict[str, type] = {
 }
 
 
-def get(posterior: Posterior | str | dict[str, Any], argument: str = "posterior") -> Posterior:
+def get(posterior: AnyPosterior | str | dict[str, Any], argument: str = "posterior") -> AnyPosterior:
     """Turns a name, a configuration or a posterior into a posterior.
 
     Args:
-        posterior: A `Posterior`; one of `"mean_field"`, `"matrix_normal"`, `"low_rank"`, `"rank1"`; or a configuration.
+        posterior: A `Posterior` or a `FactorPosterior`; one of `"mean_field"`, `"matrix_normal"`, `"low_rank"`,
+            `"rank1"`; or a configuration.
         argument: Name of the argument, for the error message.
 
     Raises:
@@ -55,4 +62,4 @@ def get(posterior: Posterior | str | dict[str, Any], argument: str = "posterior"
     >>> get("mean_field")
     MeanFieldNormal(initial_scale=None, speed=10.0, initial_ratio=None)
     """
-    return resolve(posterior, _POSTERIORS, argument, Posterior)
+    return resolve(posterior, _POSTERIORS, argument, Posterior, FactorPosterior)

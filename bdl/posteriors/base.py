@@ -1,9 +1,10 @@
-"""What every posterior offers, and the small pieces that several of them share."""
+"""What posteriors offer, those that draw weights and those that draw factors, and the small pieces that they share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import keras
@@ -22,10 +23,20 @@ INITIAL_RELATIVE_SCALE = 0.1
 
 
 class Posterior(Serializable):
-    """Base of all posteriors: what `kernel_posterior` and its kin accept."""
+    """Base of posteriors whose weights are drawn: what `kernel_posterior` and its kin accept.
+
+    A posterior of your own needs `create`, `perturbation` and `kl`; `scale` as well for local reparameterization.
+    """
+
+    samples_weights: ClassVar[bool] = True
+    """Whether the weights themselves are drawn, and not factors around point estimates."""
 
     has_independent_weights: ClassVar[bool] = True
     """Whether the weights' random parts are independent of each other, as flipout and local reparameterization need."""
+
+    def admits(self, estimator: str) -> bool:
+        """Whether an estimator of `bdl.layers.Variational` draws these weights as they are distributed."""
+        return self.has_independent_weights or estimator == "reparameterization"
 
     def create(self, layer: keras.Layer, name: str, mean: keras.Variable, input_axes: Sequence[int]) -> Variables:
         """Adds the posterior's variables to the layer.
@@ -41,11 +52,19 @@ class Posterior(Serializable):
         """
         raise NotImplementedError
 
+    def scale(self, variables: Variables) -> Tensor:
+        """Standard deviations of each weight by itself, the shape of the weight, in float32 or better."""
+        raise NotImplementedError
+
+    def perturbation(self, variables: Variables, key: Tensor) -> Tensor:
+        """One draw of the weight minus its mean, in float32."""
+        raise NotImplementedError
+
     def kl(
         self,
         mean: Tensor,
         variables: Variables,
-        prior: Prior | None,
+        prior: Prior,
         input_axes: Sequence[int],
         prior_variables: Variables | None = None,
     ) -> Tensor:
@@ -54,11 +73,110 @@ class Posterior(Serializable):
         Args:
             mean: The wrapped layer's weight.
             variables: The posterior's, from `create`.
-            prior: The prior; None where the posterior holds priors of its own.
+            prior: The prior of the weights.
             input_axes: Axes of the weight that are summed over in the layer.
             prior_variables: The prior's, from its `create`.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Component:
+    """A tensor that is drawn from a posterior, with all that its divergence depends on.
+
+    Args:
+        mean: Holds its means: a weight of the wrapped layer, or factors.
+        posterior: Its posterior.
+        prior: Its prior.
+        input_axes: Its fan-in axes; none for factors.
+        variables: The posterior's variables.
+        prior_variables: The variables that its prior keeps in the layer.
+    """
+
+    mean: keras.Variable
+    posterior: Posterior
+    prior: Prior
+    input_axes: tuple[int, ...]
+    variables: Variables
+    prior_variables: Variables
+
+    def kl(self) -> Tensor:
+        """Divergence from the prior: scalar, total, in nats, in float32 whatever the layer's policy."""
+        mean = ops.cast(ops.convert_to_tensor(self.mean), "float32")
+        return self.posterior.kl(mean, self.variables, self.prior, self.input_axes, self.prior_variables)
+
+
+class FactorPosterior(Serializable):
+    """Base of posteriors that put random factors on a layer's inputs and outputs; its weights are point estimates.
+
+    It holds priors of its own: those of the factors, and `kernel_prior`. A side is `"input"` or `"output"`.
+    """
+
+    samples_weights: ClassVar[bool] = False
+    """Whether the weights themselves are drawn, and not factors around point estimates."""
+
+    kernel_prior: Prior | None = None
+    """Prior of the point-estimated weights, charged by its `penalty`; None is maximum likelihood."""
+
+    def admits(self, estimator: str) -> bool:
+        """Whether an estimator of `bdl.layers.Variational` draws the factors right: all do, in one and the same way."""
+        return True
+
+    def create_factors(self, layer: keras.Layer, name: str, shapes: dict[str, tuple[int, ...]]) -> Variables:
+        """Adds the factors' variables, and what their priors keep, to the layer.
+
+        Args:
+            layer: The layer that owns them.
+            name: Name of the weight, used as a prefix.
+            shapes: Shape of the factor of each side.
+
+        Returns:
+            The variables by name, to be handed back to the other methods.
+        """
+        raise NotImplementedError
+
+    def factor_mean(self, variables: Variables, side: str) -> keras.Variable:
+        """Means of one side's factor."""
+        raise NotImplementedError
+
+    def factor(self, variables: Variables, side: str, noise: Tensor, entries: Tensor | None = None) -> Tensor:
+        """One side's factor for standard normal noise, in float32.
+
+        Args:
+            variables: From `create_factors`.
+            side: Whose factor.
+            noise: Of shape `(batch or 1, ...)`, the factor's shape after the first axis; that of `entries` with them.
+            entries: Integers that pick entries of the first axis, one for each number of the noise; None takes all.
+        """
+        raise NotImplementedError
+
+    def components(self, variables: Variables) -> list[Component]:
+        """The factors of both sides, inputs first, with the prior of each."""
+        raise NotImplementedError
+
+    def kl(
+        self,
+        mean: Tensor,
+        variables: Variables,
+        input_axes: Sequence[int],
+        prior_variables: Variables | None = None,
+    ) -> Tensor:
+        """Divergence of the factors from their priors, plus the weights' penalty; scalar, total, in nats.
+
+        Args:
+            mean: The wrapped layer's weight.
+            variables: From `create_factors`.
+            input_axes: Axes of the weight that are summed over in the layer.
+            prior_variables: Those of `kernel_prior`, from its `create`.
+        """
+        total = sum((component.kl() for component in self.components(variables)), ops.zeros(()))
+        if self.kernel_prior is None:
+            return total
+        return total + self.kernel_prior.penalty(ops.convert_to_tensor(mean), input_axes, prior_variables)
+
+
+AnyPosterior = Posterior | FactorPosterior
+"""What a layer accepts as the posterior of a weight."""
 
 
 def start_scale(initial_scale: float | None, mean: keras.Variable, input_axes: Sequence[int]) -> float:

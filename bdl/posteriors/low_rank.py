@@ -101,12 +101,11 @@ class LowRankNormal(Posterior):
         self,
         mean: Tensor,
         variables: Variables,
-        prior: Prior | None,
+        prior: Prior,
         input_axes: Sequence[int],
         prior_variables: Variables | None = None,
     ) -> Tensor:
         """Divergence of the marginals plus the total correlation; scalar, total, in nats."""
-        assert prior is not None
         log_scale = self._log_scale(variables)
         ratios = self._ratios(variables, log_scale)
         excess = _log_excess(ratios)

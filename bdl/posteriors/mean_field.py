@@ -74,12 +74,11 @@ class MeanFieldNormal(Posterior):
         self,
         mean: Tensor,
         variables: Variables,
-        prior: Prior | None,
+        prior: Prior,
         input_axes: Sequence[int],
         prior_variables: Variables | None = None,
     ) -> Tensor:
         """Closed form of a Gaussian posterior; scalar, total, in nats."""
-        assert prior is not None
         log_scale = log_scale_of(variables["rho"], self.speed)
         return prior.kl(ops.convert_to_tensor(mean), ops.exp(log_scale), input_axes, log_scale, prior_variables)
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import keras
 from keras import ops
 
-from bdl.posteriors.base import Posterior, add_rho, log_scale_of, register
+from bdl.posteriors.base import Component, FactorPosterior, add_rho, log_scale_of, register
+from bdl.posteriors.mean_field import MeanFieldNormal
 from bdl.priors import Normal, Prior, Variables, check_penalty, check_positive
 from bdl.random import Tensor
 
 
 @register
 @dataclass(frozen=True)
-class Rank1(Posterior):
+class Rank1(FactorPosterior):
     """A point-estimated weight times one random factor for each input and each output feature.
 
     `W = mean * outer(r, s)` with `r ~ N(mean_r, scale_r^2)` and `s ~ N(mean_s, scale_s^2)`, so that
@@ -75,36 +75,31 @@ class Rank1(Posterior):
             variables |= {f"{side}_prior_{key}": variable for key, variable in held.items()}
         return variables
 
-    def factor(self, variables: Variables, side: str, noise: Tensor) -> Tensor:
-        """The factor of one side for standard normal noise of shape `(batch or 1, ...)`, in float32."""
-        scale = ops.exp(log_scale_of(variables[f"{side}_rho"], self.speed))
-        return ops.convert_to_tensor(variables[f"{side}_mean"]) + scale * noise
+    def factor_mean(self, variables: Variables, side: str) -> keras.Variable:
+        """Means of one side's factor, which start at one."""
+        return variables[f"{side}_mean"]
 
-    def kl(
-        self,
-        mean: Tensor,
-        variables: Variables,
-        prior: Prior | None,
-        input_axes: Sequence[int],
-        prior_variables: Variables | None = None,
-    ) -> Tensor:
-        """Divergence of both factors from their priors, plus the weights' penalty; scalar, total, in nats.
+    def factor(self, variables: Variables, side: str, noise: Tensor, entries: Tensor | None = None) -> Tensor:
+        """The factor of one side for standard normal noise; see `FactorPosterior`."""
+        mean, rho = (variables[f"{side}_{part}"] for part in ("mean", "rho"))
+        if entries is not None:
+            mean, rho = ops.take(mean, entries, axis=0), ops.take(rho, entries, axis=0)
+        return ops.convert_to_tensor(mean) + ops.exp(log_scale_of(rho, self.speed)) * noise
 
-        `prior` does not enter, and `prior_variables` are those of `kernel_prior`.
-        """
-        total: Tensor = 0.0
-        for side in ("input", "output"):
-            log_scale = log_scale_of(variables[f"{side}_rho"], self.speed)
-            factor_mean = ops.convert_to_tensor(variables[f"{side}_mean"])
-            total = total + self._factor_prior(side).kl(
-                factor_mean,
-                ops.exp(log_scale),
-                log_scale=log_scale,
-                variables=self.factor_prior_variables(variables, side),
+    def components(self, variables: Variables) -> list[Component]:
+        """The factors of inputs and of outputs, whose posterior is `MeanFieldNormal`."""
+        family = MeanFieldNormal(speed=self.speed)
+        return [
+            Component(
+                mean=self.factor_mean(variables, side),
+                posterior=family,
+                prior=self._factor_prior(side),
+                input_axes=(),
+                variables={"rho": variables[f"{side}_rho"]},
+                prior_variables=self.factor_prior_variables(variables, side),
             )
-        if self.kernel_prior is None:
-            return total
-        return total + self.kernel_prior.penalty(ops.convert_to_tensor(mean), input_axes, prior_variables)
+            for side in ("input", "output")
+        ]
 
     def factor_prior_variables(self, variables: Variables, side: str) -> Variables:
         """Variables of the prior of one side's factor, as its `create` named them."""

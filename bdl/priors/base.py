@@ -84,6 +84,29 @@ class Prior(Serializable):
         """
         raise NotImplementedError
 
+    def resting_place(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
+    ) -> tuple[Any, Any]:
+        """Mean and scale at which the prior alone would hold each weight: where its divergence has its least.
+
+        A prior with latent scales is taken with those that the weights have given it. Whoever asks how many weights the
+        data did not move compares with this.
+
+        Args:
+            mean: Posterior means, the shape of the weight.
+            scale: Posterior scales, the same shape.
+            input_axes: Axes of the weight that are summed over in the layer (fan-in); empty for a bias.
+            variables: The prior's own, from `create`.
+
+        Returns:
+            Mean and scale, each broadcastable to the weight: of a Gaussian prior its own.
+
+        Example:
+        >>> bdl.priors.Normal(scale=0.5).resting_place(np.zeros((2, 3)), np.ones((2, 3)), (0,))
+        (0.0, 0.5)
+        """
+        return self.parameters(mean, scale, input_axes, variables)
+
     def kl(
         self,
         mean: Tensor,

@@ -76,6 +76,14 @@ class TiedMean(Prior):
             return mean, self.scale.parameters(ops.zeros_like(mean), scale, input_axes, variables)[1]
         return mean, width(self.scale, mean.shape, input_axes)
 
+    def resting_place(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
+    ) -> tuple[Any, Any]:
+        """The posterior's own mean, and the scale of the deviation at rest."""
+        if isinstance(self.scale, Prior):
+            return mean, self.scale.resting_place(ops.zeros_like(mean), scale, input_axes, variables)[1]
+        return self.parameters(mean, scale, input_axes, variables)
+
     def kl(
         self,
         mean: Tensor,
@@ -146,6 +154,13 @@ class Moped(Prior):
     ) -> tuple[Any, Any]:
         """The centre (plus the spread's mean, 0), and the spread's scale."""
         shift, spread = self.spread.parameters(_deviation(mean, variables), scale, input_axes, variables)
+        return _centre(variables) + shift, spread
+
+    def resting_place(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
+    ) -> tuple[Any, Any]:
+        """The centre, and the scale of the deviation at rest."""
+        shift, spread = self.spread.resting_place(_deviation(mean, variables), scale, input_axes, variables)
         return _centre(variables) + shift, spread
 
     def kl(

@@ -53,6 +53,12 @@ class Laplace(Prior):
         """Those of the Gaussian of the same mean and variance."""
         return self.mean, math.sqrt(2.0) * self._b(mean.shape, input_axes)
 
+    def resting_place(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
+    ) -> tuple[Any, Any]:
+        """The mean and `b sqrt(pi / 2)`, where `log(scale) - E|w - m| / b` is largest."""
+        return self.mean, math.sqrt(0.5 * math.pi) * self._b(mean.shape, input_axes)
+
     def kl(
         self,
         mean: Tensor,

@@ -97,6 +97,17 @@ class ScaleMixture(Prior):
         square = sum(_exp(log_weight + 2.0 * log_scale) for log_weight, log_scale in self._components(variables))
         return 0.0, unit * (math.sqrt(square) if isinstance(square, float) else ops.sqrt(square))
 
+    def resting_place(
+        self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
+    ) -> tuple[Any, Any]:
+        """Zero and the scale of the components that each weight is given to: `(sum_k r_k / s_k^2)^(-1/2)`."""
+        unit = self._unit(mean.shape, input_axes)
+        log_scales = ops.stack([ops.convert_to_tensor(log_scale) for _, log_scale in self._components(variables)])
+        log_terms = self._log_terms((ops.square(mean) + ops.square(scale)) / unit**2, variables)
+        shape = (-1, *(1,) * len(mean.shape))
+        log_precision = ops.logsumexp(ops.log_softmax(log_terms, axis=0) - 2.0 * ops.reshape(log_scales, shape), axis=0)
+        return 0.0, unit * ops.exp(-0.5 * log_precision)
+
     def kl(
         self,
         mean: Tensor,
@@ -141,11 +152,15 @@ class ScaleMixture(Prior):
 
     def _log_mass(self, squares: Tensor, variables: Variables | None) -> Tensor:
         """`log sum_k (pi_k / s_k) exp(-squares / (2 s_k^2))` of each weight."""
+        return ops.logsumexp(self._log_terms(squares, variables), axis=0)
+
+    def _log_terms(self, squares: Tensor, variables: Variables | None) -> Tensor:
+        """The terms of that sum in logarithms, on the first axis: log responsibilities but for a constant."""
         terms = [
             (log_weight - log_scale) - 0.5 * _exp(-2.0 * log_scale) * squares
             for log_weight, log_scale in self._components(variables)
         ]
-        return ops.logsumexp(ops.stack(terms), axis=0)
+        return ops.stack(terms)
 
 
 def _exp(value: Any) -> Any:

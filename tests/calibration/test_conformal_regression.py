@@ -160,19 +160,19 @@ def test_intervals_grow_with_coverage(seed: int, method: Any, symmetric: bool, d
 @pytest.mark.parametrize(
     ("method", "prediction", "y", "message"),
     [
-        ("mean", [0], [0], "`method` must be one of 'absolute', 'normalized', 'cqr'. Received: 'mean'"),
-        ("absolute", [[0], [1]], [0, 1], r"`prediction` must have shape \(n,\).*Received: shape \(2, 1\).*reshape"),
+        ("mean", [0], [0], "`method` must be one of 'absolute', 'normalized', 'cqr', not 'mean'"),
+        ("absolute", [[0], [1]], [0, 1], r"`prediction` must have shape \(n,\).*not shape \(2, 1\).*reshape"),
         ("normalized", [0, 1], [0, 1], r"`prediction` must have shape \(n, 2\), .* scales.*np.stack\(\[mean, scale\]"),
-        ("cqr", [[0, 1, 2]], [0], r"`prediction` must have shape \(n, 2\).*Received: shape \(1, 3\).*\[lower, upper\]"),
-        ("absolute", 0.5, 0.5, r"Received: shape \(\)"),
+        ("cqr", [[0, 1, 2]], [0], r"`prediction` must have shape \(n, 2\).*not shape \(1, 3\).*\[lower, upper\]"),
+        ("absolute", 0.5, 0.5, r"not shape \(\)"),
         ("absolute", [], [], "`prediction` must hold at least one example"),
         ("absolute", [0, np.nan], [0, 1], "`prediction` must be finite"),
         ("absolute", [0, 1], [0, np.inf], "`y` must be finite"),
-        ("absolute", [0, 1], [0, 1, 2], r"`y` must have shape \(2,\).*Received: shape \(3,\)"),
-        ("absolute", [0, 1], [[0], [1]], r"`y` must have shape \(2,\).*Received: shape \(2, 1\)"),
-        ("absolute", [0, 1], 0, r"`y` must have shape \(2,\).*Received: shape \(\)"),
+        ("absolute", [0, 1], [0, 1, 2], r"`y` must have shape \(2,\).*not shape \(3,\)"),
+        ("absolute", [0, 1], [[0], [1]], r"`y` must have shape \(2,\).*not shape \(2, 1\)"),
+        ("absolute", [0, 1], 0, r"`y` must have shape \(2,\).*not shape \(\)"),
         ("absolute", ["a"], [0], "`prediction` must hold real numbers"),
-        ("normalized", [[0, 1], [0, -2]], [0, 1], r"`prediction\[:, 1\]` must be positive. Received: -2.0 at index 1"),
+        ("normalized", [[0, 1], [0, -2]], [0, 1], r"`prediction\[:, 1\]` must be positive, not -2.0 at index 1"),
         ("normalized", [[0, 0]], [0], r"`prediction\[:, 1\]` must be positive"),
         ("cqr", [[0, 1], [3, 2]], [0, 1], r"must be at most `prediction\[:, 1\]`.*3.0 and 2.0 at index 1.*np.sort"),
     ],
@@ -183,7 +183,7 @@ def test_fit_refuses(method: Any, prediction: Any, y: Any, message: str) -> None
 
 
 def test_fit_refuses_another_symmetric() -> None:
-    with pytest.raises(ValueError, match=r"`symmetric` must be True or False. Received: 'no'"):
+    with pytest.raises(ValueError, match=r"`symmetric` must be True or False, not 'no'"):
         SplitConformalRegressor(symmetric="no").fit([0], [0])  # type: ignore[arg-type]
 
 
@@ -196,18 +196,18 @@ def test_predict_interval_refuses() -> None:
             conformal.predict_interval([[0, 1]], coverage)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be at most"):
         conformal.predict_interval([[1, 0]])
-    with pytest.raises(ValueError, match=r"`coverage` of 0.95 needs at least 19 .*Received: 9. .* at most 0\.9,"):
+    with pytest.raises(ValueError, match=r"`coverage` of 0.95 needs at least 19 .*not 9. .* at most 0\.9,"):
         conformal.predict_interval([[0, 1]], 0.95)
 
 
 def test_two_thresholds_need_twice_the_examples() -> None:
     conformal = SplitConformalRegressor(symmetric=False).fit(np.zeros(9), np.arange(9))
-    with pytest.raises(ValueError, match=r"`coverage` of 0.9 needs at least 19 .*Received: 9. .* at most 0\.8,"):
+    with pytest.raises(ValueError, match=r"`coverage` of 0.9 needs at least 19 .*not 9. .* at most 0\.8,"):
         conformal.predict_interval([0], 0.9)
     conformal.predict_interval([0], 0.8)
     SplitConformalRegressor(symmetric=False).fit(np.zeros(19), np.arange(19)).predict_interval([0], 0.9)
     alone = SplitConformalRegressor(symmetric=False).fit([0], [0])
-    with pytest.raises(ValueError, match=r"Received: 1. Calibrate on more examples"):
+    with pytest.raises(ValueError, match=r"not 1. Calibrate on more examples"):
         alone.predict_interval([0], 0.1)
 
 

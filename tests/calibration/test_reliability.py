@@ -94,10 +94,10 @@ def test_bins_are_frozen() -> None:
 
 @pytest.mark.parametrize("num_bins", [0, -1, 2.5, True, "15"])
 def test_a_number_of_bins_that_is_none_is_refused(num_bins: Any) -> None:
-    with pytest.raises(ValueError, match=rf"`num_bins` must be a positive integer\. Received: {num_bins!r}\."):
+    with pytest.raises(ValueError, match=rf"`num_bins` must be a positive integer, not {num_bins!r}\."):
         reliability_bins([0], [0.2], num_bins)
 
 
 def test_bad_probabilities_are_refused_before_they_are_binned() -> None:
-    with pytest.raises(ValueError, match=r"`probabilities` .* Received: 2\.0 at index 0\. .*logits"):
+    with pytest.raises(ValueError, match=r"`probabilities` .* not 2\.0 at index 0\. .*logits"):
         reliability_bins([0], [2.0])

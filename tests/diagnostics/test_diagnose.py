@@ -77,7 +77,7 @@ def test_the_prior_s_functions_are_those_of_the_prior():
     posteriors = weight_posteriors(layer)
     before = posteriors[0].mean, posteriors[0].scale
     with at_prior(posteriors):
-        assert np.abs(posteriors[0].divergences()).max() < 1e-5
+        assert np.abs(posteriors[0].excess()).max() < 1e-5
         np.testing.assert_allclose(posteriors[0].scale, 2.0, rtol=1e-5)
     np.testing.assert_array_equal(before[0], posteriors[0].mean)
     np.testing.assert_array_equal(before[1], posteriors[0].scale)
@@ -85,7 +85,7 @@ def test_the_prior_s_functions_are_those_of_the_prior():
 
 def test_closed_form_kl_of_the_layers_is_the_model_s():
     network = keras.Sequential([keras.Input((6,)), bdl.layers.DenseFlipout(8), bdl.layers.DenseRank1(2)])
-    total = sum(posterior.divergences().sum() for posterior in weight_posteriors(network))
+    total = sum(posterior.excess().sum() for posterior in weight_posteriors(network))
     known = float(keras.ops.convert_to_numpy(bdl.kl_divergence(network)))
     assert total + penalty_of_point_estimates(network) == pytest.approx(known, rel=1e-4)
 

@@ -18,8 +18,8 @@ from bdl.diagnostics.weights import (
     weight_posteriors,
     without_weakest,
 )
-from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal
-from bdl.priors import Moped, Normal, TiedMean
+from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
+from bdl.priors import EmpiricalBayes, FanInNormal, Horseshoe, Laplace, Moped, Normal, ScaleMixture, TiedMean
 
 EPSILON = float(np.finfo("float32").eps)
 # exp(log(scale)) in float32: the logarithm, of a size up to 4, is rounded a few times.
@@ -104,7 +104,7 @@ def test_the_prior_has_no_divergence_from_itself(family):
         kl = float(keras.ops.convert_to_numpy(bdl.kl_divergence(layer)))
         assert abs(kl) <= num_weights * ROUNDING
         for part in posteriors:
-            assert np.abs(part.divergences()).max() <= ROUNDING
+            assert np.abs(part.excess()).max() <= ROUNDING
     for value, now in zip(before, values(layer), strict=True):
         np.testing.assert_array_equal(value, now)
 
@@ -152,7 +152,7 @@ def test_what_point_estimates_pay(layer, is_fitted, charges):
     assert has_fitted_means(layer) == is_fitted
     expected = 0.5 * np.sum(np.arange(12.0) ** 2) / 4.0 if charges else 0.0
     assert penalty_of_point_estimates(layer) == pytest.approx(expected, rel=1e-6)
-    divergence = sum(part.divergences().sum() for part in weight_posteriors(layer))
+    divergence = sum(part.excess().sum() for part in weight_posteriors(layer))
     assert float(keras.ops.convert_to_numpy(layer.kl_divergence())) == pytest.approx(divergence + expected, rel=1e-4)
 
 
@@ -210,7 +210,7 @@ def test_health_of_a_layer_by_hand():
     part.assign(0.0, [[1.0, 1.04], [0.5, 0.106]])
     start = start_scales([part])
     part.assign([[0.0, 1.0], [2.0, 0.0]], [[1.0, 1.0], [0.5, 0.1]])
-    (health,) = layer_health([part], start)
+    (health,) = layer_health(layer, [part], start)
     assert health.name == "layer"
     assert health.num_weights == 4
     expected = 0.5 + 0.5 * (0.25 + 4.0 - 1.0) + np.log(2.0) + 0.5 * (0.01 - 1.0) + np.log(10.0)
@@ -219,12 +219,81 @@ def test_health_of_a_layer_by_hand():
     assert health.contraction == pytest.approx(0.5 * (0.0 + 0.75), abs=ROUNDING)
     assert health.signal_to_noise == pytest.approx(0.5, abs=ROUNDING)  # of 0, 0, 1, 4
     assert health.stuck == 0.75  # all but the one that moved from 0.106 to 0.1
-    assert layer_health([part])[0].stuck is None
+    assert layer_health(layer, [part])[0].stuck is None
 
 
 def test_health_of_a_layer_with_two_factors_is_one_record():
-    (health,) = layer_health(weight_posteriors(our_layer("rank1")))
+    layer = our_layer("rank1")
+    (health,) = layer_health(layer, weight_posteriors(layer))
     assert health.num_weights == 4 + 3
+
+
+PRIORS = [
+    Normal(0.3, 0.7),
+    TiedMean(FanInNormal(), Normal()),
+    Laplace(scale=0.5),
+    ScaleMixture(),
+    Horseshoe(),
+    EmpiricalBayes(),
+]
+
+
+def moved_layer(family, prior):
+    """A layer whose posterior is away from its start; a rank-1 one with the prior on factors and, if it may, kernel."""
+    if family == "rank1":
+        point_prior = prior if prior.why_no_penalty is None else None
+        layer = bdl.layers.Variational(keras.layers.Dense(3), posterior=Rank1(prior, prior, kernel_prior=point_prior))
+    else:
+        layer = bdl.layers.DenseReparameterization(3, kernel_prior=prior, kernel_posterior=FAMILIES[family])
+    layer.build((None, 4))
+    random = np.random.default_rng(0)
+    for variable in layer.trainable_variables:
+        variable.assign_add(random.normal(scale=0.05, size=variable.shape))
+    return layer
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_kl_of_a_layer_is_its_own(family, prior):
+    layer = moved_layer(family, prior)
+    network = keras.Sequential([keras.Input((4,)), layer])
+    (health,) = layer_health(network, weight_posteriors(network))
+    expected = float(keras.ops.convert_to_numpy(layer.kl_divergence()))
+    assert health.kl == pytest.approx(expected, rel=1e-5)
+
+
+def test_layers_add_up_to_what_training_logs():
+    """The rate of 0 leaves the weights as they are; a layer without weights' scales, and a penalty, are among them."""
+    layers = [moved_layer("low_rank", Laplace()), moved_layer("rank1", ScaleMixture())]
+    layers = [keras.Input((4,)), layers[0], keras.layers.Dense(4), layers[1], bdl.layers.VariationalGaussianDropout()]
+    head = bdl.layers.ConcreteDropout(keras.layers.Dense(3))
+    network = keras.Sequential([*layers, head])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), kl_weight=1.0)
+    model.compile(keras.optimizers.SGD(0.0))
+    logs = model.fit(np.ones((8, 4), "float32"), np.zeros(8, int), verbose=0).history
+    parts = layer_health(network, weight_posteriors(network))
+    assert [part.name for part in parts] == [layers[1].name, layers[3].name, layers[4].name, head.name]
+    assert [part.num_weights for part in parts] == [12, 4 + 3, 0, 0]
+    total = sum(part.kl for part in parts)
+    assert total == pytest.approx(float(keras.ops.convert_to_numpy(bdl.kl_divergence(network))), rel=1e-5)
+    assert total == pytest.approx(logs["kl"][0], rel=1e-5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("factor", "matched"), [(1.0, 1.0), (0.91, 1.0), (1.09, 1.0), (0.88, 0.0), (1.12, 0.0)])
+@pytest.mark.parametrize(
+    ("prior", "rest"),
+    [(Normal(0.0, 0.5), 0.5), (Laplace(scale=0.5), 0.5 * np.sqrt(np.pi / 2)), (ScaleMixture(), 1.0)],
+    ids=["normal", "laplace", "mixture"],
+)
+def test_a_weight_within_a_tenth_of_where_its_prior_holds_it_is_matched(prior, rest, factor, matched):
+    """`x^2 / 2 - 1/2 - log x` is .01 at x = .904 and 1.10; the mixture's wide component has all of such a weight."""
+    layer = our_layer("mean_field", prior)
+    (part,) = weight_posteriors(layer)
+    part.assign(0.0, factor * rest)
+    (health,) = layer_health(layer, weight_posteriors(layer))
+    assert health.prior_matched == matched
 
 
 def plain_dropout():

@@ -182,11 +182,11 @@ def test_printing_it_shows_the_table():
     ("arguments", "message"),
     [
         ((Y, {}), r"`prediction` must hold at least one prediction"),
-        ((Y, {"mean": P}), r"`prediction` must hold probabilities, logits.*Received: the names \['mean'\]"),
+        ((Y, {"mean": P}), r"`prediction` must hold probabilities, logits.*not the names \['mean'\]"),
         ((Y, {"a": P, "b": {"mean": MEAN, "scale": SCALE}}), r"must be of class probabilities for all models"),
-        ((Y[:3], P), r"Received: 3 labels and 200 rows"),
+        ((Y[:3], P), r"not 3 labels and 200 rows"),
         ((Y, P * 0.9), r"`probabilities` must sum to 1"),
-        ((TARGET[:3], {"mean": MEAN, "scale": SCALE}), r"Received: shapes \(3,\) and \(150,\)"),
+        ((TARGET[:3], {"mean": MEAN, "scale": SCALE}), r"not shapes \(3,\) and \(150,\)"),
         ((TARGET, {"mean": MEAN, "scale": -SCALE}), r"`scale` must be positive"),
         ((TARGET, {"samples": MEAN}), r"`samples` must have shape \(samples, n\)"),
         ((TARGET, MEAN), r"`prediction` must say how sure it is of real targets"),
@@ -213,5 +213,5 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_a_mask_of_targets_is_refused():
-    with pytest.raises(ValueError, match=r"`mask` is for labels"):
+    with pytest.raises(ValueError, match=r"`mask` must be of labels, not of targets"):
         bdl.evaluate(TARGET, {"mean": MEAN, "scale": SCALE}, mask=np.ones(150, bool))

@@ -63,7 +63,7 @@ def test_parquet_columns_may_hold_lists(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", r"must be one of \.npz, \.npy, \.csv, \.parquet\. Received: '\.txt'"),
+        ("a.txt", b"", r"must be one of \.npz, \.npy, \.csv, \.parquet, not '\.txt'"),
         ("missing.npz", None, r"does not exist"),
         ("a.npz", b"PK damaged", r"a\.npz cannot be read as \.npz"),
         ("a.npy", b"\x93NUMPY damaged", r"a\.npy cannot be read as \.npy"),
@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
 def test_labels_are_an_array_or_a_file(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, p=P)
-    with pytest.raises(ValueError, match=r"`--labels` must name an array in .* or a file\. Received: 'y'.*\['p'\]"):
+    with pytest.raises(ValueError, match=r"`--labels` must name an array in .* or a file, not 'y'.*\['p'\]"):
         read_labels("y", path, read_arrays(path))
     np.savez(tmp_path / "two.npz", a=Y, b=Y)
     with pytest.raises(ValueError, match=r"must hold the labels alone"):

@@ -23,7 +23,7 @@ X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
         ({"layer": layers.Dense}, "`layer` must be a keras.Layer instance"),
         ({"estimator": "flip_out"}, "`estimator` must be one of .*'flipout'.*, not 'flip_out'"),
         ({"prior": "normals"}, "`prior` must be a bdl.priors.Prior or one of the names"),
-        ({"posterior": 0.1}, "`posterior` must be a bdl.posteriors.Posterior or one of the names"),
+        ({"posterior": 0.1}, r"`posterior` must be a bdl.posteriors.Posterior, .*FactorPosterior or one of the names"),
         ({"weights": "kernel"}, r"`weights` must name at least one weight, such as \('kernel',\)"),
         ({"weights": ()}, "`weights` must name at least one weight"),
     ],

@@ -262,7 +262,7 @@ def _checked_samples(samples: ArrayLike) -> NDArray[Any]:
     array = real_array("samples", samples)
     if array.ndim != 3:
         raise ValueError(
-            f"`samples` must have shape (samples, n, classes). Received: shape {array.shape}. "
+            f"`samples` must have shape (samples, n, classes), not shape {array.shape}. "
             "Add the axis of one sample with `samples[None]`; flatten the axes of events."
         )
     return np.stack([check_probabilities(sample) for sample in array])

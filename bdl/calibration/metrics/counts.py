@@ -80,9 +80,7 @@ def ranked_probability_score(y: ArrayLike, distribution: CountDistribution) -> f
         if k >= last and bool(np.all(probability >= 1 - _TAIL)):
             return float(np.mean(score))
         if k >= _MAX_COUNT:
-            raise ValueError(
-                f"`distribution` must reach probability 1. Received: {probability.min()} at {k:,}. Check it."
-            )
+            raise ValueError(f"`distribution` must reach probability 1, not {probability.min()} at {k:,}. Check it.")
         k += 1
 
 
@@ -164,8 +162,8 @@ def pit_histogram(lower: ArrayLike, upper: ArrayLike | None = None, num_bins: in
     high = low if upper is None else check_targets(("lower", lower), ("upper", upper))[1]
     if low.min() < 0 or high.max() > 1 or (low > high).any():
         raise ValueError(
-            "`lower` and `upper` must be probabilities, the lower first. "
-            f"Received: {low.min():.4g} to {high.max():.4g}. Pass F(y - 1) and F(y)."
+            "`lower` and `upper` must be probabilities, the lower first, "
+            f"not {low.min():.4g} to {high.max():.4g}. Pass F(y - 1) and F(y)."
         )
     low, high = low.ravel(), high.ravel()
     width = high - low
@@ -183,7 +181,7 @@ def _check_counts(y: ArrayLike) -> NDArray[np.int64]:
     wrong = (counts < 0) | (counts != np.floor(counts))
     if wrong.any():
         raise ValueError(
-            f"`y` must hold counts, whole numbers of at least 0. Received: {counts[wrong][0]}. "
+            f"`y` must hold counts, whole numbers of at least 0, not {counts[wrong][0]}. "
             "Score real targets with `normal_crps` or `sample_crps`."
         )
     return counts.astype(np.int64)

@@ -119,8 +119,8 @@ def risk_coverage_curve(losses: ArrayLike, uncertainty: ArrayLike) -> RiskCovera
     loss, doubt = check_scores("losses", losses), check_scores("uncertainty", uncertainty)
     if len(loss) != len(doubt):
         raise ValueError(
-            "`losses` and `uncertainty` must describe the same predictions. "
-            f"Received: {len(loss)} losses and {len(doubt)} uncertainties. Compute both from the same rows."
+            "`losses` and `uncertainty` must describe the same predictions, "
+            f"not {len(loss)} losses and {len(doubt)} uncertainties. Compute both from the same rows."
         )
     kept = np.arange(1, len(loss) + 1)
     order = np.argsort(doubt, kind="stable")

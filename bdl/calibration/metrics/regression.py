@@ -334,7 +334,7 @@ def observed_coverage(
     for name, values in (("probability_integral_transform", pit), ("levels", chosen)):
         if values.min() < 0 or values.max() > 1:
             raise ValueError(
-                f"`{name}` must hold probabilities. Received: {values.min():.4g} to {values.max():.4g}. "
+                f"`{name}` must hold probabilities, not {values.min():.4g} to {values.max():.4g}. "
                 "Pass the predictive probability below each target, not the target."
             )
     ranks = np.sort((np.abs(2 * pit - 1) if central else pit).ravel())
@@ -373,7 +373,7 @@ def expected_normalized_calibration_error(
     z, sigma = z.ravel(), sigma.ravel()
     num_bins = check_num_bins(num_bins)
     if binning not in ("width", "mass"):
-        raise ValueError(f"`binning` must be 'width' or 'mass'. Received: {binning!r}. 'mass' is the paper's.")
+        raise ValueError(f"`binning` must be 'width' or 'mass', not {binning!r}. 'mass' is the paper's.")
     if binning == "mass":
         bins = np.array_split(np.argsort(sigma, kind="stable"), num_bins)
     else:
@@ -412,7 +412,7 @@ def sample_crps_terms(y: ArrayLike, samples: ArrayLike, fair: bool = False) -> N
     target, draws = _check_samples(y, samples)
     count = len(draws)
     if fair and count < 2:
-        raise ValueError("`samples` must hold at least two for a fair score. Received: 1. Draw more, or fair=False.")
+        raise ValueError("`samples` must hold at least two for a fair score, not 1. Draw more, or fair=False.")
     ordered = np.sort(draws, axis=0)
     # Of sorted samples, sum_{s<t} (x_t - x_s) weighs each by how many lie below it less how many above.
     weights = 2 * np.arange(count) - (count - 1)
@@ -450,8 +450,8 @@ def _check_samples(y: ArrayLike, samples: ArrayLike) -> tuple[NDArray[np.float64
     (target,), (draws,) = check_targets(("y", y)), check_targets(("samples", samples))
     if draws.shape[1:] != target.shape or draws.ndim != target.ndim + 1:
         raise ValueError(
-            f"`samples` must have shape (samples, *{target.shape}), that of `y` after an axis of samples. "
-            f"Received: shape {draws.shape}. Move the axis of samples first, `np.moveaxis(samples, -1, 0)`."
+            f"`samples` must have shape (samples, *{target.shape}), that of `y` after an axis of samples, "
+            f"not shape {draws.shape}. Move the axis of samples first, `np.moveaxis(samples, -1, 0)`."
         )
     return target, draws
 
@@ -469,6 +469,6 @@ def _check_not_reversed(low: NDArray[np.float64], high: NDArray[np.float64]) -> 
     if reversed_.any():
         index = tuple(int(i) for i in np.argwhere(reversed_)[0])
         raise ValueError(
-            f"`lower` must not exceed `upper`. Received: {low[index]} above {high[index]} at index {index}. "
+            f"`lower` must be at most `upper`, not {low[index]} above {high[index]} at index {index}. "
             "Sort the two quantiles, `np.sort(np.stack([lower, upper]), axis=0)`."
         )

@@ -43,7 +43,7 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
         self.classes_, labels = _columns_of(y, scores.shape[1])
         if len(labels) != len(scores):
             raise ValueError(
-                "`X` and `y` must have one row an example. Received: inconsistent numbers of samples, "
+                "`X` and `y` must have one row an example, not inconsistent numbers of samples, "
                 f"{len(scores)} rows and {len(labels)} labels. Predict on exactly the inputs of `y`."
             )
         self._fit(scores, labels)
@@ -106,7 +106,7 @@ def _columns_of(y: ArrayLike, num_classes: int) -> tuple[NDArray[Any], NDArray[n
     found, columns = np.unique(labels, return_inverse=True)
     if len(found) == 1 and len(labels) > 0:
         raise ValueError(
-            f"`y` must hold two classes or more. Received: one class, {found[0]!r} alone. Calibrate on data where the "
+            f"`y` must hold two classes or more, not one class, {found[0]!r} alone. Calibrate on data where the "
             "others occur, or their probabilities cannot be judged."
         )
     is_number = labels.dtype.kind in "biu" or (labels.dtype.kind == "f" and np.array_equal(labels, labels.astype(int)))
@@ -115,6 +115,6 @@ def _columns_of(y: ArrayLike, num_classes: int) -> tuple[NDArray[Any], NDArray[n
     if len(found) == num_classes:
         return found, columns.astype(np.intp)
     raise ValueError(
-        f"`y` must hold column numbers from 0 to {num_classes - 1}, or {num_classes} different labels. "
-        f"Received: {len(found)} different ones, from {found[0]!r} to {found[-1]!r}. Encode them as column numbers."
+        f"`y` must hold column numbers from 0 to {num_classes - 1}, or {num_classes} different labels, "
+        f"not {len(found)} different ones, from {found[0]!r} to {found[-1]!r}. Encode them as column numbers."
     )

@@ -172,7 +172,7 @@ class HistogramBinning(_OneVsRest):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         num_bins, p = check_num_bins(self.num_bins), _sigmoid(log_odds)
         if self.binning not in ("width", "mass"):
-            raise ValueError(f"`binning` must be 'width' or 'mass'. Received: {self.binning!r}.")
+            raise ValueError(f"`binning` must be 'width' or 'mass', not {self.binning!r}.")
         edges = np.arange(num_bins + 1) / num_bins
         if self.binning == "mass":
             edges = np.unique([0.0, *np.quantile(p, edges[1:-1]), 1.0])

@@ -23,7 +23,7 @@ class _NormalCalibrator(RegressorMixin, BaseEstimator):
         checked = validate_data(self, X, reset=reset, dtype=np.float64)
         if checked.shape[1] != 2:
             raise ValueError(
-                f"`X` must have two columns, mean and scale. Received: shape {checked.shape}. "
+                f"`X` must have two columns, mean and scale, not shape {checked.shape}. "
                 "Stack them, `np.stack([mean, scale], axis=1)`."
             )
         check_positive("X[:, 1]", checked[:, 1])
@@ -34,7 +34,7 @@ class _NormalCalibrator(RegressorMixin, BaseEstimator):
         (target,) = check_targets(("y", y))
         if target.shape != mean.shape:
             raise ValueError(
-                f"`X` and `y` must have one row a target. Received: inconsistent numbers of samples, shapes "
+                f"`X` and `y` must have one row a target, not inconsistent numbers of samples, shapes "
                 f"{(len(mean), 2)} and {target.shape}. Predict on exactly the inputs of `y`."
             )
         return (target - mean) / scale
@@ -69,7 +69,7 @@ class VarianceScaling(_NormalCalibrator):
         z = self._standardized(X, y)
         self.factor_ = float(np.sqrt(np.mean(z**2)))
         if self.factor_ == 0:
-            raise ValueError("`y` must differ from the means. Received: no error at all. Calibrate on held-out data.")
+            raise ValueError("`y` must differ from the means, not be without any error. Calibrate on held-out data.")
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -187,5 +187,5 @@ class QuantileCalibration(_NormalCalibrator):
         check_is_fitted(self)
         wanted = np.asarray(levels, dtype=np.float64)
         if not np.all((wanted > 0) & (wanted < 1)):
-            raise ValueError(f"`levels` must be between 0 and 1, both excluded. Received: {levels!r}.")
+            raise ValueError(f"`levels` must be between 0 and 1, both excluded, not {levels!r}.")
         return np.asarray(np.interp(wanted, self.shares_, self.quantiles_))

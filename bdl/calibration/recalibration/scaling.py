@@ -108,9 +108,7 @@ class _AffineScaling(ProbabilityCalibrator):
     def _fit(self, scores: NDArray[np.float64], labels: NDArray[np.intp]) -> None:
         given = self.regularization
         if given is not None and not 0 <= given < np.inf:
-            raise ValueError(
-                f"`regularization` must be a number of at least 0, or None. Received: {given!r}. None chooses."
-            )
+            raise ValueError(f"`regularization` must be a number of at least 0, or None, not {given!r}. None chooses.")
         z = self._features(scores)
         free = self._free(z.shape[1])
         self.regularization_ = _cross_validated(z, labels, free) if given is None else float(given)

@@ -148,4 +148,4 @@ def key_mask_of(scores: Tensor, value_mask: Tensor | None, use_causal_mask: bool
 def _check_inputs(inputs: Any) -> None:
     if not isinstance(inputs, (list, tuple)) or not 2 <= len(inputs) <= 3:
         received = f"{len(inputs)} of them" if isinstance(inputs, (list, tuple)) else "one tensor"
-        raise ValueError(f"`inputs` must be a list [query, value] or [query, value, key]. Received: {received}.")
+        raise ValueError(f"`inputs` must be a list [query, value] or [query, value, key], not {received}.")

@@ -166,11 +166,11 @@ def test_independent_labels_are_binary_events():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask": [True]}, r"`mask` must have the shape of `y`, \(2,\)\. Received: shape \(1,\)"),
+        ({"mask": [True]}, r"`mask` must have the shape of `y`, \(2,\), not shape \(1,\)"),
         ({"mask": [False, False]}, r"`mask` must keep at least one event"),
         ({"mask": [0.5, 1.0]}, r"`mask` must be True where an event counts"),
-        ({"binning": "equal"}, r"`binning` must be 'width' or 'mass'\. Received: 'equal'"),
-        ({"num_bins": 0}, r"`num_bins` must be a positive integer\. Received: 0"),
+        ({"binning": "equal"}, r"`binning` must be 'width' or 'mass', not 'equal'"),
+        ({"num_bins": 0}, r"`num_bins` must be a positive integer, not 0"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):

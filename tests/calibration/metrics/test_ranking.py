@@ -59,5 +59,5 @@ def test_a_useless_uncertainty_has_the_mean_loss_everywhere():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match=r"`losses` and `uncertainty` .*Received: 2 losses and 1 uncertainties"):
+    with pytest.raises(ValueError, match=r"`losses` and `uncertainty` .*not 2 losses and 1 uncertainties"):
         risk_coverage_curve([0, 1], [1])

@@ -57,7 +57,7 @@ def test_levels_and_shares_are_inverse():
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        ([[0.0]], [1.0], r"`X` must have two columns, mean and scale\. Received: shape \(1, 1\)"),
+        ([[0.0]], [1.0], r"`X` must have two columns, mean and scale, not shape \(1, 1\)"),
         ([[0.0, 0.0]], [1.0], r"`X\[:, 1\]` must be positive"),
         ([[0.0, np.nan]], [1.0], r"NaN"),
         ([[0.0, 1.0]], [1.0, 2.0], r"`X` and `y` must have one row a target"),

@@ -201,5 +201,5 @@ def test_bad_input_is_refused(calibrator, x, y, message):
 
 @pytest.mark.parametrize("calibrator", AFFINE)
 def test_a_negative_regularization_is_refused(calibrator):
-    with pytest.raises(ValueError, match=r"`regularization` must be a number of at least 0, or None\. Received: -1"):
+    with pytest.raises(ValueError, match=r"`regularization` must be a number of at least 0, or None, not -1"):
         calibrator(regularization=-1).fit([[0.5, 0.5], [0.2, 0.8]], [0, 1])

@@ -506,5 +506,5 @@ def test_models_are_saved_with_decoder_inference_network_and_noise(estimator, de
     ids=["array", "1", "4"],
 )
 def test_inputs_are_two_or_three(inputs, received):
-    with pytest.raises(ValueError, match=rf"`inputs` must be a list \[query, value\] .*Received: {received}"):
+    with pytest.raises(ValueError, match=rf"`inputs` must be a list \[query, value\] .*not {received}"):
         LatentAttention()(inputs)
