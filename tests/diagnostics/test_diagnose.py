@@ -76,7 +76,7 @@ def test_the_prior_s_functions_are_those_of_the_prior():
     layer.build((None, 40))
     posteriors = weight_posteriors(layer)
     before = posteriors[0].mean, posteriors[0].scale
-    with at_prior(posteriors):
+    with at_prior(layer, posteriors):
         assert np.abs(posteriors[0].divergences()).max() < 1e-5
         np.testing.assert_allclose(posteriors[0].scale, 2.0, rtol=1e-5)
     np.testing.assert_array_equal(before[0], posteriors[0].mean)
