@@ -226,7 +226,7 @@ def _go_to_end_of_schedule(model: Any) -> float:
         return 1.0
     model.end_schedule()
     reached, final = model.temperature, model.final_temperature
-    return 1.0 if reached == final else reached / final  # a constant T may be 0
+    return 1.0 if reached is None or reached == final else reached / final  # a constant T may be 0
 
 
 def _head(values: Any) -> Any:

@@ -81,5 +81,8 @@ def _gradients(value: Callable[[], Any], variables: list[keras.Variable]) -> lis
 
     values = [value.detach().requires_grad_() for value in values]
     with torch.enable_grad():
-        found = torch.autograd.grad(of_values(values), values, materialize_grads=True)
+        result = of_values(values)
+        if not result.requires_grad:  # it depends on none
+            return [np.zeros(tuple(value.shape), "float32") for value in values]
+        found = torch.autograd.grad(result, values, materialize_grads=True)
     return [gradient.detach().cpu().numpy() for gradient in found]

@@ -25,6 +25,17 @@ def test_gradients_of_looked_up_tables_are_whole():
     assert_allclose(found, 2 * keras.ops.convert_to_numpy(table) * counts, rtol=1e-6)
 
 
+@pytest.mark.core
+def test_what_depends_on_no_variable_has_gradients_of_zero():
+    """The KL of a network without layers that know theirs, for one."""
+    layer = layers.Dense(2)
+    layer.build((None, 3))
+    for gradient, variable in zip(
+        _gradients(lambda: keras.ops.zeros(()), layer.variables), layer.variables, strict=True
+    ):
+        assert_allclose(gradient, np.zeros(variable.shape), atol=0)
+
+
 def test_a_network_with_factors_of_tokens_is_measured():
     embedding = bdl.layers.EmbeddingRank1(7, 3, seed=0, name="words")
     parts = [keras.Input((4,), dtype="int32"), embedding, layers.GlobalAveragePooling1D(), layers.Dense(2)]
