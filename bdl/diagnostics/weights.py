@@ -167,7 +167,7 @@ def aside(model: keras.Layer) -> Iterator[None]:
     >>> float(layer(np.zeros((1, 1), "float32"))[0, 0])
     0.0
     """
-    # Every variable of the model, for a Keras scope neither looks into the one around it nor, for a regularizer, outside.
+    # Every variable, for a Keras scope looks neither into the one around it nor, for a regularizer, outside.
     values = [(variable, variable.value) for variable in model.variables]
     with keras.StatelessScope(values, collect_losses=True), without_local_kl():
         try:
