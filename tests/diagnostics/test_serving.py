@@ -90,8 +90,8 @@ def test_a_thread_that_predicts_sees_the_same_model_all_the_time(measure, traine
     expected = trained.predict_distribution(data[0], num_samples=2, seed=1).mean
     before = state(trained)
     with serving(trained, data[0]) as predictions:
-        measure(trained, data)
-    assert len(predictions) > 2
+        while len(predictions) < 5:  # a busy machine may leave a thread waiting
+            measure(trained, data)
     for prediction in predictions:
         np.testing.assert_array_equal(prediction, expected)
     assert_equal(before, state(trained))
