@@ -43,6 +43,7 @@ def test_temperature_of_another_library_s_layers(data):
     assert found.temperature == pytest.approx(10.0, rel=0.3)  # their KL is one sample's
 
 
+@pytest.mark.filterwarnings("ignore:fit ended at T")
 @pytest.mark.parametrize(
     ("schedule", "present"),
     [(None, 1.0), (LinearWarmup(steps=50), 10 / 50), (CyclicalWarmup(2), 1.0), (MinibatchWeights(4), 1.0)],

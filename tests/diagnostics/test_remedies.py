@@ -163,6 +163,7 @@ def test_early_stopping_after_a_warm_up_of_known_length_ends_at_temperature_one(
     assert model.temperature == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:fit ended at T")
 def test_early_stopping_in_a_warm_up_is_said(data):
     """One step an epoch: the best epoch, the first, has come to T = 1 / (0.85 * 40)."""
     model = bdl.VariationalModel(variational_network(), bdl.likelihoods.Categorical())
