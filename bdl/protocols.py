@@ -49,14 +49,16 @@ class HasLocalLatents(Protocol):
 
 @runtime_checkable
 class HasTemperature(Protocol):
-    """A model that trains on the ELBO: it knows the size of its data, and the T of each step.
+    """A model that trains a network on the ELBO: it knows the size of its data, and the T of each step.
 
     Attributes:
+        network: The Keras model that is trained; its outputs are the model's.
         num_examples: Number of training examples N, or None before it is known.
         temperature: T of the next training step, or None where its schedule does not know its length yet.
         final_temperature: T once the schedule has run out; a schedule that averages to a number has that one.
     """
 
+    network: Any
     num_examples: int | None
     temperature: float | None
     final_temperature: float

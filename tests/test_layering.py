@@ -122,3 +122,18 @@ def test_importing_bdl_loads_no_heavy_module_that_keras_does_not():
     }
     assert added & (heavy | {"torch", "pandas", "IPython"}) == set()
     assert "bdl" in added
+
+
+def reads_of_private_attributes(path):
+    """Where a file reads or sets an attribute `_name` of an object that is not its own `self`, `cls` or `super()`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
+            continue
+        is_super = isinstance(node.value, ast.Call) and getattr(node.value.func, "id", None) == "super"
+        if not is_super and getattr(node.value, "id", None) not in ("self", "cls"):
+            yield f"{path.relative_to(PACKAGE)}:{node.lineno} {ast.unparse(node)}"
+
+
+def test_no_file_reads_a_private_attribute_of_another_object():
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "keras_internals.py"]
+    assert [read for path in files for read in reads_of_private_attributes(path)] == []

@@ -17,10 +17,10 @@ import numpy as np
 from keras import ops
 
 from bdl.diagnostics.probe import class_numbers
-from bdl.diagnostics.weights import WeightPosterior, preserved, restored, total_divergence, weight_posteriors
-from bdl.elbo import ELBO, MinibatchWeights
+from bdl.diagnostics.weights import WeightPosterior, aside, total_divergence, weight_posteriors
+from bdl.elbo import ELBO
 from bdl.likelihoods import Bernoulli, Categorical, Likelihood, Normal
-from bdl.model import VariationalModel
+from bdl.protocols import HasTemperature
 
 _PROBE_EXAMPLES = 64
 _REPEATS = 8  # draws of the noise, for layers of other libraries that estimate their KL from one sample
@@ -46,11 +46,9 @@ class Accounting:
     errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def by_construction(cls, model: VariationalModel) -> Accounting:
+    def by_construction(cls, model: HasTemperature) -> Accounting:
         """That of a `VariationalModel`, whose ELBO counts each layer once and has no way not to."""
-        declared = declared_temperature(model)
-        assert declared is not None
-        return cls(declared, {}, declared)
+        return cls(model.final_temperature, {}, model.final_temperature)
 
 
 def measure_accounting(
@@ -58,7 +56,7 @@ def measure_accounting(
 ) -> Accounting | None:
     """Measures T and the share of each layer from the loss that the model was compiled with.
 
-    The model is left as it was.
+    The model is left as it was, and other threads see nothing of it.
 
     Args:
         model: A compiled, built Keras model.
@@ -68,7 +66,8 @@ def measure_accounting(
         num_examples: Number of training examples, N.
 
     Returns:
-        The accounting; None for a model without Gaussian weight posteriors, whose loss has no KL to measure.
+        The accounting; None for a model without Gaussian weight posteriors, whose loss has no KL to measure, and for
+        one whose schedule of T does not know its length yet.
 
     Example:
     >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
@@ -78,11 +77,11 @@ def measure_accounting(
     1.0
     """
     posteriors = weight_posteriors(model)
-    if not posteriors:
+    if not posteriors or (isinstance(model, HasTemperature) and model.temperature is None):
         return None
     x, y = _head(x), _head(y)
-    with preserved(model):
-        _go_to_end_of_schedule(model)
+    with aside(model):
+        part_of_final = _go_to_end_of_schedule(model)
         loss = _LossOfWeights(model, x, y)
         nll_share = _nll_multiplier(loss, likelihood, y)
         shares = {
@@ -92,13 +91,14 @@ def measure_accounting(
     middle = float(np.median([share for share, _ in shares.values() if share > 0] or [0.0]))
     counted = {name: share / middle if middle else 0.0 for name, (share, _) in shares.items()}
     errors = {name: error / middle if middle else 0.0 for name, (_, error) in shares.items()}
-    return Accounting(num_examples * middle / max(nll_share, 1e-12), counted, declared_temperature(model), errors)
+    temperature = num_examples * middle / max(nll_share, 1e-12) / part_of_final
+    return Accounting(temperature, counted, declared_temperature(model), errors)
 
 
 def declared_temperature(model: keras.Model) -> float | None:
     """The temperature at the end of training that a model's owner asked for, where bdl was asked."""
-    if isinstance(model, VariationalModel):
-        return 1.0 if model._schedule is not None else float(model.kl_weight)  # type: ignore[arg-type]
+    if isinstance(model, HasTemperature):
+        return model.final_temperature
     loss = getattr(model, "loss", None)
     return loss.kl_weight if isinstance(loss, ELBO) else None
 
@@ -144,17 +144,17 @@ class _LossOfWeights:
 
     def __init__(self, model: keras.Model, x: Any, y: Any) -> None:
         self._model, self._x, self._y = model, ops.convert_to_tensor(x), ops.convert_to_tensor(y)
-        self._state = [(variable, ops.convert_to_numpy(variable)) for variable in model.non_trainable_variables]
-        self.outputs = ops.convert_to_numpy(model(self._x, training=True))
-        first = [self._once(), self._once()]
+        with aside(model):
+            self.outputs = ops.convert_to_numpy(model(self._x, training=True))
+        with aside(model):
+            first = [self._once(), self._once()]
         self._num_draws = 1 if first[0] == first[1] else _REPEATS
         self.own = self.values()
 
     def values(self) -> np.ndarray:
         """The loss for the weights as they are, under each draw of the noise."""
-        for variable, value in self._state:  # seeds, that is, and moving statistics
-            variable.assign(value)
-        return np.array([self._once() for _ in range(self._num_draws)])
+        with aside(self._model):  # every time from the same seeds
+            return np.array([self._once() for _ in range(self._num_draws)])
 
     def change(self, outputs: np.ndarray) -> float:
         """The loss of other outputs minus that of the network's own, under one and the same draw of the KL."""
@@ -165,8 +165,10 @@ class _LossOfWeights:
         return self._value(self.outputs)
 
     def _value(self, outputs: np.ndarray) -> float:
+        before = [(variable, variable.value) for variable in self._model.non_trainable_variables]
         loss = self._model.compute_loss(self._x, self._y, ops.convert_to_tensor(outputs), training=True)
-        _go_to_end_of_schedule(self._model)
+        for variable, value in before:  # the count of steps, on which T may depend
+            variable.assign(value)
         return float(ops.convert_to_numpy(loss))
 
 
@@ -194,7 +196,7 @@ def _nll_multiplier(loss: _LossOfWeights, likelihood: Likelihood, y: Any) -> flo
 def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[WeightPosterior]) -> tuple[float, float]:
     """Change of the loss for a change of one layer's divergence, and its error: of noise draws and of rounding."""
     before = total_divergence(model, posteriors)
-    with restored(posteriors):
+    with aside(model):
         for part in posteriors:
             part.assign(part.mean, _SCALE_FACTOR * part.scale)
         change = total_divergence(model, posteriors) - before
@@ -206,12 +208,25 @@ def _kl_multiplier(loss: _LossOfWeights, model: keras.Model, posteriors: list[We
     return (multiplier, error) if multiplier > 1e-12 else (0.0, error)
 
 
-def _go_to_end_of_schedule(model: keras.Model) -> None:
-    if isinstance(model, VariationalModel) and not isinstance(model._schedule, MinibatchWeights):
-        step = int(ops.convert_to_numpy(ops.convert_to_tensor(model._total_steps)))
-        schedule = model._schedule
-        steps = getattr(schedule, "steps", None) if schedule is not None else None
-        model._step.assign(max(step, steps or 0))
+def present_temperature(model: Any) -> float | None:
+    """T that a model's training has come to, None where it does not tell or has not begun.
+
+    Of a schedule that goes on for ever it is the average.
+    """
+    if not isinstance(model, HasTemperature) or model.temperature is None:
+        return None
+    now = model.temperature
+    with aside(model):
+        return now / _go_to_end_of_schedule(model)
+
+
+def _go_to_end_of_schedule(model: Any) -> float:
+    """T there over the final one: 1, but for a schedule without an end, which averages to it."""
+    if not isinstance(model, HasTemperature):
+        return 1.0
+    model.end_schedule()
+    reached, final = model.temperature, model.final_temperature
+    return 1.0 if reached is None or reached == final else reached / final  # a constant T may be 0
 
 
 def _head(values: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, with_counts
+from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, present_temperature, with_counts
 from bdl.diagnostics.measure import ProbeData, measure, posteriors_of, take_probe
 from bdl.diagnostics.pacing import Budget, is_due, looks_wrong
 from bdl.diagnostics.quantities import Quantities
@@ -22,7 +22,7 @@ from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import HOPELESS, Finding, judge
 from bdl.diagnostics.weights import WeightPosterior, layer_health, start_scales
 from bdl.likelihoods import Likelihood
-from bdl.model import VariationalModel
+from bdl.protocols import HasTemperature
 
 _SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
 _ACTIONS = ("warn", "stop", "record")
@@ -181,7 +181,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run.is_read = True
         posteriors = posteriors_of(self.model)
         run.start = start_scales(posteriors)
-        if posteriors and isinstance(self.model, VariationalModel):
+        if posteriors and isinstance(self.model, HasTemperature):
             self._take_accounting(Accounting.by_construction(self.model), posteriors)
         run.has_posteriors = bool(posteriors)
         run.needs_accounting = bool(posteriors) and run.accounting is None and run.train is not None
@@ -265,7 +265,7 @@ class TrainingHealth(keras.callbacks.Callback):
             measured,
             epoch=epoch,
             planned_epochs=self._planned,
-            present_temperature=self.epochs[-1].get("temperature"),
+            present_temperature=self._present_temperature(),
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
@@ -351,13 +351,18 @@ class TrainingHealth(keras.callbacks.Callback):
             trends = measure_trends(self.epochs, run.size)
             layers = layer_health(self.model, posteriors_of(self.model), run.start)
             layers = with_counts(layers, run.accounting)
-            present = self.epochs[-1].get("temperature")
+            present = self._present_temperature()
             self._judge(
                 dataclasses.replace(
                     self.quantities, epoch=last, trends=trends, layers=layers, present_temperature=present
                 ),
                 last,
             )
+
+    def _present_temperature(self) -> float | None:
+        """That of the model as it stands, which may be of an earlier epoch, restored; else that of the last logs."""
+        own = present_temperature(self.model)
+        return self.epochs[-1].get("temperature") if own is None else own
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._path is not None and self._state is not None:

@@ -183,6 +183,7 @@ def _with_record(measured: Quantities, run: RunRecord | None) -> Quantities:
     if run is None:
         return measured
     last = run.probes[-1] if run.probes else Quantities()
+    recorded = run.epochs[-1].get("temperature") if run.epochs else None
     stuck = {layer.name: layer.stuck for layer in last.layers}
     counted = {layer.name: (layer.counted, layer.counted_error) for layer in last.layers}
     layers = []
@@ -195,15 +196,17 @@ def _with_record(measured: Quantities, run: RunRecord | None) -> Quantities:
         measured,
         epoch=run.epochs[-1]["epoch"] if run.epochs else 0,
         planned_epochs=run.start.get("planned_epochs"),
-        present_temperature=run.epochs[-1].get("temperature") if run.epochs else None,
+        present_temperature=_known(measured.present_temperature, recorded),
         trends=measure_trends(run.epochs, measured.num_examples),
         layers=tuple(layers),
         finite=measured.finite and last.finite,
-        temperature=last.temperature if measured.temperature is None else measured.temperature,
-        declared_temperature=(
-            last.declared_temperature if measured.declared_temperature is None else measured.declared_temperature
-        ),
+        temperature=_known(measured.temperature, last.temperature),
+        declared_temperature=_known(measured.declared_temperature, last.declared_temperature),
     )
+
+
+def _known(value: float | None, otherwise: float | None) -> float | None:
+    return otherwise if value is None else value
 
 
 def _from_record(run: RunRecord) -> HealthReport:

@@ -11,8 +11,9 @@ import numpy as np
 from keras import ops
 
 from bdl.diagnostics.quantities import LayerHealth
-from bdl.diagnostics.weights import WeightPosterior, preserved
+from bdl.diagnostics.weights import WeightPosterior
 from bdl.elbo import kl_divergence
+from bdl.latents import without_local_kl
 from bdl.likelihoods import Likelihood
 
 
@@ -32,9 +33,8 @@ def with_gradients(
     """
     x, y = keras.tree.map_structure(ops.convert_to_tensor, x), ops.convert_to_tensor(y)
     variables = list(network.trainable_variables)
-    with preserved(network):
-        nll = _gradients(lambda: ops.mean(likelihood.nll(y, network(x, training=True))), network, variables)
-        kl = _gradients(lambda: kl_divergence(network) / num_examples, network, variables)
+    nll = _gradients(lambda: ops.mean(likelihood.nll(y, network(x, training=True))), variables)
+    kl = _gradients(lambda: kl_divergence(network) / num_examples, variables)
     index = {id(variable): number for number, variable in enumerate(variables)}
 
     def of(layer: LayerHealth) -> LayerHealth:
@@ -52,28 +52,37 @@ def with_gradients(
     return tuple(of(layer) for layer in layers)
 
 
-def _gradients(value: Callable[[], Any], network: keras.Model, variables: list[keras.Variable]) -> list[np.ndarray]:
-    """Gradient of a scalar with respect to variables; zeros where it does not depend on one."""
+def _gradients(value: Callable[[], Any], variables: list[keras.Variable]) -> list[np.ndarray]:
+    """Gradient of a scalar with respect to variables; zeros where it does not depend on one.
+
+    The scalar is computed in a scope of its own: other threads see nothing of it, and seeds are as before after it.
+    """
+
+    def of_values(values: list[Any]) -> Any:
+        with keras.StatelessScope(list(zip(variables, values, strict=True))), without_local_kl():
+            return value()
+
+    values = [variable.value for variable in variables]
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            result = value()
-        found = tape.gradient(
-            result, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        values = [tf.convert_to_tensor(value) for value in values]  # of a variable, that is
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            result = of_values(values)
+        found = tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [np.asarray(tf.convert_to_tensor(gradient)) for gradient in found]  # those of lookups are sparse
     if backend == "jax":
         import jax
 
-        def of_values(values: list[Any]) -> Any:
-            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-                return value()
-
-        return [np.asarray(gradient) for gradient in jax.grad(of_values)([variable.value for variable in variables])]
+        return [np.asarray(gradient) for gradient in jax.grad(of_values)(values)]
     import torch
 
+    values = [value.detach().requires_grad_() for value in values]
     with torch.enable_grad():
-        found = torch.autograd.grad(value(), [variable.value for variable in variables], materialize_grads=True)
+        result = of_values(values)
+        if not result.requires_grad:  # it depends on none
+            return [np.zeros(tuple(value.shape), "float32") for value in values]
+        found = torch.autograd.grad(result, values, materialize_grads=True)
     return [gradient.detach().cpu().numpy() for gradient in found]

@@ -25,7 +25,7 @@ import numpy as np
 from keras import ops
 
 from bdl.diagnostics.quantities import LocalLatents
-from bdl.diagnostics.weights import preserved
+from bdl.diagnostics.weights import aside
 from bdl.estimators.weights import whole_functions
 from bdl.latents import Alignment, GaussianCode, Latent, collect_latents, take_local_kl
 
@@ -211,7 +211,7 @@ def _observe(network: keras.Layer, x: Any) -> tuple[np.ndarray | None, list[Late
         rows = slice(start, start + _BATCH_SIZE)
         batch = keras.tree.map_structure(lambda leaf, rows=rows: ops.convert_to_tensor(np.asarray(leaf)[rows]), x)
         # Seeds go back after each batch, so that all of them see one function: only the input makes codes differ.
-        with preserved(network), whole_functions(), collect_latents() as reports:
+        with aside(network), whole_functions(), collect_latents() as reports:
             network(batch, training=True)
             kl = take_local_kl(network)
         if kl is not None:

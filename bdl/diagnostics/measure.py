@@ -12,7 +12,7 @@ from keras import ops
 
 from bdl.convert.rewiring import ConvertedModel
 from bdl.diagnostics import probe
-from bdl.diagnostics.accounting import Accounting, with_counts
+from bdl.diagnostics.accounting import Accounting, present_temperature, with_counts
 from bdl.diagnostics.gradients import with_gradients
 from bdl.diagnostics.local import local_latents
 from bdl.diagnostics.quantities import Fit, Quantities, null_nll
@@ -25,7 +25,7 @@ from bdl.diagnostics.weights import (
     weight_posteriors,
 )
 from bdl.likelihoods import Likelihood
-from bdl.model import VariationalModel
+from bdl.protocols import HasTemperature
 
 _IDENTICAL = 1e-6  # relative spread of repeated predictions below which they are the same
 
@@ -87,7 +87,7 @@ def measure(
     num_samples: int = 8,
     is_thorough: bool = False,
 ) -> Quantities:
-    """Measures a model; it is left as it was.
+    """Measures a model; it is left as it was, and other threads see nothing of it.
 
     Args:
         model: A Keras model, or a list of them: an ensemble.
@@ -147,6 +147,7 @@ def measure(
         finite=bool(finite),
         temperature=accounting.temperature if accounting else None,
         declared_temperature=accounting.declared if accounting else None,
+        present_temperature=present_temperature(members[0]),
         kl=kl,
         penalty=penalty_of_point_estimates(networks[0]),
         has_fitted_means=has_fitted_means(networks[0]),
@@ -166,8 +167,8 @@ def posteriors_of(model: Any) -> list[WeightPosterior]:
 
 
 def network_of(model: keras.Model) -> keras.Model:
-    """The network inside a `VariationalModel`; any other model is its own."""
-    return model.network if isinstance(model, VariationalModel) else model
+    """The network inside a model that trains one on the ELBO; any other model is its own."""
+    return model.network if isinstance(model, HasTemperature) else model
 
 
 def _output_rank(model: Any) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from bdl.diagnostics.quantities import Fit, fit_figures
-from bdl.diagnostics.weights import WeightPosterior, at_prior, preserved, without_weakest
+from bdl.diagnostics.weights import WeightPosterior, aside, at_prior, without_weakest
 from bdl.estimators.weights import whole_functions
 from bdl.keras_internals import flatten_layers
 from bdl.layers import mean_weights
@@ -61,7 +61,7 @@ def draw(
     nll, means, hidden = [], [], []
     for member in members:
         network, names = _with_hidden(member, layers)
-        with preserved(member), whole_functions(), _without_gradients():
+        with aside(member), whole_functions(), _without_gradients():
             for _ in range(share):
                 parts = [_evaluate(network, likelihood, a, b) for a, b in _batches(x, y)]
                 nll.append(np.concatenate([part[0] for part in parts]))
@@ -81,7 +81,7 @@ def fit_of(
 
 def mean_nll(network: keras.Model, x: Any, y: Any, likelihood: Likelihood) -> float:
     """NLL of the posterior mean, nats per example (Q4); that of the network if it has no noise."""
-    with mean_weights(network) if _has_our_noise(network) else contextlib.nullcontext():
+    with aside(network), mean_weights(network) if _has_our_noise(network) else contextlib.nullcontext():
         return float(draw(network, x, y, likelihood, 1).nll.mean())
 
 
@@ -115,7 +115,7 @@ def pruned_accuracy(
         return None
     found = {}
     for share in PRUNED_SHARES:
-        with without_weakest(posteriors, share), mean_weights(network):
+        with without_weakest(network, posteriors, share), mean_weights(network):
             found[f"{share:.0%}"] = fit_of(draw(network, x, y, likelihood, 1), y, likelihood).accuracy or 0.0
     return found
 
@@ -124,7 +124,7 @@ def prior_draws(
     network: keras.Model, posteriors: list[WeightPosterior], x: Any, y: Any, likelihood: Likelihood, num_samples: int
 ) -> Draws:
     """The same for networks drawn from the prior (Q5)."""
-    with at_prior(posteriors):
+    with at_prior(network, posteriors):
         return draw(network, x, y, likelihood, num_samples)
 
 

@@ -156,7 +156,8 @@ class Quantities:
         finite: Whether loss and weights are finite.
         temperature: Effective temperature T at the end of the schedule, measured from the compiled loss (Q1).
         declared_temperature: The T that the user asked for, where there is one to declare; else None.
-        present_temperature: T of the last recorded epoch, which a warm-up raises to the final one.
+        present_temperature: T that training has come to, which a warm-up raises to the final one: of the model as it
+            stands, else of the last recorded epoch.
         kl: Closed-form divergence of all weights, in nats, total; with it the `penalty`.
         penalty: The part of `kl` that point estimates pay for their own prior (MAP), in nats, total.
         has_fitted_means: Whether posterior means are point estimates (`TiedMean`: variational EM), so that `kl` leaves

@@ -143,9 +143,12 @@ LOWER_RATE = Remedy(
 )
 EARLY_STOPPING = Remedy(
     "stop at the best validation NLL",
-    "The later epochs only fitted the training data.",
+    "The later epochs only fitted the training data. T is 1 throughout: a training that stops in a warm-up, or goes "
+    "back to an epoch in it, ends with a smaller T. apply() returns the model, to be fitted with this callback.",
     "Prechelt 1998",
-    "keras.callbacks.EarlyStopping(monitor='val_nll', patience=10, restore_best_weights=True)",
+    "bdl.VariationalModel(network, likelihood, kl_weight=1.0); model.fit(..., callbacks=["
+    "keras.callbacks.EarlyStopping('val_nll', mode='min', patience=10, restore_best_weights=True)])",
+    partial(rebuilt, kl_weight=1.0),
 )
 MORE_NOISE = Remedy(
     "a posterior over the weights",

@@ -142,6 +142,7 @@ class HealthReport:
         q = self.quantities
         rows = [
             _row("Effective temperature T", q.temperature, "Measured from the compiled loss; Bayes is 1."),
+            _row("T so far", q.present_temperature, "Of the model as it stands; a warm-up raises it."),
             _row("R = KL / N [nats]", q.rate, _RATE_OF_SCALES if q.has_fitted_means else _RATE),
             _row("NLL of the prior [nats]", q.nll_prior, "Of networks drawn from the prior."),
             _row("Function signal", q.function_signal, "How predictions vary with x, against labels."),

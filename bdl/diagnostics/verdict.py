@@ -7,7 +7,7 @@ missing, and does not fire inside two standard errors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.symptoms import (
@@ -73,11 +73,20 @@ def judge(quantities: Quantities) -> Finding:
     >>> judge(Quantities(temperature=1000.0)).verdict
     'mis_scaled_kl'
     """
-    for rule in RULES:
-        finding = rule(quantities)
-        if finding is not None:
-            return finding
-    return healthy(quantities)
+    finding = next((found for rule in RULES if (found := rule(quantities)) is not None), None)
+    finding = healthy(quantities) if finding is None else finding
+    if not is_warming_up(quantities):
+        return finding
+    return replace(finding, evidence=(*finding.evidence, _unfinished(quantities)))
+
+
+def _unfinished(q: Quantities) -> str:
+    """What it means that T is not yet where it should end."""
+    return (
+        f"T has come to {q.present_temperature:.3g}, and should end at {q.temperature:.3g}: the KL does not count in "
+        "full yet. A training that ends here, by early stopping for example, leaves a posterior that is surer than the "
+        "data allow: stop only after the warm-up, or train with kl_weight=1.0."
+    )
 
 
 def diverged(q: Quantities) -> Finding | None:
@@ -361,6 +370,7 @@ def healthy(q: Quantities) -> Finding:
             "of what the prior's do."
         )
     sure = q.validation is not None and (q.twin is not None or fit.gain > LIMIT.collapsed_gain)
+    sure = sure and not is_warming_up(q)
     return Finding("healthy", "probable" if sure else "possible", tuple(evidence))
 
 

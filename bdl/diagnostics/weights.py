@@ -19,7 +19,8 @@ from bdl.convert.mc_dropout import MCDropoutModel
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.elbo import kl_divergence
 from bdl.estimators.weights import FactoredWeight, SampledWeight
-from bdl.keras_internals import direct_layers, flatten_layers
+from bdl.keras_internals import direct_layers, flatten_layers, take_losses
+from bdl.latents import without_local_kl
 from bdl.layers.variational import Variational
 from bdl.posteriors import Component, LowRankNormal, MatrixNormal, MeanFieldNormal
 from bdl.priors import TiedMean
@@ -171,49 +172,51 @@ def drawn_weights(model: keras.Layer) -> Iterator[SampledWeight | FactoredWeight
 
 
 @contextmanager
-def restored(posteriors: list[WeightPosterior]) -> Iterator[None]:
-    """Within this context posteriors may be assigned; after it they are as before, to the bit."""
-    before = [(variable, _numpy(variable)) for posterior in posteriors for variable in posterior.variables]
-    try:
-        yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
+def aside(model: keras.Layer) -> Iterator[None]:
+    """Within this context what happens to a model's variables is seen by this thread alone, and forgotten after it.
+
+    Weights may be assigned, seeds move on, and metrics be updated, while another thread predicts with the same model.
+    Contexts nest: an inner one begins with what the outer one sees. A layer has to be built before, and functions that
+    were compiled before (`fit`, `predict`) do not look here.
+
+    Example:
+    >>> layer = keras.layers.Dense(1)
+    >>> layer.build((None, 1))
+    >>> with aside(layer):
+    ...     _ = layer.bias.assign([5.0])
+    ...     float(layer(np.zeros((1, 1), "float32"))[0, 0])
+    5.0
+    >>> float(layer(np.zeros((1, 1), "float32"))[0, 0])
+    0.0
+    """
+    # Every variable, for a Keras scope looks neither into the one around it nor, for a regularizer, outside.
+    values = [(variable, variable.value) for variable in model.variables]
+    with keras.StatelessScope(values, collect_losses=True), without_local_kl():
+        try:
+            yield
+        finally:
+            take_losses(model)  # Keras tells them by the identity of tensors, which another tensor may have later
 
 
 @contextmanager
-def at_prior(posteriors: list[WeightPosterior]) -> Iterator[None]:
+def at_prior(model: keras.Layer, posteriors: list[WeightPosterior]) -> Iterator[None]:
     """Within this context every posterior equals its prior, as it stood when the posteriors were read."""
-    with restored(posteriors):
+    with aside(model):
         for posterior in posteriors:
             posterior.assign(posterior.prior_mean, posterior.prior_scale)
         yield
 
 
 @contextmanager
-def without_weakest(posteriors: list[WeightPosterior], share: float) -> Iterator[None]:
+def without_weakest(model: keras.Layer, posteriors: list[WeightPosterior], share: float) -> Iterator[None]:
     """Within this context the means with the lowest `|mean| / scale`, a share of all of them, are zero (Q11)."""
     signal = np.concatenate([(np.abs(part.mean) / part.scale).ravel() for part in posteriors])
     limit = np.quantile(signal, share)
-    with restored(posteriors):
+    with aside(model):
         for part in posteriors:
             mean = part.mean
             part.mean_variable.assign(np.where(np.abs(mean) / part.scale < limit, 0.0, mean).astype(mean.dtype))
         yield
-
-
-@contextmanager
-def preserved(model: keras.Layer) -> Iterator[None]:
-    """Within this context seeds, statistics and metrics of a model may change; after it they are as before."""
-    metrics = getattr(model, "metrics", [])
-    held = [*model.non_trainable_variables, *(variable for metric in metrics for variable in metric.variables)]
-    variables = list({id(variable): variable for variable in held}.values())
-    before = [_numpy(variable) for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
 
 
 def dropout_rates(model: keras.Layer) -> tuple[float, ...]:

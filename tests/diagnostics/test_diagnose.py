@@ -7,8 +7,9 @@ from foreign_layers import AddLossDense, ForeignDense
 
 import bdl
 from bdl.diagnostics import REMEDIES, THRESHOLDS, diagnose
-from bdl.diagnostics.accounting import measure_accounting
+from bdl.diagnostics.accounting import measure_accounting, present_temperature
 from bdl.diagnostics.weights import at_prior, penalty_of_point_estimates, weight_posteriors
+from bdl.elbo import CyclicalWarmup, LinearWarmup, MinibatchWeights
 
 N = 150
 
@@ -40,6 +41,30 @@ def test_temperature_of_another_library_s_layers(data):
     model = plain(ForeignDense(40, 10.0 / N), ForeignDense(40, 10.0 / N))
     found = measure_accounting(model, *data, bdl.likelihoods.Categorical(), N)
     assert found.temperature == pytest.approx(10.0, rel=0.3)  # their KL is one sample's
+
+
+@pytest.mark.filterwarnings("ignore:fit ended at T")
+@pytest.mark.parametrize(
+    ("schedule", "present"),
+    [(None, 1.0), (LinearWarmup(steps=50), 10 / 50), (CyclicalWarmup(2), 1.0), (MinibatchWeights(4), 1.0)],
+)
+def test_temperature_of_a_schedule_is_that_of_its_end_or_its_average(schedule, present, data):
+    network = keras.Sequential([keras.Input((6,)), bdl.layers.DenseFlipout(2, kernel_prior="fan_in_normal")])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), kl_weight=schedule)
+    model.compile("adam")
+    model.fit(*data, batch_size=N, epochs=10, verbose=0)
+    found = measure_accounting(model, *data, model.likelihood, N)
+    assert found.temperature == pytest.approx(1.0, rel=5e-3)
+    assert found.declared == 1.0
+    assert present_temperature(model) == pytest.approx(present, rel=1e-6)
+
+
+def test_a_schedule_that_does_not_know_its_length_has_no_temperature_yet(data):
+    network = keras.Sequential([keras.Input((6,)), bdl.layers.DenseFlipout(2)])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), num_examples=N)
+    model.compile("adam")
+    assert measure_accounting(model, *data, model.likelihood, N) is None
+    assert diagnose(model, *data, num_samples=2).verdict != "accounting_error"
 
 
 def test_measuring_leaves_the_model_as_it_was(data):
@@ -76,7 +101,7 @@ def test_the_prior_s_functions_are_those_of_the_prior():
     layer.build((None, 40))
     posteriors = weight_posteriors(layer)
     before = posteriors[0].mean, posteriors[0].scale
-    with at_prior(posteriors):
+    with at_prior(layer, posteriors):
         assert np.abs(posteriors[0].excess()).max() < 1e-5
         np.testing.assert_allclose(posteriors[0].scale, 2.0, rtol=1e-5)
     np.testing.assert_array_equal(before[0], posteriors[0].mean)

@@ -19,10 +19,21 @@ def test_gradients_of_looked_up_tables_are_whole():
     network = keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(4, 2)])
     table = network.layers[0].embeddings
     (found,) = _gradients(
-        lambda: keras.ops.sum(keras.ops.square(network(keras.ops.convert_to_tensor(tokens)))), network, [table]
+        lambda: keras.ops.sum(keras.ops.square(network(keras.ops.convert_to_tensor(tokens)))), [table]
     )
     counts = np.array([0, 2, 0, 1])[:, None]
     assert_allclose(found, 2 * keras.ops.convert_to_numpy(table) * counts, rtol=1e-6)
+
+
+@pytest.mark.core
+def test_what_depends_on_no_variable_has_gradients_of_zero():
+    """The KL of a network without layers that know theirs, for one."""
+    layer = layers.Dense(2)
+    layer.build((None, 3))
+    for gradient, variable in zip(
+        _gradients(lambda: keras.ops.zeros(()), layer.variables), layer.variables, strict=True
+    ):
+        assert_allclose(gradient, np.zeros(variable.shape), atol=0)
 
 
 def test_a_network_with_factors_of_tokens_is_measured():

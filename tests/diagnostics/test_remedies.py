@@ -1,5 +1,8 @@
 """Each remedy makes what it says of a small network, trains, and leaves the diagnosed model alone."""
 
+import ast
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from foreign_layers import ForeignDense
 
 import bdl
 from bdl.convert.variational import MOPED_POSTERIOR
-from bdl.diagnostics import REMEDIES, VERDICTS, LayerHealth, LocalLatents, Quantities
+from bdl.diagnostics import REMEDIES, VERDICTS, LayerHealth, LocalLatents, Quantities, diagnose
 from bdl.diagnostics import remedies as known
 from bdl.diagnostics.remedies import remedies_of
 from bdl.diagnostics.weights import dropout_rates
@@ -32,6 +35,7 @@ PROMISES = [
     (known.TRAIN_LONGER, RECIPE),
     (known.FAST_SCALES, {"prior": TiedMean(), "posterior": MeanFieldNormal(speed=10.0)}),
     (known.LOWER_RATE, {}),
+    (known.EARLY_STOPPING, {"kl_weight": 1.0}),
     (known.MORE_NOISE, EMPIRICAL),
     (known.WARMUP, {"kl_weight": LinearWarmup(0.85)}),
     (known.CYCLICAL, {"kl_weight": CyclicalWarmup(4)}),
@@ -129,6 +133,46 @@ def test_rates_and_clipping(remedy, settings, diagnosed):
         config = remedy.apply(diagnosed).optimizer.get_config()
         assert config["learning_rate"] == pytest.approx(1e-3, rel=1e-6)
         assert config["clipnorm"] == settings["clipnorm"]
+
+
+def early_stopping(code, **changes):
+    """The callback that a piece of code shows, with some arguments changed."""
+    (shown,) = re.findall(r"keras\.callbacks\.EarlyStopping\(.*?\)", code)
+    call = ast.parse(shown, mode="eval").body
+    shown = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+    return keras.callbacks.EarlyStopping(*map(ast.literal_eval, call.args), **shown | changes)
+
+
+def stopped(model, data, **changes):
+    """Number of epochs until no epoch was 10 nats better than the first that may be kept, which is restored."""
+    stop = early_stopping(known.EARLY_STOPPING.code, patience=2, min_delta=10.0, **changes)
+    return len(model.fit(*data, epochs=40, validation_data=data, callbacks=[stop], verbose=0).epoch)
+
+
+@pytest.mark.core
+def test_early_stopping_as_it_is_shown_ends_at_temperature_one(diagnosed, data):
+    model = known.EARLY_STOPPING.apply(diagnosed)
+    assert stopped(model, data) == 3
+    assert model.temperature == 1.0
+
+
+def test_early_stopping_after_a_warm_up_of_known_length_ends_at_temperature_one(data):
+    model = bdl.VariationalModel(variational_network(), bdl.likelihoods.Categorical(), kl_weight=LinearWarmup(steps=5))
+    model.compile("adam")
+    assert stopped(model, data, start_from_epoch=5) == 8
+    assert model.temperature == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:fit ended at T")
+def test_early_stopping_in_a_warm_up_is_said(data):
+    """One step an epoch: the best epoch, the first, has come to T = 1 / (0.85 * 40)."""
+    model = bdl.VariationalModel(variational_network(), bdl.likelihoods.Categorical())
+    model.compile("adam")
+    assert stopped(model, data) == 3
+    report = diagnose(model, *data, num_samples=2)
+    assert report.quantities.present_temperature == pytest.approx(1 / 34, rel=1e-6)
+    assert report.quantities.temperature == pytest.approx(1.0, rel=5e-3)
+    assert "T has come to 0.0294, and should end at 1" in report.evidence[-1]
 
 
 def test_burn_in_needs_the_data(diagnosed):

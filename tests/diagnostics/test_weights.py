@@ -7,12 +7,12 @@ from foreign_layers import ForeignDense
 
 import bdl
 from bdl.diagnostics.weights import (
+    aside,
     at_prior,
     dropout_rates,
     has_fitted_means,
     layer_health,
     penalty_of_point_estimates,
-    restored,
     start_scales,
     total_divergence,
     weight_posteriors,
@@ -79,7 +79,7 @@ def test_scales_that_are_no_products_become_the_nearest_ones():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_restored_to_the_bit(kind):
+def test_what_is_done_aside_is_undone_to_the_bit(kind):
     layer = LAYERS[kind]()
     posteriors, before = weight_posteriors(layer), values(layer)
 
@@ -88,7 +88,7 @@ def test_restored_to_the_bit(kind):
             part.assign(5.0, 0.123)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), restored(posteriors):
+    with pytest.raises(KeyboardInterrupt), aside(layer):
         change()
     for value, now in zip(before, values(layer), strict=True):
         np.testing.assert_array_equal(value, now)
@@ -100,7 +100,7 @@ def test_the_prior_has_no_divergence_from_itself(family):
     layer = our_layer(family)
     posteriors, before = weight_posteriors(layer), values(layer)
     num_weights = sum(part.mean.size for part in posteriors)
-    with at_prior(posteriors):
+    with at_prior(layer, posteriors):
         kl = float(keras.ops.convert_to_numpy(bdl.kl_divergence(layer)))
         assert abs(kl) <= num_weights * ROUNDING
         for part in posteriors:
@@ -115,7 +115,7 @@ def test_a_centred_prior_is_at_its_centre():
     centre = part.mean
     part.assign(centre + 1.0, 0.2)
     (part,) = weight_posteriors(layer)
-    with at_prior([part]):
+    with at_prior(layer, [part]):
         np.testing.assert_array_equal(part.mean, centre)
 
 
@@ -189,6 +189,8 @@ def test_means_and_scales_of_one_shape_are_paired_by_their_names():
 @pytest.mark.parametrize(("share", "zeroed"), [(0.5, 50), (0.75, 75), (0.9, 90)])
 def test_the_weakest_share_of_all_weights_is_zeroed(share, zeroed):
     layers = [our_layer("mean_field", shape=shape) for shape in ((4, 5), (5, 16))]
+    holder = keras.Layer()
+    holder.layers = layers
     posteriors = [part for layer in layers for part in weight_posteriors(layer)]
     ratio = np.random.default_rng(0).permutation(100) + 1.0  # |mean| / scale, all different
     sign = np.where(ratio % 2, 1.0, -1.0)
@@ -197,7 +199,7 @@ def test_the_weakest_share_of_all_weights_is_zeroed(share, zeroed):
         shape = part.mean.shape
         part.assign((sign * ratio * scale)[rows].reshape(shape), scale[rows].reshape(shape))
     before = np.concatenate([part.mean.ravel() for part in posteriors])
-    with without_weakest(posteriors, share):
+    with without_weakest(holder, posteriors, share):
         now = np.concatenate([part.mean.ravel() for part in posteriors])
     np.testing.assert_array_equal(now, np.where(ratio <= zeroed, 0.0, before).astype("float32"))
     np.testing.assert_array_equal(np.concatenate([part.mean.ravel() for part in posteriors]), before)
