@@ -305,7 +305,8 @@ def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_
     outputs = np.concatenate([draw["outputs"] for draw in draws]) if "outputs" in draws[0] else None
     if likelihood.is_classifier:
         log_sums = [draw["p_scale"] + np.log(draw["p_sum"], dtype=np.float64) for draw in draws]
-        log_p = (np.logaddexp.reduce(log_sums) - np.log(num_samples)).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # of outputs that are NaN
+            log_p = (np.logaddexp.reduce(log_sums) - np.log(num_samples)).astype(np.float32)
         p = np.exp(log_p if likelihood.has_class_axis else log_p[..., 1])
         total = entropy(likelihood, log_p)
         aleatoric = (np.sum([draw["entropy_sum"] for draw in draws], axis=0) / num_samples).reshape(total.shape)

@@ -43,9 +43,9 @@ def test_probabilities_add_up_by_their_logarithms(spread):
     log_p[:, 0] = -np.inf  # never probable
     log_p[:40, 1] = -np.inf  # at first not
     log_p[7, 2] = np.nan
-    scale, total = np.full(5, -np.inf, "float32"), np.zeros(5, "float32")
+    scale, total = keras.ops.full(5, -np.inf), keras.ops.zeros(5)
     for sample in log_p:
-        scale, total = add_probability(scale, total, sample)
+        scale, total = add_probability(scale, total, keras.ops.convert_to_tensor(sample))
     found = keras.ops.convert_to_numpy(scale) + np.log(keras.ops.convert_to_numpy(total), dtype="float64")
     np.testing.assert_allclose(found, special.logsumexp(log_p.astype("float64"), axis=0), rtol=1e-6, atol=1e-6)
 
