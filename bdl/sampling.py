@@ -76,7 +76,7 @@ class Sampler:
         """Draws from the predictive distribution of every head.
 
         Returns:
-            For a classifier sums over samples: `entropy_sum`, and of the probabilities `exp(p_scale) * p_sum`; otherwise
+            For a classifier sums over samples: `entropy_sum`, and of probabilities `exp(p_scale) * p_sum`; otherwise
             the likelihood's parameters, `(num_samples, n, ...)`. With `keep_outputs` also `outputs`,
             `(num_samples, n, ...)`.
         """

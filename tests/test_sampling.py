@@ -43,7 +43,7 @@ def test_probabilities_add_up_by_their_logarithms(spread):
     log_p[:, 0] = -np.inf  # never probable
     log_p[:40, 1] = -np.inf  # at first not
     log_p[7, 2] = np.nan
-    scale, total = keras.ops.full(5, -np.inf), keras.ops.zeros(5)
+    scale, total = keras.ops.full((5,), -np.inf), keras.ops.zeros((5,))
     for sample in log_p:
         scale, total = add_probability(scale, total, keras.ops.convert_to_tensor(sample))
     found = keras.ops.convert_to_numpy(scale) + np.log(keras.ops.convert_to_numpy(total), dtype="float64")
