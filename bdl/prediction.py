@@ -1,6 +1,7 @@
 """Monte Carlo prediction and the split of its uncertainty, for any Keras model.
 
-For each input the network is evaluated `num_samples` times. Class probabilities are averaged (never logits):
+For each input the network is evaluated `num_samples` times. Class probabilities are averaged (never logits, and in
+log space, so that a log probability is right however small it is):
 
     total = H[mean p],   aleatoric = mean H[p],   epistemic = total - aleatoric = mutual information   [nats]
 
@@ -19,9 +20,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bdl.likelihoods import Likelihood
-from bdl.likelihoods.frozen_mixture import mixture_quantile
+from bdl.likelihoods.base import check_entries, check_numbers
+from bdl.likelihoods.frozen_mixture import FrozenDistribution, mixture_quantile
 from bdl.sampling import Sampler, label_entropy
 
 
@@ -36,6 +39,9 @@ class ClassificationPrediction:
         aleatoric: Mean entropy of the samples, `(n, ...)`, in nats: noise in the data.
         num_samples: Number of samples behind it.
         outputs: Raw network outputs `(num_samples, n, ...)` if they were asked for, else None.
+        log_probabilities: Logarithms of the mean probabilities, `(n, ..., classes)`, in nats, exact also where a
+            probability is too small for float32; for Bernoulli the outputs' shape with one more axis, of label 0 and
+            label 1. None takes them from `probabilities`.
     """
 
     likelihood: Likelihood
@@ -44,6 +50,7 @@ class ClassificationPrediction:
     aleatoric: np.ndarray
     num_samples: int
     outputs: np.ndarray | None = None
+    log_probabilities: np.ndarray | None = None
 
     @property
     def epistemic(self) -> np.ndarray:
@@ -55,23 +62,30 @@ class ClassificationPrediction:
         """The mean probabilities."""
         return self.probabilities
 
-    def log_prob(self, y: Any) -> np.ndarray:
+    def log_prob(self, y: ArrayLike) -> np.ndarray:
         """Log predictive probability of labels.
 
         Args:
-            y: Labels, `(n, ...)`.
+            y: Labels, `(n, ...)`; NaN for an event that does not count.
 
         Returns:
-            `(n, ...)`, in nats.
+            `(n, ...)`, in nats; -inf where the probability is 0, NaN where the label is NaN.
+
+        Raises:
+            ValueError: if a label is no class, or there is not one for each event.
         """
-        p = self.probabilities
-        if self.likelihood.has_class_axis:
-            labels = np.asarray(y).reshape(p.shape[:-1]).astype(int)
-            chosen = np.take_along_axis(p, labels[..., None], axis=-1)[..., 0]
-        else:
-            p = p.reshape(self.total_uncertainty.shape)
-            chosen = np.where(np.asarray(y).reshape(p.shape) == 1, p, 1.0 - p)
-        return np.log(np.maximum(chosen, np.finfo(chosen.dtype).tiny))
+        log_p = _log(self.probabilities, self.likelihood) if self.log_probabilities is None else self.log_probabilities
+        classes = log_p.shape[-1]
+        log_p = log_p.reshape(*self.total_uncertainty.shape, classes)
+        labels = _events(y, log_p.shape[:-1])
+        numbers = labels.astype(np.float64)
+        is_missing = np.isnan(numbers)
+        is_class = (numbers >= 0) & (numbers < classes) & (numbers == np.floor(numbers))
+        wanted = f"a class index from 0 to {classes - 1}, or NaN for an event that does not count"
+        check_entries(labels, is_class | is_missing, wanted)
+        index = np.where(is_missing, 0, numbers).astype(int)
+        chosen = np.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
+        return np.where(is_missing, np.nan, chosen).astype(log_p.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +108,7 @@ class RegressionPrediction:
         return len(next(iter(self.parameters.values())))
 
     @property
-    def components(self) -> Any:
+    def components(self) -> FrozenDistribution:
         """The components as one frozen scipy.stats distribution of batch shape `(num_samples, n, ...)`."""
         return self.likelihood.distribution({name: value.astype(np.float64) for name, value in self.parameters.items()})
 
@@ -128,21 +142,25 @@ class RegressionPrediction:
         """Predictive standard deviation, `(n, ...)`."""
         return np.sqrt(self.variance)
 
-    def log_prob(self, y: Any) -> np.ndarray:
+    def log_prob(self, y: ArrayLike) -> np.ndarray:
         """Log density (of counts: log probability) of targets under the mixture.
 
         Args:
             y: Targets, `(n, ...)`.
 
         Returns:
-            `(n, ...)`, in nats.
+            `(n, ...)`, in nats; NaN where the target is NaN, and -inf for a number that is no count.
+
+        Raises:
+            ValueError: if there is not one number for each event.
         """
         components = self.components
-        y = np.asarray(y, dtype=np.float64).reshape(components.mean().shape[1:])
+        y = _events(y, components.mean().shape[1:]).astype(np.float64)
         log_densities = components.logpmf(y) if self.is_count else components.logpdf(y)
-        return np.logaddexp.reduce(log_densities, axis=0) - np.log(self.num_samples)
+        with np.errstate(invalid="ignore"):  # of a missing target
+            return np.logaddexp.reduce(log_densities, axis=0) - np.log(self.num_samples)
 
-    def cdf(self, y: Any) -> np.ndarray:
+    def cdf(self, y: ArrayLike) -> np.ndarray:
         """Predictive probability of a target of at most `y`.
 
         Args:
@@ -150,9 +168,12 @@ class RegressionPrediction:
 
         Returns:
             `(n, ...)`, from 0 to 1.
+
+        Raises:
+            ValueError: if there is not one number for each event.
         """
         components = self.components
-        y = np.asarray(y, dtype=np.float64).reshape(components.mean().shape[1:])
+        y = _events(y, components.mean().shape[1:]).astype(np.float64)
         return components.cdf(y).mean(axis=0)
 
     def sample(self, seed: int = 0) -> np.ndarray:
@@ -240,7 +261,7 @@ def predict_distribution(
     """
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     if not models:
-        raise ValueError("`model` is an empty list; give at least one Keras model.")
+        raise ValueError("`model` must be a Keras model or a list of at least one, not an empty list.")
     samplers = [_sampler(member, likelihood) for member in models]
     return predict_with(samplers, x, num_samples, batch_size, consistent, seed, keep_outputs)
 
@@ -283,10 +304,13 @@ def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_
     """Joins the draws of the members of an ensemble."""
     outputs = np.concatenate([draw["outputs"] for draw in draws]) if "outputs" in draws[0] else None
     if likelihood.is_classifier:
-        p = np.sum([draw["p_sum"] for draw in draws], axis=0) / num_samples
-        total = entropy(likelihood, p)
-        aleatoric = np.sum([draw["entropy_sum"] for draw in draws], axis=0) / num_samples
-        return ClassificationPrediction(likelihood, p, total, aleatoric.reshape(total.shape), num_samples, outputs)
+        log_sums = [draw["p_scale"] + np.log(draw["p_sum"], dtype=np.float64) for draw in draws]
+        with np.errstate(invalid="ignore"):  # of outputs that are NaN
+            log_p = (np.logaddexp.reduce(log_sums) - np.log(num_samples)).astype(np.float32)
+        p = np.exp(log_p if likelihood.has_class_axis else log_p[..., 1])
+        total = entropy(likelihood, log_p)
+        aleatoric = (np.sum([draw["entropy_sum"] for draw in draws], axis=0) / num_samples).reshape(total.shape)
+        return ClassificationPrediction(likelihood, p, total, aleatoric, num_samples, outputs, log_p)
     names = [name for name in draws[0] if name != "outputs"]
     joined = {name: np.concatenate([draw[name] for draw in draws]) for name in names}
     is_single_target = all(value.ndim == 3 and value.shape[-1] == 1 for value in joined.values())
@@ -294,8 +318,23 @@ def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_
     return RegressionPrediction(likelihood, parameters, outputs)
 
 
-def entropy(likelihood: Likelihood, p: np.ndarray) -> np.ndarray:
-    """Entropy of probabilities in nats: over the class axis, or of each label; a single label has no axis."""
-    values = keras.ops.convert_to_numpy(label_entropy(likelihood, p))
+def entropy(likelihood: Likelihood, log_p: np.ndarray) -> np.ndarray:
+    """Entropy of log probabilities over their last axis, in nats; a single label has no axis."""
+    values = keras.ops.convert_to_numpy(label_entropy(log_p))
     is_single_label = not likelihood.has_class_axis and values.ndim == 2 and values.shape[-1] == 1
     return values[..., 0] if is_single_label else values
+
+
+def _log(p: np.ndarray, likelihood: Likelihood) -> np.ndarray:
+    """Log probabilities of classes, or of label 0 and label 1."""
+    with np.errstate(divide="ignore"):  # log 0 is -inf
+        return np.log(p) if likelihood.has_class_axis else np.stack([np.log1p(-p), np.log(p)], axis=-1)
+
+
+def _events(y: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels or targets in the events' shape; a missing or superfluous last axis of one is no mistake."""
+    array = np.asarray(y)
+    check_numbers(array, "numbers")
+    if array.shape not in (shape, (*shape, 1)) and (*array.shape, 1) != shape:
+        raise ValueError(f"`y` must have shape {shape}, one entry for each event, not {array.shape}.")
+    return array.reshape(shape)

@@ -33,7 +33,7 @@ from bdl.training.data import check_finite
 _claims = threading.Lock()
 """Two predictions without a seed, also of one model by two samplers, must not begin at the same seeds."""
 
-_SUMS = ("p_sum", "entropy_sum")
+_SUMS = ("p_scale", "p_sum", "entropy_sum")
 _SQUASHING = {"softmax": "Categorical", "sigmoid": "Bernoulli"}
 
 
@@ -76,8 +76,9 @@ class Sampler:
         """Draws from the predictive distribution of every head.
 
         Returns:
-            For a classifier the sums over samples, `p_sum` and `entropy_sum`; otherwise the likelihood's parameters,
-            `(num_samples, n, ...)`. With `keep_outputs` also `outputs`, `(num_samples, n, ...)`.
+            For a classifier sums over samples: `entropy_sum`, and of probabilities `exp(p_scale) * p_sum`; otherwise
+            the likelihood's parameters, `(num_samples, n, ...)`. With `keep_outputs` also `outputs`,
+            `(num_samples, n, ...)`.
         """
         check_finite(x, "x")
         x = _as_arrays(x)
@@ -136,8 +137,10 @@ class Sampler:
             found = empty.setdefault(str(name), {})
             if head.is_classifier:
                 p_shape = head.mean_shape(shape)
-                found["p_sum"] = ops.zeros(p_shape)
-                found["entropy_sum"] = ops.zeros(p_shape[:-1] if head.has_class_axis else p_shape)
+                events = p_shape[:-1] if head.has_class_axis else p_shape
+                found["p_sum"] = ops.zeros(p_shape if head.has_class_axis else (*p_shape, 2))
+                found["p_scale"] = ops.full_like(found["p_sum"], -float("inf"))
+                found["entropy_sum"] = ops.zeros(events)
             if keep_outputs or not head.is_classifier:
                 found["outputs"] = ops.zeros((num_samples, *shape))
         return empty
@@ -149,9 +152,9 @@ class Sampler:
             before = results[str(name)]
             after = updated.setdefault(str(name), {})
             if head.is_classifier:
-                p = head.mean(outputs[name])
-                after["p_sum"] = before["p_sum"] + p
-                after["entropy_sum"] = before["entropy_sum"] + label_entropy(head, p)
+                log_p = head.log_probabilities(outputs[name])
+                after["p_scale"], after["p_sum"] = add_probability(before["p_scale"], before["p_sum"], log_p)
+                after["entropy_sum"] = before["entropy_sum"] + label_entropy(log_p)
             if "outputs" in before:
                 start = (number, *(0 for _ in outputs[name].shape))
                 after["outputs"] = ops.slice_update(before["outputs"], start, ops.expand_dims(outputs[name], 0))
@@ -236,12 +239,22 @@ def _settings(likelihood: Likelihood) -> dict[str, Any]:
     return settings
 
 
-def label_entropy(likelihood: Likelihood, p: Any) -> Any:
-    """Entropy in nats of class probabilities, over the class axis, or of the probability of each label."""
-    p = ops.convert_to_tensor(p)
-    if likelihood.has_class_axis:
-        return -ops.sum(_xlogx(p), axis=-1)
-    return -_xlogx(p) - _xlogx(1.0 - p)
+def label_entropy(log_p: Any) -> Tensor:
+    """Entropy in nats of log probabilities over their last axis; a class of probability 0 adds nothing."""
+    log_p = ops.convert_to_tensor(log_p)
+    finite = ops.maximum(log_p, float(np.finfo(np.float32).min))  # 0 * inf is nan
+    return -ops.sum(ops.exp(log_p) * finite, axis=-1)
+
+
+def add_probability(scale: Tensor, total: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """A sum of probabilities that may be too small for float32, with one more in it: the sum is `exp(scale) * total`.
+
+    `scale` is the greatest log probability so far, so that the sum's logarithm is `scale + log(total)` ("online
+    softmax", Milakov & Gimelshein 2018). It costs one exponential function; the first `scale` is -inf.
+    """
+    high = ops.maximum(scale, log_p)
+    gap = ops.exp(ops.where(high > -float("inf"), ops.minimum(scale, log_p) - high, 0.0))
+    return high, ops.where(log_p > scale, total * gap + 1.0, total + gap)
 
 
 def batches(x: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
@@ -349,8 +362,3 @@ def _join(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {
         key: np.concatenate([result[key] for result in results], axis=0 if key in _SUMS else 1) for key in results[0]
     }
-
-
-def _xlogx(p: Any) -> Any:
-    """`p log p` with its limit 0 at 0, and no infinite gradient there."""
-    return p * ops.log(ops.maximum(p, 1e-30))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from gradients import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from latent_networks import quiet_model
@@ -10,6 +11,7 @@ from scipy import optimize, special, stats
 
 import bdl
 from bdl.likelihoods import Bernoulli, Categorical, Mixture, NegativeBinomial, Normal, Poisson, StudentT, log_gamma
+from bdl.likelihoods.mixture import MIXTURE, pack
 
 pytestmark = pytest.mark.core
 
@@ -155,13 +157,134 @@ def test_a_missing_or_extra_last_axis_does_not_broadcast():
 
 
 def test_events_that_do_not_match_are_an_error_and_not_a_broadcast():
-    with pytest.raises(ValueError, match="`y` has shape"):
+    with pytest.raises(ValueError, match=r"`y` must have shape \(6, 2\) for Normal .*not \(6, 1\)"):
         Normal(scale=1.0).nll(REAL[:, :1], LOCATION)
 
 
 def test_log_gamma_equals_scipys():
     x = np.array([0.5, 1.0, 3.7, 40.0], "float32")
     np.testing.assert_allclose(keras.ops.convert_to_numpy(log_gamma(x)), special.gammaln(x), rtol=1e-5, atol=1e-6)
+
+
+WILD = np.array([[0.0, 500.0, -3.0], [1.0, 2.0, -np.inf], [-80.0, 5.0, 90.0]], "float32")
+
+
+def array(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def test_log_probabilities_equal_scipys_however_small():
+    expected = special.log_softmax(WILD.astype("float64"), axis=-1)
+    np.testing.assert_allclose(array(Categorical().log_probabilities(WILD)), expected, rtol=1e-6, atol=1e-7)
+    both = np.stack([special.log_expit(-WILD.astype("float64")), special.log_expit(WILD.astype("float64"))], axis=-1)
+    # XLA on a CPU takes what is below float32's normal numbers as 0.
+    np.testing.assert_allclose(array(Bernoulli().log_probabilities(WILD)), both, rtol=1e-6, atol=1.2e-38)
+
+
+def test_a_given_probability_of_zero_has_the_logarithm_of_zero():
+    p = np.array([[0.0, 1.0, 1e-30]], "float32")
+    log_p = np.array([[-np.inf, 0.0, np.log(1e-30)]])
+    np.testing.assert_allclose(array(Categorical(from_logits=False).log_probabilities(p)), log_p, rtol=1e-6)
+    both = np.stack([[[0.0, -np.inf, -1e-30]], log_p], axis=-1)
+    np.testing.assert_allclose(array(Bernoulli(from_logits=False).log_probabilities(p)), both, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("likelihood", "y"), [(Categorical, 0), (Bernoulli, [[1, 0]])])
+def test_training_on_a_given_probability_of_zero_stays_finite(likelihood, y):
+    likelihood = likelihood(from_logits=False)
+    p = keras.ops.convert_to_tensor(np.array([[0.0, 1.0]], "float32"))
+    y = np.reshape(y, likelihood.event_shape((1, 2)))
+    loss = nll(likelihood, y, p)
+    assert np.log(1e7) - 1e-3 < loss < 2.1 * np.log(1e7)
+    (found,) = gradients(lambda values: keras.ops.sum(likelihood.nll(y, values[0])), [p])
+    assert np.all(np.isfinite(array(found)))
+
+
+NO_LABELS = {
+    "negative": np.array([0, -1, 1, -100]),
+    "too large": np.array([1, 3, 0, 10_000]),
+    "bytes": np.array([1, 3, 0, 255], "uint8"),
+    "fractions": np.array([1.0, 1.7, 0.0, -0.5], "float32"),
+    "missing": np.array([0.0, np.nan, 1.0, np.inf], "float32"),
+}
+
+
+@pytest.mark.parametrize("y", NO_LABELS.values(), ids=NO_LABELS)
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("kind", ["categorical", "mixture", "bernoulli"])
+def test_a_label_outside_the_classes_is_nan_and_the_others_are_as_before(kind, from_logits, y):
+    p = special.softmax(RNG.normal(size=(4, 3)), axis=-1).astype("float32")
+    if kind == "bernoulli":
+        likelihood, outputs, y = Bernoulli(from_logits), p[:, :1], y[:, None]
+    else:
+        likelihood, outputs = Categorical(from_logits), p
+    good = np.where(np.arange(4).reshape(y.shape) % 2, 0, np.nan_to_num(y)).astype(int)
+    if kind == "mixture":
+        outputs = pack(outputs[:, None], np.zeros((4, 1), "float32"), MIXTURE)
+        likelihood = Mixture(likelihood)
+
+    compiled = compiled_on_its_backend(likelihood.log_prob)
+    expected = array(compiled(keras.ops.convert_to_tensor(good), keras.ops.convert_to_tensor(outputs)))
+    found = array(compiled(keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)))
+    np.testing.assert_array_equal(found, np.where(np.arange(4).reshape(found.shape) % 2, np.nan, expected))
+
+
+def compiled_on_its_backend(function):
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "frozen"), [(Poisson(), stats.poisson(1.0)), (NegativeBinomial(2.5), stats.nbinom(2.5, 2.5 / 3.5))]
+)
+def test_what_is_no_count_has_the_log_probability_that_scipy_gives(likelihood, frozen):
+    y = np.array([-1.0, 1.5, 2.0, np.nan, 0.0], "float32")
+    found = array(likelihood.log_prob(y, keras.ops.zeros((5,))))
+    np.testing.assert_allclose(found, frozen.logpmf(y.astype("float64")), rtol=1e-5)
+
+
+NO_COUNT = np.array([[1, -7], [2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "y"),
+    [
+        (Categorical(), RNG.normal(size=(2, 2, 3)), NO_COUNT),
+        (Mixture(Categorical()), RNG.normal(size=(2, 2, 1, 5)) * [1, 1, 1, 0, 0], NO_COUNT),
+        (Bernoulli(), RNG.normal(size=(2, 2)), NO_COUNT % 2 * [[1, -3], [1, 1]]),
+        (Poisson(), RNG.normal(size=(2, 2)), NO_COUNT),
+        (NegativeBinomial(), RNG.normal(size=(2, 2)), NO_COUNT),
+    ],
+)
+def test_gradients_do_not_see_what_is_no_label(likelihood, outputs, y):
+    """Masked, it has no gradient; unmasked, its loss is not finite and the others' gradients are as they were."""
+    outputs, is_good = keras.ops.convert_to_tensor(outputs.astype("float32")), y >= 0
+
+    def gradient(labels, mask):
+        return array(gradients(lambda values: keras.ops.sum(likelihood.nll(labels, values[0], mask)), [outputs])[0])
+
+    expected = gradient(np.maximum(y, 0), is_good)
+    assert np.all(np.isfinite(expected))
+    assert np.all(np.any(expected.reshape(4, -1) != 0, axis=-1) == is_good.ravel())
+    np.testing.assert_array_equal(gradient(y, is_good), expected)
+    assert np.all(np.isfinite(nll(likelihood, y, outputs, is_good)))
+    np.testing.assert_array_equal(np.isfinite(nll(likelihood, y, outputs)), [False, True])
+    if not isinstance(likelihood, Mixture):
+        np.testing.assert_array_equal(gradient(y, None), expected)
+
+
+def test_a_masked_event_of_probability_zero_does_not_count():
+    outputs = np.array([[[0.0, -np.inf], [1.0, 2.0]]], "float32")
+    y, mask = np.array([[1, 1]]), np.array([[False, True]])
+    expected = -special.log_softmax([1.0, 2.0])[1]
+    np.testing.assert_allclose(nll(Categorical(), y, outputs, mask), [expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +295,23 @@ def test_log_gamma_equals_scipys():
         (Categorical(), np.array([0, 3]), (None, 3), r"class index from 0 to 2; y\[1\] is 3"),
         (Categorical(), np.array([0, -1]), (None, 3), r"y\[1\] is -1"),
         (Categorical(), np.array([0, 1]), (None, 1), "Use Bernoulli"),
-        (Categorical(), np.zeros((2, 5), int), (None, 3), r"shape \(2, 5\)"),
-        (Categorical(), np.array(["a", "b"]), (None, 3), "integer class indices"),
+        (Categorical(), np.zeros((2, 5), int), (None, 3), r"not \(2, 5\)"),
+        (Categorical(), np.array([0, -100]), (None, 3), r"y\[1\] is -100\. Where an event has no label, .* mask"),
+        (Categorical(), np.array([0.0, np.nan]), (None, 3), r"y\[1\] is nan"),
+        (Categorical(), np.array([0, 255], "uint8"), (None, 3), r"y\[1\] is 255"),
+        (Categorical(), np.array(["a", "b"]), (None, 3), r"integer class indices .*, not <U1; y\[0\] is 'a'"),
+        (Categorical(), np.array([None, 1]), (None, 3), r"integer class indices .*, not object; y\[0\] is None"),
+        (Bernoulli(), np.array([["0"], ["1"]]), (None, 1), r"0 or 1 .*, not <U1; y\[0, 0\] is '0'"),
+        (Bernoulli(), np.array([0.0, np.nan]), (None, 1), r"y\[1\] is nan"),
+        (Bernoulli(), np.array([0, 255], "uint8"), (None, 1), r"y\[1\] is 255"),
         (Bernoulli(), np.array([0, 2]), (None, 1), r"0 or 1 .* y\[1\] is 2"),
         (Bernoulli(), np.zeros((2, 3)), (None, 2), "one label for each output"),
         (Normal(), np.zeros((4, 3)), (None, 1), "one target for each output"),
         (Normal(heteroscedastic=True), np.zeros(4), (None, 3), "must be even, not 3"),
-        (StudentT(), np.array(["a"]), (None, 1), "must hold numbers"),
+        (StudentT(), np.array(["a"]), (None, 1), r"must hold numbers .* y\[0\] is 'a'"),
+        (Normal(), np.array([1.0, np.nan]), (None, 1), r"finite targets; y\[1\] is nan"),
+        (Poisson(), np.array(["1"]), (None, 1), r"counts for Poisson, not <U1; y\[0\] is '1'"),
+        (Poisson(), np.array([1.0, np.inf]), (None, 1), r"y\[1\] is inf"),
         (Poisson(), np.array([1, -2]), (None, 1), r"non-negative integer.* y\[1\] is -2"),
         (NegativeBinomial(), np.array([1.5]), (None, 1), r"y\[0\] is 1.5"),
     ],
@@ -195,7 +328,10 @@ def test_labels_that_do_not_fit_are_named(likelihood, y, shape, message):
         (Categorical(), np.array([[0], [2]]), (None, 3)),
         (Categorical(), np.array([0.0, 2.0]), (None, 3)),
         (Categorical(), np.zeros((2, 7), int), (None, None, 3)),
+        (Categorical(), np.array([True, False]), (None, 3)),
+        (Categorical(), np.array([0, 2], "uint8"), (None, 1000)),
         (Bernoulli(), np.array([True, False]), (None, 1)),
+        (Bernoulli(), np.array([0, 1], "uint8"), (None, 1)),
         (Normal(), np.zeros((2, 1)), (None, 1)),
         (Normal(), np.zeros(2), (None, 1)),
         (Normal(heteroscedastic=True), np.zeros((2, 2)), (None, 4)),
@@ -210,7 +346,7 @@ def test_labels_that_fit_pass(likelihood, y, shape):
     ("make", "message"),
     [
         (lambda: Normal(scale=0.0), "`scale` must be"),
-        (lambda: Normal(scale=1.0, heteroscedastic=True), "exclude each other"),
+        (lambda: Normal(scale=1.0, heteroscedastic=True), "`scale` must be None, not 1.0, with"),
         (lambda: StudentT(degrees_of_freedom=2.0), "`degrees_of_freedom` must be"),
         (lambda: NegativeBinomial(total_count=-1.0), "`total_count` must be"),
         (lambda: Normal(scale_prior=1.0), "`scale_prior` must be None or a bdl.priors.Normal of log"),

@@ -152,6 +152,30 @@ def test_mean_and_alignments():
     assert LIKELIHOOD.event_shape(outputs.shape) == EVENTS
 
 
+def test_log_probabilities_are_the_logarithm_of_the_mean_however_small():
+    wild = 300.0 * LOGITS.astype("float64")
+    packed = pack(wild, LOG_PRIOR, MIXTURE)
+    expected = special.logsumexp(LOG_PRIOR[..., None] + special.log_softmax(wild, axis=-1), axis=-2)
+    assert expected.min() < -110  # 0 in float32
+    assert_allclose(array(LIKELIHOOD.log_probabilities(packed)), expected, rtol=1e-5, atol=1e-6)
+    labels = np.stack([special.log_expit(-wild), special.log_expit(wild)], axis=-1)
+    expected = special.logsumexp(LOG_PRIOR[..., None, None] + labels, axis=-3)
+    assert_allclose(array(Mixture(Bernoulli()).log_probabilities(packed)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_baseline_has_no_part_in_log_probabilities():
+    baseline = pack(LOGITS[..., :1, :] + np.arange(CLASSES), np.zeros_like(SCORES[..., :1]), BASELINE)
+    joined = ops.concatenate([pack(LOGITS, LOG_PRIOR, EXPECTATION), baseline], axis=-2)
+    assert_allclose(array(LIKELIHOOD.log_probabilities(joined)), np.log(array(LIKELIHOOD.mean(joined))), atol=1e-5)
+
+
+def test_an_event_that_no_alignment_allows_has_probability_zero():
+    p = np.array([[[0.0, 1.0], [0.0, 1.0]]], "float32")
+    packed = pack(p, np.log([[0.5, 0.5]]), MIXTURE)
+    found = array(Mixture(Categorical(from_logits=False)).log_probabilities(packed))
+    assert_allclose(found, [[-np.inf, 0.0]], atol=1e-6)
+
+
 SHAPE = (*EVENTS, 3)
 COMPONENTS = {
     "bernoulli": (Bernoulli(), RNG.integers(2, size=SHAPE), lambda y, f: stats.bernoulli(special.expit(f)).logpmf(y)),
@@ -207,7 +231,10 @@ def test_what_is_no_component_is_refused(component):
 
 @pytest.mark.parametrize("shape", [(4, 7), (4, 3, 2)])
 def test_outputs_of_a_layer_without_decoder_are_refused(shape):
-    with pytest.raises(ValueError, match=r"`likelihood` Mixture reads outputs .*decoder=.*Without .* Categorical\(\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"Mixture reads outputs that must have shape .*decoder=.*Without .* Categorical\(\)",
+    ):
         LIKELIHOOD.check_labels(np.zeros(4, int), shape)
 
 
@@ -215,5 +242,5 @@ def test_labels_are_checked_as_the_component_does():
     LIKELIHOOD.check_labels(LABELS, (None, 2, None, CLASSES + 2))
     with pytest.raises(ValueError, match=r"`y` must hold a class index from 0 to 4; y\[0, 0\] is 5"):
         LIKELIHOOD.check_labels(np.full(EVENTS, 5), (None, 2, ALIGNMENTS, CLASSES + 2))
-    with pytest.raises(ValueError, match=r"`y` has shape \(3, 3\), but Categorical needs .* shape \('batch', 2\)"):
+    with pytest.raises(ValueError, match=r"`y` must have shape \('batch', 2\) for Categorical, .* not \(3, 3\)"):
         LIKELIHOOD.check_labels(np.zeros((3, 3), int), (None, 2, ALIGNMENTS, CLASSES + 2))

@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import bdl
-from bdl.likelihoods import Bernoulli, Categorical, NegativeBinomial, Normal, Poisson, StudentT
+from bdl.likelihoods import Bernoulli, Categorical, Mixture, NegativeBinomial, Normal, Poisson, StudentT
+from bdl.likelihoods.mixture import MIXTURE, pack
 from bdl.prediction import ClassificationPrediction, RegressionPrediction, entropy, predict_distribution
 from bdl.sampling import Sampler
 
@@ -42,6 +43,122 @@ def test_classification_parts_come_from_the_samples():
     assert prediction.epistemic.min() > 0
     y = np.arange(7) % 3
     np.testing.assert_allclose(prediction.log_prob(y), np.log(p.mean(0)[np.arange(7), y]), rtol=1e-4)
+
+
+def echo(*shape):
+    """A network whose outputs are its inputs."""
+    return keras.Sequential([keras.Input(shape), keras.layers.Activation("linear")])
+
+
+def test_log_probabilities_do_not_stop_where_float32_does():
+    one = predict_distribution(echo(2), np.array([[0.0, 500.0]]), Categorical(), num_samples=1)
+    np.testing.assert_allclose(one.log_prob([0]), [-500.0], rtol=1e-7)
+    np.testing.assert_array_equal(one.log_prob([1]), [0.0])
+    for x, certain in ((np.array([[500.0]]), 1), (np.array([[-500.0]]), 0)):
+        label = predict_distribution(echo(1), x, Bernoulli(), num_samples=3)
+        np.testing.assert_allclose(label.log_prob([1 - certain]), [-500.0], rtol=1e-6)
+        np.testing.assert_allclose(label.log_prob([certain]), [0.0], atol=1e-30)
+    impossible = predict_distribution(echo(2), np.array([[0.0, 1.0]]), Categorical(from_logits=False), num_samples=3)
+    np.testing.assert_array_equal(impossible.log_probabilities, [[-np.inf, 0.0]])
+    assert (impossible.total_uncertainty, impossible.aleatoric, impossible.epistemic) == (0.0, 0.0, 0.0)
+
+
+def log_softmax_of_labels(logits):
+    return special.log_softmax(logits, axis=-1)
+
+
+def log_expit_of_labels(logits):
+    return np.stack([special.log_expit(-logits), special.log_expit(logits)], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "units", "members", "log_p"),
+    [
+        (Categorical(), 3, 1, log_softmax_of_labels),
+        (Bernoulli(), 1, 1, log_expit_of_labels),
+        (Bernoulli(), 2, 2, log_expit_of_labels),
+    ],
+)
+def test_log_prob_is_that_of_the_mixture_of_samples(likelihood, units, members, log_p):
+    keras.utils.set_random_seed(0)
+    posterior = bdl.posteriors.MeanFieldNormal(initial_scale=0.01)
+    models = [
+        keras.Sequential([keras.Input((4,)), bdl.layers.DenseReparameterization(units, kernel_posterior=posterior)])
+        for _ in range(members)
+    ]
+    x = 400.0 * X
+    found = predict_distribution(models, x, likelihood, num_samples=12, batch_size=4, keep_outputs=True)
+    expected = special.logsumexp(log_p(found.outputs.astype("float64")), axis=0) - np.log(12)
+    assert expected.min() < -100  # p is 0 in float32
+    np.testing.assert_allclose(found.log_probabilities, expected, rtol=1e-5, atol=1e-6)
+    for label in range(2):
+        y = np.full(found.total_uncertainty.shape, label)
+        np.testing.assert_allclose(found.log_prob(y), expected[..., label].reshape(y.shape), rtol=1e-5, atol=1e-6)
+    entropy_of_mean = stats.entropy(np.exp(expected), axis=-1).reshape(found.total_uncertainty.shape)
+    np.testing.assert_allclose(found.total_uncertainty, entropy_of_mean, rtol=1e-4, atol=1e-5)
+
+
+def test_log_prob_of_a_latent_alignment():
+    logits = 2_000.0 * RNG.normal(size=(6, 4, 3))
+    log_weight = special.log_softmax(RNG.normal(size=(6, 4)), axis=-1)
+    x = keras.ops.convert_to_numpy(pack(logits, log_weight, MIXTURE))
+    found = predict_distribution(echo(4, 5), x, Mixture(Categorical()), num_samples=2)
+    expected = special.logsumexp(log_weight[..., None] + special.log_softmax(logits, axis=-1), axis=1)
+    assert expected.min() < -100
+    np.testing.assert_allclose(found.log_probabilities, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.log_prob(np.ones(6)), expected[:, 1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_prediction_of_probabilities_alone_takes_their_logarithm():
+    p = np.array([[0.25, 0.75, 0.0]])
+    by_hand = ClassificationPrediction(Categorical(), p, stats.entropy(p, axis=-1), np.zeros(1), 1)
+    np.testing.assert_allclose(by_hand.log_prob([1]), np.log([0.75]))
+    assert by_hand.log_prob([2]) == -np.inf
+    label = ClassificationPrediction(Bernoulli(), np.array([[0.25], [1.0]]), np.zeros(2), np.zeros(2), 1)
+    np.testing.assert_allclose(label.log_prob([0, 0]), [np.log(0.75), -np.inf])
+
+
+LABELS = RNG.integers(3, size=7)
+CLASSES = ClassificationPrediction(Categorical(), RNG.dirichlet(np.ones(3), 7), np.zeros(7), np.zeros(7), 1)
+BINARY = ClassificationPrediction(Bernoulli(), RNG.uniform(size=(7, 1)), np.zeros(7), np.zeros(7), 1)
+
+
+@pytest.mark.parametrize("prediction", [CLASSES, BINARY])
+@pytest.mark.parametrize("bad", [-1, -100, 1.7, 3, 255, np.inf])
+def test_a_label_that_is_no_class_is_named(prediction, bad):
+    y = np.zeros(7, type(bad))
+    y[4] = bad
+    last = 2 if prediction is CLASSES else 1
+    message = (
+        rf"`y` must hold a class index from 0 to {last}, or NaN for an event that does not count; y\[4\] is {bad}\."
+    )
+    with pytest.raises(ValueError, match=message):
+        prediction.log_prob(y)
+
+
+@pytest.mark.parametrize("prediction", [CLASSES, BINARY, RegressionPrediction(Poisson(), {"mu": np.ones((2, 7))})])
+def test_a_label_that_is_missing_is_nan_and_others_are_as_before(prediction):
+    y = LABELS % 2
+    with_gap = np.where(np.arange(7) == 4, np.nan, y)
+    expected = np.where(np.arange(7) == 4, np.nan, prediction.log_prob(y))
+    np.testing.assert_array_equal(prediction.log_prob(with_gap), expected)
+    np.testing.assert_array_equal(prediction.log_prob(y.astype(bool)[:, None]), prediction.log_prob(y))
+
+
+@pytest.mark.parametrize(
+    "prediction", [CLASSES, RegressionPrediction(Normal(), {"loc": np.ones((2, 7)), "scale": np.ones((2, 7))})]
+)
+def test_labels_of_another_shape_or_kind_are_refused(prediction):
+    with pytest.raises(ValueError, match=r"`y` must have shape \(7,\), one entry for each event, not \(6,\)"):
+        prediction.log_prob(LABELS[:6])
+    with pytest.raises(ValueError, match=r"`y` must hold numbers, not <U1; y\[0\] is 'a'"):
+        prediction.log_prob(["a"] * 7)
+
+
+def test_a_number_that_is_no_count_has_probability_zero():
+    mixture = RegressionPrediction(NegativeBinomial(2.0), {"n": np.full((3, 4), 2.0), "p": np.full((3, 4), 0.5)})
+    y = np.array([-1.0, 1.5, 2.0, np.nan])
+    np.testing.assert_allclose(mixture.log_prob(y), stats.nbinom(2.0, 0.5).logpmf(y))
 
 
 def test_one_label_has_one_uncertainty_and_several_have_their_own():
@@ -186,8 +303,9 @@ def test_several_outputs_take_a_dict_of_likelihoods():
 
 
 def test_entropy_at_certainty_is_zero():
-    np.testing.assert_array_equal(entropy(Categorical(), np.array([[1.0, 0.0]], "float32")), [0.0])
-    np.testing.assert_array_equal(entropy(Bernoulli(), np.array([[1.0], [0.0]], "float32")), [0.0, 0.0])
+    certain = np.array([[0.0, -np.inf]], "float32")
+    np.testing.assert_array_equal(entropy(Categorical(), certain), [0.0])
+    np.testing.assert_array_equal(entropy(Bernoulli(), np.stack([certain, certain[:, ::-1]])), [0.0, 0.0])
 
 
 @pytest.mark.parametrize("argument", ["num_samples", "batch_size"])
@@ -211,7 +329,7 @@ def test_levels_outside_the_unit_interval_are_refused():
 
 
 def test_an_empty_list_of_models_is_refused():
-    with pytest.raises(ValueError, match="`model` is an empty list"):
+    with pytest.raises(ValueError, match=r"`model` must be .* not an empty list"):
         predict_distribution([], X, Categorical())
 
 

@@ -6,14 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+from scipy import special, stats
 
 import bdl
-from bdl.likelihoods import Bernoulli, Categorical, Normal
-from bdl.sampling import Sampler, batches, check_output_activation, label_entropy
+from bdl.likelihoods import Categorical, Normal
+from bdl.sampling import Sampler, add_probability, batches, check_output_activation, label_entropy
 
 pytestmark = pytest.mark.core
 
-X = np.random.default_rng(0).normal(size=(7, 4)).astype("float32")
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(7, 4)).astype("float32")
 
 
 def test_batches_cover_the_inputs_and_have_one_size():
@@ -25,10 +27,27 @@ def test_batches_cover_the_inputs_and_have_one_size():
 
 
 def test_label_entropy_in_nats():
-    uniform = keras.ops.convert_to_numpy(label_entropy(Categorical(), np.full((2, 4), 0.25, "float32")))
-    np.testing.assert_allclose(uniform, np.log(4), rtol=1e-6)
-    fair = keras.ops.convert_to_numpy(label_entropy(Bernoulli(), np.full((2, 1), 0.5, "float32")))
-    np.testing.assert_allclose(fair, np.log(2), rtol=1e-6)
+    p = RNG.dirichlet(np.ones(4), size=5)
+    found = keras.ops.convert_to_numpy(label_entropy(np.log(p).astype("float32")))
+    np.testing.assert_allclose(found, stats.entropy(p, axis=-1), rtol=1e-5)
+    with_impossible_class = np.log([[0.25, 0.75]]).astype("float32").repeat(2, axis=-1)
+    with_impossible_class[:, 1:3] = -np.inf
+    assert keras.ops.convert_to_numpy(label_entropy(with_impossible_class)) == pytest.approx(
+        stats.entropy([0.25, 0.75]), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 300.0])
+def test_probabilities_add_up_by_their_logarithms(spread):
+    log_p = -spread * RNG.exponential(size=(64, 5)).astype("float32")
+    log_p[:, 0] = -np.inf  # never probable
+    log_p[:40, 1] = -np.inf  # at first not
+    log_p[7, 2] = np.nan
+    scale, total = keras.ops.full((5,), -np.inf), keras.ops.zeros((5,))
+    for sample in log_p:
+        scale, total = add_probability(scale, total, keras.ops.convert_to_tensor(sample))
+    found = keras.ops.convert_to_numpy(scale) + np.log(keras.ops.convert_to_numpy(total), dtype="float64")
+    np.testing.assert_allclose(found, special.logsumexp(log_p.astype("float64"), axis=0), rtol=1e-6, atol=1e-6)
 
 
 def test_functions_are_compiled_once_for_each_kind_of_call():

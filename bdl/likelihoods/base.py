@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
+from bdl.likelihoods.frozen_mixture import FrozenDistribution
 from bdl.random import Tensor
 
 MIN_LIKELIHOOD_SCALE = 1e-4
@@ -19,7 +21,8 @@ LEARNED_SPEED = 10.0
 class Likelihood(keras.layers.Layer):
     """Base of all likelihoods.
 
-    Subclasses give `parameters`, `log_prob` and `check_labels`, and `distribution` where they are not classifiers.
+    Subclasses give `parameters`, `log_prob`, `mean` and `check_labels`, and `distribution` where they are not
+    classifiers.
     """
 
     is_classifier: ClassVar[bool] = False
@@ -39,14 +42,30 @@ class Likelihood(keras.layers.Layer):
         raise NotImplementedError
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """Log density of each event, `(batch, ...)`, in nats."""
+        """Log density of each event, `(batch, ...)`, in nats.
+
+        Compiled code cannot raise: a label outside the classes gives NaN, and a number that is no count -inf.
+        """
         raise NotImplementedError
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log probability of each class, in nats; of classifiers only.
+
+        Args:
+            outputs: Network outputs, `(batch, ..., classes)`, or one for each label of 0 or 1.
+
+        Returns:
+            `(batch, ..., classes)`; for labels of 0 or 1 the outputs' shape with one more axis, of label 0 and label 1.
+            A probability of exactly 0 gives -inf.
+        """
+        p = ops.minimum(self.mean(outputs), 1.0)  # rounding may exceed 1
+        return ops.log(p) if self.has_class_axis else ops.stack([ops.log1p(-p), ops.log(p)], axis=-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Mean of each event; for a classifier its class probabilities."""
         raise NotImplementedError
 
-    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+    def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """The frozen scipy.stats distribution with these parameters (not for classifiers)."""
         raise NotImplementedError
 
@@ -78,8 +97,8 @@ class Likelihood(keras.layers.Layer):
             y = ops.where(expand_to_rank(ops.cast(mask, "bool"), len(y.shape)), y, ops.zeros_like(y))
         events = self.log_prob(y, outputs)
         if mask is not None:
-            keep = ops.cast(expand_to_rank(mask, len(events.shape)), events.dtype)
-            events = events * keep
+            # Chosen, not multiplied: 0 * inf is nan too.
+            events = ops.where(expand_to_rank(ops.cast(mask, "bool"), len(events.shape)), events, 0.0)
         return -ops.sum(ops.reshape(events, (ops.shape(events)[0], -1)), axis=-1)
 
     def penalty(self) -> Tensor:
@@ -104,8 +123,8 @@ class Likelihood(keras.layers.Layer):
         pairs = zip(found[1:], expected[1:], strict=False)
         if len(found) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in pairs):
             raise ValueError(
-                f"`y` has shape {found}, but {type(self).__name__} needs {expected} for outputs of shape "
-                f"{tuple(outputs.shape)}."
+                f"`y` must have shape {expected} for {type(self).__name__} and outputs of shape "
+                f"{tuple(outputs.shape)}, not {found}."
             )
 
     def _align(self, y: Tensor, outputs: Tensor) -> Tensor:
@@ -125,6 +144,17 @@ def expand_to_rank(mask: Tensor, rank: int) -> Tensor:
     return mask
 
 
+def density_of_labels(
+    y: Tensor, is_label: Tensor, density: Callable[[Tensor], Tensor], otherwise: float | Tensor = float("nan")
+) -> Tensor:
+    """Log density of labels, and another value where there is none.
+
+    What is no label is replaced before the density sees it, so that it spoils neither the gradients of other events
+    nor that of a shared scale.
+    """
+    return ops.where(is_label, density(ops.where(is_label, y, ops.zeros_like(y))), otherwise)
+
+
 def check_shape(y: np.ndarray, events: tuple[int | None, ...], name: str, wanted: str) -> None:
     """The labels must have the events' shape, but for a last axis of one."""
     shapes = [tuple(events)]
@@ -135,11 +165,22 @@ def check_shape(y: np.ndarray, events: tuple[int | None, ...], name: str, wanted
         if y.ndim == len(shape) and all(e is None or e == s for e, s in zip(shape[1:], y.shape[1:], strict=True)):
             return
     expected = tuple("batch" if axis == 0 else size for axis, size in enumerate(events))
-    raise ValueError(f"`y` has shape {y.shape}, but {name} needs {wanted}: shape {expected}.")
+    raise ValueError(f"`y` must have shape {expected} for {name}, {wanted}, not {y.shape}.")
 
 
-def check_entries(y: np.ndarray, good: np.ndarray, wanted: str) -> None:
+def check_numbers(y: np.ndarray, wanted: str) -> None:
+    """Names the first entry of labels that are strings, objects or complex numbers."""
+    if y.dtype.kind not in "fiub":
+        entry = f"; {_index((0,) * y.ndim)} is {y.ravel().tolist()[0]!r}" if y.size else ""
+        raise ValueError(f"`y` must hold {wanted}, not {y.dtype}{entry}.")
+
+
+def check_entries(y: np.ndarray, good: np.ndarray, wanted: str, fix: str = "") -> None:
     """Names the first entry of labels that is not good."""
     if not np.all(good):
         index = tuple(int(i) for i in np.argwhere(~good)[0])
-        raise ValueError(f"`y` must hold {wanted}; y[{', '.join(map(str, index))}] is {y[index]}.")
+        raise ValueError(f"`y` must hold {wanted}; {_index(index)} is {y[index]}.{fix}")
+
+
+def _index(index: tuple[int, ...]) -> str:
+    return f"y[{', '.join(map(str, index))}]" if index else "y"

@@ -8,16 +8,21 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.likelihoods.base import Likelihood, check_entries, check_shape
+from bdl.likelihoods.base import Likelihood, check_entries, check_numbers, check_shape, density_of_labels
 from bdl.random import Tensor
 
 _PROBABILITY_FLOOR = 1e-7
+"""Of given probabilities in training, as Keras' own losses have it: log 0 has no finite gradient."""
 
 _register = keras.saving.register_keras_serializable(package="bdl")
 
 
 class Classifier(Likelihood):
-    """A discrete label whose outputs are logits or, of a network that squashes them itself, probabilities."""
+    """A discrete label whose outputs are logits or, of a network that squashes them itself, probabilities.
+
+    `log_prob` is for training: with `from_logits=False` it takes a probability below 1e-7 as 1e-7, so that its gradient
+    is finite. `log_probabilities`, on which predictions rest, has no floor.
+    """
 
     is_classifier = True
 
@@ -54,9 +59,20 @@ class Categorical(Classifier):
     has_class_axis = True
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """`(batch, ...)`, in nats."""
-        labels = ops.cast(y, "int32")
-        return -ops.sparse_categorical_crossentropy(labels, outputs, from_logits=self.from_logits)
+        """`(batch, ...)`, in nats; NaN where the label is no class index."""
+        y = ops.cast(self._align(ops.convert_to_tensor(y), outputs), "float32")
+        is_class = (y >= 0) & (y < outputs.shape[-1]) & (y == ops.floor(y))
+
+        def density(labels: Tensor) -> Tensor:
+            return -ops.sparse_categorical_crossentropy(ops.cast(labels, "int32"), outputs, self.from_logits)
+
+        return density_of_labels(y, is_class, density)
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log probability of each class, the outputs' shape, in nats."""
+        if not self.from_logits:
+            return super().log_probabilities(outputs)
+        return ops.log_softmax(ops.cast(outputs, "float32"), axis=-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Class probabilities."""
@@ -68,21 +84,23 @@ class Categorical(Classifier):
         classes = output_shape[-1]
         if y.ndim == len(output_shape) and y.shape[-1] == classes and classes != 1:
             raise ValueError(
-                f"`y` looks one-hot (shape {y.shape}) but Categorical takes class indices. Use y.argmax(-1)."
+                f"`y` must hold class indices for Categorical, not one-hot labels, as its shape {y.shape} looks like. "
+                "Use y.argmax(-1)."
             )
         check_shape(
             y, self.event_shape(output_shape), "Categorical", f"one class index for each output of {classes} logits"
         )
         if classes == 1:
             raise ValueError(
-                "`likelihood` is Categorical but the network has one output. Use Bernoulli() for two classes, or "
-                "Normal() for a real target."
+                "`likelihood` must fit a network of one output, not be Categorical. Use Bernoulli() for two classes, "
+                "or Normal() for a real target."
             )
+        check_numbers(y, "integer class indices for Categorical")
         if y.dtype.kind == "f":
             check_entries(y, y == np.floor(y), "an integer class index (Normal() is for real targets)")
-        elif y.dtype.kind not in "iub":
-            raise ValueError(f"`y` must hold integer class indices for Categorical, not {y.dtype}.")
-        check_entries(y, (y >= 0) & (y < classes), f"a class index from 0 to {classes - 1 if classes else '?'}")
+        wanted = f"a class index from 0 to {classes - 1 if classes else '?'}"
+        check_entries(y, y >= 0, wanted, " Where an event has no label, write any class and let a Keras mask hide it.")
+        check_entries(y, y < (classes or np.inf), wanted)
 
 
 @_register
@@ -102,12 +120,23 @@ class Bernoulli(Classifier):
     """
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """The outputs' shape, in nats."""
+        """The outputs' shape, in nats; NaN where the label is neither 0 nor 1."""
         y = ops.cast(y, "float32")
-        if self.from_logits:
-            return y * outputs - ops.softplus(outputs)
-        p = ops.clip(outputs, _PROBABILITY_FLOOR, 1.0 - _PROBABILITY_FLOOR)
-        return y * ops.log(p) + (1.0 - y) * ops.log1p(-p)
+
+        def density(labels: Tensor) -> Tensor:
+            if self.from_logits:
+                return -ops.softplus(ops.where(labels == 1, -outputs, outputs))
+            p = ops.clip(outputs, _PROBABILITY_FLOOR, 1.0 - _PROBABILITY_FLOOR)
+            return ops.where(labels == 1, ops.log(p), ops.log1p(-p))
+
+        return density_of_labels(y, (y == 0) | (y == 1), density)
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log probabilities of label 0 and label 1, the outputs' shape with one more axis of two, in nats."""
+        if not self.from_logits:
+            return super().log_probabilities(outputs)
+        outputs = ops.cast(outputs, "float32")
+        return -ops.softplus(ops.stack([outputs, -outputs], axis=-1))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Probability of label 1."""
@@ -117,4 +146,5 @@ class Bernoulli(Classifier):
     def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
         """Checks that labels are 0 or 1, one for each output."""
         check_shape(y, output_shape, "Bernoulli", "one label for each output")
+        check_numbers(y, "0 or 1 for Bernoulli")
         check_entries(y, (y == 0) | (y == 1), "0 or 1 (Categorical() is for more classes)")

@@ -10,7 +10,15 @@ import numpy as np
 from keras import ops
 
 from bdl import priors
-from bdl.likelihoods.base import LEARNED_SPEED, MIN_LIKELIHOOD_SCALE, Likelihood, check_shape
+from bdl.likelihoods.base import (
+    LEARNED_SPEED,
+    MIN_LIKELIHOOD_SCALE,
+    Likelihood,
+    check_entries,
+    check_numbers,
+    check_shape,
+)
+from bdl.likelihoods.frozen_mixture import FrozenDistribution
 from bdl.priors import check_positive as _check_positive
 from bdl.random import Tensor
 from bdl.serialization import deserialize, serialize
@@ -33,7 +41,7 @@ class _LocationScale(Likelihood):
             _check_positive("scale", scale, "None (learned) or ")
             if heteroscedastic:
                 raise ValueError(
-                    "`scale` and `heteroscedastic=True` exclude each other: the network predicts the scale."
+                    f"`scale` must be None, not {scale!r}, with `heteroscedastic=True`: the network predicts the scale."
                 )
         self.scale = scale
         self.heteroscedastic = heteroscedastic
@@ -64,12 +72,12 @@ class _LocationScale(Likelihood):
         name = type(self).__name__
         if self.heteroscedastic and output_shape[-1] is not None and output_shape[-1] % 2:
             raise ValueError(
-                f"`likelihood` {name}(heteroscedastic=True) reads mean and raw scale from the network's last axis, "
-                f"which must be even, not {output_shape[-1]}."
+                f"The network's last axis must be even, not {output_shape[-1]}, for `likelihood` "
+                f"{name}(heteroscedastic=True), which reads mean and raw scale from its halves."
             )
         check_shape(y, self.event_shape(output_shape), name, "one target for each output")
-        if y.dtype.kind not in "fiub":
-            raise ValueError(f"`y` must hold numbers for {name}, not {y.dtype}.")
+        check_numbers(y, f"numbers for {name}")
+        check_entries(y, np.isfinite(y), "finite targets")
 
     def penalty(self) -> Tensor:
         """`(log scale - mean)^2 / (2 s^2)` of a scale with the prior `N(mean, s^2)` on its logarithm."""
@@ -149,7 +157,7 @@ class Normal(_LocationScale):
         z = (y - values["loc"]) / values["scale"]
         return -0.5 * ops.square(z) - ops.log(values["scale"]) - 0.5 * math.log(2 * math.pi)
 
-    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+    def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.norm."""
         from scipy import stats
 
@@ -199,7 +207,7 @@ class StudentT(_LocationScale):
         constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
         return constant - ops.log(values["scale"]) - 0.5 * (df + 1) * ops.log1p(ops.square(z) / df)
 
-    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+    def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.t."""
         from scipy import stats
 

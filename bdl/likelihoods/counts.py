@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from bdl.likelihoods.base import LEARNED_SPEED, MIN_LIKELIHOOD_SCALE, Likelihood, check_entries, check_shape
+from bdl.likelihoods.base import (
+    LEARNED_SPEED,
+    MIN_LIKELIHOOD_SCALE,
+    Likelihood,
+    check_entries,
+    check_numbers,
+    check_shape,
+    density_of_labels,
+)
+from bdl.likelihoods.frozen_mixture import FrozenDistribution
 from bdl.priors import check_positive as _check_positive
 from bdl.random import Tensor
 
@@ -33,15 +43,14 @@ class Poisson(Likelihood):
         return {"mu": self.mean(outputs)}
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """The outputs' shape, in nats."""
-        y = ops.cast(y, "float32")
-        return y * outputs - ops.exp(outputs) - log_gamma(y + 1.0)
+        """The outputs' shape, in nats; -inf where the label is no count, as its probability is 0."""
+        return _density_of_counts(y, lambda count: count * outputs - ops.exp(outputs) - log_gamma(count + 1.0))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """The rate."""
         return ops.exp(ops.cast(outputs, "float32"))
 
-    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+    def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.poisson."""
         from scipy import stats
 
@@ -93,18 +102,21 @@ class NegativeBinomial(Likelihood):
         return {"n": ops.broadcast_to(count, ops.shape(mean)), "p": count / (count + mean)}
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """The outputs' shape, in nats."""
-        y = ops.cast(y, "float32")
-        count = self._count()
-        log_total = ops.logaddexp(ops.log(count), outputs)
-        normaliser = log_gamma(y + count) - log_gamma(count) - log_gamma(y + 1.0)
-        return normaliser + count * (ops.log(count) - log_total) + y * (outputs - log_total)
+        """The outputs' shape, in nats; -inf where the label is no count, as its probability is 0."""
+        total = self._count()
+        log_sum = ops.logaddexp(ops.log(total), outputs)
+
+        def density(count: Tensor) -> Tensor:
+            normaliser = log_gamma(count + total) - log_gamma(total) - log_gamma(count + 1.0)
+            return normaliser + total * (ops.log(total) - log_sum) + count * (outputs - log_sum)
+
+        return _density_of_counts(y, density)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """The mean count."""
         return ops.exp(ops.cast(outputs, "float32"))
 
-    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+    def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.nbinom."""
         from scipy import stats
 
@@ -156,6 +168,15 @@ def _special(x: Tensor, **names: str) -> Tensor:
     return getattr(torch, names["torch"])(x)
 
 
+def _density_of_counts(y: Tensor, density: Callable[[Tensor], Tensor]) -> Tensor:
+    """-inf for numbers that are no counts, as scipy.stats has it, and NaN for NaN."""
+    y = ops.cast(y, "float32")
+    is_count = (y >= 0) & (y == ops.floor(y)) & ops.isfinite(y)
+    return density_of_labels(y, is_count, density, otherwise=ops.where(ops.isnan(y), y, -float("inf")))
+
+
 def _check_counts(y: np.ndarray, output_shape: tuple[int | None, ...], name: str) -> None:
     check_shape(y, output_shape, name, "one count for each output")
-    check_entries(y, (y >= 0) & (y == np.floor(y)), f"a non-negative integer, for {name} models counts")
+    check_numbers(y, f"counts for {name}")
+    is_count = (y >= 0) & (y == np.floor(y)) & np.isfinite(y)
+    check_entries(y, is_count, f"a non-negative integer, for {name} models counts")

@@ -1,4 +1,4 @@
-"""A weighted mixture with the methods of a frozen scipy.stats distribution that predictions use.
+"""What predictions use of a frozen scipy.stats distribution, and a weighted mixture that offers the same.
 
 Several targets of one event are mixed each by itself: their common alignment is summed out for each.
 """
@@ -6,11 +6,38 @@ Several targets of one event are mixed each by itself: their common alignment is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 _STEPS = 80  # bisections: the interval shrinks below float64's resolution
+
+
+class FrozenDistribution(Protocol):
+    """A scipy.stats distribution with its parameters; one with `pmf` in its `dist` is of counts."""
+
+    dist: Any
+
+    def mean(self) -> Any:
+        """Mean."""
+
+    def var(self) -> Any:
+        """Variance."""
+
+    def cdf(self, y: Any) -> Any:
+        """Probability of at most `y`."""
+
+    def logpdf(self, y: Any) -> Any:
+        """Log density."""
+
+    def logpmf(self, y: Any) -> Any:
+        """Log probability of counts."""
+
+    def ppf(self, level: float) -> Any:
+        """Quantile."""
+
+    def rvs(self, size: Any = None, random_state: Any = None) -> Any:
+        """Draws."""
 
 
 class FrozenMixture:
@@ -28,7 +55,7 @@ class FrozenMixture:
     (1.0, 2.0, 1.0)
     """
 
-    def __init__(self, components: Any, log_weight: np.ndarray, axis: int) -> None:
+    def __init__(self, components: FrozenDistribution, log_weight: np.ndarray, axis: int) -> None:
         self._components, self._axis = components, axis
         self._log_weight = np.broadcast_to(log_weight, components.mean().shape)
         self.dist = components.dist
@@ -73,7 +100,8 @@ class FrozenMixture:
         return np.sum(np.exp(self._log_weight) * values, axis=self._axis)
 
     def _log_average(self, values: Any) -> Any:
-        return np.logaddexp.reduce(self._log_weight + values, axis=self._axis)
+        with np.errstate(invalid="ignore"):  # of a missing target
+            return np.logaddexp.reduce(self._log_weight + values, axis=self._axis)
 
 
 def mixture_quantile(

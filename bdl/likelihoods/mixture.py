@@ -24,7 +24,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.likelihoods.base import Likelihood
+from bdl.likelihoods.base import Likelihood, expand_to_rank
+from bdl.likelihoods.frozen_mixture import FrozenDistribution, FrozenMixture
 from bdl.random import Tensor
 
 MIXTURE, EXPECTATION, SAMPLE, BASELINE = 0.0, 1.0, 2.0, 3.0
@@ -85,11 +86,22 @@ class Mixture(Likelihood):
         self.has_class_axis = component.has_class_axis  # type: ignore[misc]
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """Of each event the log marginal, or the estimate of its bound whose gradient is wanted: `(batch, ...)`."""
+        """Of each event the log marginal, or the estimate of its bound whose gradient is wanted: `(batch, ...)`.
+
+        What is no label for the component is NaN, or -inf, here too.
+        """
         outputs, log_weight, role = _unpack(outputs)
         log_prob = self._of_each(y, outputs)
         marginal = ops.logsumexp(log_weight + log_prob, axis=-1)
         return ops.where(role[..., 0] == MIXTURE, marginal, _expectation(log_prob, log_weight, role))
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """The component's, in nats, alignments summed out: the logarithm of what `mean` gives."""
+        outputs, log_weight, role = _unpack(ops.cast(outputs, "float32"))
+        log_weight = ops.where(role == BASELINE, -float("inf"), log_weight)
+        each = self.component.log_probabilities(outputs)  # (batch, ..., alignments, classes) or (..., labels, 2)
+        axis = len(log_weight.shape) - 1
+        return ops.logsumexp(expand_to_rank(log_weight, len(each.shape)) + each, axis=axis)
 
     def penalty(self) -> Tensor:
         """The component's."""
@@ -136,10 +148,8 @@ class Mixture(Likelihood):
         outputs, log_weight, _ = _unpack(ops.cast(outputs, "float32"))
         return {**self.component.parameters(outputs), "log_weight": ops.expand_dims(log_weight, -1)}
 
-    def distribution(self, parameters: dict[str, np.ndarray]) -> Any:
+    def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """The mixture, with the methods of a frozen scipy.stats distribution."""
-        from bdl.likelihoods.frozen_mixture import FrozenMixture
-
         parameters = dict(parameters)
         log_weight = parameters.pop("log_weight")
         return FrozenMixture(self.component.distribution(parameters), log_weight, axis=-2)
@@ -160,9 +170,9 @@ class Mixture(Likelihood):
         """
         if len(output_shape) < 3 or (output_shape[-1] is not None and output_shape[-1] <= NUM_EXTRAS):
             raise ValueError(
-                f"`likelihood` Mixture reads outputs (batch, ..., alignments, units + {NUM_EXTRAS}), as "
-                f"LatentAttention(..., decoder=...) gives them, not {tuple(output_shape)}. Without a decoder use "
-                f"{type(self.component).__name__}() itself."
+                f"`likelihood` Mixture reads outputs that must have shape (batch, ..., alignments, units + "
+                f"{NUM_EXTRAS}), as LatentAttention(..., decoder=...) gives them, not {tuple(output_shape)}. Without "
+                f"a decoder use {type(self.component).__name__}() itself."
             )
         self.component.check_labels(y, self._component_shape(output_shape))
 
@@ -183,7 +193,7 @@ class Mixture(Likelihood):
     def _of_each(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Log probability of the event under each alignment, `(batch, ..., alignments)`."""
         if self.has_class_axis:
-            labels = ops.expand_dims(ops.cast(y, "int32"), -1)
+            labels = ops.expand_dims(y, -1)
             return self.component.log_prob(ops.broadcast_to(labels, ops.shape(outputs)[:-1]), outputs)
         y = ops.expand_dims(ops.cast(y, "float32"), -2)
         return ops.sum(self.component.log_prob(y, outputs), axis=-1)
