@@ -95,7 +95,7 @@ def kl_divergence(
     >>> bool(kl_divergence(model) == layer.kl_divergence())
     True
     """
-    layers = [layer for layer in flatten_layers(model) if isinstance(layer, HasKL)]
+    layers: list[Any] = [layer for layer in flatten_layers(model) if isinstance(layer, HasKL)]
     weights = [weight for layer in layers for weight in layer.trainable_variables] if is_tracing() else []
     with _values_of(model, trainable_variables, non_trainable_variables):
         total = sum((layer.kl_divergence() for layer in layers), ops.zeros(()))
