@@ -80,7 +80,7 @@ class FrozenWithLayer:
         self.layer.trainable = value
         self._update_followers()  # before Keras freezes them, so that they count as followers
         wrapper: Any = self
-        keras.Layer.trainable.fset(wrapper, value)  # type: ignore[attr-defined]
+        keras.Layer.trainable.fset(wrapper, value)
 
     def _update_followers(self) -> None:
         if self._followers is not None:

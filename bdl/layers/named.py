@@ -104,7 +104,7 @@ class NamedVariational(Variational):
     def get_config(self) -> dict[str, Any]:
         """Returns the Keras layer's arguments and the posterior's."""
         config = self.layer.get_config()
-        own = {"name": self.name, "trainable": self.trainable, "seed": self.seed}
+        own = {"name": self.name, "trainable": self.trainable and self.layer.trainable, "seed": self.seed}
         return {**config, **own, **self._posterior_config()}
 
     @classmethod

@@ -54,8 +54,8 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
     way round, `TimeDistributed(Variational(layer))`, Keras calls the layer at every step, and each has its own draw.)
 
     It is called with whatever arguments the wrapped layer takes: several inputs, masks, `initial_state`,
-    `return_attention_scores`. Attributes of the wrapped layer can be read off it: `layer.units`, `layer.activation`, and
-    `layer.kernel`, which is the posterior mean. Set them on `layer.layer`.
+    `return_attention_scores`. Attributes of the wrapped layer can be read from it: `layer.units`, `layer.activation`,
+    and `layer.kernel`, which is the posterior mean. Set them on `layer.layer`.
 
     A posterior is trainable while its weight is, so `trainable = False` freezes it, whether it is set here or on the
     wrapped layer.
@@ -219,15 +219,16 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
         return {**super().get_config(), "estimator": self.estimator, "weights": families, "seed": self.seed}
 
     def _check_weights(self) -> None:
-        """Refuses a wrapped layer that has replaced its weights or got more: its posteriors would be of the old ones."""
+        """Refuses a wrapped layer that has replaced its weights, or got more: the posteriors are of the old ones."""
         held, found = self._built_with.variables, self.layer.weights
         if len(held) == len(found) and all(one is other for one, other in zip(held, found, strict=True)):
             return
         new = [weight.path for weight in found if not any(weight is one for one in held)]
         raise ValueError(
-            f"`layer` {self.layer.name!r} of {self.name!r} must have the weights that it had when its posterior was made, "
-            f"not other ones ({new or 'some are missing'}), as quantize and enable_lora leave them. Quantize the plain "
-            "model of bdl.convert.to_deterministic; enable LoRA before the posterior is made."
+            f"`layer` {self.layer.name!r} of {self.name!r} must have the weights that it had when its posterior was "
+            f"made, not others ({new or 'some are gone'}). Quantize the plain model that "
+            "bdl.convert.to_deterministic gives, or leave this layer out by `filters`; enable LoRA before the "
+            "posterior is made."
         )
 
     def _noise_seed(self) -> int | None:
