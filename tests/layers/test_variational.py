@@ -145,10 +145,13 @@ def test_sixteen_threads_get_what_one_gets(name: str, training: bool):
     """A call changes nothing that another call reads, not even for a moment: not the activation, for one."""
     is_dense = name.startswith("Dense")
     layer = getattr(bdl.layers, name)(*((3,) if is_dense else (3, 1)), activation="relu")
-    x = X if is_dense else np.repeat(X[:, None], 2, axis=1)
+    x = ops.convert_to_tensor(X if is_dense else np.repeat(X[:, None], 2, axis=1))
     layer.build(x.shape)
     layer.layer.set_weights([np.random.default_rng(0).normal(size=each.shape) for each in layer.layer.weights])
-    state = [[ops.convert_to_tensor(each) for each in part] for part in _state(layer)]
+    state = [
+        [ops.convert_to_tensor(each) for each in part]
+        for part in (layer.trainable_variables, layer.non_trainable_variables)
+    ]
 
     def call(_: int) -> np.ndarray:
         return array(layer.stateless_call(*state, x, training=training)[0])
@@ -159,10 +162,6 @@ def test_sixteen_threads_get_what_one_gets(name: str, training: bool):
     with ThreadPoolExecutor(16) as threads:
         for found in threads.map(call, range(64)):
             assert_array_equal(found, serial)
-
-
-def _state(layer: keras.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:
-    return layer.trainable_variables, layer.non_trainable_variables
 
 
 @pytest.mark.core
