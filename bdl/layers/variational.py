@@ -127,14 +127,17 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
             layer.trainable = False
 
     def __getattr__(self, name: str) -> Any:
-        """Public attributes of the wrapped layer, where the wrapper has none of that name."""
+        """Public attributes of the wrapped layer, where the wrapper has none of that name; methods are its own."""
         inherited = getattr(super(), "__getattr__", None)  # Torch keeps the layers inside where only this finds them
         if inherited is not None:
             with contextlib.suppress(AttributeError):
                 return inherited(name)
-        if name.startswith("_") or name == "layer" or not hasattr(self, "layer"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.layer, name)
+        if not name.startswith("_") and name != "layer" and hasattr(self, "layer"):
+            value = getattr(self.layer, name)
+            # A layer is also known by its methods (`bdl.protocols`): the one inside is found, and asked, itself.
+            if getattr(value, "__self__", None) is not self.layer:
+                return value
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def sampled_weights(self) -> dict[str, SampledWeight]:

@@ -177,7 +177,7 @@ def test_a_layer_that_replaces_its_weights_is_refused_by_name(name: str, change:
         assert np.all(np.isfinite(array(model(X)))), "the refusal changed the layer"
         model.quantize("int8", filters="mean")  # reaches the layer inside, whose class knows nothing of posteriors
     else:
-        layer.enable_lora(1)
+        layer.layer.enable_lora(1)
     for evaluate in (lambda: model(X), lambda: model(X, training=True), layer.kl_divergence):
         with pytest.raises(ValueError, match="'the_layer' must have the weights that it had when its posterior was"):
             evaluate()
@@ -214,7 +214,7 @@ def test_attributes_of_the_wrapped_layer_can_be_read_and_others_are_missed():
     assert layer.kernel is layer.layer.kernel is layer.sampled_weights["kernel"].mean
     assert layer.bias is layer.layer.bias
     assert (layer.name, layer.seed) == ("outer", None)
-    for name in ("units", "rate", "_kernel", "noise"):
+    for name in ("units", "rate", "_kernel", "noise", "enable_lora"):  # nor is a method of it the wrapper's
         assert not hasattr(layer, name)
     assert len(layer.weights) == len({id(weight) for weight in layer.weights}) == 4
 
