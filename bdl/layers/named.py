@@ -26,8 +26,8 @@ Families = dict[str, tuple[Prior, Posterior]]
 class NamedVariational(Variational):
     """A Keras layer and an estimator under one name: the arguments of the Keras layer, then those of the posterior.
 
-    The Keras layer's attributes can be read from it: `layer.units`, `layer.activation`, and `layer.kernel`, which is the
-    posterior mean.
+    The Keras layer's attributes can be read from it: `layer.units`, `layer.activation`, and `layer.kernel`, which is
+    the posterior mean.
 
     Args:
         *args: Positional arguments of the Keras layer.
