@@ -220,6 +220,18 @@ def reset_noise(model: keras.Layer, seed: int) -> None:
             layer.seed_generator.state.assign(np.array([seed, 0]))
 
 
+def call_where_possible(keras_layer: keras.Layer, x: np.ndarray) -> Any:
+    """Calls a plain Keras layer; where TensorFlow has no kernel for it on this processor the test is skipped."""
+    if keras.backend.backend() != "tensorflow":
+        return keras_layer(x)
+    import tensorflow as tf
+
+    try:
+        return keras_layer(x)
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
+        pytest.skip(f"plain Keras cannot evaluate {keras_layer!r} on this processor: {str(error)[:200]}")
+
+
 def check_as_keras_does(case: Case) -> None:
     """Build, shapes, dtype, symbolic and eager call, serialisation, one compiled training step, mixed precision."""
     keras_layer = case.keras_layer(**case.arguments)

@@ -126,3 +126,17 @@ def test_a_view_is_evaluated_by_its_class_whatever_stands_in_the_layer():
     layer(x)
     layer.call = lambda inputs: inputs
     assert float(ops.convert_to_numpy(view(layer, activation=None)(x))[0, 0]) == -2.0
+
+
+@pytest.mark.parametrize("activation", [keras.activations.relu, layers.ReLU()], ids=["function", "layer"])
+def test_a_view_without_an_activation_shares_the_variables_and_the_layer_is_saved_as_before(activation, tmp_path):
+    layer = layers.Dense(2, activation=activation, kernel_initializer="ones")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    x = -np.ones((1, 3), "float32")
+    stand_in = view(layer, activation=None)
+    assert all(one is other for one, other in zip(stand_in.variables, layer.variables, strict=True))
+    layer.kernel.assign(np.full((3, 2), 2.0))
+    assert ops.convert_to_numpy(stand_in(x)).tolist() == [[-6.0, -6.0]]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert ops.convert_to_numpy(loaded(x)).tolist() == ops.convert_to_numpy(model(x)).tolist() == [[0.0, 0.0]]

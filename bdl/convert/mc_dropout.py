@@ -219,6 +219,8 @@ def _call_on_dropped_inputs(
 
 
 def _has_kernel(layer: keras.Layer) -> bool:
+    if isinstance(layer, keras_layers.Wrapper):
+        return False  # the kernel that it shows is that of a layer inside, which is asked itself
     return any(hasattr(layer, name) for name in ("kernel", "depthwise_kernel", "_kernel")) or isinstance(
         layer, keras_layers.RNN
     )

@@ -7,14 +7,15 @@ are Keras' business. A `Stage` is one such affine map; most layers are one, a se
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import layers, ops
 
+from bdl.estimators.stateless import call_with_values
+from bdl.keras_internals import view
 from bdl.random import Tensor
 
 Values = dict[str, Tensor]
@@ -216,30 +217,13 @@ _CHANNEL_LAYERS = (
 
 
 def _affine(layer: keras.Layer, values: Values, inputs: Tensor) -> Tensor:
-    # In both lists: the weights of a frozen layer are among its non-trainable variables.
-    trainable = [_value_or_zeros(values, weight) for weight in layer.trainable_variables]
-    non_trainable = [_value_or_zeros(values, weight) for weight in layer.non_trainable_variables]
-    with _without_activation(layer):
-        outputs, _ = layer.stateless_call(trainable, non_trainable, inputs)
-    return outputs
+    known = {id(weight): _value_or_zeros(values, weight) for weight in layer.weights}
+    return call_with_values(view(layer, activation=None), known, inputs).outputs
 
 
 def _value_or_zeros(values: Values, weight: keras.Variable) -> Tensor:
     value = values.get(weight_name(weight))
     return ops.zeros(weight.shape, dtype=weight.dtype) if value is None else value
-
-
-@contextlib.contextmanager
-def _without_activation(layer: keras.Layer) -> Iterator[None]:
-    activation = getattr(layer, "activation", None)
-    if activation is None:
-        yield
-        return
-    layer.activation = None
-    try:
-        yield
-    finally:
-        layer.activation = activation
 
 
 def _separable_stages(layer: Any) -> list[Stage]:
@@ -257,7 +241,9 @@ def _separable_stages(layer: Any) -> list[Stage]:
 
     def pointwise(values: Values, inputs: Tensor) -> Tensor:
         kernel = ops.cast(values["pointwise_kernel"], inputs.dtype)
-        outputs = ops.conv(inputs, kernel, strides=1, padding="valid", data_format=layer.data_format)
+        # With the channels last, for not every processor has TensorFlow's kernels for channels first.
+        outputs = ops.conv(ops.moveaxis(inputs, axes[0], -1), kernel, padding="valid", data_format="channels_last")
+        outputs = ops.moveaxis(outputs, -1, axes[0])
         return second.add_bias(outputs, values["bias"]) if "bias" in values else outputs
 
     names = ("pointwise_kernel", "bias") if layer.use_bias else ("pointwise_kernel",)

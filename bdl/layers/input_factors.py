@@ -61,7 +61,8 @@ class InputFactors(Variational):
         """Returns everything that `from_config` needs."""
         prior, posterior = self._families["kernel"]
         own = {"prior": serialize(prior), "posterior": serialize(posterior), "seed": self.seed}
-        return {"name": self.name, "trainable": self.trainable, "dtype": self.dtype_policy.name, **own}
+        trainable = self.trainable and self.layer.trainable
+        return {"name": self.name, "trainable": trainable, "dtype": self.dtype_policy.name, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> InputFactors:

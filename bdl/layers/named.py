@@ -26,6 +26,9 @@ Families = dict[str, tuple[Prior, AnyPosterior]]
 class NamedVariational(Variational):
     """A Keras layer and an estimator under one name: the arguments of the Keras layer, then those of the posterior.
 
+    The Keras layer's attributes can be read from it: `layer.units`, `layer.activation`, and `layer.kernel`, which is
+    the posterior mean.
+
     Args:
         *args: Positional arguments of the Keras layer.
         kernel_prior: `bdl.priors.Prior` of the kernel, or its name. Default: a Gaussian around fitted means, that of
@@ -104,7 +107,7 @@ class NamedVariational(Variational):
     def get_config(self) -> dict[str, Any]:
         """Returns the Keras layer's arguments and the posterior's."""
         config = self.layer.get_config()
-        own = {"name": self.name, "trainable": self.trainable, "seed": self.seed}
+        own = {"name": self.name, "trainable": self.trainable and self.layer.trainable, "seed": self.seed}
         return {**config, **own, **self._posterior_config()}
 
     @classmethod

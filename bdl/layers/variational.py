@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -17,8 +18,10 @@ from keras import ops
 from bdl import posteriors, priors, random
 from bdl.estimators import linear
 from bdl.estimators import weights as estimators
+from bdl.estimators.stateless import call_with_values
 from bdl.estimators.weights import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, FactoredWeight, Noise, SampledWeight
 from bdl.keras_internals import adopt_signatures, flatten_layers
+from bdl.layers.freezing import FrozenWithLayer
 from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import AnyPosterior, FactorPosterior, MeanFieldNormal
 from bdl.priors import Normal, Prior, TiedMean, WidthNormal
@@ -31,8 +34,15 @@ DEFAULT_PRIOR = TiedMean(WidthNormal(), mean_prior=Normal(0.0, 3.0))
 DEFAULT_POSTERIOR = MeanFieldNormal()
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """The variables of a wrapped layer, held where Keras does not count them as the wrapper's own."""
+
+    variables: tuple[keras.Variable, ...]
+
+
 @keras.saving.register_keras_serializable(package="bdl")
-class Variational(SavesSeed, keras.layers.Wrapper):
+class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
     """Makes any Keras layer variational: some of its weights get a posterior and a prior.
 
     The layer samples in training and at inference; within `bdl.mean_weights(model)` it uses the posterior mean. Its
@@ -44,7 +54,11 @@ class Variational(SavesSeed, keras.layers.Wrapper):
     way round, `TimeDistributed(Variational(layer))`, Keras calls the layer at every step, and each has its own draw.)
 
     It is called with whatever arguments the wrapped layer takes: several inputs, masks, `initial_state`,
-    `return_attention_scores`.
+    `return_attention_scores`. Attributes of the wrapped layer can be read from it: `layer.units`, `layer.activation`,
+    and `layer.kernel`, which is the posterior mean. Set them on `layer.layer`.
+
+    A posterior is trainable while its weight is, so `trainable = False` freezes it, whether it is set here or on the
+    wrapped layer.
 
     Args:
         layer: Any Keras layer but a stateful one. A built layer keeps its weights, which become the posterior means.
@@ -109,6 +123,21 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         self.seed_generator = keras.random.SeedGenerator(self._noise_seed())
         self.supports_masking = layer.supports_masking
         self._sampled: estimators.Weights = {}
+        if not self.trainable:
+            layer.trainable = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Public attributes of the wrapped layer, where the wrapper has none of that name; methods are its own."""
+        inherited = getattr(super(), "__getattr__", None)  # Torch keeps the layers inside where only this finds them
+        if inherited is not None:
+            with contextlib.suppress(AttributeError):
+                return inherited(name)
+        if not name.startswith("_") and name != "layer" and hasattr(self, "layer"):
+            value = getattr(self.layer, name)
+            # A layer is also known by its methods (`bdl.protocols`): the one inside is found, and asked, itself.
+            if getattr(value, "__self__", None) is not self.layer:
+                return value
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def sampled_weights(self) -> estimators.Weights:
@@ -125,16 +154,25 @@ class Variational(SavesSeed, keras.layers.Wrapper):
         if not self.layer.built:
             self.layer.build(*shapes, **named_shapes)
         input_shape = next(iter((*shapes, *named_shapes.values())), None)
+        frozen = not self.trainable
+        if frozen:  # Keras would add every variable as a frozen one: which of them follow a weight could not be seen
+            self.trainable = True
         self.noise_strength = self.add_weight(
             name="noise_strength", shape=(), initializer="ones", trainable=False, dtype="float32", autocast=False
         )
         self._stages = self._linear_stages()
         for index, (name, (prior, posterior)) in enumerate(self._families.items()):
-            self._sampled[name] = self._sampled_weight(index, name, prior, posterior, input_shape)
+            weight = self._sampled_weight(index, name, prior, posterior, input_shape)
+            self._sampled[name] = weight
+            self.follow(weight.mean, [*weight.variables.values(), *weight.prior_variables.values()])
+        if frozen:
+            self.trainable = False
+        self._built_with = _Weights(tuple(self.layer.weights))
         self.built = True
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Evaluates the layer, with the arguments of its own call, for one draw of its weights."""
+        self._check_weights()
         warn_if_uncounted(self, training)
         noise = Noise(random.draw_key(self.seed_generator), ops.convert_to_tensor(self.noise_strength))
         inputs = next(iter((*args, *kwargs.values())))
@@ -152,8 +190,16 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             raise ValueError(
                 f"Layer {self.name} has no weights yet: build it, or call it once, before kl_divergence()."
             )
+        self._check_weights()
         note_reading(self)
         return sum((weight.kl() for weight in self._sampled.values()), ops.zeros(()))
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None, **kwargs: Any) -> None:
+        """Refused: integers have no posterior."""
+        raise ValueError(
+            f"`layer` must keep real weights while it has a posterior, so {self.name!r} is not quantized to {mode!r}. "
+            "Quantize the plain model that bdl.convert.to_deterministic gives."
+        )
 
     def compute_output_shape(self, *shapes: Any, **named_shapes: Any) -> Any:
         """That of the wrapped layer."""
@@ -174,6 +220,19 @@ class Variational(SavesSeed, keras.layers.Wrapper):
             for name, family in self._families.items()
         }
         return {**super().get_config(), "estimator": self.estimator, "weights": families, "seed": self.seed}
+
+    def _check_weights(self) -> None:
+        """Refuses a wrapped layer that has replaced its weights, or got more: the posteriors are of the old ones."""
+        held, found = self._built_with.variables, self.layer.weights
+        if len(held) == len(found) and all(one is other for one, other in zip(held, found, strict=True)):
+            return
+        new = [weight.path for weight in found if not any(weight is one for one in held)]
+        raise ValueError(
+            f"`layer` {self.layer.name!r} of {self.name!r} must have the weights that it had when its posterior was "
+            f"made, not others ({new or 'some are gone'}). Quantize the plain model that "
+            "bdl.convert.to_deterministic gives, or leave this layer out by `filters`; enable LoRA before the "
+            "posterior is made."
+        )
 
     def _noise_seed(self) -> int | None:
         """Seed of the noise's generator."""
@@ -260,20 +319,12 @@ class Variational(SavesSeed, keras.layers.Wrapper):
     def _call_whole(self, noise: Noise, *args: Any, **kwargs: Any) -> Any:
         values = estimators.sample_weights(self._sampled, noise)
         samples = {id(self._sampled[name].mean): value for name, value in values.items()}
-        # The means of a frozen layer are among its non-trainable variables.
-        trainable = [samples.get(id(weight), weight) for weight in self.layer.trainable_variables]
-        non_trainable = [samples.get(id(weight), weight) for weight in self.layer.non_trainable_variables]
-        outputs, state, losses = self.layer.stateless_call(
-            trainable, non_trainable, *args, return_losses=True, **kwargs
-        )
-        for variable, value in zip(self.layer.non_trainable_variables, state, strict=True):
-            if id(variable) not in samples:
-                variable.assign(value)
-        # Regularizers come last in this list; Keras counts those itself, from the variables.
-        num_regularizers = sum(weight.regularizer is not None for weight in self.layer.trainable_weights)
-        for loss in losses[: len(losses) - num_regularizers]:
+        evaluation = call_with_values(self.layer, samples, *args, **kwargs)
+        for variable, value in evaluation.state:
+            variable.assign(value)
+        for loss in evaluation.losses:
             self.add_loss(loss)
-        return outputs
+        return evaluation.outputs
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def test_stages_make_up_the_layer_before_its_activation(layer_class: Any, argume
     layer = build(layer_class, arguments, shape)
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
     assert_allclose(np.tanh(evaluate(layer, x)), array(layer(x)), rtol=1e-5, atol=1e-6)
-    assert layer.activation is keras.activations.tanh, "the activation was not put back"
+    assert layer.activation is keras.activations.tanh
 
 
 @pytest.mark.parametrize(("layer_class", "arguments", "shape"), LINEAR_LAYERS)

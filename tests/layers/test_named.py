@@ -5,7 +5,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from layer_contract import named_layers
+from layer_contract import CASES, named_layers
 
 import bdl
 from bdl.layers import DenseFlipout, DenseRank1, SeparableConv1DFlipout
@@ -50,6 +50,18 @@ def test_arguments_reach_the_keras_layer():
         DenseFlipout(-1)
     with pytest.raises(ValueError, match="Unrecognized keyword arguments"):
         DenseFlipout(3, kernel_priors="normal")
+
+
+@pytest.mark.parametrize("name", named_layers())
+def test_arguments_of_the_keras_layer_can_be_read(name: str):
+    case = next(case for case in CASES if case.name == name)
+    layer = case.built()
+    known = layer.layer.get_config()
+    expected = {key: value for key, value in vars(layer.layer).items() if key in known}
+    ours = ("name", "dtype", "trainable", "seed", "activity_regularizer")
+    for argument, value in expected.items():
+        assert argument in ours or getattr(layer, argument) is value, argument
+    assert all(hasattr(layer, argument) for argument in known if hasattr(layer.layer, argument))
 
 
 def test_prior_and_posterior_reach_their_weight():

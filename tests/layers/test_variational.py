@@ -1,5 +1,6 @@
 """The mechanism: what `Variational` accepts, adds, samples and puts back."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -125,6 +126,97 @@ def test_divergence_is_the_sum_over_weights_and_needs_a_built_layer():
     layer(X)
     layer(X)
     assert array(layer.kl_divergence()) == before, "it depends on how often the layer was called"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("DenseReparameterization", True),
+        ("DenseReparameterization", False),
+        ("DenseFlipout", True),
+        ("DenseLocalReparameterization", True),
+        ("DenseRank1", False),
+        ("Conv1DFlipout", True),
+        ("SeparableConv1DLocalReparameterization", True),
+    ],
+)
+def test_sixteen_threads_get_what_one_gets(name: str, training: bool):
+    """A call changes nothing that another call reads, not even for a moment: not the activation, for one."""
+    is_dense = name.startswith("Dense")
+    layer = getattr(bdl.layers, name)(*((3,) if is_dense else (3, 1)), activation="relu")
+    x = ops.convert_to_tensor(X if is_dense else np.repeat(X[:, None], 2, axis=1))
+    layer.build(x.shape)
+    layer.layer.set_weights([np.random.default_rng(0).normal(size=each.shape) for each in layer.layer.weights])
+    state = [
+        [ops.convert_to_tensor(each) for each in part]
+        for part in (layer.trainable_variables, layer.non_trainable_variables)
+    ]
+
+    def call(_: int) -> np.ndarray:
+        return array(layer.stateless_call(*state, x, training=training)[0])
+
+    serial = call(0)
+    assert np.any(serial == 0)
+    assert np.any(serial > 0)
+    with ThreadPoolExecutor(16) as threads:
+        for found in threads.map(call, range(64)):
+            assert_array_equal(found, serial)
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' quantizers
+@pytest.mark.parametrize("name", ["DenseReparameterization", "DenseFlipout", "DenseRank1"])
+@pytest.mark.parametrize("change", ["quantize", "enable_lora"])
+def test_a_layer_that_replaces_its_weights_is_refused_by_name(name: str, change: str):
+    layer = getattr(bdl.layers, name)(2, name="the_layer")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    if change == "quantize":
+        with pytest.raises(ValueError, match="'the_layer' is not quantized to 'int8'"):
+            layer.quantize("int8")
+        assert np.all(np.isfinite(array(model(X)))), "the refusal changed the layer"
+        model.quantize("int8", filters="mean")  # reaches the layer inside, whose class knows nothing of posteriors
+    else:
+        layer.layer.enable_lora(1)
+    for evaluate in (lambda: model(X), lambda: model(X, training=True), layer.kl_divergence):
+        with pytest.raises(ValueError, match="'the_layer' must have the weights that it had when its posterior was"):
+            evaluate()
+
+
+@pytest.mark.core
+def test_lora_weights_may_have_posteriors_when_they_are_there_before():
+    dense = layers.Dense(2)
+    dense.build((None, 3))
+    dense.enable_lora(1)
+    layer = Variational(dense, weights=("lora_kernel_a", "lora_kernel_b"), prior="normal")
+    layer(X)
+    with mean_weights(layer):
+        assert_allclose(array(layer(X)), array(dense(X)), rtol=1e-6, atol=1e-6)
+    assert not np.allclose(array(layer(X)), array(layer(X)))
+    assert array(layer.kl_divergence()) > 0
+
+
+@pytest.mark.core
+def test_a_layer_that_normalises_its_own_kernel_is_refused_by_name():
+    layer = Variational(layers.SpectralNormalization(layers.Dense(2), name="spectral"))
+    layer(X)  # it assigns in training only
+    with pytest.raises(ValueError, match=r"'spectral' does with .*dense.*/kernel"):
+        layer(X, training=True)
+
+
+@pytest.mark.core
+def test_attributes_of_the_wrapped_layer_can_be_read_and_others_are_missed():
+    layer = Variational(layers.Conv1D(5, 3, strides=2, activation="relu"), name="outer")
+    assert (layer.filters, layer.kernel_size, layer.strides) == (5, (3,), (2,))
+    assert layer.activation is keras.activations.relu
+    assert not hasattr(layer, "kernel")
+    layer.build((None, 6, 2))
+    assert layer.kernel is layer.layer.kernel is layer.sampled_weights["kernel"].mean
+    assert layer.bias is layer.layer.bias
+    assert (layer.name, layer.seed) == ("outer", None)
+    for name in ("units", "rate", "_kernel", "noise", "enable_lora"):  # nor is a method of it the wrapper's
+        assert not hasattr(layer, name)
+    assert len(layer.weights) == len({id(weight) for weight in layer.weights}) == 4
 
 
 def test_sampled_weights_is_a_copy():

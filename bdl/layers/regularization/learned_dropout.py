@@ -15,6 +15,7 @@ from keras import ops
 from bdl import random
 from bdl.estimators import linear
 from bdl.estimators.weights import draws_whole_functions
+from bdl.layers.freezing import FrozenWithLayer
 from bdl.layers.noise_layers import HasNoise
 from bdl.layers.regularization.dropout import check_rate, dropout_kl
 from bdl.random import Tensor
@@ -26,7 +27,7 @@ _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class ConcreteDropout(HasNoise, keras.layers.Wrapper):
+class ConcreteDropout(FrozenWithLayer, HasNoise, keras.layers.Wrapper):
     """Drops a layer's inputs at a rate that is learned: more data, less dropout.
 
     The mask is a relaxed (concrete) Bernoulli variable, so that the rate has a gradient; it is relaxed at prediction
@@ -99,6 +100,7 @@ class ConcreteDropout(HasNoise, keras.layers.Wrapper):
             dtype="float32",
             autocast=False,
         )
+        self.follow(self.layer.kernel, [self.rate_rho])
         self.add_noise_strength()
         axes = linear.feature_axes(self.layer)[0]
         # What is dropped independently: channels, or each of the features that the kernel sums over.

@@ -1,0 +1,71 @@
+"""A layer as a pure function of its weights: what `Layer.stateless_call` gives, and what it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from bdl.random import Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a call of a layer with given values made.
+
+    Attributes:
+        outputs: What the layer's `call` returned.
+        state: Each variable that the call assigned (statistics, seeds), with its new value.
+        losses: What the call handed to `add_loss`; regularizers of weights are not among them.
+    """
+
+    outputs: Any
+    state: list[tuple[keras.Variable, Tensor]]
+    losses: list[Tensor]
+
+
+def call_with_values(layer: keras.Layer, values: Mapping[int, Tensor], *args: Any, **kwargs: Any) -> Evaluation:
+    """Evaluates a layer with other values in the place of some of its variables, none of which changes.
+
+    Args:
+        layer: A built layer.
+        values: Value of a variable by the variable's `id`. All others keep their own.
+        *args: Positional arguments of the layer's `call`.
+        **kwargs: Keyword arguments of the layer's `call`.
+
+    Raises:
+        ValueError: if the call assigns a trainable weight, or one whose value was given: there is no variable that
+            the new value could go to.
+
+    Example:
+    >>> layer = keras.layers.Dense(1, kernel_initializer="ones")
+    >>> layer.build((None, 2))
+    >>> one = call_with_values(layer, {id(layer.kernel): 3.0 * np.ones((2, 1))}, np.ones((1, 2), "float32"))
+    >>> float(one.outputs[0, 0]), float(layer.kernel[0, 0])
+    (6.0, 1.0)
+    """
+    variables = layer.variables
+    mapping = [(variable, values.get(id(variable), variable)) for variable in variables]
+    scope = keras.StatelessScope(state_mapping=mapping, collect_losses=True)
+    before = [scope.get_current_value(variable) for variable in variables]
+    call = layer.call if layer.quantization_mode is None else layer.quantized_call
+    with scope:
+        outputs = layer.rematerialized_call(call, *args, **kwargs)(*args, **kwargs)
+    state = []
+    for variable, old in zip(variables, before, strict=True):
+        value = scope.get_current_value(variable)
+        if value is not old:
+            _check_assignable(layer, variable, values)
+            state.append((variable, value))
+    return Evaluation(outputs, state, list(scope.losses))
+
+
+def _check_assignable(layer: keras.Layer, variable: keras.Variable, values: Mapping[int, Tensor]) -> None:
+    if variable.trainable or id(variable) in values:
+        raise ValueError(
+            f"`layer` must not assign its own weights while it is called, as {type(layer).__name__} {layer.name!r} "
+            f"does with {variable.path!r}: this weight is sampled, or trained beside sampled ones, so the new value "
+            "would be lost. Wrap the layer inside it instead, or leave it out of bdl."
+        )
