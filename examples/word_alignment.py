@@ -14,6 +14,7 @@ is that of the most probable z: once before y_t is seen, by p(z | x), and once a
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import warnings
@@ -164,7 +165,10 @@ def train(estimator: str, seed: int, corpus: Corpus, encoder: Encoder, settings:
     kl_weight = bdl.elbo.LinearWarmup(settings.warmup) if estimator in INFERRED else 1.0
     model = bdl.VariationalModel(network, LIKELIHOOD, kl_weight=kl_weight)
     model.compile(keras.optimizers.Adam(settings.learning_rate, clipnorm=5.0), jit_compile=False)
-    stop = keras.callbacks.EarlyStopping("val_nll", patience=settings.patience, mode="min", restore_best_weights=True)
+    # The nll knows nothing of the KL: an epoch within the warm-up, at T < 1, must not be the best.
+    first = math.ceil(settings.warmup * settings.epochs) if estimator in INFERRED else 0
+    watch = {"patience": settings.patience, "mode": "min", "restore_best_weights": True, "start_from_epoch": first}
+    stop = keras.callbacks.EarlyStopping("val_nll", **watch)
     history = model.fit(
         Batches(corpus.train, encoder, settings.batch_size, seed),
         validation_data=Batches(corpus.validation, encoder, settings.batch_size),

@@ -53,7 +53,7 @@ from bdl.layers.dense import (
 )
 from bdl.layers.embedding import EmbeddingRank1, EmbeddingReparameterization
 from bdl.layers.input_factors import InputFactors
-from bdl.layers.latent_attention import LatentAttention, LatentMultiHeadAttention
+from bdl.layers.latent_attention import LatentAttention, LatentMultiHeadAttention, alignment
 from bdl.layers.normalization import (
     BatchNormalizationReparameterization,
     GroupNormalizationReparameterization,
@@ -144,6 +144,7 @@ __all__ = [
     "Variational",
     "VariationalGaussianDropout",
     "add_local_kl",
+    "alignment",
     "collect_latents",
     "mean_weights",
     "report_latent",
