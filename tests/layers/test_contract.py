@@ -31,6 +31,7 @@ def test_the_catalogue_holds_every_layer():
 
 # Keras' own test trains from a generator, which its `fit` warns about.
 @pytest.mark.filterwarnings("ignore:.*shuffle=True. was passed, but will be ignored:UserWarning")
+@pytest.mark.filterwarnings("ignore::bdl.uncounted.UncountedKLWarning")  # it knows of no KL
 @pytest.mark.parametrize("case", KERAS_CASES)
 def test_as_keras_does(case: Case):
     contract.check_as_keras_does(case)

@@ -307,6 +307,7 @@ def test_fan_in_is_counted_by_the_layer_that_owns_the_weight():
 
 
 @pytest.mark.core
+@pytest.mark.filterwarnings("ignore::bdl.uncounted.UncountedKLWarning")  # the loss alone moves both
 @pytest.mark.parametrize("posterior", [MeanFieldNormal(), Rank1()], ids=["mean_field", "rank1"])
 def test_fit_moves_means_and_scales(posterior: Any):
     layer = Variational(layers.Dense(1), posterior=posterior, seed=0)
