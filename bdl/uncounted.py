@@ -32,7 +32,7 @@ _read: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 
 @contextlib.contextmanager
 def counted() -> Iterator[None]:
-    """Within this context a training step counts the KL: that of a `VariationalModel`."""
+    """Within this context nothing is left out: in a `VariationalModel`'s step, or where a model is only measured."""
     token = _is_counted.set(True)
     try:
         yield
@@ -41,8 +41,9 @@ def counted() -> Iterator[None]:
 
 
 def note_reading(layer: keras.Layer) -> None:
-    """Notes that somebody asked for a layer's KL, and may have added it to a loss of his own."""
-    _read.add(layer)
+    """Notes that a layer's KL was asked for inside a call, of the layer itself or of a model: it goes to `add_loss`."""
+    if call_context() is not None:
+        _read.add(layer)
 
 
 def warn_if_uncounted(layer: keras.Layer, training: bool | None = None) -> None:
@@ -85,6 +86,4 @@ def _is_plain(model: keras.Model, layer: keras.Layer) -> bool:
         return False
     if any(getattr(loss, "counts_kl", False) for loss in keras.tree.flatten(model.loss)):
         return False
-    # A `call` of the user's may add the KL by `add_loss`; then it has been read while the model was built.
-    has_own_call = not own.call.__module__.startswith("keras.")
-    return not (has_own_call and layer in _read)
+    return layer not in _read  # a `call` of the user's adds it by `add_loss`, and has been there when it was built

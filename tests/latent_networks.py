@@ -9,6 +9,7 @@ from gradients import gradients
 from keras import ops
 
 import bdl
+from bdl.latents import take_local_kl
 from bdl.layers import LatentAttention
 from bdl.layers.latent_attention.alignment_estimators import VARIATIONAL
 
@@ -104,7 +105,6 @@ def _called(layer: Any, weights: Any, state: Any, inputs: Any, training: bool, a
     query, value, target = (ops.convert_to_tensor(each) for each in inputs)
     if layer.is_variational:
         arguments = {**arguments, "target": target}
-    outputs, _, losses = layer.stateless_call(
-        weights, state, [query, value], training=training, return_losses=True, **arguments
-    )
-    return outputs, losses[0] if losses else ops.zeros((query.shape[0],))
+    outputs, _ = layer.stateless_call(weights, state, [query, value], training=training, **arguments)
+    kl = take_local_kl(layer)
+    return outputs, ops.zeros((query.shape[0],)) if kl is None else kl

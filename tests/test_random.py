@@ -238,7 +238,7 @@ def in_batches(draw, key, size, total=96, shape=(5, 3), axis=0):
     drawn = []
     for start in range(0, total, size):
         with random.examples(start, size):
-            drawn.append(array(draw((*shape[:axis], size, *shape[axis:]), key, example_axis=axis)))
+            drawn.append(array(draw((*shape[:axis], size, *shape[axis:]), random.of_examples(key, axis))))
     return np.concatenate(drawn, axis=axis)
 
 
@@ -255,8 +255,8 @@ def test_the_noise_of_an_example_depends_on_its_place_and_not_on_the_batch(draw,
 
 @pytest.mark.core
 def test_gamma_noise_of_an_example_depends_on_its_place_and_not_on_the_batch():
-    def draw(shape, key, example_axis):
-        return random.gamma(np.full(shape, 2.0, "float32"), key, example_axis)
+    def draw(shape, key):
+        return random.gamma(np.full(shape, 2.0, "float32"), key)
 
     whole = in_batches(draw, random.draw_key(31), 12, total=12, axis=1)
     np.testing.assert_allclose(in_batches(draw, random.draw_key(31), 4, total=12, axis=1), whole, rtol=1e-6)
@@ -267,16 +267,16 @@ def test_gamma_noise_of_an_example_depends_on_its_place_and_not_on_the_batch():
 def test_parts_of_an_example_that_were_folded_into_the_first_axis_keep_their_places():
     key = random.draw_key(32)
     with random.examples(0, 8):
-        whole = array(random.normal((24, 2), key, example_axis=0))
+        whole = array(random.normal((24, 2), random.of_examples(key)))
     with random.examples(4, 4):
-        part = array(random.normal((12, 2), key, example_axis=0))
+        part = array(random.normal((12, 2), random.of_examples(key)))
     np.testing.assert_array_equal(part, whole[12:])
 
 
 @pytest.mark.core
 def test_noise_of_examples_is_standard_normal_and_independent_between_them():
     with random.examples(1_000, 2**10):
-        noise = array(random.normal((2**10, 2**8), random.draw_key(33), example_axis=0)).astype("float64")
+        noise = array(random.normal((2**10, 2**8), random.of_examples(random.draw_key(33)))).astype("float64")
     assert stats.kstest(noise.ravel(), "norm").pvalue > RARE
     neighbours = np.mean(noise[1:] * noise[:-1])
     assert abs(neighbours) < 5 / np.sqrt(noise[1:].size)

@@ -53,8 +53,9 @@ class DropoutNoise:
     def drop(self, inputs: Tensor, rate: float) -> Tensor:
         """Inputs some of which are zero; all examples share one mask where whole functions are asked for."""
         batch, *features = ops.shape(inputs)
-        batch, axis = (1, None) if draws_whole_functions() else (batch, 0)
-        mask = bernoulli_mask((batch, *features), rate, self.next_key(), self.strength, axis)
+        key = self.next_key()
+        batch, key = (1, key) if draws_whole_functions() else (batch, random.of_examples(key))
+        mask = bernoulli_mask((batch, *features), rate, key, self.strength)
         return inputs * ops.cast(mask, inputs.dtype)
 
 

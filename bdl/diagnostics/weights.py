@@ -19,12 +19,13 @@ from bdl.convert.mc_dropout import MCDropoutModel
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.elbo import kl_divergence
 from bdl.estimators.weights import FactoredWeight, SampledWeight
-from bdl.keras_internals import direct_layers, flatten_layers, take_losses
+from bdl.keras_internals import current_value, direct_layers, flatten_layers, take_losses
 from bdl.latents import without_local_kl
 from bdl.layers.variational import Variational
 from bdl.posteriors import Component, LowRankNormal, MatrixNormal, MeanFieldNormal
 from bdl.priors import TiedMean
 from bdl.protocols import HasKL
+from bdl.uncounted import counted
 
 MATCHED_DIVERGENCE = 0.01
 """Nats from where its prior alone would hold it below which a weight matches it: its scale is within 10 % of that."""
@@ -190,8 +191,8 @@ def aside(model: keras.Layer) -> Iterator[None]:
     0.0
     """
     # Every variable, for a Keras scope looks neither into the one around it nor, for a regularizer, outside.
-    values = [(variable, variable.value) for variable in model.variables]
-    with keras.StatelessScope(values, collect_losses=True), without_local_kl():
+    values = [(variable, current_value(variable)) for variable in model.variables]
+    with keras.StatelessScope(values, collect_losses=True), without_local_kl(), counted():
         try:
             yield
         finally:

@@ -52,25 +52,24 @@ def apply_dropout(
     [0.0, 2.0]
     """
     kind = type(layer) if kind is None else kind
-    shape, axis = _noise_shape(layer, kind, inputs, shared_axes)
+    shape, has_examples = _noise_shape(layer, kind, inputs, shared_axes)
+    key = random.of_examples(key) if has_examples else key
     x = ops.cast(inputs, "float32")
     if issubclass(kind, layers.GaussianNoise):
-        noisy = x + strength * layer.stddev * random.normal(shape, key, axis)
+        noisy = x + strength * layer.stddev * random.normal(shape, key)
     elif issubclass(kind, layers.GaussianDropout):
         deviation = math.sqrt(layer.rate / (1.0 - layer.rate))
-        noisy = x * (1.0 + strength * deviation * random.normal(shape, key, axis))
+        noisy = x * (1.0 + strength * deviation * random.normal(shape, key))
     elif issubclass(kind, layers.AlphaDropout):
-        noisy = x + strength * (_alpha_dropout(x, layer.rate, random.uniform(shape, key, axis)) - x)
+        noisy = x + strength * (_alpha_dropout(x, layer.rate, random.uniform(shape, key)) - x)
     elif issubclass(kind, (layers.Dropout, *_SPATIAL)):
-        noisy = x * bernoulli_mask(shape, layer.rate, key, strength, axis)
+        noisy = x * bernoulli_mask(shape, layer.rate, key, strength)
     else:
         raise ValueError(f"`layer` must be a dropout layer of Keras, not {layer!r}.")
     return ops.cast(noisy, inputs.dtype)
 
 
-def bernoulli_mask(
-    shape: Sequence[Any], rate: float, key: Tensor, strength: Tensor | float = 1.0, example_axis: int | None = None
-) -> Tensor:
+def bernoulli_mask(shape: Sequence[Any], rate: float, key: Tensor, strength: Tensor | float = 1.0) -> Tensor:
     """A float32 mask of mean one: `1 / (1 - rate)` where a value is kept, 0 where it is dropped, ones without strength.
 
     Args:
@@ -78,13 +77,12 @@ def bernoulli_mask(
         rate: Share that is dropped.
         key: Key of the draw, from `bdl.random`.
         strength: Scalar: 1, or 0 for no noise.
-        example_axis: As of `bdl.random.uniform`.
 
     Example:
     >>> sorted({float(value) for value in np.asarray(bernoulli_mask((50,), 0.75, random.draw_key(0)))})
     [0.0, 4.0]
     """
-    kept = ops.cast(random.uniform(shape, key, example_axis) >= rate, "float32")
+    kept = ops.cast(random.uniform(shape, key) >= rate, "float32")
     return 1.0 + strength * (kept / (1.0 - rate) - 1.0)
 
 
@@ -95,10 +93,8 @@ def _alpha_dropout(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
     return scale * (x * kept + _ALPHA_PRIME * (1.0 - kept)) - scale * _ALPHA_PRIME * rate
 
 
-def _noise_shape(
-    layer: Any, kind: type, inputs: Tensor, shared_axes: Sequence[int]
-) -> tuple[tuple[Any, ...], int | None]:
-    """Shape of the noise of a layer, which broadcasts over the inputs, and its axis of examples, if it has one."""
+def _noise_shape(layer: Any, kind: type, inputs: Tensor, shared_axes: Sequence[int]) -> tuple[tuple[Any, ...], bool]:
+    """Shape of the noise of a layer, which broadcasts over the inputs, and whether it is each example's own."""
     shape = list(ops.shape(inputs))
     shared = {0, *shared_axes} if draws_whole_functions() else set(shared_axes)
     if issubclass(kind, _SPATIAL):
@@ -109,4 +105,4 @@ def _noise_shape(
         shared |= {axis for axis, size in enumerate(asked) if size == 1}
         shape = [size if asked[axis] is None else asked[axis] for axis, size in enumerate(shape)]
     shape = [1 if axis in shared else size for axis, size in enumerate(shape)]
-    return tuple(shape), None if 0 in shared else 0
+    return tuple(shape), 0 not in shared

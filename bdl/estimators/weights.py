@@ -132,13 +132,17 @@ class Noise:
         found = {name: weights.get(name) for name in names}
         return {name: self.perturbation(weight) for name, weight in found.items() if isinstance(weight, SampledWeight)}
 
-    def normal(self, shape: Sequence[Any], stream: int, example_axis: int | None = None) -> Tensor:
-        """Standard normal noise; streams from `FIRST_FREE_STREAM` up are not used by any weight."""
-        return self.strength * random.normal(shape, random.fold_in(self.key, stream), example_axis)
+    def normal(self, shape: Sequence[Any], stream: int, of_examples: bool = False) -> Tensor:
+        """Standard normal noise, of each example along the first axis if asked for.
+
+        Streams from `FIRST_FREE_STREAM` up are not used by any weight.
+        """
+        key = random.fold_in(self.key, stream)
+        return self.strength * random.normal(shape, random.of_examples(key) if of_examples else key)
 
     def signs(self, shape: Sequence[Any], stream: int) -> Tensor:
         """Random signs for each example, along the first axis."""
-        return random.rademacher(shape, random.fold_in(self.key, stream), example_axis=0)
+        return random.rademacher(shape, random.of_examples(random.fold_in(self.key, stream)))
 
 
 FIRST_FREE_STREAM = 1_000
@@ -203,7 +207,7 @@ def local_reparameterization(
     if not scales:
         return outputs
     deviation = _propagate_scales(stage, scales, inputs)
-    draw = noise.normal(ops.shape(outputs), stream, example_axis=0)
+    draw = noise.normal(ops.shape(outputs), stream, of_examples=True)
     return outputs + deviation * ops.cast(draw, outputs.dtype)
 
 
@@ -226,9 +230,12 @@ def rank1(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor,
 
 def _factor(weight: FactoredWeight, side: str, inputs: Tensor, noise: Noise, stream: int) -> Tensor:
     """The factor of one side for each example, or one for all where whole functions are asked for."""
-    batch, axis = (1, None) if draws_whole_functions() else (ops.shape(inputs)[0], 0)
+    is_whole = draws_whole_functions()
+    batch = 1 if is_whole else ops.shape(inputs)[0]
     shape = weight.posterior.factor_mean(weight.variables, side).shape
-    return weight.posterior.factor(weight.variables, side, noise.normal((batch, *shape), stream, axis))
+    return weight.posterior.factor(
+        weight.variables, side, noise.normal((batch, *shape), stream, of_examples=not is_whole)
+    )
 
 
 def _token_factor(weight: FactoredWeight, tokens: Tensor, noise: Noise, stream: int) -> Tensor:
@@ -243,7 +250,9 @@ def _token_factor(weight: FactoredWeight, tokens: Tensor, noise: Noise, stream: 
         shape = posterior.factor_mean(variables, "input").shape
         vocabulary = posterior.factor(variables, "input", noise.normal(shape, stream))
         return ops.expand_dims(ops.take(vocabulary, tokens, axis=0), -1)
-    own = posterior.factor(variables, "input", noise.normal(ops.shape(tokens), stream, 0), entries=tokens)
+    own = posterior.factor(
+        variables, "input", noise.normal(ops.shape(tokens), stream, of_examples=True), entries=tokens
+    )
     return ops.expand_dims(own, -1)
 
 

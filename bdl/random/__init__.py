@@ -8,9 +8,9 @@ has to pass. Torch runs eagerly and has nothing to fuse with, so there its own g
 
 Keys come from a `keras.random.SeedGenerator`: same seed, same backend, same noise, compiled or not (to rounding).
 
-A draw that has a value for each example names the axis of the examples. Within `examples(start, size)`, which
-prediction puts around a batch, such a draw depends on the place of each example in the data, and not on the batch that
-it came in: every example has a key of its own.
+A draw that has noise for each example takes the key `of_examples(key, axis)`. Within `examples(start, size)`, which
+prediction puts around a batch, its noise then depends on the place of each example in the data, and not on the batch
+that it came in: every example has a key of its own.
 
 Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (counter-based generation); the mixing
 constants are the low-bias permutation found by C. Wellons' hash prospector.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,7 @@ def examples(start: Tensor | int, size: int) -> Iterator[None]:
     Example:
     >>> def noise(start, size):
     ...     with examples(start, size):
-    ...         return np.asarray(normal((size, 3), draw_key(0), example_axis=0))
+    ...         return np.asarray(normal((size, 3), of_examples(draw_key(0))))
     >>> bool(np.all(noise(0, 4)[2:] == noise(2, 2)))
     True
     """
@@ -70,6 +70,35 @@ def examples(start: Tensor | int, size: int) -> Iterator[None]:
         yield
     finally:
         _examples.reset(token)
+
+
+@dataclass(frozen=True)
+class ExampleKeys:
+    """A key for each example of a batch, derived from one key and the examples' places.
+
+    Args:
+        key: Key of the draw.
+        axis: Axis of the draw that runs over the examples.
+        batch: Where the batch lies.
+    """
+
+    key: Tensor
+    axis: int
+    batch: _Examples
+
+
+def of_examples(key: Tensor, axis: int = 0) -> Any:
+    """The key of a draw that has noise of its own for each example.
+
+    Args:
+        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`.
+        axis: Axis of the draw that runs over the examples of the batch.
+
+    Returns:
+        Within `examples(...)` the keys of these examples; the key itself outside, where a batch shares one.
+    """
+    batch = _examples.get()
+    return key if batch is None else ExampleKeys(key, axis, batch)
 
 
 def draw_key(seed: keras.random.SeedGenerator | int) -> Tensor:
@@ -129,13 +158,13 @@ def fold_in(key: Tensor, number: int | Tensor) -> Tensor:
     return hashing.fold_in(key, number)
 
 
-def normal(shape: Sequence[int | Tensor], key: Tensor, example_axis: int | None = None) -> Tensor:
+def normal(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
     """Draws standard normal noise.
 
     Args:
         shape: Shape of the draw; entries may be scalar tensors (a dynamic batch size).
-        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`. The same key gives the same noise.
-        example_axis: Axis of the draw that runs over the examples of the batch, or None where there is none.
+        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`, or `of_examples` of one. The same key gives the same
+            noise.
 
     Returns:
         `float32` tensor of that shape; its 2^23 distinct values lie within 5.4 standard deviations.
@@ -145,16 +174,15 @@ def normal(shape: Sequence[int | Tensor], key: Tensor, example_axis: int | None 
     >>> bool(abs(noise.mean()) < 5 / np.sqrt(noise.size)), bool(abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size))
     (True, True)
     """
-    return _draw(_torch_normal, hashing.hashed_normal, shape, key, example_axis)
+    return _draw(_torch_normal, hashing.hashed_normal, shape, key)
 
 
-def uniform(shape: Sequence[int | Tensor], key: Tensor, example_axis: int | None = None) -> Tensor:
+def uniform(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
     """Draws uniform noise.
 
     Args:
         shape: Shape of the draw; entries may be scalar tensors (a dynamic batch size).
-        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`.
-        example_axis: Axis of the draw that runs over the examples of the batch, or None where there is none.
+        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`, or `of_examples` of one.
 
     Returns:
         `float32` tensor of that shape, in `[0, 1)`; on TensorFlow and JAX in 2^23 steps, 0 and 1 excluded.
@@ -164,16 +192,15 @@ def uniform(shape: Sequence[int | Tensor], key: Tensor, example_axis: int | None
     >>> bool(0 <= noise.min() and noise.max() < 1 and abs(noise.mean() - 0.5) < 5 / np.sqrt(12 * noise.size))
     True
     """
-    return _draw(_torch_uniform, hashing.hashed_uniform, shape, key, example_axis)
+    return _draw(_torch_uniform, hashing.hashed_uniform, shape, key)
 
 
-def rademacher(shape: Sequence[int | Tensor], key: Tensor, example_axis: int | None = None) -> Tensor:
+def rademacher(shape: Sequence[int | Tensor], key: Tensor) -> Tensor:
     """Draws random signs, +1 or -1 with probability one half each.
 
     Args:
         shape: Shape of the draw; entries may be scalar tensors (a dynamic batch size).
-        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`.
-        example_axis: Axis of the draw that runs over the examples of the batch, or None where there is none.
+        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`, or `of_examples` of one.
 
     Returns:
         `float32` tensor of that shape.
@@ -182,10 +209,10 @@ def rademacher(shape: Sequence[int | Tensor], key: Tensor, example_axis: int | N
     >>> sorted({float(sign) for sign in np.asarray(rademacher((50,), draw_key(0)))})
     [-1.0, 1.0]
     """
-    return _draw(_torch_signs, hashing.hashed_signs, shape, key, example_axis)
+    return _draw(_torch_signs, hashing.hashed_signs, shape, key)
 
 
-def gamma(concentration: Tensor, key: Tensor, example_axis: int | None = None) -> Tensor:
+def gamma(concentration: Tensor, key: Tensor) -> Tensor:
     """Draws standard gamma noise, differentiable in its concentration (implicitly reparameterized).
 
     The backend's own generator: TensorFlow's does not compile under XLA, and a layer that calls it sets
@@ -193,8 +220,7 @@ def gamma(concentration: Tensor, key: Tensor, example_axis: int | None = None) -
 
     Args:
         concentration: Positive tensor; the shape of the draw.
-        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`.
-        example_axis: Axis of the draw that runs over the examples of the batch, or None where there is none.
+        key: Tensor of shape `(2,)` from `draw_key` or `fold_in`, or `of_examples` of one.
 
     Returns:
         `float32` tensor of that shape.
@@ -207,17 +233,16 @@ def gamma(concentration: Tensor, key: Tensor, example_axis: int | None = None) -
     True
     """
     concentration = ops.cast(concentration, "float32")
-    within = _examples.get()
-    if within is None or example_axis is None:
+    if not isinstance(key, ExampleKeys):
         return _gamma(concentration, key)
-    rows = ops.moveaxis(concentration, example_axis, 0)
-    places = _places(ops.shape(rows)[0], within)
+    rows = ops.moveaxis(concentration, key.axis, 0)
+    number = ops.shape(rows)[0]
+    places = _first_place(number, key.batch) + ops.arange(number, dtype="int32")
     if keras.backend.backend() == "torch":
-        draws = ops.stack([_gamma(row, fold_in(key, int(place))) for row, place in zip(rows, places, strict=True)])
+        draws = ops.stack([_gamma(row, fold_in(key.key, int(place))) for row, place in zip(rows, places, strict=True)])
     else:
-        keys = ops.transpose(fold_in(key, places))
-        draws = ops.map(lambda pair: _gamma(*pair), (rows, keys))
-    return ops.moveaxis(draws, 0, example_axis)
+        draws = ops.map(lambda pair: _gamma(*pair), (rows, ops.transpose(fold_in(key.key, places))))
+    return ops.moveaxis(draws, 0, key.axis)
 
 
 def _gamma(concentration: Tensor, key: Tensor) -> Tensor:
@@ -239,46 +264,37 @@ def _gamma(concentration: Tensor, key: Tensor) -> Tensor:
 
 
 def _draw(
-    torch_draw: Callable[..., Tensor],
-    hashed_draw: Callable[..., Tensor],
-    shape: Sequence[int | Tensor],
-    key: Tensor,
-    example_axis: int | None,
+    torch_draw: hashing.Draw, hashed_draw: hashing.Draw, shape: Sequence[int | Tensor], key: Tensor | ExampleKeys
 ) -> Tensor:
     """A draw of a shape, with the axis of the examples first while it is made."""
-    within = _examples.get()
     is_torch = keras.backend.backend() == "torch"
-    if within is None or example_axis is None:
+    if not isinstance(key, ExampleKeys):
         return torch_draw(tuple(shape), key) if is_torch else hashing.fused(hashed_draw, shape, key)
     rest = list(shape)
-    number = rest.pop(example_axis)
+    number = rest.pop(key.axis)
     if is_torch:
-        draws = _in_blocks(torch_draw, number, rest, key, within)
+        draws = _in_blocks(torch_draw, number, rest, key)
     else:
-        draws = hashing.fused(hashed_draw, (number, *rest), key, _first_place(number, within))
-    return ops.moveaxis(draws, 0, example_axis) if example_axis else draws
+        draws = hashing.fused(hashed_draw, (number, *rest), key.key, _first_place(number, key.batch))
+    return ops.moveaxis(draws, 0, key.axis) if key.axis else draws
 
 
-def _first_place(number: Tensor | int, within: _Examples) -> Tensor:
+def _first_place(number: Tensor | int, batch: _Examples) -> Tensor:
     """Place of the first of that many parts of the batch's examples, each of which has equally many."""
-    return ops.convert_to_tensor(within.start * (number // within.size), dtype="int32")
-
-
-def _places(number: Tensor | int, within: _Examples) -> Tensor:
-    return _first_place(number, within) + ops.arange(number, dtype="int32")
+    return ops.convert_to_tensor(batch.start * (number // batch.size), dtype="int32")
 
 
 _BLOCK = 32
 """Examples that share one draw of Torch's generator, which cannot begin in the middle of its stream."""
 
 
-def _in_blocks(draw: Callable[..., Tensor], number: int, rest: Sequence[int], key: Tensor, within: _Examples) -> Tensor:
+def _in_blocks(draw: hashing.Draw, number: int, rest: Sequence[int], keys: ExampleKeys) -> Tensor:
     """A draw of Torch for consecutive places, cut out of whole blocks of examples."""
-    if key.device.type == "meta":
-        return draw((number, *rest), key)
-    first = int(_first_place(number, within))
+    if keys.key.device.type == "meta":
+        return draw((number, *rest), keys.key)
+    first = int(_first_place(number, keys.batch))
     blocks = range(first // _BLOCK, (first + number - 1) // _BLOCK + 1)
-    drawn = ops.concatenate([draw((_BLOCK, *rest), fold_in(key, block)) for block in blocks])
+    drawn = ops.concatenate([draw((_BLOCK, *rest), fold_in(keys.key, block)) for block in blocks])
     skipped = first - blocks.start * _BLOCK
     return drawn[skipped : skipped + number]
 

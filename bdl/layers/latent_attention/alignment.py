@@ -140,8 +140,9 @@ def dirichlet_sample(alpha: Tensor, mask: Tensor | None, key: Tensor, num_sample
     axis = 0 if num_samples is None else 1
     if num_samples is not None:
         alpha = ops.broadcast_to(alpha, (num_samples, *ops.shape(alpha)))
-    log_gamma_noise = ops.log(random.gamma(alpha + 1.0, random.fold_in(key, 1), axis))
-    log_uniform = ops.log(ops.maximum(random.uniform(ops.shape(alpha), random.fold_in(key, 2), axis), _TINY))
+    log_gamma_noise = ops.log(random.gamma(alpha + 1.0, random.of_examples(random.fold_in(key, 1), axis)))
+    uniform = random.uniform(ops.shape(alpha), random.of_examples(random.fold_in(key, 2), axis))
+    log_uniform = ops.log(ops.maximum(uniform, _TINY))
     return probabilities(log_probabilities(log_gamma_noise + log_uniform / alpha, mask), mask)
 
 
@@ -166,5 +167,7 @@ def dirichlet_kl(alpha: Tensor, beta: Tensor, mask: Tensor | None = None) -> Ten
 
 def _gumbel(log_q: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
     shape = ops.shape(log_q) if num_samples is None else (num_samples, *ops.shape(log_q))
-    uniform = ops.clip(random.uniform(shape, key, 0 if num_samples is None else 1), 1e-7, 1.0 - 1e-7)
+    uniform = ops.clip(
+        random.uniform(shape, random.of_examples(key, 0 if num_samples is None else 1)), 1e-7, 1.0 - 1e-7
+    )
     return -ops.log(-ops.log(uniform))

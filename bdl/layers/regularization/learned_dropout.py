@@ -114,8 +114,8 @@ class ConcreteDropout(FrozenWithLayer, HasNoise, keras.layers.Wrapper):
         shape = tuple(ops.shape(inputs))
         if self.spatial:
             shape = (shape[0], *linear.feature_shape(inputs.shape, linear.feature_axes(self.layer)[0]))
-        shape, axis = ((1, *shape[1:]), None) if draws_whole_functions() else (shape, 0)
-        uniform = ops.clip(random.uniform(shape, key, axis), _SMALLEST_UNIFORM, 1.0 - _SMALLEST_UNIFORM)
+        shape, key = ((1, *shape[1:]), key) if draws_whole_functions() else (shape, random.of_examples(key))
+        uniform = ops.clip(random.uniform(shape, key), _SMALLEST_UNIFORM, 1.0 - _SMALLEST_UNIFORM)
         logit = self.speed * ops.convert_to_tensor(self.rate_rho)
         dropped = ops.sigmoid((logit + ops.log(uniform) - ops.log(1.0 - uniform)) / self.relaxation)
         factor = (1.0 - dropped) * (1.0 + ops.exp(logit))  # 1 / (1 - rate) = 1 + exp(logit)
@@ -212,8 +212,8 @@ class VariationalGaussianDropout(HasNoise, keras.layers.Layer):
         warn_if_uncounted(self, training)
         key, strength = self.draw()
         shape = tuple(ops.shape(inputs))
-        shape, axis = ((1, *shape[1:]), None) if draws_whole_functions() else (shape, 0)
-        noise = random.normal(shape, key, axis)
+        shape, key = ((1, *shape[1:]), key) if draws_whole_functions() else (shape, random.of_examples(key))
+        noise = random.normal(shape, key)
         return inputs * ops.cast(1.0 + strength * ops.sqrt(self.alpha) * noise, inputs.dtype)
 
     def kl_divergence(self) -> Tensor:
