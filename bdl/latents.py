@@ -142,26 +142,28 @@ class _LocalKL:
     Args:
         kl: As the layer added it.
         number: Counts up, over all layers and threads.
-        scope: Of the evaluation, if it was stateless.
-        context: Keras' call context of the evaluation.
+        scope: Number of the outermost `StatelessScope`; None if the evaluation was not stateless.
+        context: Number of Keras' call context; None outside of any call.
+        entry: The layer that was called from outside.
     """
 
     kl: Tensor
     number: int
-    scope: weakref.ref | None
-    context: weakref.ref | None
+    scope: int | None
+    context: int | None
+    entry: weakref.ref | None
 
     def shares_evaluation(self, other: _LocalKL, by_scope: bool = True) -> bool:
         """Whether both were added in one evaluation: in one stateless scope, or outside any in one call."""
-        scope = _referent(self.scope)
-        if scope is not _referent(other.scope):
+        if self.scope != other.scope:
             return False
-        return (by_scope and scope is not None) or _referent(self.context) is _referent(other.context)
+        return (by_scope and self.scope is not None) or self.context == other.context
 
 
 _Kept = weakref.WeakKeyDictionary[keras.Layer, list[_LocalKL]]
 
 _numbers = itertools.count()
+_evaluations: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 # Of each thread its own, so that a prediction beside a training step does not disturb it.
 _local_kls: ContextVar[_Kept | None] = ContextVar("local_kls", default=None)
@@ -203,12 +205,8 @@ def add_local_kl(layer: keras.Layer, kl: Tensor) -> None:
 def keep_local_kl(layer: keras.Layer, kl: Tensor) -> None:
     """`add_local_kl` for any shape: a model that evaluates a network several times keeps `(draws, batch)`."""
     scope, context = outermost_scope(), call_context()
-    new = _LocalKL(
-        kl,
-        next(_numbers),
-        None if scope is None else weakref.ref(scope),
-        None if context is None else weakref.ref(context),
-    )
+    entry = None if context is None else weakref.ref(context.entry_layer)
+    new = _LocalKL(kl, next(_numbers), _number_of(scope), _number_of(context), entry)
     kept = _local_kls.get()
     if kept is None:
         kept = weakref.WeakKeyDictionary()
@@ -234,7 +232,7 @@ def take_local_kl(model: keras.Layer) -> Tensor | None:
         return None
     last = max(found, key=lambda term: term.number)
     # Whoever calls the model itself within a stateless scope may do so several times.
-    by_scope = getattr(_referent(last.context), "entry_layer", None) is not model
+    by_scope = last.entry is None or last.entry() is not model
     terms = [term.kl for term in found if term.shares_evaluation(last, by_scope)]
     return sum(terms[1:], terms[0])
 
@@ -249,8 +247,9 @@ def without_local_kl() -> Iterator[None]:
         _local_kls.reset(token)
 
 
-def _referent(reference: weakref.ref | None) -> Any:
-    return None if reference is None else reference()
+def _number_of(evaluation: Any) -> int | None:
+    """A number for a scope or a call context, which no later one will have."""
+    return None if evaluation is None else _evaluations.setdefault(evaluation, next(_numbers))
 
 
 def _array(values: Any) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -14,15 +13,15 @@ from keras import ops
 
 from bdl.arguments import check_free_bits, check_likelihood, check_num_samples, check_objective, check_sample_weight
 from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
-from bdl.keras_internals import flatten_layers, num_replicas, own_buffers, symbolic_inputs, take_losses
+from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take_losses
 from bdl.latents import keep_local_kl, take_local_kl
 from bdl.likelihoods import Likelihood
 from bdl.likelihoods.heads import check_labels_of, heads_of, mean_of, nll_of, penalty_of
 from bdl.prediction import predict_with
-from bdl.protocols import HasKL, HasLocalLatents
 from bdl.random import Tensor
 from bdl.sampling import Sampler, check_output_activation
 from bdl.training import data as training_data
+from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress
 from bdl.uncounted import counted
@@ -113,12 +112,12 @@ class VariationalModel(keras.Model):
         self.objective = check_objective(objective, self.free_bits)
         self._part_trackers = part_trackers()
         self._latent_trackers = latent_trackers(network)
-        self._check_estimators()
+        check_estimators(network, self.objective)
         self._sampler: Sampler | None = None
         # A training step and a copy of the weights for a prediction exclude each other.
         self._weights_lock = threading.RLock()
         if network.built:
-            self._warn_if_deterministic()
+            warn_if_deterministic(network)
             self.built = True
 
     @property
@@ -151,8 +150,8 @@ class VariationalModel(keras.Model):
             # A symbolic call builds any network; `network.build` would not build a subclassed one.
             self.network(symbolic_inputs(input_shape))
         self._latent_trackers = latent_trackers(self.network)  # of layers that were made while building, too
-        self._check_estimators()
-        self._warn_if_deterministic()
+        check_estimators(self.network, self.objective)
+        warn_if_deterministic(self.network)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -405,25 +404,6 @@ class VariationalModel(keras.Model):
     def _strategy_scope(self) -> Any:
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's trainer alone has one
         return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-    def _check_estimators(self) -> None:
-        for layer in flatten_layers(self.network):
-            if self.objective == "multi_sample" and isinstance(layer, HasLocalLatents) and layer.uses_score_function:
-                raise ValueError(
-                    f"`objective` must be 'elbo', not 'multi_sample', with the score function of {layer.name}: its "
-                    "gradient is that of a sum of log likelihoods, not of the logarithm of a mean."
-                )
-
-    def _warn_if_deterministic(self) -> None:
-        layers = flatten_layers(self.network)
-        if not any(
-            isinstance(layer, HasKL) or (isinstance(layer, HasLocalLatents) and layer.sums_latents) for layer in layers
-        ):
-            warnings.warn(
-                "`network` has no variational layer: the KL is zero, training is by maximum likelihood, and the "
-                "epistemic uncertainty will be zero unless the network is random in another way. Use bdl.layers.",
-                stacklevel=3,
-            )
 
 
 def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:

@@ -1,11 +1,14 @@
-"""Reports of local latent variables: they reach a collector, and only with values that are there."""
+"""What layers tell of local latent variables: reports reach a collector, divergences the objective."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from bdl.layers import Alignment, GaussianCode, collect_latents, report_latent
+from bdl.latents import take_local_kl, without_local_kl
+from bdl.layers import Alignment, GaussianCode, add_local_kl, collect_latents, report_latent
 
 pytestmark = pytest.mark.core
 
@@ -89,3 +92,78 @@ def test_half_precision_is_reported():
     with collect_latents() as reports:
         Code(dtype="bfloat16")(X)
     np.testing.assert_allclose(reports[0].latent.mean.astype("float64"), X, rtol=0.01)
+
+
+# Divergences
+
+
+class Charged(keras.layers.Layer):
+    """Adds the divergence `price` for each example."""
+
+    def __init__(self, price, **kwargs):
+        super().__init__(**kwargs)
+        self.price = price
+
+    def call(self, x):
+        add_local_kl(self, self.price * ops.ones_like(x[:, 0]))
+        return x
+
+
+def taken(model):
+    kl = take_local_kl(model)
+    return None if kl is None else ops.convert_to_numpy(kl).tolist()
+
+
+def charged_network():
+    """Two layers, one of them shared: 1 + 10 + 10 nats for each example, and nothing of it a loss to Keras."""
+    inputs, shared = keras.Input((4,)), Charged(10.0)
+    return keras.Model(inputs, shared(Charged(1.0)(shared(inputs))))
+
+
+def test_divergences_of_an_evaluation_are_added_up_and_taken_once():
+    network = charged_network()
+    network(X)
+    assert network.losses == []
+    assert taken(network) == [21.0] * 6
+    assert taken(network) is None
+
+
+def test_a_new_evaluation_forgets_the_one_before():
+    network = charged_network()
+    network(X)
+    network(X[:2])
+    assert taken(network) == [21.0] * 2
+
+
+def test_a_stateless_evaluation_is_one_also_where_keras_has_no_call_of_the_network():
+    network = charged_network()
+    for size in (6, 3):
+        network.stateless_call(network.trainable_variables, network.non_trainable_variables, X[:size])
+    assert taken(network) == [21.0] * 3
+    with keras.StatelessScope():
+        network(X)
+        network(X[:2])
+        assert taken(network) == [21.0] * 2
+
+
+def test_divergences_of_another_thread_stay_there():
+    network = charged_network()
+    network(X)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: taken(network)).result() is None
+        pool.submit(network, X[:1]).result()
+    assert taken(network) == [21.0] * 6
+
+
+def test_evaluations_that_are_no_part_of_an_objective_leave_nothing():
+    network = charged_network()
+    network(X)
+    with without_local_kl():
+        network(X[:1])
+    assert taken(network) == [21.0] * 6
+
+
+@pytest.mark.parametrize("shape", [(), (6, 2), (6, 1)])
+def test_a_divergence_that_is_not_one_number_for_each_example_is_refused(shape):
+    with pytest.raises(ValueError, match=r"`kl` of layer code must be one number for each example.*Sum over the other"):
+        add_local_kl(keras.layers.Layer(name="code"), ops.ones(shape))

@@ -21,6 +21,7 @@ from bdl.layers.latent_attention.alignment_estimators import (
 from bdl.layers.noise_layers import SEED_KEY, HasNoise
 from bdl.likelihoods.mixture import NUM_EXTRAS, pack
 from bdl.random import Tensor
+from bdl.uncounted import warn_if_uncounted
 
 STATISTICS = ("kl", "alignment_entropy", "mutual_information")
 """Figures of each head: nats per example; nats per query; what a query's alignment says of its example, in nats."""
@@ -166,6 +167,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         """What the inference network makes of query and target; None where q is p."""
         if not training or not self.is_variational:
             return None
+        warn_if_uncounted(self, training)
         if target is None:
             raise ValueError("`target` is None in training, but the inference network of q(z | x, y) needs it.")
         return self.inference_network(ops.concatenate([query, target], axis=-1))
