@@ -158,10 +158,27 @@ def attention_network(estimator):
     return keras.Model(inputs, outputs), [rng.normal(size=(22, 3, 4)), rng.normal(size=(22, 5, 4))]
 
 
+def dropout_network():
+    """A plain network converted twice: posteriors, and every kind of dropout on."""
+    inputs = keras.Input((5, 4))
+    hidden = keras.layers.LSTM(4, dropout=0.2, recurrent_dropout=0.2, return_sequences=True)(inputs)
+    hidden = keras.layers.Attention(dropout=0.2)([hidden, hidden])
+    hidden = keras.layers.Flatten()(keras.layers.SpatialDropout1D(0.2)(hidden))
+    plain = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dropout(0.2)(hidden)))
+    sampled = bdl.convert.to_variational(plain, layers="last", estimator="flipout")
+    return bdl.convert.to_mc_dropout(sampled), np.random.default_rng(3).normal(size=(22, 5, 4))
+
+
 @pytest.mark.parametrize(
     "build",
-    [image_network, token_network, lambda: attention_network("gumbel"), lambda: attention_network("dirichlet")],
-    ids=["images", "tokens", "gumbel", "dirichlet"],
+    [
+        image_network,
+        token_network,
+        dropout_network,
+        lambda: attention_network("gumbel"),
+        lambda: attention_network("dirichlet"),
+    ],
+    ids=["images", "tokens", "dropout", "gumbel", "dirichlet"],
 )
 def test_a_prediction_depends_on_its_seed_and_not_on_the_batch_size(build):
     network, x = build()
