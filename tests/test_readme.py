@@ -43,7 +43,15 @@ def test_every_layer_of_the_table_exists():
     dropout |= {"MCGaussianNoise", "MCSpatialDropout1D", "MCSpatialDropout2D", "MCSpatialDropout3D"}
     expected = {base + suffix for suffix, bases in families.items() for base in bases} | dropout
     others = {"TemperatureScaling", "Variational", "mean_weights"}
-    others |= {"Alignment", "GaussianCode", "LatentReport", "collect_latents", "report_latent"}
+    others |= {
+        "Alignment",
+        "GaussianCode",
+        "LatentReport",
+        "collect_latents",
+        "report_latent",
+        "add_local_kl",
+        "alignment",
+    }
     others |= {"InputFactors", "LatentAttention", "LatentMultiHeadAttention"}
     assert expected | others == set(bdl.layers.__all__)
     for name in recurrent + normalization:

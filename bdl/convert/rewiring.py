@@ -39,7 +39,7 @@ class _Dispatch:
         self.own = layer.call
         self._layer = layer
         self._is_of_instance = "call" in vars(layer)
-        self._users = 0
+        self.users = 0
         functools.update_wrapper(self, self.own, updated=())  # whoever reads the signature sees the layer's
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,15 +52,15 @@ class _Dispatch:
         if not isinstance(found, _Dispatch):
             # Not by setattr: to Keras and its backends this is no attribute to be tracked.
             found = vars(layer)["call"] = cls(layer)
-        found._users += 1
+        found.users += 1
         return found
 
     def release(self) -> None:
         """Gives the layer its own call back if nobody else needs this; with the lock held."""
-        self._users -= 1
-        if self._users == 0 and self._is_of_instance:
+        self.users -= 1
+        if self.users == 0 and self._is_of_instance:
             vars(self._layer)["call"] = self.own
-        elif self._users == 0:
+        elif self.users == 0:
             del vars(self._layer)["call"]
 
 

@@ -228,6 +228,7 @@ def test_time_distributed_inside_draws_once_and_outside_at_each_step():
 
 
 @pytest.mark.core
+@pytest.mark.filterwarnings("ignore::bdl.uncounted.UncountedKLWarning")  # trained plainly on purpose
 def test_time_distributed_layers_are_trained_and_saved(tmp_path: Path):
     inputs = keras.Input((5, 2))
     outputs = layers.TimeDistributed(DenseReparameterization(1))(inputs)
