@@ -218,6 +218,7 @@ class VariationalModel(keras.Model):
         verbose: Any = "auto",
         callbacks: Any = None,
         validation_split: float = 0.0,
+        *,
         initial_epoch: int = 0,
         **kwargs: Any,
     ) -> Any:
