@@ -50,6 +50,7 @@ from bdl.likelihoods import Likelihood
 from bdl.protocols import HasKL
 from bdl.random import Tensor
 from bdl.schedules import CyclicalWarmup, KLSchedule, LinearWarmup, MinibatchWeights
+from bdl.uncounted import note_objective
 
 __all__ = [
     "ELBO",
@@ -276,6 +277,8 @@ class ELBO(keras.losses.Loss):
         self.kl_weight = check_kl_weight(kl_weight)
         self.free_bits = check_free_bits(free_bits)
         self.model = model
+        if model is not None:
+            note_objective(model)
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss of a batch; under a distribution strategy the replica's share of it."""

@@ -91,16 +91,19 @@ def take_losses(layer: keras.Layer) -> list[Any]:
 def outermost_scope() -> Any:
     """The outermost `keras.StatelessScope` that is in force in this thread, or None.
 
+    Scopes that say `is_transparent` do not count.
+
     Example:
     >>> with keras.StatelessScope() as scope:
     ...     with keras.StatelessScope():
     ...         outermost_scope() is scope
     True
     """
-    scope = get_stateless_scope()
-    while scope is not None and scope.original_scope is not None:
+    scope, found = get_stateless_scope(), None
+    while scope is not None:
+        found = found if getattr(scope, "is_transparent", False) else scope
         scope = scope.original_scope
-    return scope
+    return found
 
 
 def call_context() -> Any:

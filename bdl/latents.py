@@ -153,11 +153,16 @@ class _LocalKL:
     context: int | None
     entry: weakref.ref | None
 
-    def shares_evaluation(self, other: _LocalKL, by_scope: bool = True) -> bool:
-        """Whether both were added in one evaluation: in one stateless scope, or outside any in one call."""
-        if self.scope != other.scope:
-            return False
-        return (by_scope and self.scope is not None) or self.context == other.context
+    def continues(self, other: _LocalKL) -> bool:
+        """Whether a layer that added the other one is still in the same evaluation."""
+        if self.scope is not None or other.scope is not None:
+            return self.scope == other.scope
+        return self.context is not None and self.context == other.context
+
+    def is_of_call(self, model: keras.Layer) -> bool:
+        """Whether the model was called as a whole, by itself or within another one."""
+        entry = None if self.entry is None else self.entry()
+        return entry is not None and any(layer is model for layer in flatten_layers(entry))
 
 
 _Kept = weakref.WeakKeyDictionary[keras.Layer, list[_LocalKL]]
@@ -212,11 +217,13 @@ def keep_local_kl(layer: keras.Layer, kl: Tensor) -> None:
         kept = weakref.WeakKeyDictionary()
         _local_kls.set(kept)
     before = kept.get(layer, [])
-    kept[layer] = [*before, new] if before and new.shares_evaluation(before[-1]) else [new]
+    kept[layer] = [*before, new] if before and new.continues(before[-1]) else [new]
 
 
 def take_local_kl(model: keras.Layer) -> Tensor | None:
     """Takes what the layers of a model added in its last evaluation in this thread.
+
+    A model may be evaluated in parts, such as an encoder and then a decoder: then each layer's last addition counts.
 
     Args:
         model: A Keras model or layer.
@@ -231,9 +238,10 @@ def take_local_kl(model: keras.Layer) -> Tensor | None:
     if not found:
         return None
     last = max(found, key=lambda term: term.number)
-    # Whoever calls the model itself within a stateless scope may do so several times.
-    by_scope = last.entry is None or last.entry() is not model
-    terms = [term.kl for term in found if term.shares_evaluation(last, by_scope)]
+    if last.is_of_call(model):
+        terms = [term.kl for term in found if (term.scope, term.context) == (last.scope, last.context)]
+    else:  # called in parts, or by `stateless_call`, which calls what is inside
+        terms = [term.kl for term in found if term.scope == last.scope and not term.is_of_call(model)]
     return sum(terms[1:], terms[0])
 
 

@@ -42,6 +42,7 @@ class VariationalModel(keras.Model):
     `kl` (total; with it the `penalty()` of a likelihood's `scale_prior`), `elbo` (per example, always at T = 1) and
     `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw a batch, whatever
     `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the ELBO's parts.
+    Regularizers, and what layers give to `add_loss`, are added to `loss` and `val_loss` as in Keras.
 
     Where weights are point estimates (the means of `TiedMean`, the default prior, and rank-1 weights) or a scale has a
     prior, `elbo` bounds the log probability of the data given these estimates, less their penalty, and not the evidence
@@ -240,8 +241,8 @@ class VariationalModel(keras.Model):
         size = training_data.measure(x, batch_size, validation_split)
         self.progress.set_num_examples(size.num_examples, x)
         steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
-        self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         self._check_data(x, y)
+        self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
         own_buffers(self.trainable_variables)
@@ -320,7 +321,10 @@ class VariationalModel(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        """The objective per example, in nats; outside training the negative ELBO, at T = 1 and without free bits."""
+        """The objective per example, in nats; outside training the negative ELBO, at T = 1 and without free bits.
+
+        Regularizers and what layers gave to `add_loss` are added, as in Keras.
+        """
         parts = elbo_parts(
             nll_of(self.likelihood, y, y_pred),
             kl_divergence(self.network) + penalty_of(self.likelihood),

@@ -5,7 +5,8 @@ a prediction costs one call a batch and not one a sample.
 
 Every batch starts from the same seeds, and an example's own noise follows its place in the data (`random.examples`): a
 prediction depends on its seed, and neither on the batch size nor on what other threads do. It reads the weights once,
-at its start, and writes nothing back but the seeds that it used up, before it begins.
+at its start, and writes nothing back but the seeds that it used up, before it begins, and what stateful layers carry
+from one call to the next. Values go by variable: what is frozen may change between two predictions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -35,6 +37,29 @@ _claims = threading.Lock()
 
 _SUMS = ("p_scale", "p_sum", "entropy_sum")
 _SQUASHING = {"softmax": "Categorical", "sigmoid": "Bernoulli"}
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Places in `network.variables`, which do not depend on what is frozen, of the lists that Keras takes values in.
+
+    Args:
+        trainable: Of the trainable variables at present.
+        others: Of all others.
+        seeds: Of the seeds among them.
+    """
+
+    trainable: list[int]
+    others: list[int]
+    seeds: set[int]
+
+    @classmethod
+    def of(cls, network: keras.Model) -> _Order:
+        places = {id(variable): place for place, variable in enumerate(network.variables)}
+        trainable = [places[id(variable)] for variable in network.trainable_variables]
+        others = [places[id(variable)] for variable in network.non_trainable_variables]
+        seeds = {place for place, variable in enumerate(network.variables) if variable.path.endswith(SEED_KEY)}
+        return cls(trainable, others, seeds)
 
 
 class Sampler:
@@ -88,15 +113,15 @@ class Sampler:
             run = self._function(num_samples, consistent, keep_outputs)
         with self._weights_lock:
             seeds = self._seeds(seed)
-            trainable, state = _values(self.network.trainable_variables), _values(self.network.non_trainable_variables)
+            values = _values(self.network.variables)
         results, start = [], 0
         with _without_gradients():
             for batch, size in batches(x, batch_size):
-                state = [value if new is None else new for value, new in zip(state, seeds, strict=True)]
-                state, filled = run(trainable, state, batch, ops.convert_to_tensor(start, dtype="int32"))
+                values = [value if new is None else new for value, new in zip(values, seeds, strict=True)]
+                values, filled = run(values, batch, ops.convert_to_tensor(start, dtype="int32"))
                 results.append(self._to_arrays(filled, size))
                 start += size
-        self._keep_stateful(state)
+        self._keep_stateful(values)
         return {head: _join([result[head] for result in results]) for head in self.heads}
 
     def _function(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
@@ -109,21 +134,33 @@ class Sampler:
         accepts_training = "training" in inspect.signature(self.network.call).parameters
         kwargs = {"training": False} if accepts_training else {}
 
-        def evaluate(trainable: Any, state: Any, x: Any, start: Any) -> tuple[dict[str | None, Tensor], Any]:
+        def evaluate(values: list[Any], order: _Order, x: Any, start: Any) -> tuple[dict[str | None, Tensor], Any]:
             size = keras.tree.flatten(x)[0].shape[0]
             noise = whole_functions() if consistent else contextlib.nullcontext()
             with noise, random.examples(start, size), without_local_kl():
-                outputs, state = self.network.stateless_call(trainable, state, x, **kwargs)
+                parts = [[values[place] for place in places] for places in (order.trainable, order.others)]
+                outputs, state = self.network.stateless_call(*parts, x, **kwargs)
             outputs = outputs if isinstance(outputs, dict) else {None: outputs}
-            return {head: ops.cast(outputs[head], "float32") for head in self.heads}, state
+            return {head: ops.cast(outputs[head], "float32") for head in self.heads}, list(state)
 
-        def run(trainable: Any, state: Any, x: Any, start: Any) -> tuple[Any, Any]:
+        def run(values: list[Any], x: Any, start: Any) -> tuple[list[Any], Any]:
+            order = _Order.of(self.network)
+
             def step(number: Any, carry: Any) -> Any:
                 state, results = carry
-                outputs, state = evaluate(trainable, state, x, start)
-                return list(state), self._record(results, outputs, number)
+                # Seeds go on from sample to sample; all other state is at each as it was at the first.
+                before = list(values)
+                for place, value in zip(order.others, state, strict=True):
+                    before[place] = value if place in order.seeds else before[place]
+                outputs, state = evaluate(before, order, x, start)
+                return state, self._record(results, outputs, number)
 
-            return ops.fori_loop(0, num_samples, step, (list(state), self._empty(x, num_samples, keep_outputs)))
+            first = [ops.convert_to_tensor(values[place]) for place in order.others]
+            state, results = ops.fori_loop(0, num_samples, step, (first, self._empty(x, num_samples, keep_outputs)))
+            after = list(values)
+            for place, value in zip(order.others, state, strict=True):
+                after[place] = value
+            return after, results
 
         return run
 
@@ -174,16 +211,18 @@ class Sampler:
         return arrays
 
     def _seeds(self, seed: int | None) -> list[Any]:
-        """What each batch starts from: a value for each state variable that is a seed, None for the others.
+        """What each batch starts from: a value for each variable that is a seed, None for the others.
 
         Without a seed the layers' own are taken, and moved on at once.
         """
         found: list[Any] = []
+        number = 0
         with _claims:
-            for number, variable in enumerate(self.network.non_trainable_variables):
+            for variable in self.network.variables:
                 if not variable.path.endswith(SEED_KEY):
                     found.append(None)
                     continue
+                number += 1
                 if seed is not None:
                     words = [seed, number]
                 else:
@@ -194,11 +233,11 @@ class Sampler:
                 found.append(ops.convert_to_tensor(np.array([word, 0]), dtype=variable.dtype))
         return found
 
-    def _keep_stateful(self, state: list[Any]) -> None:
+    def _keep_stateful(self, values: list[Any]) -> None:
         """Leaves what stateful layers carry from one call to the next, as `keras.Model.predict` does."""
         stateful = [layer for layer in flatten_layers(self.network) if getattr(layer, "stateful", False)]
         carried = {id(variable) for layer in stateful for variable in layer.non_trainable_variables}
-        for variable, value in zip(self.network.non_trainable_variables, state, strict=True):
+        for variable, value in zip(self.network.variables, values, strict=True):
             if id(variable) in carried and not variable.path.endswith(SEED_KEY):
                 variable.assign(value)
 

@@ -27,7 +27,12 @@ _is_counted: ContextVar[bool] = ContextVar("is_counted", default=False)
 _models: weakref.WeakKeyDictionary[keras.Layer, weakref.ref] = weakref.WeakKeyDictionary()
 """The plain model that a layer was last evaluated in."""
 _warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+_in_loss: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+"""Models with a `bdl.ELBO` of their own."""
+_read_in_calls: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 _read: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
+_first_calls: weakref.WeakKeyDictionary[keras.Layer, weakref.ref | None] = weakref.WeakKeyDictionary()
+"""Keras' call context of the first training step of a layer."""
 
 
 @contextlib.contextmanager
@@ -40,10 +45,16 @@ def counted() -> Iterator[None]:
         _is_counted.reset(token)
 
 
+def note_objective(model: keras.Layer) -> None:
+    """Notes that a `bdl.ELBO` counts a model's KL, in a loop of the user's or as a part of another loss."""
+    _in_loss.add(model)
+
+
 def note_reading(layer: keras.Layer) -> None:
-    """Notes that a layer's KL was asked for inside a call, of the layer itself or of a model: it goes to `add_loss`."""
+    """Notes that a layer's KL was asked for; inside a call, of the layer or of a model, it goes to `add_loss`."""
+    _read.add(layer)
     if call_context() is not None:
-        _read.add(layer)
+        _read_in_calls.add(layer)
 
 
 def warn_if_uncounted(layer: keras.Layer, training: bool | None = None) -> None:
@@ -67,7 +78,7 @@ def warn_if_uncounted(layer: keras.Layer, training: bool | None = None) -> None:
         return  # no trainer of Keras: a loop or a prediction of the user's
     noted = _models.get(layer)
     model = None if noted is None or not training else noted()
-    if model is None or model in _warned:
+    if model is None or model in _warned or model in _in_loss or _own_loss_may_count(model, layer):
         return
     _warned.add(model)
     warnings.warn(
@@ -86,4 +97,21 @@ def _is_plain(model: keras.Model, layer: keras.Layer) -> bool:
         return False
     if any(getattr(loss, "counts_kl", False) for loss in keras.tree.flatten(model.loss)):
         return False
-    return layer not in _read  # a `call` of the user's adds it by `add_loss`, and has been there when it was built
+    # A `call` of the user's adds it by `add_loss`, and has been there when the model was built.
+    return layer not in _read_in_calls
+
+
+def _own_loss_may_count(model: keras.Model, layer: keras.Layer) -> bool:
+    """Whether a loss of the user's has asked for the KL, or had no occasion yet: it comes after the layers' calls."""
+    losses = [loss for loss in keras.tree.flatten(model.loss) if callable(loss)]
+    if all(type(loss).__module__.startswith("keras.") or _module(loss).startswith("keras.") for loss in losses):
+        return False
+    context = call_context()
+    if layer not in _first_calls:
+        _first_calls[layer] = None if context is None else weakref.ref(context)
+    first = _first_calls[layer]
+    return layer in _read or first is None or first() is context
+
+
+def _module(loss: object) -> str:
+    return getattr(loss, "__module__", None) or ""

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from bdl.latents import take_local_kl, without_local_kl
-from bdl.layers import Alignment, GaussianCode, add_local_kl, collect_latents, report_latent
+from bdl.layers import Alignment, GaussianCode, Variational, add_local_kl, collect_latents, report_latent
 
 pytestmark = pytest.mark.core
 
@@ -167,3 +167,53 @@ def test_evaluations_that_are_no_part_of_an_objective_leave_nothing():
 def test_a_divergence_that_is_not_one_number_for_each_example_is_refused(shape):
     with pytest.raises(ValueError, match=r"`kl` of layer code must be one number for each example.*Sum over the other"):
         add_local_kl(keras.layers.Layer(name="code"), ops.ones(shape))
+
+
+def test_divergences_of_layers_inside_a_posterior_are_of_the_same_evaluation():
+    network = keras.Sequential([keras.Input((4,)), Charged(1.0), *(inside_a_posterior(price) for price in (2.0, 4.0))])
+    network(X)
+    assert taken(network) == [7.0] * 6
+    network.stateless_call(network.trainable_variables, network.non_trainable_variables, X)
+    assert taken(network) == [7.0] * 6
+
+
+class ChargedDense(keras.layers.Dense):
+    """A Dense layer that adds a divergence."""
+
+    def call(self, x, training=None):
+        add_local_kl(self, self.price * ops.ones_like(x[:, 0]))
+        return super().call(x)
+
+
+def inside_a_posterior(price):
+    layer = ChargedDense(4)
+    layer.price = price
+    return Variational(layer)
+
+
+class TwoParts(keras.Model):
+    """Called by its parts in a step of the user's."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = Charged(1.0), Charged(2.0)
+
+    def call(self, x):
+        return self.decoder(self.encoder(x))
+
+
+def test_a_model_that_is_called_in_parts_has_the_divergences_of_all():
+    model = TwoParts()
+    model(X)
+    model.decoder(model.encoder(X[:3]))  # the call of the whole before it is forgotten
+    assert taken(model) == [3.0] * 3
+    model.encoder(X)
+    model(X[:2])
+    assert taken(model) == [3.0] * 2
+
+
+def test_a_call_that_keras_does_not_know_of_is_an_evaluation_by_itself():
+    layer = Charged(1.0)
+    for _ in range(3):
+        layer.call(ops.convert_to_tensor(X))
+    assert taken(layer) == [1.0] * 6

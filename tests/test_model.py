@@ -363,6 +363,22 @@ def test_the_temperature_counts_the_epochs_that_are_run():
 
 
 @pytest.mark.core
+def test_a_first_fit_that_was_refused_gives_the_schedule_no_length():
+    model = build(kl_weight=None)
+    with pytest.raises(ValueError, match="`y` must hold"):
+        model.fit(X, Y + 5, batch_size=6, epochs=1, verbose=0)
+
+    class Fails(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        model.fit(X, Y, batch_size=6, epochs=1, verbose=0, callbacks=[Fails()])
+    temperatures = model.fit(X, Y, batch_size=6, epochs=5, verbose=0).history["temperature"]
+    np.testing.assert_allclose(temperatures[0], 1.5 / (0.85 * 20), rtol=1e-5)
+
+
+@pytest.mark.core
 def test_early_stopping_within_the_ramp_says_so_and_after_it_does_not():
     def stopped(**settings):
         watched = keras.callbacks.EarlyStopping("val_nll", patience=0, mode="max", **settings)  # stops at a fall

@@ -197,6 +197,47 @@ def test_a_prediction_depends_on_its_seed_and_not_on_the_batch_size(build):
     assert np.abs(other_place - expected[:, 8:16]).max() > 0.1 * noise
 
 
+def test_what_is_frozen_changes_no_prediction_also_of_functions_that_were_compiled_before():
+    """Keras takes values by their place among the trainable or the other variables; two of these have equal shapes."""
+    layers = [keras.layers.Dense(4, bias_initializer="ones"), keras.layers.Dense(4), bdl.layers.DenseFlipout(2)]
+    network = keras.Sequential([keras.Input((4,)), *layers])
+    sampler = Sampler(network, Normal(scale=1.0))
+
+    def outputs():
+        return sampler.sample(X, 2, 7, consistent=False, seed=1, keep_outputs=True)[None]["outputs"]
+
+    expected = outputs()
+    for frozen in ([0], [1], [0, 2], [0, 1, 2]):
+        for number, layer in enumerate(layers):
+            layer.trainable = number not in frozen
+        np.testing.assert_allclose(outputs(), expected, rtol=1e-5, atol=1e-6)
+
+
+class Counter(keras.layers.Layer):
+    """Adds to its inputs how often it was called before, as a stateful recurrent layer remembers."""
+
+    stateful = True
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        before = 1.0 * self.count
+        self.count.assign_add(1.0)
+        return x + before
+
+
+def test_stateful_layers_go_on_from_batch_to_batch_and_not_from_sample_to_sample():
+    network = keras.Sequential([keras.Input((4,)), Counter()])
+
+    def means():
+        prediction = bdl.predict_distribution(network, np.zeros((6, 4)), Normal(scale=1.0), 3, batch_size=2)
+        return prediction.mean[:, 0].tolist()
+
+    assert means() == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+    assert means() == [3.0, 3.0, 4.0, 4.0, 5.0, 5.0]
+
+
 def mixed_network():
     layers = [
         bdl.layers.DenseFlipout(8, activation="relu"),

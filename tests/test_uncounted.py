@@ -98,3 +98,26 @@ def test_a_model_whose_call_adds_the_kl_does_not_warn():
     model = AddsItsKL()
     model.compile("sgd", LOSS)
     assert complaints(lambda: model.fit(X, Y, verbose=0)) == []
+
+
+def test_a_loss_of_ones_own_that_counts_the_kl_does_not_warn():
+    model = network()
+    model.compile("sgd", lambda y, outputs: LOSS(y, outputs) + bdl.kl_divergence(model) / 16)
+    assert complaints(lambda: model.fit(X, Y, epochs=2, batch_size=6, verbose=0)) == []
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="compiled steps are traced once, before the loss is run")
+def test_a_loss_of_ones_own_that_leaves_it_out_is_seen_at_the_second_step():
+    model = network()
+    model.compile("sgd", lambda y, outputs: LOSS(y, outputs))
+    assert complaints(lambda: model.train_on_batch(X, Y)) == []
+    assert len(complaints(lambda: model.train_on_batch(X, Y))) == 1
+
+
+def test_a_loop_of_ones_own_with_an_elbo_does_not_warn_after_a_plain_evaluation():
+    model = network()
+    model.compile("sgd", LOSS)
+    model.evaluate(X, Y, verbose=0)
+    elbo = bdl.ELBO(bdl.likelihoods.Categorical(), 16, model=model)
+    state = (model.trainable_variables, model.non_trainable_variables)
+    assert complaints(lambda: elbo.parts(Y, model.stateless_call(*state, X, training=True)[0])) == []

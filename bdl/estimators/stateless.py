@@ -26,6 +26,12 @@ class Evaluation:
     losses: list[Tensor]
 
 
+class _OneLayer(keras.StatelessScope):
+    """A scope around one layer within an evaluation of a network, and no evaluation by itself (`bdl.latents`)."""
+
+    is_transparent = True
+
+
 def call_with_values(layer: keras.Layer, values: Mapping[int, Tensor], *args: Any, **kwargs: Any) -> Evaluation:
     """Evaluates a layer with other values in the place of some of its variables, none of which changes.
 
@@ -48,7 +54,7 @@ def call_with_values(layer: keras.Layer, values: Mapping[int, Tensor], *args: An
     """
     variables = layer.variables
     mapping = [(variable, values.get(id(variable), variable)) for variable in variables]
-    scope = keras.StatelessScope(state_mapping=mapping, collect_losses=True)
+    scope = _OneLayer(state_mapping=mapping, collect_losses=True)
     before = [scope.get_current_value(variable) for variable in variables]
     call = layer.call if layer.quantization_mode is None else layer.quantized_call
     with scope:

@@ -69,9 +69,9 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
             marginals match. There it trains, and outside training whole weights are drawn.
         prior: `bdl.priors.Prior` or its name. Default: `TiedMean(WidthNormal(), mean_prior=Normal(0, 3))`, a
             Gaussian around fitted means (variational EM, not full Bayes).
-        posterior: `bdl.posteriors.Posterior` or its name. Default: `MeanFieldNormal()`. `MatrixNormal()` has fewer
-            scales; `LowRankNormal()` correlates the weights and needs `"reparameterization"`; `Rank1()` replaces
-            sampled weights by factors.
+        posterior: `bdl.posteriors.Posterior` or `FactorPosterior`, or its name. Default: `MeanFieldNormal()`.
+            `MatrixNormal()` has fewer scales; `LowRankNormal()` correlates the weights and needs
+            `"reparameterization"`; `Rank1()` replaces sampled weights by factors.
         weights: Names of the weights that get a posterior, each the last part of a variable's path, or a longer end
             such as `"query/kernel"`. A mapping from name to `(prior, posterior)` gives each weight its own.
         seed: Integer seed of the layer's noise, or None for a random one.
@@ -288,7 +288,8 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
 
     def _find_weight(self, name: str) -> keras.Variable:
         # A frozen layer has no trainable weights, but may be unfrozen later: its posterior exists all the same.
-        candidates = self.layer.trainable_weights if self.layer.trainable else self.layer.weights
+        weights = self.layer.weights
+        candidates = [weight for weight in weights if weight.trainable or not _owner(self.layer, weight).trainable]
         found = [weight for weight in candidates if f"/{weight.path}".endswith(f"/{name}")]
         if len(found) != 1:
             known = sorted(weight.path for weight in candidates)

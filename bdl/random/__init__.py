@@ -105,7 +105,7 @@ def draw_key(seed: keras.random.SeedGenerator | int) -> Tensor:
     """Takes the next key from a seed generator and advances it.
 
     Under a TensorFlow distribution strategy every replica, and under Torch's distributed training every process, gets
-    its own key, so that each example has its own noise. Prediction (`examples`) is the same in all of them.
+    its own key, so that each example has its own noise. A prediction with a seed (`examples`) is the same in all.
 
     Args:
         seed: A `keras.random.SeedGenerator`, or an integer for one fixed key.

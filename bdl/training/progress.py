@@ -157,12 +157,13 @@ class Progress:
 
         Args:
             steps_per_epoch: Batches in an epoch, or None where it cannot be told.
-            epochs: Epochs that this fit will run.
+            epochs: Epochs that this fit will run. A fit that came to no step gave no length.
 
         Raises:
             ValueError: if the schedule needs a length and it cannot be told.
         """
-        if not self.needs_length:
+        is_under_way = self.schedule is None or not self.schedule.needs_total_steps or self.step > 0
+        if is_under_way and not self.needs_length:
             if self._is_short:
                 self._is_short = False
                 warnings.warn(
