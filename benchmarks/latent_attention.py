@@ -198,7 +198,7 @@ def _bias(drawn: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 
 def bounds() -> Results:
     """Marginal and ELBO of every example under random weights, and KL(q || posterior) computed apart."""
-    from bdl.layers import collect_latents
+    from bdl.latents import collect_latents, take_local_kl
 
     batch, y = batch_of((BATCH, QUERIES, KEYS, DIM, TARGET_DIM), CLASSES)
     table, gaps, divergences = [], [], []
@@ -213,7 +213,7 @@ def bounds() -> Results:
         posterior = _array(likelihood.posterior(y, exact(arrays, training=False)))
         with collect_latents() as reports:
             outputs = bound(batch, training=True)
-        elbo = -_array(likelihood.nll(y, outputs)) - sum(_array(loss) for loss in bound.losses)
+        elbo = -_array(likelihood.nll(y, outputs)) - _array(take_local_kl(bound))
         q = np.maximum(reports[0].latent.probabilities[:, 0], 1e-30).astype("float64")
         divergences.append((q * (np.log(q) - np.log(np.maximum(posterior, 1e-30)))).sum(axis=(-2, -1)))
         gaps.append(marginal - elbo)
