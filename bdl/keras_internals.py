@@ -258,7 +258,8 @@ def stored_value(variable: keras.Variable) -> np.ndarray | None:
 
         with tf.init_scope():
             return np.asarray(variable._value.numpy())
-    return None if variable._value is None else keras.ops.convert_to_numpy(variable._value)
+    value = variable._value
+    return None if value is None else keras.ops.convert_to_numpy(value)
 
 
 def current_value(variable: keras.Variable) -> Any:
@@ -268,10 +269,14 @@ def current_value(variable: keras.Variable) -> Any:
         RuntimeError: if it has none, because Keras is training on JAX; `Variable.value` would give the initializer's.
     """
     scope = get_stateless_scope()
-    if scope is None or scope.get_current_value(variable) is None:
-        holds_none = keras.backend.backend() == "jax" and variable._value is None
-        if holds_none:
+    in_scope = None if scope is None else scope.get_current_value(variable)
+    if in_scope is not None:
+        return in_scope
+    if keras.backend.backend() == "jax":
+        value = variable._value  # read once: a training in another thread may take it away at any moment
+        if value is None:
             raise RuntimeError(f"Variable {variable.path} has no value while Keras trains on JAX.")
+        return value
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
