@@ -104,14 +104,10 @@ def _is_plain(model: keras.Model, layer: keras.Layer) -> bool:
 def _own_loss_may_count(model: keras.Model, layer: keras.Layer) -> bool:
     """Whether a loss of the user's has asked for the KL, or had no occasion yet: it comes after the layers' calls."""
     losses = [loss for loss in keras.tree.flatten(model.loss) if callable(loss)]
-    if all(type(loss).__module__.startswith("keras.") or _module(loss).startswith("keras.") for loss in losses):
+    if all((getattr(loss, "__module__", None) or "").startswith("keras.") for loss in losses):
         return False
     context = call_context()
     if layer not in _first_calls:
         _first_calls[layer] = None if context is None else weakref.ref(context)
     first = _first_calls[layer]
     return layer in _read or first is None or first() is context
-
-
-def _module(loss: object) -> str:
-    return getattr(loss, "__module__", None) or ""
