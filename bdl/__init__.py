@@ -18,6 +18,7 @@ from bdl import (
 )
 from bdl.elbo import ELBO, kl_divergence
 from bdl.evaluation import evaluate
+from bdl.export import export_distribution
 from bdl.layers import mean_weights
 from bdl.model import VariationalModel
 from bdl.prediction import predict_distribution
@@ -31,6 +32,7 @@ __all__ = [
     "convert",
     "diagnostics",
     "evaluate",
+    "export_distribution",
     "kl_divergence",
     "layers",
     "likelihoods",

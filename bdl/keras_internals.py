@@ -46,6 +46,39 @@ def input_structure(model: keras.Model) -> Any:
     return getattr(functional, "_inputs_struct", None)
 
 
+def input_signature_of(model: keras.Model) -> list[Any]:
+    """What `keras.Model.export` takes as `input_signature`, with a batch of any size where the model admits it.
+
+    Keras reads it off a model's graph, or off the shapes that it was built with: those of the model itself, and not of
+    a network that it holds. A model that is called with the inputs of its network says so by `is_called_like_network`.
+
+    Raises:
+        ValueError: if nothing tells what the inputs are.
+
+    Example:
+    >>> input_signature_of(keras.Sequential([keras.Input((4,), dtype="int32")]))[0].shape
+    (None, 4)
+    """
+    if getattr(model, "is_called_like_network", False):
+        return input_signature_of(model.network)
+    structure = input_structure(model)
+    if structure is None:
+        shapes = getattr(model, "_build_shapes_dict", None)
+        if not shapes:
+            raise ValueError(
+                f"`input_signature` must be given for the {type(model).__name__} {model.name!r}, not be None: nothing "
+                "tells its inputs. Call the model once on an example before, or pass for instance "
+                'input_signature=[keras.InputSpec(shape=(None, 4), dtype="float32")].'
+            )
+        structure = symbolic_inputs(next(iter(shapes.values())))
+        return [keras.tree.map_structure(lambda leaf: _spec((None, *leaf.shape[1:]), leaf), structure)]
+    return [keras.tree.map_structure(lambda leaf: _spec(leaf.shape, leaf), structure)]
+
+
+def _spec(shape: Sequence[int | None], leaf: Any) -> keras.InputSpec:
+    return keras.InputSpec(shape=tuple(shape), dtype=leaf.dtype, name=leaf.name)
+
+
 def view(layer: keras.Layer, **attributes: Any) -> Any:
     """A stand-in for a layer that has some attributes of its own and shares all others, its variables among them.
 

@@ -13,6 +13,7 @@ from keras import ops
 
 from bdl.arguments import check_free_bits, check_likelihood, check_num_samples, check_objective, check_sample_weight
 from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
+from bdl.export import export_distribution
 from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take_losses
 from bdl.latents import keep_local_kl, take_local_kl
 from bdl.likelihoods import Likelihood
@@ -317,6 +318,14 @@ class VariationalModel(keras.Model):
         if self._sampler is None:
             self._sampler = Sampler(self.network, self.likelihood, self._weights_lock)
         return predict_with([self._sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", verbose: Any = None, **kwargs: Any) -> None:
+        """Exports the prediction with its uncertainty; arguments, outputs and errors as `bdl.export_distribution`.
+
+        `model.network.export` exports raw outputs of one draw instead.
+        """
+        with self._weights_lock:
+            export_distribution(self.network, self.likelihood, filepath, format, verbose=verbose, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

@@ -112,7 +112,7 @@ class Sampler:
                 self.network(keras.tree.map_structure(lambda leaf: leaf[:1], x))
             run = self._function(num_samples, consistent, keep_outputs)
         with self._weights_lock:
-            seeds = self._seeds(seed)
+            seeds = self.seeds(seed)
             values = _values(self.network.variables)
         results, start = [], 0
         with _without_gradients():
@@ -130,19 +130,35 @@ class Sampler:
             self._compiled[key] = _compile(self._loop(*key), self.network)
         return self._compiled[key]
 
-    def _loop(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
+    def evaluate(
+        self, values: list[Any], x: Any, start: Any, consistent: bool
+    ) -> tuple[dict[str | None, Tensor], list[Any]]:
+        """One sample of a batch, in code that may be compiled.
+
+        Args:
+            values: A value for each variable of the network.
+            x: The batch.
+            start: Place of its first example in the data.
+            consistent: Whether examples share their noise.
+
+        Returns:
+            Outputs by head, and what each variable holds afterwards.
+        """
         accepts_training = "training" in inspect.signature(self.network.call).parameters
         kwargs = {"training": False} if accepts_training else {}
+        order = _Order.of(self.network)
+        size = ops.shape(keras.tree.flatten(x)[0])[0]
+        noise = whole_functions() if consistent else contextlib.nullcontext()
+        with noise, random.examples(start, size), without_local_kl():
+            parts = [[values[place] for place in places] for places in (order.trainable, order.others)]
+            outputs, state = self.network.stateless_call(*parts, x, **kwargs)
+        outputs = outputs if isinstance(outputs, dict) else {None: outputs}
+        after = list(values)
+        for place, value in zip(order.others, state, strict=True):
+            after[place] = value
+        return {head: ops.cast(outputs[head], "float32") for head in self.heads}, after
 
-        def evaluate(values: list[Any], order: _Order, x: Any, start: Any) -> tuple[dict[str | None, Tensor], Any]:
-            size = keras.tree.flatten(x)[0].shape[0]
-            noise = whole_functions() if consistent else contextlib.nullcontext()
-            with noise, random.examples(start, size), without_local_kl():
-                parts = [[values[place] for place in places] for places in (order.trainable, order.others)]
-                outputs, state = self.network.stateless_call(*parts, x, **kwargs)
-            outputs = outputs if isinstance(outputs, dict) else {None: outputs}
-            return {head: ops.cast(outputs[head], "float32") for head in self.heads}, list(state)
-
+    def _loop(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
         def run(values: list[Any], x: Any, start: Any) -> tuple[list[Any], Any]:
             order = _Order.of(self.network)
 
@@ -152,8 +168,8 @@ class Sampler:
                 before = list(values)
                 for place, value in zip(order.others, state, strict=True):
                     before[place] = value if place in order.seeds else before[place]
-                outputs, state = evaluate(before, order, x, start)
-                return state, self._record(results, outputs, number)
+                outputs, after = self.evaluate(before, x, start, consistent)
+                return [after[place] for place in order.others], self._record(results, outputs, number)
 
             first = [ops.convert_to_tensor(values[place]) for place in order.others]
             state, results = ops.fori_loop(0, num_samples, step, (first, self._empty(x, num_samples, keep_outputs)))
@@ -210,7 +226,7 @@ class Sampler:
             }
         return arrays
 
-    def _seeds(self, seed: int | None) -> list[Any]:
+    def seeds(self, seed: int | None) -> list[Any]:
         """What each batch starts from: a value for each variable that is a seed, None for the others.
 
         Without a seed the layers' own are taken, and moved on at once.

@@ -6,8 +6,17 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from networks import NETWORKS, made
 
-from bdl.keras_internals import adopt_signatures, flatten_layers, keras_mask, num_replicas, set_signature, view
+from bdl.keras_internals import (
+    adopt_signatures,
+    flatten_layers,
+    input_signature_of,
+    keras_mask,
+    num_replicas,
+    set_signature,
+    view,
+)
 
 pytestmark = pytest.mark.core
 
@@ -140,3 +149,12 @@ def test_a_view_without_an_activation_shares_the_variables_and_the_layer_is_save
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert ops.convert_to_numpy(loaded(x)).tolist() == ops.convert_to_numpy(model(x)).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_signature_of_inputs_is_that_of_the_data(name):
+    network, x = made(name)
+    (signature,) = input_signature_of(network)
+    keras.tree.assert_same_structure(signature, x)
+    for spec, leaf in zip(keras.tree.flatten(signature), keras.tree.flatten(x), strict=True):
+        assert (spec.shape, spec.dtype) == ((None, *leaf.shape[1:]), str(leaf.dtype))

@@ -29,6 +29,7 @@ ROOMS = [
     "training",
     "sampling",
     "prediction",
+    "export",
     "model",
     "convert",
     "recipes",

@@ -112,6 +112,15 @@ def test_parameters_reproduce_the_density_in_scipy(case):
     np.testing.assert_allclose(frozen.mean(), keras.ops.convert_to_numpy(likelihood.mean(outputs)), rtol=2e-5)
 
 
+@pytest.mark.parametrize("name", [name for name, (likelihood, *_) in CASES.items() if not likelihood.is_classifier])
+def test_variances_equal_scipys(name):
+    likelihood, _, outputs, _ = CASES[name]
+    parameters = {key: array(value).astype("float64") for key, value in likelihood.parameters(outputs).items()}
+    np.testing.assert_allclose(
+        array(likelihood.variance(outputs)), likelihood.distribution(parameters).var(), rtol=2e-5
+    )
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_config_round_trip(case):
     likelihood = case[0]

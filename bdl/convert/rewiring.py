@@ -23,7 +23,7 @@ from typing import Any
 
 import keras
 
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import flatten_layers, input_signature_of
 
 Calls = Mapping[keras.Layer, Callable[..., Any]]
 """Layers, and what evaluates each of them instead of its own `call`."""
@@ -109,6 +109,8 @@ class ConvertedModel(keras.Model):
         ValueError: if the network is not a built Keras model, or holds a Lambda layer.
     """
 
+    is_called_like_network = True
+
     def __init__(self, network: keras.Model, **kwargs: Any) -> None:
         check_network(network)
         super().__init__(**kwargs)
@@ -130,6 +132,26 @@ class ConvertedModel(keras.Model):
         _check_not_quantized(replacements)
         with calls_replaced(replacements):
             return self.network(inputs, **kwargs)
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.export`: raw outputs, of a new draw at each call.
+
+        `bdl.export_distribution` exports means and uncertainties, in other formats too. The inputs are the network's,
+        which Keras does not see.
+
+        Raises:
+            ValueError: if the format cannot hold a draw, or nothing tells what the inputs are.
+        """
+        if format != "tf_saved_model" or keras.backend.backend() == "torch":
+            raise ValueError(
+                f"`format` must be 'tf_saved_model', on TensorFlow or JAX, not {format!r} on "
+                f"{keras.backend.backend()}: no other holds a seed that moves on from draw to draw. Export means and "
+                "uncertainties by bdl.export_distribution, or the network without noise by "
+                "bdl.convert.to_deterministic(model)."
+            )
+        if kwargs.get("input_signature") is None and len(args) < 2:
+            kwargs["input_signature"] = input_signature_of(self)
+        return super().export(filepath, format, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refused: Keras evaluates a quantized layer by another method, which no conversion reaches.

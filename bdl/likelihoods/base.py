@@ -21,8 +21,8 @@ LEARNED_SPEED = 10.0
 class Likelihood(keras.layers.Layer):
     """Base of all likelihoods.
 
-    Subclasses give `parameters`, `log_prob`, `mean` and `check_labels`, and `distribution` where they are not
-    classifiers.
+    Subclasses give `parameters`, `log_prob`, `mean` and `check_labels`, and where they are not classifiers
+    `distribution` and `variance`.
     """
 
     is_classifier: ClassVar[bool] = False
@@ -63,6 +63,10 @@ class Likelihood(keras.layers.Layer):
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Mean of each event; for a classifier its class probabilities."""
+        raise NotImplementedError
+
+    def variance(self, outputs: Tensor) -> Tensor:
+        """Variance of each event, the shape of `mean` (not for classifiers)."""
         raise NotImplementedError
 
     def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:

@@ -157,6 +157,10 @@ class Normal(_LocationScale):
         z = (y - values["loc"]) / values["scale"]
         return -0.5 * ops.square(z) - ops.log(values["scale"]) - 0.5 * math.log(2 * math.pi)
 
+    def variance(self, outputs: Tensor) -> Tensor:
+        """The squared scale."""
+        return ops.square(self.parameters(outputs)["scale"])
+
     def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.norm."""
         from scipy import stats
@@ -206,6 +210,11 @@ class StudentT(_LocationScale):
         z = (y - values["loc"]) / values["scale"]
         constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
         return constant - ops.log(values["scale"]) - 0.5 * (df + 1) * ops.log1p(ops.square(z) / df)
+
+    def variance(self, outputs: Tensor) -> Tensor:
+        """`scale^2 df / (df - 2)`."""
+        df = self.degrees_of_freedom
+        return ops.square(self.parameters(outputs)["scale"]) * (df / (df - 2))
 
     def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.t."""

@@ -50,6 +50,10 @@ class Poisson(Likelihood):
         """The rate."""
         return ops.exp(ops.cast(outputs, "float32"))
 
+    def variance(self, outputs: Tensor) -> Tensor:
+        """The rate."""
+        return self.mean(outputs)
+
     def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.poisson."""
         from scipy import stats
@@ -115,6 +119,11 @@ class NegativeBinomial(Likelihood):
     def mean(self, outputs: Tensor) -> Tensor:
         """The mean count."""
         return ops.exp(ops.cast(outputs, "float32"))
+
+    def variance(self, outputs: Tensor) -> Tensor:
+        """`mean + mean^2 / total_count`."""
+        mean = self.mean(outputs)
+        return mean + ops.square(mean) / self._count()
 
     def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """scipy.stats.nbinom."""

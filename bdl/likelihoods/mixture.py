@@ -141,6 +141,13 @@ class Mixture(Likelihood):
         weight = ops.where(role == BASELINE, 0.0, ops.exp(log_weight))
         return ops.sum(ops.expand_dims(weight, -1) * self.component.mean(outputs), axis=-2)
 
+    def variance(self, outputs: Tensor) -> Tensor:
+        """Variance of each event: mean variance of the components, and variance of their means."""
+        mean = ops.expand_dims(self.mean(outputs), -2)
+        outputs, log_weight, _ = _unpack(ops.cast(outputs, "float32"))
+        each = self.component.variance(outputs) + ops.square(self.component.mean(outputs) - mean)
+        return ops.sum(ops.expand_dims(ops.exp(log_weight), -1) * each, axis=-2)
+
     def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
         """The components' parameters and `log_weight`, with the axis of the alignments; a classifier's `p`."""
         if self.is_classifier:

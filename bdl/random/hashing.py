@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -65,6 +67,27 @@ def _normal_quantile(uniform: Tensor) -> Tensor:
     return uniform * ratio
 
 
+_fuses: ContextVar[bool] = ContextVar("fuses", default=True)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Within this context draws are traced operation by operation, for formats that hold no function that XLA compiles.
+
+    Example:
+    >>> from bdl import random
+    >>> with plain_operations():
+    ...     noise = random.normal((2,), random.draw_key(0))
+    >>> bool(np.allclose(noise, random.normal((2,), random.draw_key(0))))
+    True
+    """
+    token = _fuses.set(False)
+    try:
+        yield
+    finally:
+        _fuses.reset(token)
+
+
 def fused(draw: Draw, shape: Sequence[int | Tensor], key: Tensor, first: Tensor | None = None) -> Tensor:
     """The draw as one compiled kernel, where the caller may not be compiled: TensorFlow without XLA.
 
@@ -76,7 +99,7 @@ def fused(draw: Draw, shape: Sequence[int | Tensor], key: Tensor, first: Tensor 
         key: Key of the draw.
         first: None for one stream; else each row, along the first axis, has a stream of its own, numbered from here.
     """
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow" or not _fuses.get():
         return _drawn(draw, tuple(shape), key, first)
     known = tuple(size if isinstance(size, int) else None for size in shape)
     unknown = [size for size in shape if not isinstance(size, int)]
