@@ -199,6 +199,14 @@ def test_targets_of_one_event_share_its_alignment(case):
     assert_allclose(array(likelihood.mean(packed)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["normal", "poisson"])
+def test_the_variance_is_that_of_the_mixture(name):
+    component, *_ = COMPONENTS[name]
+    likelihood, packed = Mixture(component), pack(LOGITS[..., :3], LOG_PRIOR, MIXTURE)
+    parameters = {key: array(value).astype("float64") for key, value in likelihood.parameters(packed).items()}
+    assert_allclose(array(likelihood.variance(packed)), likelihood.distribution(parameters).var(), rtol=1e-5)
+
+
 def test_masked_events_do_not_count_whatever_their_label():
     packed = pack(LOGITS, LOG_PRIOR, MIXTURE)
     mask = np.array([[True, False], [True, True], [False, False]])
