@@ -87,6 +87,8 @@ class VariationalModel(keras.Model):
     (2,)
     """
 
+    is_called_like_network = True  # which `input_signature_of` asks for
+
     def __init__(
         self,
         network: keras.Model,

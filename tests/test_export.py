@@ -94,8 +94,9 @@ def test_several_outputs_have_flat_names(tmp_path: Any):
 @on_tensorflow
 def test_an_ensemble_of_single_labels(tmp_path: Any):
     x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
-    members = [keras.Sequential([keras.Input((4,)), bdl.layers.DenseReparameterization(1)]) for _ in range(2)]
+    networks = [keras.Sequential([keras.Input((4,)), bdl.layers.DenseReparameterization(1)]) for _ in range(2)]
     likelihood = bdl.likelihoods.Bernoulli()
+    members = [bdl.VariationalModel(network, likelihood, num_examples=6) for network in networks]
     export_distribution(members, likelihood, tmp_path / "saved", num_samples=6, seed=1, verbose=False)
     prediction = bdl.predict_distribution(members, x, likelihood, num_samples=6, seed=1)
     assert_predicts(loaded(tmp_path / "saved")(x), prediction, CLASSIFICATION_OUTPUTS)
