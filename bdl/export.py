@@ -23,12 +23,12 @@ from bdl.random import Tensor, hashing
 from bdl.sampling import Sampler, add_probability, label_entropy
 
 CLASSIFICATION_OUTPUTS = ("probabilities", "total_uncertainty", "aleatoric", "epistemic")
+REGRESSION_OUTPUTS = ("mean", "variance", "aleatoric", "epistemic")
+
 _FORMATS = {"tensorflow": ("tf_saved_model", "onnx", "litert"), "jax": ("tf_saved_model",)}
-"""Formats that hold the noise, by backend."""
+"""Formats that hold the noise, by backend; docs/export.md has the reasons."""
 _ONNX_OPSET = 18
 """The first with operations on the bits of integers, of which the noise is made."""
-
-REGRESSION_OUTPUTS = ("mean", "variance", "aleatoric", "epistemic")
 
 
 def export_distribution(
@@ -54,16 +54,17 @@ def export_distribution(
         model: A built Keras model (variational, MC dropout, any other), or a list of them that share the samples
             equally: an ensemble.
         likelihood: What the outputs mean; a dict for a network whose outputs are a dict. A learned scale is exported.
-        filepath: Where to write; for some formats with an ending of their own (`.onnx`, `.xml`, `.tflite`).
-        format: As of `keras.Model.export`. `"tf_saved_model"` on TensorFlow and JAX; `"onnx"` on TensorFlow.
+        filepath: Where to write: a folder for a SavedModel, else a file (`.onnx`, `.tflite`).
+        format: As of `keras.Model.export`: `"tf_saved_model"` on TensorFlow and JAX, `"onnx"` and `"litert"` on
+            TensorFlow, none on Torch. A `.keras` file of any backend can be loaded and exported on TensorFlow.
         num_samples: Positive number of Monte Carlo samples in each call.
         seed: Integer: every call draws the same noise, and equals `predict_distribution(..., seed=seed)` on the same
             rows. None: every call draws fresh noise, which only a SavedModel can, as it needs a variable.
         consistent: True to let all rows share their noise (whole functions), so that the prediction for a row does
             not depend on its place in the batch.
-        input_signature: As of `keras.Model.export`. None reads it off the model; a subclassed model that was called
-            on floats has one too.
-        verbose: True to let Keras print what it wrote.
+        input_signature: As of `keras.Model.export`. None reads it off the model; of a subclassed model, which only
+            knows the shapes that it was called with, it takes the inputs for floats.
+        verbose: Whether Keras prints what it wrote; None leaves that to Keras, which does.
         **kwargs: Other arguments of `keras.Model.export`.
 
     Raises:

@@ -56,7 +56,7 @@ def input_signature_of(model: keras.Model) -> list[Any]:
         ValueError: if nothing tells what the inputs are.
 
     Example:
-    >>> input_signature_of(keras.Sequential([keras.Input((4,), dtype="int32")]))[0].shape
+    >>> input_signature_of(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]))[0].shape
     (None, 4)
     """
     if getattr(model, "is_called_like_network", False):

@@ -157,6 +157,16 @@ def test_it_exports_to_onnx(tmp_path: Any, trained: Any):
 
 @on_tensorflow
 @pytest.mark.filterwarnings("ignore")  # the exporters' own, of many kinds
+def test_what_onnx_lacks_leaves_no_broken_file(tmp_path: Any):
+    pytest.importorskip("tf2onnx")
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(keras.ops.erfinv)])
+    with pytest.raises(ValueError, match="`format` must be another than 'onnx'"):
+        export_distribution(network, bdl.likelihoods.Normal(), tmp_path / "model.onnx", "onnx", verbose=False)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@on_tensorflow
+@pytest.mark.filterwarnings("ignore")  # the exporters' own, of many kinds
 def test_it_exports_to_litert(tmp_path: Any, trained: Any):
     import tensorflow as tf
 
