@@ -18,6 +18,7 @@ from layer_contract import array
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from standard_errors import assert_covariance, assert_moments
+from streams import train_on_stream
 
 import bdl
 from bdl import posteriors, random
@@ -535,10 +536,7 @@ def test_on_correlated_inputs_a_low_rank_posterior_comes_closer_to_the_evidence(
             kl_weight=1.0,
         )
         rate = keras.optimizers.schedules.CosineDecay(3e-2, 1_500)
-        model.compile(keras.optimizers.Adam(rate), jit_compile=True, steps_per_execution=50)
-        model.fit(
-            (batch for batch in itertools.repeat((X, y))), epochs=30, steps_per_epoch=50, shuffle=False, verbose=0
-        )
+        train_on_stream(model, keras.optimizers.Adam(rate), itertools.repeat((X, y)), num_steps=1_500)
         weight = layer.sampled_weights["kernel"]
         mean = array(weight.mean)[:, 0].astype("float64")
         if isinstance(posterior, LowRankNormal):
