@@ -370,12 +370,15 @@ def test_with_outer_product_scales_a_mean_field_divergence_is_the_matrix_normal_
 @pytest.mark.parametrize("posterior", [LowRankNormal(1), LowRankNormal(3), MatrixNormal()], ids=repr)
 def test_perturbations_have_the_covariance_of_the_posterior(posterior: Any):
     _, variables = moved(posterior, (2, 3), (0,))
-    number = 1_000 if keras.backend.backend() == "torch" else 4_000
-    keys = [random.fold_in(random.draw_key(5), index) for index in range(number)]
+    key = random.draw_key(5)
     if keras.backend.backend() == "torch":
-        draws = np.stack([array(posterior.perturbation(variables, key)) for key in keys])
+        number = 1_000
+        keys = [random.fold_in(key, index) for index in range(number)]
+        draws = np.stack([array(posterior.perturbation(variables, each)) for each in keys])
     else:
-        draws = array(ops.vectorized_map(lambda key: posterior.perturbation(variables, key), ops.stack(keys)))
+        number = 4_000
+        keys = ops.transpose(random.fold_in(key, ops.arange(number)))
+        draws = array(ops.vectorized_map(lambda each: posterior.perturbation(variables, each), keys))
     draws = draws.reshape(number, -1)
     assert_moments(draws, 0.0, np.diag(dense_covariance(posterior, variables)))
     if isinstance(posterior, LowRankNormal):  # independent weights have products of mean zero, tested there as well
