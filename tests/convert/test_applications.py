@@ -7,7 +7,7 @@ import pytest
 from applications import check
 
 # The first has squeeze-and-excitation, depthwise convolutions, batch statistics and dropout; the second layer
-# normalization, stochastic depth and layers that Keras defines beside it.
+# normalization, layers that Keras defines beside it, and no dropout, so that it is inserted before the last layer.
 NAMES = ["MobileNetV3Small", "ConvNeXtTiny"]
 
 
