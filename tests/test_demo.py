@@ -1,14 +1,20 @@
-"""The demonstration computes what its page says, the same for the same seed, and its page stands alone."""
+"""The demonstration computes what its page says, the same for the same seed, and its page stands alone.
+
+It runs twice: here, and by the command.
+"""
 
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from bdl import cli, demo
 from bdl.demo import BAYESIAN, TWIN, DemoResult, build_network, load_digits, run_demo
 from bdl.demo_page import NUM_EXAMPLE_IMAGES, build_page, comparison_table
 from bdl.layers import Variational
@@ -95,8 +101,29 @@ def test_the_last_epoch_is_bayes(result: DemoResult) -> None:
     assert result.bayesian.history["temperature"][-1] == pytest.approx(1.0)
 
 
-def test_the_same_seed_gives_the_same_figures(result: DemoResult) -> None:
-    again = run_demo(seed=3, epochs=EPOCHS)
+def test_the_command_prints_and_writes_the_same_figures_for_the_same_seed(
+    result: DemoResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+
+    def kept(*args: Any, **kwargs: Any) -> DemoResult:
+        results.append(run_demo(*args, **kwargs))
+        return results[-1]
+
+    monkeypatch.setattr(demo, "run_demo", kept)
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    options = ["--seed", "3", "--epochs", str(EPOCHS), "--output", str(page)]
+    printed = CliRunner().invoke(cli.app, ["demo", *options], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+    assert printed.exit_code == 0, printed.output
+    for text in (BAYESIAN, TWIN, f"{EPOCHS}/{EPOCHS}", "Accuracy", "NLL [nats]", "Brier score", "ECE", "AUROC"):
+        assert text in printed.stdout
+    assert str(page) in printed.stdout
+    written = page.read_text(encoding="utf-8")
+    assert written.startswith("<!DOCTYPE html>")
+    assert f" on {keras.config.backend()} " in written
+    assert list(tmp_path.iterdir()) == [page]
+    (again,) = results
     for name in ("bayesian", "twin"):
         np.testing.assert_allclose(
             getattr(again, name).probabilities, getattr(result, name).probabilities, rtol=1e-3, atol=1e-4

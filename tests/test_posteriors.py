@@ -18,6 +18,7 @@ from layer_contract import array
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from standard_errors import assert_covariance, assert_moments
+from streams import train_on_stream
 
 import bdl
 from bdl import posteriors, random
@@ -369,12 +370,15 @@ def test_with_outer_product_scales_a_mean_field_divergence_is_the_matrix_normal_
 @pytest.mark.parametrize("posterior", [LowRankNormal(1), LowRankNormal(3), MatrixNormal()], ids=repr)
 def test_perturbations_have_the_covariance_of_the_posterior(posterior: Any):
     _, variables = moved(posterior, (2, 3), (0,))
-    number = 1_000 if keras.backend.backend() == "torch" else 4_000
-    keys = [random.fold_in(random.draw_key(5), index) for index in range(number)]
+    key = random.draw_key(5)
     if keras.backend.backend() == "torch":
-        draws = np.stack([array(posterior.perturbation(variables, key)) for key in keys])
+        number = 1_000
+        keys = [random.fold_in(key, index) for index in range(number)]
+        draws = np.stack([array(posterior.perturbation(variables, each)) for each in keys])
     else:
-        draws = array(ops.vectorized_map(lambda key: posterior.perturbation(variables, key), ops.stack(keys)))
+        number = 4_000
+        keys = ops.transpose(random.fold_in(key, ops.arange(number)))
+        draws = array(ops.vectorized_map(lambda each: posterior.perturbation(variables, each), keys))
     draws = draws.reshape(number, -1)
     assert_moments(draws, 0.0, np.diag(dense_covariance(posterior, variables)))
     if isinstance(posterior, LowRankNormal):  # independent weights have products of mean zero, tested there as well
@@ -535,10 +539,7 @@ def test_on_correlated_inputs_a_low_rank_posterior_comes_closer_to_the_evidence(
             kl_weight=1.0,
         )
         rate = keras.optimizers.schedules.CosineDecay(3e-2, 1_500)
-        model.compile(keras.optimizers.Adam(rate), jit_compile=True, steps_per_execution=50)
-        model.fit(
-            (batch for batch in itertools.repeat((X, y))), epochs=30, steps_per_epoch=50, shuffle=False, verbose=0
-        )
+        train_on_stream(model, keras.optimizers.Adam(rate), itertools.repeat((X, y)), num_steps=1_500)
         weight = layer.sampled_weights["kernel"]
         mean = array(weight.mean)[:, 0].astype("float64")
         if isinstance(posterior, LowRankNormal):

@@ -15,7 +15,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 @pytest.mark.parametrize("code", BLOCKS, ids=[f"block {number}" for number in range(1, len(BLOCKS) + 1)])
 def test_code_blocks_run(code, capsys):
     exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out
+    assert printed.strip()
+    for verdict in re.findall(r"print\(report\)  # (\w+ \(\w+\))", code):
+        assert verdict in printed
 
 
 def test_the_first_example_has_fifteen_lines():

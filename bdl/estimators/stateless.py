@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from bdl.keras_internals import current_value
 from bdl.random import Tensor
 
 
@@ -66,6 +67,45 @@ def call_with_values(layer: keras.Layer, values: Mapping[int, Tensor], *args: An
             _check_assignable(layer, variable, values)
             state.append((variable, value))
     return Evaluation(outputs, state, list(scope.losses))
+
+
+def computed_again(layer: keras.Layer, training: bool | None = None) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+    """A call of a built layer whose hidden values are computed again in the backward pass, from the same weights.
+
+    `keras.remat` of the layer itself would read its weights again there. TensorFlow's graph optimizer drops the edge
+    that holds the training step back until such a reading, so that now and then a gradient would be one of weights that
+    were updated in part. Here the weights are read once, and are arguments of what is computed again.
+
+    Args:
+        layer: A built layer without noise and statistics.
+        training: As in the layer's `call`.
+
+    Returns:
+        A function of the layer's inputs that gives its outputs, and what the call handed to `add_loss`.
+
+    Example:
+    >>> layer = keras.layers.Dense(1, kernel_initializer="ones")
+    >>> layer.build((None, 2))
+    >>> outputs, losses = computed_again(layer)(keras.ops.ones((1, 2)))
+    >>> float(outputs[0, 0]), losses
+    (2.0, [])
+    """
+    weights, others = layer.trainable_variables, [(each, each) for each in layer.non_trainable_variables]
+    values = [current_value(weight) for weight in weights]
+
+    def call(inputs: Tensor, *values: Tensor) -> list[Tensor]:
+        scope = _OneLayer(state_mapping=[*zip(weights, values, strict=True), *others], collect_losses=True)
+        with scope:
+            outputs = layer(inputs, training=training)
+        return [outputs, *scope.losses]
+
+    again = keras.remat(call)
+
+    def outputs_and_losses(inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        outputs, *losses = again(inputs, *values)
+        return outputs, losses
+
+    return outputs_and_losses
 
 
 def _check_assignable(layer: keras.Layer, variable: keras.Variable, values: Mapping[int, Tensor]) -> None:

@@ -239,24 +239,28 @@ def test_a_small_layer_beside_a_large_one_is_counted_once_within_rounding(data):
     assert diagnose(model, x, y, num_samples=2).verdict != "accounting_error"
 
 
-def converted_dropout(data, rate):
+@pytest.fixture(scope="module")
+def trained_with_dropout(data):
+    """A plain network, which conversions leave as it is."""
+    keras.utils.set_random_seed(0)
     network = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(32, "relu"), keras.layers.Dropout(0.2), keras.layers.Dense(2)]
     )
     network.compile(keras.optimizers.Adam(0.01), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     network.fit(*data, epochs=20, verbose=0)
-    return bdl.convert.to_mc_dropout(network, rate=rate)
+    return network
 
 
-def test_a_plain_network_s_own_dropout_left_on(data):
-    report = diagnose(converted_dropout(data, None), *data, likelihood=bdl.likelihoods.Categorical())
+def test_a_plain_network_s_own_dropout_left_on(trained_with_dropout, data):
+    model = bdl.convert.to_mc_dropout(trained_with_dropout)
+    report = diagnose(model, *data, likelihood=bdl.likelihoods.Categorical())
     assert report.quantities.dropout_rates == (0.2,)
     assert report.verdict == "healthy"
 
 
-def test_a_plain_network_s_dropout_left_on_at_rate_zero(data):
+def test_a_plain_network_s_dropout_left_on_at_rate_zero(trained_with_dropout, data):
     with pytest.warns(UserWarning, match="rates of `model` are zero"):
-        model = converted_dropout(data, 0.0)
+        model = bdl.convert.to_mc_dropout(trained_with_dropout, rate=0.0)
     report = diagnose(model, *data, likelihood=bdl.likelihoods.Categorical())
     assert report.quantities.dropout_rates == (0.0,)
     assert report.verdict == "near_deterministic"

@@ -9,7 +9,7 @@ from keras import layers, ops
 from layer_contract import array
 from numpy.testing import assert_allclose, assert_array_equal
 
-from bdl.estimators.stateless import call_with_values
+from bdl.estimators.stateless import call_with_values, computed_again
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
 
@@ -84,3 +84,33 @@ def test_quantized_layers_and_recomputed_ones_are_evaluated_as_keras_does():
     quantized.quantize("int8")
     for layer in (recomputed, quantized):
         assert_allclose(array(call_with_values(layer, {}, X).outputs), array(layer(X)), rtol=1e-6)
+
+
+def number_of_readings(function: Any) -> int:
+    """How often the graph of a function of `X` reads a variable."""
+    import tensorflow as tf
+
+    graph = tf.function(function).get_concrete_function(tf.constant(X)).graph
+    return sum(operation.type == "ReadVariableOp" for operation in graph.get_operations())
+
+
+def test_what_is_computed_again_does_not_read_its_weights_again():
+    """A reading in the backward pass may come after the training step has moved the weight."""
+    import tensorflow as tf
+
+    layer = keras.Sequential([keras.Input((3,)), layers.Dense(2, activation="tanh"), layers.Dense(1)])
+    weights = [weight.value for weight in layer.trainable_variables]
+
+    def gradients(x: Any, call: Any) -> Any:
+        with tf.GradientTape() as tape:
+            outputs = call(x)
+        return tape.gradient(outputs, weights)
+
+    def again(x: Any) -> Any:
+        return computed_again(layer)(x)[0]
+
+    assert number_of_readings(again) == number_of_readings(lambda x: gradients(x, again)) == len(weights)
+    for found, expected in zip(gradients(X, again), gradients(X, layer), strict=True):
+        assert_allclose(array(found), array(expected), rtol=1e-5)
+    remat = keras.remat(lambda x: layer(x))
+    assert number_of_readings(lambda x: gradients(x, remat)) > len(weights), "keras.remat would do"

@@ -1,5 +1,6 @@
 """The contract of `layer_contract.py` over every layer, and the options of the Keras layers."""
 
+import itertools
 from typing import Any
 
 import keras
@@ -19,6 +20,11 @@ ON_ONE_BACKEND = [pytest.param(case, id=case.name) for case in CASES]  # where n
 KERAS_CASES = [
     pytest.param(case, id=case.name, marks=[pytest.mark.core] if case.name in ("DenseFlipout", "DenseRank1") else [])
     for case in CASES
+]
+# In turn, so that of two estimators of a Keras layer, and of two layers of an estimator, each has another one.
+HALF_PRECISION = [
+    pytest.param(case, policy, id=f"{case.name}-{policy}", marks=[pytest.mark.core] if case.is_core else [])
+    for case, policy in zip(CASES, itertools.cycle(["mixed_bfloat16", "mixed_float16"]))
 ]
 
 
@@ -52,8 +58,7 @@ def test_clone_and_summary(case: Case):
     contract.check_clone_and_summary(case)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("case", ALL_CASES)
+@pytest.mark.parametrize(("case", "policy"), HALF_PRECISION)
 def test_half_precision(case: Case, policy: str):
     contract.check_half_precision(case, policy)
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bdl.estimators.stateless import computed_again
 from bdl.latents import Alignment, add_local_kl, report_latent
 from bdl.layers.latent_attention import alignment
 from bdl.layers.latent_attention.alignment_estimators import (
@@ -292,10 +293,12 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         points = inputs.shape[2]
         if self.block_size is None or points is None or points <= self.block_size:
             return self.decoder(inputs, training=training)
-        decode = keras.remat(lambda block: self.decoder(block, training=training))
+        decode = computed_again(self.decoder, training)
         # Split and not sliced: the gradient of a slice is padded to the whole for each block.
         blocks = ops.split(inputs, list(range(self.block_size, points, self.block_size)), axis=2)
-        return ops.concatenate([decode(block) for block in blocks], axis=2)
+        outputs, losses = zip(*map(decode, blocks), strict=True)
+        self.add_loss(list(losses))
+        return ops.concatenate(outputs, axis=2)
 
 
 def _has_state(network: keras.Layer) -> bool:

@@ -223,7 +223,8 @@ def test_a_learned_scale_of_the_component_is_trained_and_predicts():
 
 def trained_step(estimator, block_size):
     """Outputs outside training, and the trained weights before and after a step of gradient descent."""
-    decoder = keras.Sequential([keras.layers.Dense(3, activation="tanh"), keras.layers.Dense(CLASSES)])
+    hidden = keras.layers.Dense(3, activation="tanh", activity_regularizer=keras.regularizers.L2(0.1))
+    decoder = keras.Sequential([hidden, keras.layers.Dense(CLASSES)])
     layer = built(estimator, decoder, block_size=block_size, score_mode="general")
     model = quiet_model(network(layer), Mixture(Categorical()), kl_weight=1.0, num_examples=BATCH)
     outputs, before = array(model(data_of(model.network))), [array(weight) for weight in layer.trainable_weights]

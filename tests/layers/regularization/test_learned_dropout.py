@@ -1,6 +1,6 @@
 """Learned dropout: divergences against closed forms and quadrature, gradients, and what the data say about the rate."""
 
-from itertools import pairwise
+import itertools
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from layer_contract import array
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 from standard_errors import assert_moments
+from streams import train_on_stream
 
 import bdl
 from bdl.estimators.weights import whole_functions
@@ -102,7 +103,7 @@ def exact_divergence(alpha: float) -> float:
 
     deviation = np.sqrt(alpha)
     pieces = [-8 * deviation + 1, 0.0, 1 + 8 * deviation]
-    found = sum(integrate.quad(integrand, *ends, limit=400)[0] for ends in pairwise(pieces))
+    found = sum(integrate.quad(integrand, *ends, limit=400)[0] for ends in itertools.pairwise(pieces))
     return found - 0.5 * np.log(alpha)
 
 
@@ -140,10 +141,9 @@ def test_more_data_less_dropout():
                 for units, activation in ((64, "relu"), (63, "relu"), (1, None))
             ]
         )
-        model = bdl.VariationalModel(network, bdl.likelihoods.Normal(), kl_weight=1.0)
-        model.compile(keras.optimizers.Adam(3e-3))
-        batch = min(number, 100)
-        model.fit(x, y, batch_size=batch, epochs=2000 * batch // number, verbose=0)
+        model = bdl.VariationalModel(network, bdl.likelihoods.Normal(), num_examples=number, kl_weight=1.0)
+        rows = (generator.permutation(number)[:100] for _ in itertools.count())
+        train_on_stream(model, keras.optimizers.Adam(3e-3), ((x[each], y[each]) for each in rows), num_steps=2000)
         rates[number] = np.array([float(array(layer.rate)) for layer in network.layers])
     assert np.all(rates[2000] < rates[50])
     assert rates[2000].mean() < 0.5 * rates[50].mean()
