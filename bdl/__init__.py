@@ -1,7 +1,12 @@
 """bdl: Bayesian deep learning for Keras 3.
 
 Variational layers, one honest ELBO, and predictions that know how sure they are, on TensorFlow, JAX and Torch.
+`bdl.sklearn`, the scikit-learn estimators, is loaded at its first use.
 """
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from bdl import (
     calibration,
@@ -22,6 +27,9 @@ from bdl.export import export_distribution
 from bdl.layers import mean_weights
 from bdl.model import VariationalModel
 from bdl.prediction import predict_distribution
+
+if TYPE_CHECKING:
+    from bdl import sklearn
 
 __version__ = "0.1.0"
 
@@ -44,4 +52,11 @@ __all__ = [
     "priors",
     "random",
     "recipes",
+    "sklearn",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name != "sklearn":
+        raise AttributeError(f"module 'bdl' has no attribute {name!r}")
+    return importlib.import_module("bdl.sklearn")

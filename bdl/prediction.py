@@ -207,6 +207,38 @@ class RegressionPrediction:
         found = np.stack([self._quantile(float(level)) for level in levels.ravel()])
         return found[0] if levels.ndim == 0 else found
 
+    def rescaled(self, scale: ArrayLike, shift: ArrayLike = 0.0) -> RegressionPrediction:
+        """The distribution of `shift + scale * y`: of targets in their own unit, where standardised ones were learned.
+
+        Args:
+            scale: Positive number, or one for each target: the standard deviation that targets were divided by.
+            shift: Number, or one for each target: the mean that was taken off them.
+
+        Returns:
+            A prediction whose moments, densities and quantiles are in the targets' own unit; `outputs` stay raw.
+
+        Raises:
+            ValueError: if the likelihood is not one of a location and a scale, or `scale` is not positive.
+
+        Example:
+        >>> parameters = {"loc": np.zeros((1, 2)), "scale": np.ones((1, 2))}
+        >>> prediction = RegressionPrediction(bdl.likelihoods.Normal(), parameters).rescaled(scale=3.0, shift=10.0)
+        >>> prediction.mean.tolist(), prediction.std.tolist()
+        ([10.0, 10.0], [3.0, 3.0])
+        """
+        if self.parameters.keys() != {"loc", "scale"}:
+            raise ValueError(
+                f"`likelihood` must have a location and a scale (Normal, StudentT) to be rescaled, not be "
+                f"{type(self.likelihood).__name__}."
+            )
+        factor, offset = np.asarray(scale, np.float64), np.asarray(shift, np.float64)
+        if not np.all((factor > 0) & np.isfinite(factor)):
+            raise ValueError(f"`scale` must be positive and finite, not {scale!r}.")
+        location, width = (self.parameters[name].astype(np.float64) for name in ("loc", "scale"))
+        return RegressionPrediction(
+            self.likelihood, {"loc": offset + factor * location, "scale": factor * width}, self.outputs
+        )
+
     @property
     def is_count(self) -> bool:
         """Whether the targets are whole numbers."""

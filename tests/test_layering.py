@@ -33,6 +33,7 @@ ROOMS = [
     "model",
     "convert",
     "recipes",
+    "sklearn",
     "calibration",
     "metrics",
     "plots",

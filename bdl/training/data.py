@@ -31,8 +31,8 @@ def measure(x: Any, batch_size: int | None = None, validation_split: float = 0.0
     """Finds the size of what was given to `fit` as `x`.
 
     Args:
-        x: Arrays (or a list or dict of them), a `tf.data.Dataset`, a `keras.utils.PyDataset`, a Torch `DataLoader`,
-            or an iterator, whose size is unknown.
+        x: Arrays (or a list or dict of them), a `tf.data.Dataset`, a `keras.utils.PyDataset` (which may say its size
+            by an attribute `num_examples`), a Torch `DataLoader`, or an iterator, whose size is unknown.
         batch_size: As given to `fit`; for arrays only.
         validation_split: As given to `fit`; for arrays only.
 
@@ -128,8 +128,9 @@ def _measure_tensorflow(x: Any) -> DataSize:
 
 def _measure_py_dataset(x: Any) -> DataSize:
     steps = x.num_batches
-    if not steps:
-        return DataSize(None, None)
+    own = getattr(x, "num_examples", None)  # one whose batches never end may say over how many examples they go
+    if own is not None or not steps:
+        return DataSize(own, steps or None)
     # All batches but the last have the size of the first.
     first, last = (_batch_length(x[index]) for index in (0, steps - 1))
     return DataSize((steps - 1) * first + last, steps)
