@@ -213,6 +213,27 @@ def test_quantiles_invert_the_mixtures_distribution(likelihood, parameters):
     np.testing.assert_allclose(prediction.quantile(0.5), quantiles[1])
 
 
+@pytest.mark.parametrize("likelihood", [Normal(), StudentT(5.0)])
+def test_a_rescaled_prediction_is_that_of_targets_in_their_own_unit(likelihood):
+    parameters = {"loc": RNG.normal(size=(6, 4, 2)), "scale": RNG.uniform(0.5, 2.0, (6, 4, 2))}
+    before = RegressionPrediction(likelihood, parameters)
+    scale, shift = np.array([3.0, 0.1]), np.array([-7.0, 40.0])
+    after = before.rescaled(scale, shift)
+    y = RNG.normal(size=(4, 2))
+    np.testing.assert_allclose(after.mean, shift + scale * before.mean)
+    for part in ("epistemic", "aleatoric"):
+        np.testing.assert_allclose(getattr(after, part), scale**2 * getattr(before, part))
+    np.testing.assert_allclose(after.log_prob(shift + scale * y), before.log_prob(y) - np.log(scale))
+    np.testing.assert_allclose(after.quantile(0.3), shift + scale * before.quantile(0.3), rtol=1e-6)
+
+
+def test_what_has_no_scale_cannot_be_rescaled():
+    with pytest.raises(ValueError, match=r"`likelihood` must have a location and a scale .* not be Poisson"):
+        RegressionPrediction(Poisson(), {"mu": np.ones((2, 3))}).rescaled(2.0)
+    with pytest.raises(ValueError, match="`scale` must be positive and finite, not 0"):
+        RegressionPrediction(Normal(), {"loc": np.ones((2, 3)), "scale": np.ones((2, 3))}).rescaled(0)
+
+
 @pytest.mark.parametrize("level", [0.05, 0.5, 0.99])
 def test_quantiles_of_counts_are_the_smallest_count_that_reaches_the_level(level):
     for likelihood, parameters in (

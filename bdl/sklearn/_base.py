@@ -33,6 +33,8 @@ MIN_EPOCHS = 40
 STEPS_PER_LOG = 100
 """Steps between two entries of `history_`, or a pass where that is longer: Keras takes tens of steps' time for one."""
 PREDICTION_BATCH = 256
+ENOUGH_EXAMPLES = 1_000
+"""For `instead_of_ensemble`: on smaller classifications `small_data` has the lower NLL (docs/sklearn.md)."""
 RECIPES = ("small_data", "instead_of_ensemble", "fully_gaussian", "last_layer", "fine_tuning")
 
 
@@ -62,6 +64,10 @@ class BayesianEstimator(BaseEstimator):
         array, targets = validate_data(self, X, y, dtype=self._dtype, **of_y)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, array, dtype=np.float32, ensure_non_negative=True)
+            is_there = sample_weight > 0
+            if not is_there.any():
+                raise ValueError("`sample_weight` must have an entry above 0, not zeros alone.")
+            array, targets, sample_weight = array[is_there], targets[is_there], sample_weight[is_there]
         if self.standardize_inputs:
             self.input_scaler_ = StandardScaler().fit(array, sample_weight=sample_weight)
         else:
@@ -81,7 +87,7 @@ class BayesianEstimator(BaseEstimator):
         X = self.input_scaler_.transform(X) if self.standardize_inputs else X
         return X.astype(np.float32) if X.dtype.kind == "f" else X
 
-    def _build(self, inputs: np.ndarray, num_outputs: int, likelihood: Likelihood, default: str) -> VariationalModel:
+    def _build(self, inputs: np.ndarray, num_outputs: int, likelihood: Likelihood) -> VariationalModel:
         """The compiled model, not trained yet; what it draws from then on follows from `random_state`."""
         state = check_random_state(self.random_state).randint(2**31 - 1)
         network_seed, self._order_seed, self._prediction_seed, noise_seed = (
@@ -93,13 +99,16 @@ class BayesianEstimator(BaseEstimator):
             if isinstance(network, VariationalModel):
                 return network
             # Recipes give layers multiples of their seed, which have to fit into 31 bits.
-            return self._apply_recipe(network, likelihood, default, noise_seed % 100_000)
+            return self._apply_recipe(network, likelihood, len(inputs), noise_seed % 100_000)
 
-    def _apply_recipe(self, network: keras.Model, likelihood: Likelihood, default: str, seed: int) -> VariationalModel:
+    def _apply_recipe(
+        self, network: keras.Model, likelihood: Likelihood, num_examples: int, seed: int
+    ) -> VariationalModel:
         recipe: Any = self.recipe
         if isinstance(recipe, str) and recipe == "auto":
             has_posteriors = any(isinstance(layer, HasKL) for layer in flatten_layers(network))
-            recipe = _as_it_is if has_posteriors else default
+            has_enough = likelihood.is_classifier and num_examples >= ENOUGH_EXAMPLES
+            recipe = _as_it_is if has_posteriors else "instead_of_ensemble" if has_enough else "small_data"
         if isinstance(recipe, str) and recipe in RECIPES:
             recipe = getattr(recipes, recipe)
         if not callable(recipe):
@@ -143,7 +152,9 @@ def _first_rows(prediction: Prediction, size: int) -> Prediction:
     if isinstance(prediction, RegressionPrediction):
         parameters = {name: value[:, :size] for name, value in prediction.parameters.items()}
         return replace(prediction, parameters=parameters)
-    arrays: dict[str, Any] = {name: value[:size] for name, value in vars(prediction).items() if isinstance(value, np.ndarray)}
+    arrays: dict[str, Any] = {
+        name: value[:size] for name, value in vars(prediction).items() if isinstance(value, np.ndarray)
+    }
     return replace(prediction, **arrays)
 
 

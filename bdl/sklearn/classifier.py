@@ -29,9 +29,11 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
             have layers of bdl, or be a compiled `bdl.VariationalModel` around one. None is `default_network`.
         hidden: Units of each hidden layer of the default network.
         recipe: Name of one of `bdl.recipes`, or a function `recipe(network, likelihood)` that returns a compiled
-            `bdl.VariationalModel`; an argument `seed` gets an integer. `"auto"` is `small_data` for a plain network,
-            and Adam on the ELBO for one whose layers have posteriors.
-        epochs: Passes over the data. None makes at least 40 passes and at least 2,000 steps.
+            `bdl.VariationalModel`; an argument `seed` gets an integer. `"auto"` is Adam on the ELBO for a network
+            whose layers have posteriors, and for a plain one `small_data`, or `instead_of_ensemble` for classes of
+            1,000 examples or more.
+        epochs: Passes over the data. None makes at least 40 passes and at least 2,000 steps; recipes that average their
+            iterates need a thousand.
         batch_size: Examples in a training step.
         num_samples: Samples behind a prediction.
         standardize_inputs: True to give each column of X a mean of 0 and a standard deviation of 1 in the training
@@ -53,7 +55,8 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
         input_scaler_: The `StandardScaler` of the inputs, if they are standardised.
 
     Predictions use one set of sampled functions, which follows from `random_state`: a row's prediction is the same
-    whatever rows come with it, and at each call. A `sample_weight` of 2 is an example that is there twice.
+    whatever rows come with it, and at each call. A `sample_weight` of 2 is an example that is there twice,
+    one of 0 an example that is not there.
 
     Example:
     >>> from sklearn.datasets import load_iris
@@ -113,7 +116,7 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
         if self.class_weight is not None:
             of_classes = compute_sample_weight(self.class_weight, found).astype(np.float32)
             sample_weight = of_classes if sample_weight is None else sample_weight * of_classes
-        model = self._build(inputs, len(self.classes_), Categorical(), "small_data")
+        model = self._build(inputs, len(self.classes_), Categorical())
         _check_outputs(model, inputs, len(self.classes_))
         self._train(model, inputs, labels.astype(np.int32), sample_weight)
         return self

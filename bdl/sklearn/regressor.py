@@ -105,7 +105,7 @@ class BayesianRegressor(RegressorMixin, MultiOutputMixin, BayesianEstimator):
         targets = found.reshape(len(found), -1).astype(np.float64)
         likelihood = _fresh(self.likelihood)
         num_targets = targets.shape[1]
-        model = self._build(inputs, _num_outputs(likelihood, num_targets), likelihood, "small_data")
+        model = self._build(inputs, _num_outputs(likelihood, num_targets), likelihood)
         _check_outputs(model, inputs, num_targets)
         if isinstance(model.likelihood, Normal | StudentT):
             self.target_scaler_ = StandardScaler().fit(targets, sample_weight=sample_weight)
