@@ -87,3 +87,16 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             random.setstate(state)
+
+
+@contextlib.contextmanager
+def own_torch_generator(seed: int) -> Iterator[None]:
+    """A context with a generator of its own on Torch, where Keras' dropout without a seed draws from the global one."""
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
