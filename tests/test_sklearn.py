@@ -93,7 +93,10 @@ def test_contract(estimator, check):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("estimator", [BayesianClassifier, BayesianRegressor])
 def test_contract_with_training(estimator):
-    check_estimator(estimator(hidden=(16,), epochs=100, num_samples=8, random_state=0), expected_failed_checks=TRAINING)
+    check_estimator(
+        estimator(hidden=(16,), epochs=40, batch_size=16, num_samples=8, random_state=0),
+        expected_failed_checks=TRAINING,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +224,11 @@ def test_passes_show_every_example_once_each_in_an_order_of_its_own():
     for number in (13, 2, 9):
         assert_array_equal(again[number][0], batches[number][0])
     assert measure(passes) == DataSize(7, None)
+
+
+def test_the_package_has_no_other_name_that_is_loaded_late():
+    with pytest.raises(AttributeError, match="module 'bdl' has no attribute 'nothing'"):
+        _ = bdl.nothing
 
 
 def test_default_network_is_decided_by_its_seed():
