@@ -15,7 +15,8 @@ from bdl.diagnostics import probe
 from bdl.diagnostics.accounting import Accounting, present_temperature, with_counts
 from bdl.diagnostics.gradients import with_gradients
 from bdl.diagnostics.local import local_latents
-from bdl.diagnostics.quantities import Fit, Quantities, null_nll
+from bdl.diagnostics.noise import is_near_prior
+from bdl.diagnostics.quantities import Fit, LayerHealth, Quantities, null_nll
 from bdl.diagnostics.weights import (
     WeightPosterior,
     dropout_rates,
@@ -24,6 +25,7 @@ from bdl.diagnostics.weights import (
     penalty_of_point_estimates,
     weight_posteriors,
 )
+from bdl.keras_internals import flatten_layers
 from bdl.likelihoods import Likelihood
 from bdl.protocols import HasTemperature
 
@@ -139,6 +141,7 @@ def measure(
                 )
     if is_thorough and train is not None and len(networks) == 1 and layers:
         layers = with_gradients(layers, posteriors[0], networks[0], train.x, train.labels, likelihood, num_examples)
+        layers = _with_noise_costs(layers, networks[0], train, fits["train"], likelihood, num_samples)
     finite = all(np.all(np.isfinite(value)) for value in _weights(networks)) and all(
         np.isfinite(fit.nll_gibbs) for fit in fits.values()
     )
@@ -159,6 +162,26 @@ def measure(
         num_members=len(members),
         **quantities,
     )
+
+
+def _with_noise_costs(
+    layers: tuple[LayerHealth, ...],
+    network: Any,
+    data: ProbeData,
+    fit: Fit,
+    likelihood: Likelihood,
+    num_samples: int,
+) -> tuple[LayerHealth, ...]:
+    """What the noise costs of those layers whose scales the data have hardly narrowed (Q21)."""
+    ours = {layer.name for layer in flatten_layers(network) if hasattr(layer, "noise_strength")}
+    costs = {
+        layer.name: probe.noise_cost(
+            network, layer.name, fit.nll_gibbs, data.x, data.labels, likelihood, max(2, num_samples // 4)
+        )
+        for layer in layers
+        if layer.name in ours and is_near_prior(layer)
+    }
+    return tuple(dataclasses.replace(layer, noise_cost=costs.get(layer.name)) for layer in layers)
 
 
 def posteriors_of(model: Any) -> list[WeightPosterior]:

@@ -85,6 +85,27 @@ def mean_nll(network: keras.Model, x: Any, y: Any, likelihood: Likelihood) -> fl
         return float(draw(network, x, y, likelihood, 1).nll.mean())
 
 
+def noise_cost(
+    network: keras.Model, name: str, nll: float, x: Any, y: Any, likelihood: Likelihood, num_samples: int
+) -> float:
+    """What the noise of the layers of one name costs, nats per example (Q21).
+
+    Args:
+        network: The network.
+        name: Of layers of bdl.
+        nll: Of one draw of the network with all of its noise, nats per example.
+        x: Inputs.
+        y: Labels.
+        likelihood: What the outputs mean.
+        num_samples: Functions to draw without that noise.
+    """
+    with aside(network):
+        for layer in flatten_layers(network):
+            if layer.name == name and hasattr(layer, "noise_strength"):
+                layer.noise_strength.assign(0.0)
+        return nll - float(draw(network, x, y, likelihood, num_samples).nll.mean())
+
+
 def class_numbers(y: Any, likelihood: Likelihood, output_rank: int | None = None) -> np.ndarray:
     """Labels as a likelihood takes them: class numbers of one-hot ones.
 

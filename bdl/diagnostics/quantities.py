@@ -37,6 +37,10 @@ class LayerHealth:
         active_units: Share of its units whose output carries a signal (Q12).
         gradient_ratio: Norm of the gradient of KL / N over that of the NLL (Q16).
         gradient_cosine: Cosine between the two (Q16).
+        draws_factors: Whether what is drawn multiplies the entries of its inputs or outputs one by one (`InputFactors`,
+            rank-1), so that `signal_to_noise` is that of each entry.
+        noise_cost: What its noise costs one draw of the network, the others' noise staying as it is: NLL with it less
+            that without it, in nats per example of the training data (Q21). Measured of layers near their prior alone.
     """
 
     name: str
@@ -51,6 +55,8 @@ class LayerHealth:
     active_units: float | None = None
     gradient_ratio: float | None = None
     gradient_cosine: float | None = None
+    draws_factors: bool | None = None
+    noise_cost: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Any
 import keras
 
 from bdl.diagnostics.accounting import likelihood_of
+from bdl.diagnostics.noise import broad_layers
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.symptoms import is_local_collapse, refit_cause
-from bdl.diagnostics.twin import burnt_in, rebuilt, redropped, restarted
+from bdl.diagnostics.twin import burnt_in, rebuilt, redropped, restarted, without_factors
 from bdl.elbo import CyclicalWarmup, LinearWarmup
 from bdl.posteriors import LowRankNormal, MatrixNormal, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, TiedMean
@@ -170,6 +171,16 @@ OTHER_SEEDS = Remedy(
     "Lakshminarayanan et al. 2017, arXiv 1612.01474",
     "for seed in range(5): keras.utils.set_random_seed(seed); members.append(train(build()))",
 )
+NARROW_FACTORS = Remedy(
+    "narrow factors, or none",
+    "Factors of prior scale s cost about log(s / 0.1) nats each to become readable. Where every entry of the input "
+    "carries something, broad ones do not become so, and the network reads noise. What is lost is that inputs which "
+    "the data never used make the network unsure. apply() returns the recipe without input factors.",
+    "Dusenberry et al. 2020, arXiv 2005.07186; docs/diagnostics.md",
+    "bdl.recipes.instead_of_ensemble(network, likelihood, input_prior=None); in your own layers "
+    "bdl.layers.InputFactors(prior=bdl.priors.Normal(1.0, 0.3)), bdl.layers.DenseRank1(..., input_factor_prior=...)",
+    without_factors,
+)
 WARMUP = Remedy(
     "KL warm-up",
     "T rises from 0 to 1, so that the means find the data first. Alone it did not mend a wide network whose prior it "
@@ -288,6 +299,8 @@ def remedies_of(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
     if verdict == "collapsed" and quantities.local is not None and is_local_collapse(quantities.local):
         return _LOCAL
     found, listed = refit_cause(quantities), REMEDIES[verdict]
+    if verdict in _OF_THE_POSTERIOR and broad_layers(quantities):
+        listed = (NARROW_FACTORS, *listed)
     if quantities.has_fitted_means:  # such a prior is there already
         listed = tuple(remedy for remedy in listed if remedy is not TIED_MEAN)
     if found is None or verdict not in _OF_THE_POSTERIOR:

@@ -21,7 +21,7 @@ MEANINGS = {
     "accounting_error": "The loss does not contain each layer's KL exactly once, so it is not an ELBO.",
     "mis_scaled_kl": "The KL has the wrong weight against the likelihood: the effective temperature is not 1.",
     "still_training": "The ELBO still rises: nothing can be said about the posterior yet.",
-    "underfitting": "The ELBO rose because the posterior slid towards the prior, and predictions got worse.",
+    "underfitting": "The posterior slid towards its prior, or stayed there, for that is cheap; predictions pay for it.",
     "collapsed": "The posterior equals the prior, and the predictions ignore the inputs.",
     "over_pruned": "Most units of a layer carry noise only, and it costs accuracy.",
     "variance_saturated": "The mean fits, but the weights vary so much that single functions are useless.",
@@ -166,12 +166,13 @@ class HealthReport:
                 Table(["ELBO [nats]", "error"], refits, "Per example at T = 1, after a short refit with this.")
             )
         if q.layers:
-            names = ("kl", "prior_matched", "signal_to_noise", "stuck", "active_units", "gradient_ratio")
+            names = ("kl", "prior_matched", "signal_to_noise", "noise_cost", "stuck", "active_units", "gradient_ratio")
             layers = [Row(part.name, [_cell(getattr(part, name)) for name in names]) for part in q.layers]
             columns = [
                 "KL [nats]",
                 "at prior",
                 "|mean| / scale",
+                "noise costs [nats]",
                 "stuck",
                 "active",
                 "KL/NLL gradient",

@@ -30,6 +30,11 @@ class Thresholds:
             stay up to 0.15 below their twins and are healthy.
         accuracy_gap: The same for accuracy (explained variance).
         accuracy_drop: Accuracy below its best from which a network forgets; a warm-up costs a tenth. Zoo.
+        near_prior: Contraction below which the data have hardly narrowed a layer: its median scale is more than half
+            of its prior's. From the definition.
+        noise_cost: NLL that a layer's noise costs, as a share of NLL_null, that counts as large. Zoo.
+        drowned_gap: Gain below the twin's that a layer's noise must have cost; so little is enough because the layer
+            is known. Zoo.
         twin_reached: Gap to the twin below which a falling NLL is no news. Zoo.
         collapsed_gain: G below it has learned nothing.
         collapsed_rate: R below it, as a share of NLL_null: the posterior says next to nothing. Zoo.
@@ -60,6 +65,9 @@ class Thresholds:
     twin_gap: float = 0.2
     accuracy_gap: float = 0.04
     accuracy_drop: float = 0.2
+    near_prior: float = 0.75
+    noise_cost: float = 0.1
+    drowned_gap: float = 0.05
     twin_reached: float = 0.05
     collapsed_gain: float = 0.05
     collapsed_rate: float = 0.1

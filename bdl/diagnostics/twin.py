@@ -16,11 +16,14 @@ from bdl.diagnostics.measure import ProbeData, network_of
 from bdl.diagnostics.probe import draw, fit_of
 from bdl.diagnostics.quantities import Fit
 from bdl.diagnostics.weights import drawn_weights, weight_posteriors
+from bdl.keras_internals import flatten_layers
+from bdl.layers import InputFactors
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 from bdl.posteriors import AnyPosterior
 from bdl.priors import Moped, Prior
+from bdl.recipes import instead_of_ensemble
 
 _LEAST_RATE = 1e-3  # Adam's default
 _POINT_PRIORS = ("mean_prior", "kernel_prior")  # of weights that are point estimates: `TiedMean`'s and `Rank1`'s
@@ -44,7 +47,17 @@ def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Mode
     fresh = _cloned(plain)
     if keeps_weights:
         fresh.set_weights(plain.get_weights())
+    else:
+        _forget_factors(fresh, network)
     return fresh
+
+
+def _forget_factors(fresh: keras.Model, network: keras.Model) -> None:
+    """Input factors, which plain networks hold as settings and not as weights, begin at 1 like other new weights."""
+    names = {layer.name for layer in flatten_layers(network) if isinstance(layer, InputFactors)}
+    for layer in flatten_layers(fresh):
+        if isinstance(layer, keras.layers.Rescaling) and layer.name in names:
+            layer.scale = 1.0
 
 
 def train_twin(
@@ -118,6 +131,11 @@ def burnt_in(model: Any, likelihood: Likelihood, data: Any, epochs: int = 50, ba
     return compiled(bayesian, likelihood, kl_weight=1.0, **own_objective(model))
 
 
+def without_factors(model: Any, likelihood: Likelihood, data: Any = None) -> VariationalModel:
+    """The same architecture by the recipe of rank-1 factors around 1 and without factors of the inputs, compiled."""
+    return instead_of_ensemble(plain_network(model), _copy(likelihood), input_prior=None)
+
+
 def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float = 0.1) -> VariationalModel:
     """The same architecture with dropout of this rate that stays on at prediction, compiled.
 
@@ -172,9 +190,14 @@ def own_family(model: Any) -> tuple[Prior, AnyPosterior]:
     """Prior and posterior of a model's first weight that is drawn; the defaults where none is.
 
     A rank-1 posterior has priors of its own: the default takes the place of one for its weights. Of a prior centred on
-    trained weights only the spread is kept: a network made anew has none to be centred on.
+    trained weights only the spread is kept: a network made anew has none to be centred on. The prior of input factors,
+    which are around 1, is none for weights.
     """
-    for weight in drawn_weights(network_of(model)):
+    network = network_of(model)
+    factors = {id(layer.kernel) for layer in flatten_layers(network) if isinstance(layer, InputFactors)}
+    for weight in drawn_weights(network):
+        if id(weight.mean) in factors:
+            continue
         prior = DEFAULT_PRIOR if weight.prior is None else weight.prior
         return _uncentred(prior), _uncentred(weight.posterior)
     return DEFAULT_PRIOR, DEFAULT_POSTERIOR

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from bdl.diagnostics.noise import broad_layers, costly_layers, drowning_layers, explained, is_drowned
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.symptoms import (
     accuracy_gap,
@@ -169,20 +170,21 @@ def still_training(q: Quantities) -> Finding | None:
 
 
 def underfitting(q: Quantities) -> Finding | None:
-    """Rung 3: the ELBO's gain was bought by the KL, and the predictions pay for it (Q14, Q15)."""
+    """Rung 3: the KL was saved, and the predictions pay for it: in training (Q15), or in a layer's noise (Q14, Q21)."""
     fit, trend = q.judged, q.trends
     if fit is None or q.kl is None or is_collapsed(q):
         return None
     has_forgotten = forgot(q)
+    has_drowned = is_drowned(q)
     if q.twin is None and not has_forgotten:
         return None
-    if q.twin is not None:
+    if q.twin is not None and not has_drowned:
         less_accurate = accuracy_gap(q) > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
         if not (is_behind(q, LIMIT.twin_gap) and less_accurate and trend is not None):
             return None
         if pruned_layers(q) and not has_forgotten:
             return None  # units that never took part are a cause of their own, named below
-    evidence = []
+    evidence = [explained(layer, q) for layer in drowning_layers(q)] if has_drowned else []
     if has_forgotten and trend is not None:
         evidence.append(
             f"The ELBO rose by {trend.elbo_change:.3g} nats per example over the last {trend.window} recorded epochs, "
@@ -226,6 +228,7 @@ def collapsed(q: Quantities) -> Finding | None:
             f"ignores x ({fit.nll_null:.3f}).",
             f"The posterior says R = {q.rate:.3g} nats per example and the predictions vary with x by "
             f"{q.function_signal:.3f} of what the labels do.",
+            *(explained(layer, q) for layer in broad_layers(q)),
         ),
     )
 
@@ -362,6 +365,11 @@ def healthy(q: Quantities) -> Finding:
     ]
     if q.twin is not None:
         evidence.append(f"The deterministic twin: gain {q.twin.gain:.3f}, NLL {q.twin.nll_bma:.3f}.")
+    else:
+        evidence.extend(
+            f'{explained(layer, q)} Whether the network underfits for it, diagnose(..., twin="auto") decides.'
+            for layer in costly_layers(q)
+        )
     if q.temperature is not None:
         evidence.append(f"Effective temperature T = {q.temperature:.3g}.")
     if q.has_fitted_means and q.function_variance is not None:

@@ -18,6 +18,7 @@ from keras import ops
 from bdl.convert.mc_dropout import MCDropoutModel
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.elbo import kl_divergence
+from bdl.estimators.linear import Scale
 from bdl.estimators.weights import FactoredWeight, SampledWeight
 from bdl.keras_internals import current_value, direct_layers, flatten_layers, take_losses
 from bdl.latents import without_local_kl
@@ -46,6 +47,7 @@ class WeightPosterior:
         prior_mean: Prior means, broadcastable; those of `Prior.parameters`, where the prior is not Gaussian.
         prior_scale: Prior standard deviations, broadcastable; likewise.
         rest: Mean and standard deviation at which the prior alone would hold each weight (`Prior.resting_place`).
+        is_factor: Whether it multiplies entries of the layer's inputs or outputs one by one.
     """
 
     layer: str
@@ -56,6 +58,7 @@ class WeightPosterior:
     prior_mean: Any
     prior_scale: Any
     rest: tuple[Any, Any]
+    is_factor: bool = False
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
@@ -103,8 +106,9 @@ def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
     for layer in _in_order(model):
         if isinstance(layer, Variational):
             for weight in layer.sampled_weights.values():
+                is_factor = isinstance(weight, FactoredWeight) or isinstance(layer.layer, Scale)
                 for part in weight.components():
-                    found.extend(_of_component(layer.name, part))
+                    found.extend(_of_component(layer.name, part, is_factor))
         elif layer.built and not hasattr(layer, "noise_strength"):  # bdl's dropout has noise, but no scales of weights
             found.extend(_of_variables(layer))
     return found
@@ -240,7 +244,7 @@ def _in_order(layer: keras.Layer) -> list[keras.Layer]:
     return list(found.values())
 
 
-def _of_component(name: str, part: Component) -> Iterator[WeightPosterior]:
+def _of_component(name: str, part: Component, is_factor: bool) -> Iterator[WeightPosterior]:
     """A component as a Gaussian, where its family is one of bdl's, whose variables can be written."""
     family, variables = part.posterior, part.variables
     if not isinstance(family, (MeanFieldNormal, MatrixNormal, LowRankNormal)):
@@ -267,6 +271,7 @@ def _of_component(name: str, part: Component) -> Iterator[WeightPosterior]:
         prior_mean=_numpy(prior_mean),
         prior_scale=_numpy(prior_scale),
         rest=(_numpy(rest_mean), _numpy(rest_scale)),
+        is_factor=is_factor,
     )
 
 
@@ -366,6 +371,7 @@ def _health(name: str, kl: float, parts: list[WeightPosterior], start: dict[str,
         contraction=float(np.median(1.0 - ratio**2)),
         signal_to_noise=float(np.median(signal)),
         stuck=stuck,
+        draws_factors=all(part.is_factor for part in parts),
     )
 
 
