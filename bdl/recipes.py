@@ -7,6 +7,8 @@ how to repeat them); NLL is per example, in nats.
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from bdl.convert import to_variational
@@ -17,6 +19,7 @@ from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
 from bdl.posteriors import AnyPosterior, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal, Normal, Prior, TiedMean
+from bdl.recommendation import Recommendation, advise
 
 # Wide enough to notice unseen inputs, and no wider: a prior of 10 takes a little noise for one (docs/defaults.md).
 _INPUT_PRIOR = Normal(1.0, 3.0)
@@ -271,3 +274,49 @@ def _with_input_factors(
     # No seed that to_variational gives: layers of one seed draw the same noise.
     own = None if seed is None else seed * 10_007 + 10_006
     return keras.Model(entry, converted(InputFactors(prior, seed=own)(entry)))
+
+
+def recommend(
+    network: keras.Model,
+    x: Any,
+    y: Any = None,
+    task: str | None = None,
+    num_examples: int | None = None,
+    is_trained: bool | None = None,
+) -> Recommendation:
+    """Names one recipe for a network and its data, with the reason; nothing is trained or probed.
+
+    The rules: a trained network is fine-tuned; of a network with more than ten million weights the last layer gets a
+    posterior; classification takes `instead_of_ensemble` from 1,000 examples on and `small_data` below; everything else
+    takes `small_data`. They rest on the measurements of docs/defaults.md, which the record quotes.
+
+    Text, booleans and one-hot rows are classes, numbers with a fraction are targets of a regression. Whole numbers are
+    ambiguous, and the network decides: below its number of outputs they are classes; behind one output 0 and 1 are
+    classes, other integers counts if none is negative, and whole numbers of a real type targets.
+
+    Args:
+        network: Plain Keras model that ends in raw outputs.
+        x: Training inputs: arrays, a DataFrame, or a data set of inputs and labels. Only its size is looked at.
+        y: Training labels, an array, a Series, or a list or dict of them for several outputs. None takes those of the
+            first batch of a data set.
+        task: `"classification"`, `"regression"` or `"counts"` says what the labels are; None reads it off them.
+        num_examples: Number of training examples, where `x` does not tell.
+        is_trained: Whether the network's weights are trained. None: whether its optimizer has taken a step, which
+            weights that were loaded do not show.
+
+    Returns:
+        A `bdl.recommendation.Recommendation`: recipe, likelihood, reason, cost, and when to choose another.
+
+    Raises:
+        ValueError: if labels or the number of examples cannot be told, or the labels do not fit the network.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    >>> found = recommend(network, np.ones((90, 4)), np.arange(90) % 3)
+    >>> print(found.code)
+    bdl.recipes.small_data(network, bdl.likelihoods.Categorical())
+    >>> model = found.recipe(network, found.likelihood)
+    """
+    recipes = (small_data, instead_of_ensemble, fully_gaussian, last_layer, fine_tuning)
+    by_name = {recipe.__name__: recipe for recipe in recipes}
+    return advise(by_name, network, x, y, task, num_examples, is_trained)

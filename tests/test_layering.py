@@ -32,6 +32,7 @@ ROOMS = [
     "export",
     "model",
     "convert",
+    "recommendation",
     "recipes",
     "sklearn",
     "calibration",
