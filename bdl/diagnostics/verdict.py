@@ -265,6 +265,7 @@ def variance_saturated(q: Quantities) -> Finding | None:
     evidence = [f"One weight sample costs {fit.nll_gibbs:.3f} nats per example, their mixture {fit.nll_bma:.3f}."]
     if q.function_variance is not None:
         evidence.append(f"Functions vary by {q.function_variance:.2f} of what the prior's do.")
+    evidence.extend(explained(layer, q) for layer in drowning_layers(q))
     return Finding("variance_saturated", "probable", tuple(evidence))
 
 
