@@ -294,7 +294,7 @@ _OF_CLASSES: _Words = (
 _OF_FEW_CLASSES: _Words = (
     "With 60 to 200 examples (iris, wine, breast cancer, digits; 1,000 steps) no recipe is ahead of its deterministic "
     "twin. `small_data` and the layers' defaults are level with it in NLL and accuracy, `instead_of_ensemble` is "
-    "slightly behind, and `last_layer` far behind in NLL where there are ten classes. `small_data` is named for its "
+    "slightly behind, and `last_layer` behind in NLL with more than two classes. `small_data` is named for its "
     "learning rate of 1e-2, which short trainings need; between 200 and 1,000 examples nothing was measured.",
     "A step takes 1.5 to 2.5 times the plain network's.",
     "`instead_of_ensemble` where unseen inputs are to be noticed.",
