@@ -5,22 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from keras import ops
-
-from bdl.likelihoods import Likelihood
-from bdl.random import Tensor
-
 OBJECTIVES = ("elbo", "multi_sample")
-
-
-def check_likelihood(likelihood: Any) -> Likelihood:
-    """Checks the type of a likelihood argument."""
-    if isinstance(likelihood, Likelihood):
-        return likelihood
-    raise ValueError(
-        f"`likelihood` must be a bdl.likelihoods.Likelihood instance, such as Categorical() or Normal(), "
-        f"not {likelihood!r}."
-    )
 
 
 def check_num_examples(num_examples: Any) -> int:
@@ -69,21 +54,6 @@ def check_objective(objective: Any, free_bits: float) -> str:
             "local KL, which does not stand apart there: it is inside the logarithm of each example."
         )
     return objective
-
-
-def check_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
-    """Brings sample weights to `(batch,)`; weights of single events would make an example's NLL ambiguous."""
-    if sample_weight is None:
-        return None
-    sample_weight = ops.convert_to_tensor(sample_weight)
-    if len(sample_weight.shape) == 2 and sample_weight.shape[-1] == 1:
-        sample_weight = ops.squeeze(sample_weight, -1)
-    if len(sample_weight.shape) != 1:
-        raise ValueError(
-            f"`sample_weight` must have one weight for each example, shape (batch,), not {tuple(sample_weight.shape)}. "
-            "To leave out single events of a sequence, use a Keras mask."
-        )
-    return sample_weight
 
 
 def _is_finite_and_not_negative(value: Any) -> bool:

@@ -174,7 +174,8 @@ def evaluate(
         list[Path],
         typer.Argument(
             help="Predictions, one file a model (.npz, .npy, .csv, .parquet): arrays or columns named probabilities, "
-            "logits, samples, or mean and scale; or a column for each class.",
+            "logits, samples, or mean and scale; or a column for each class. Of several outputs with the output before "
+            "a slash, as in kind/probabilities.",
             metavar="FILE...",
         ),
     ],
@@ -186,6 +187,10 @@ def evaluate(
     form: Annotated[
         Form | None, typer.Option("--as", help="What unnamed arrays hold.", show_default="what their names say")
     ] = None,
+    ignore_class: Annotated[
+        int | None,
+        typer.Option("--ignore-class", help="Label of events that do not count.", show_default="none is ignored"),
+    ] = None,
     num_bins: Annotated[int, typer.Option("--num-bins", min=1, help="Bins of the calibration errors.")] = 15,
     level: Annotated[float, typer.Option(help="Nominal coverage of the intervals.")] = 0.95,
     num_resamples: Annotated[int, typer.Option("--num-resamples", min=0, help="Bootstrap samples; 0 for none.")] = 1000,
@@ -196,7 +201,7 @@ def evaluate(
     A page has its figures as a JSON file beside it, unless --json gives another place.
     """
     import bdl
-    from bdl.evaluation.files import as_prediction, read_arrays, read_labels
+    from bdl.evaluation.files import as_prediction, by_output, read_arrays, read_labels
 
     if output is not None and json_output is None:
         json_output = output.with_suffix(".json")
@@ -205,14 +210,25 @@ def evaluate(
             _check_output(path, option, inputs=files)
     try:
         contents = {path: read_arrays(path) for path in files}
-        y = read_labels(labels, files[0], contents[files[0]])
+        parts = {path: by_output(content) for path, content in contents.items()}
+        y = {output: read_labels(labels, files[0], arrays) for output, arrays in parts[files[0]].items()}
         predictions = {
-            name: as_prediction(contents[path], path, labels, form) for name, path in _model_names(files).items()
+            name: {output: as_prediction(arrays, path, labels, form) for output, arrays in parts[path].items()}
+            for name, path in _model_names(files).items()
         }
+        is_one = set(y) == {None}
         evaluation = bdl.evaluate(
-            y, predictions, num_bins=num_bins, level=level, num_resamples=num_resamples, seed=seed
+            y[None] if is_one else y,
+            {name: each[None] if set(each) == {None} else each for name, each in predictions.items()},
+            ignore_class=ignore_class,
+            num_bins=num_bins,
+            level=level,
+            num_resamples=num_resamples,
+            seed=seed,
         )
-        _print_table(evaluation.table(), title=evaluation.table().caption)
+        for output, found in ({None: evaluation} if is_one else evaluation).items():
+            table = found.table()
+            _print_table(table, title=table.caption if is_one else f"{output}: {table.caption}")
         for path, save in ((output, evaluation.save_html), (json_output, evaluation.save_json)):
             if path is not None:
                 save(path)

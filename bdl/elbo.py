@@ -5,6 +5,9 @@ Per example, in nats, with `N` the number of training examples:
     -ELBO / N = mean NLL + (sum of the weights' KL) / N + mean of the examples' local KL
     loss      = mean NLL + T * (the two KL terms)
 
+The NLL of an example is the sum over its events and outputs that count, neither divided by their number: it is the log
+likelihood of what was observed, to which the KL over N belongs. Void and masked events were not observed.
+
 Weights are global latent variables: one posterior serves all N examples, so their KL is divided by N. Alignments and
 codes are local: each example pays its own. T is the effective temperature; T = 1 is Bayes. The ELBO is always reported
 at T = 1, whatever T the loss was trained with.
@@ -40,13 +43,11 @@ from keras import ops
 from bdl.arguments import (
     check_free_bits,
     check_kl_weight,
-    check_likelihood,
     check_num_examples,
-    check_sample_weight,
 )
-from bdl.keras_internals import current_value, flatten_layers, is_concrete, is_tracing, keras_mask, num_replicas
+from bdl.keras_internals import current_value, flatten_layers, is_concrete, is_tracing, num_replicas, output_structure
 from bdl.latents import take_local_kl
-from bdl.likelihoods import Likelihood
+from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.protocols import HasKL
 from bdl.random import Tensor
 from bdl.schedules import CyclicalWarmup, KLSchedule, LinearWarmup, MinibatchWeights
@@ -167,7 +168,7 @@ def elbo_parts(
         num_examples: Number of training examples.
         temperature: T.
         local_kl: Of each example and draw, the shape of `nll`, in nats.
-        sample_weight: `(batch,)`; scales an example's NLL and local KL, never the weights' KL.
+        sample_weight: `(batch,)`, weights of examples: they scale an example's NLL and local KL, never the weights' KL.
         free_bits: Rate below which the loss does not reward a smaller mean local KL, in nats per example.
         objective: `"elbo"` or `"multi_sample"`. They differ in `loss`, and only for more than one draw.
 
@@ -229,9 +230,10 @@ class ELBO(keras.losses.Loss):
     must keep its own model class.
 
     Args:
-        likelihood: `bdl.likelihoods.Likelihood` of the labels given the outputs. Under `compile` it may not have
-            weights of its own (a learned scale), for the compiled model would not train them. Where the model holds
-            them, the `penalty()` of their prior counts with the weights' KL.
+        likelihood: `bdl.likelihoods.Likelihood` of the labels given the outputs; for several outputs, in a loop of your
+            own, a dict or list as of `VariationalModel`. Under `compile` it may not have weights of its own (a learned
+            scale), for the compiled model would not train them. Where the model holds them, the `penalty()` of their
+            prior counts with the weights' KL.
         num_examples: Positive number of training examples, N. Without it the KL cannot be scaled, so it has no default.
         kl_weight: Temperature T: non-negative, 1 is Bayes. A schedule needs `VariationalModel`.
         model: The network whose weights' KL belongs in the loss, and which is compiled with it. A loop of your own
@@ -244,7 +246,8 @@ class ELBO(keras.losses.Loss):
 
     Raises:
         ValueError: if `num_examples` is no positive integer, `kl_weight` or `free_bits` no such number, `model` is
-            missing on a call, or the likelihood's weights would go untrained.
+            missing on a call, the likelihood's weights would go untrained, or `compile` would count the KL once for
+            each of several outputs.
 
     Source: Graves 2011, "Practical variational inference for neural networks", eq. 3; N and minibatches as in
     Blundell et al. 2015, section 3.4.
@@ -260,7 +263,7 @@ class ELBO(keras.losses.Loss):
 
     def __init__(
         self,
-        likelihood: Likelihood,
+        likelihood: Likelihoods,
         num_examples: int,
         kl_weight: float = 1.0,
         model: keras.Model | None = None,
@@ -268,7 +271,7 @@ class ELBO(keras.losses.Loss):
         name: str = "elbo",
     ) -> None:
         super().__init__(name=name, reduction="none")
-        self.likelihood = check_likelihood(likelihood)
+        self.likelihood = Heads(likelihood, model).likelihood
         self.num_examples = check_num_examples(num_examples)
         if isinstance(kl_weight, KLSchedule):
             raise ValueError(
@@ -282,6 +285,7 @@ class ELBO(keras.losses.Loss):
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss of a batch; under a distribution strategy the replica's share of it."""
+        self._check_counted_once(y_pred)
         return self.parts(y_true, y_pred, sample_weight).loss / num_replicas()
 
     def parts(
@@ -298,9 +302,10 @@ class ELBO(keras.losses.Loss):
         call this once.
 
         Args:
-            y: Labels, `(batch, ...)`.
+            y: Labels, `(batch, ...)`; for several outputs a dict or list.
             outputs: Network outputs; a Keras mask on them is honoured.
-            sample_weight: `(batch,)` or None.
+            sample_weight: `(batch,)`; weights of events in the labels' shape; for several outputs a dict or list of
+                such; or None.
             trainable_variables: Values of `model.trainable_variables`, in a loop that differentiates with respect to
                 them (JAX, after `model.stateless_call`). None takes the variables' own (TensorFlow, Torch).
             non_trainable_variables: The same of `model.non_trainable_variables`.
@@ -311,24 +316,27 @@ class ELBO(keras.losses.Loss):
         """
         if self.model is None:
             raise ValueError("`model` is None, so the KL is unknown. Build the loss with ELBO(..., model=network).")
+        heads = Heads(self.likelihood, self.model)
         trained = {id(weight) for weight in self.model.trainable_weights}
-        if any(id(weight) not in trained for weight in self.likelihood.trainable_weights):
-            raise ValueError(
-                f"`likelihood` {type(self.likelihood).__name__} learns a scale that `model` does not hold, so it would "
-                "stay untrained. Use VariationalModel, fix the scale, or let the network predict it."
-            )
+        for head in heads.each():
+            if any(id(weight) not in trained for weight in head.trainable_weights):
+                raise ValueError(
+                    f"`likelihood` {type(head).__name__} learns a scale that `model` does not hold, so it would stay "
+                    "untrained. Use VariationalModel, fix the scale, or let the network predict it."
+                )
         values = (trainable_variables, non_trainable_variables)
         weights_kl = kl_divergence(self.model, *values)
         with _values_of(self.model, *values):
-            nll = self.likelihood.nll(y, outputs, keras_mask(outputs))
-            penalty = self.likelihood.penalty()
+            weights = heads.weights(sample_weight, outputs)
+            nll = heads.nll(y, outputs, weights)
+            penalty = heads.penalty()
         return elbo_parts(
             nll,
             weights_kl + penalty,
             self.num_examples,
             self.kl_weight,
             take_local_kl(self.model),
-            check_sample_weight(sample_weight),
+            weights.of_examples,
             self.free_bits,
         )
 
@@ -336,6 +344,19 @@ class ELBO(keras.losses.Loss):
         """Deprecated name of `parts`."""
         _warn_of_old_name("ELBO.evidence", "ELBO.parts")
         return self.parts(y, outputs, sample_weight)
+
+    def _check_counted_once(self, y_pred: Any) -> None:
+        """Refuses to be called for one of several outputs, as Keras calls losses: each call counts the whole KL."""
+        several = keras.tree.flatten(output_structure(self.model)) if self.model is not None else []
+        is_part = len(several) > 1 and not isinstance(y_pred, (dict, list, tuple))
+        given = keras.tree.flatten(getattr(self.model, "loss", None))
+        is_only_one = len(given) > 1 and sum(isinstance(loss, ELBO) for loss in given) == 1
+        if is_part and not is_only_one:
+            raise ValueError(
+                f"`loss` must not be ELBO for a model of {len(several)} outputs: Keras calls a loss for each of them, "
+                "and each call would count the KL of all weights. Use VariationalModel(network, {'name': likelihood, "
+                "...}), or in a loop of your own parts(y, outputs)."
+            )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration without the model, which holds the loss and not the other way round."""

@@ -8,17 +8,17 @@ returns means and uncertainties, so that whoever serves it makes one call. With 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from bdl import random
-from bdl.arguments import check_likelihood, check_num_samples
+from bdl.arguments import check_num_samples
 from bdl.keras_internals import current_value, input_signature_of
 from bdl.likelihoods import Likelihood
-from bdl.likelihoods.heads import heads_of
+from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.random import Tensor, hashing
 from bdl.sampling import Sampler, add_probability, label_entropy
 
@@ -33,7 +33,7 @@ _ONNX_OPSET = 18
 
 def export_distribution(
     model: keras.Model | Sequence[keras.Model],
-    likelihood: Likelihood | Mapping[str, Likelihood],
+    likelihood: Likelihoods,
     filepath: Any,
     format: str = "tf_saved_model",
     num_samples: int = 64,
@@ -53,7 +53,7 @@ def export_distribution(
     Args:
         model: A built Keras model (variational, MC dropout, any other), or a list of them that share the samples
             equally: an ensemble.
-        likelihood: What the outputs mean; a dict for a network whose outputs are a dict. A learned scale is exported.
+        likelihood: What the outputs mean, as of `predict_distribution`. A learned scale is exported.
         filepath: Where to write: a folder for a SavedModel, else a file (`.onnx`, `.tflite`).
         format: As of `keras.Model.export`: `"tf_saved_model"` on TensorFlow and JAX, `"onnx"` and `"litert"` on
             TensorFlow, none on Torch. A `.keras` file of any backend can be loaded and exported on TensorFlow.
@@ -84,8 +84,6 @@ def export_distribution(
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     _check_format(format, seed)
     _check_models(models)
-    for head in heads_of(likelihood):
-        check_likelihood(head)
     predictive = _Predictive(
         models, likelihood, check_num_samples(num_samples, "Monte Carlo samples of a call"), seed, consistent
     )
@@ -103,7 +101,7 @@ class _Predictive(keras.Model):
     def __init__(
         self,
         models: list[keras.Model],
-        likelihood: Likelihood | Mapping[str, Likelihood],
+        likelihood: Likelihoods,
         num_samples: int,
         seed: int | None,
         consistent: bool,
@@ -111,7 +109,7 @@ class _Predictive(keras.Model):
         # Without autocast: the networks see their inputs as they come.
         super().__init__(name="predictive", dtype="float32", autocast=False)
         self.networks = models
-        self.likelihoods = heads_of(likelihood)
+        self.likelihoods = Heads(likelihood, models[0]).each()
         self._samplers = tuple(Sampler(model, likelihood) for model in models)
         self._share = -(-num_samples // len(models))
         self._seed = seed

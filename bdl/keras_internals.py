@@ -79,6 +79,35 @@ def _spec(shape: Sequence[int | None], leaf: Any) -> keras.InputSpec:
     return keras.InputSpec(shape=tuple(shape), dtype=leaf.dtype, name=leaf.name)
 
 
+def output_structure(model: Any) -> Any:
+    """Symbolic outputs of a Functional or built Sequential model in the structure that it returns; None of others.
+
+    Example:
+    >>> inputs = keras.Input((2,))
+    >>> sorted(output_structure(keras.Model(inputs, {"a": inputs, "b": inputs + 1.0})))
+    ['a', 'b']
+    """
+    functional = getattr(model, "_functional", None) or model
+    return getattr(functional, "_outputs_struct", None)
+
+
+def producer(tensor: Any) -> tuple[Any, int, list[Any]]:
+    """The operation that made a symbolic tensor, which of its outputs the tensor is, and what it was made from.
+
+    Example:
+    >>> inputs = keras.Input((2,))
+    >>> layer = keras.layers.Dense(1)
+    >>> operation, index, sources = producer(layer(inputs))
+    >>> operation is layer, index, sources[0] is inputs
+    (True, 0, True)
+    """
+    history = getattr(tensor, "_keras_history", None)
+    if history is None:
+        return None, 0, []
+    operation, node, index = history
+    return operation, index, list(operation._inbound_nodes[node].input_tensors)
+
+
 def view(layer: keras.Layer, **attributes: Any) -> Any:
     """A stand-in for a layer that has some attributes of its own and shares all others, its variables among them.
 
@@ -167,9 +196,9 @@ def keras_mask(tensor: Any) -> Any:
     return get_keras_mask(tensor)
 
 
-def with_mask_of(tensor: Any, source: Any) -> Any:
-    """The tensor, with the mask that Keras attached to another one, if any."""
-    set_keras_mask(tensor, get_keras_mask(source))
+def with_mask(tensor: Any, mask: Any) -> Any:
+    """The tensor, with a mask on it as Keras attaches one to a layer's output."""
+    set_keras_mask(tensor, mask)
     return tensor
 
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import ops
 
-from bdl.arguments import check_free_bits, check_likelihood, check_num_samples, check_objective, check_sample_weight
+from bdl.arguments import check_free_bits, check_num_samples, check_objective
 from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.export import export_distribution
 from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take_losses
 from bdl.latents import keep_local_kl, take_local_kl
-from bdl.likelihoods import Likelihood
-from bdl.likelihoods.heads import check_labels_of, heads_of, mean_of, nll_of, penalty_of
+from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.prediction import predict_with
 from bdl.random import Tensor
-from bdl.sampling import Sampler, check_output_activation
+from bdl.sampling import Sampler
 from bdl.training import data as training_data
-from bdl.training.checks import check_estimators, warn_if_deterministic
+from bdl.training.checks import check_data, check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress
 from bdl.uncounted import counted
@@ -43,6 +42,8 @@ class VariationalModel(keras.Model):
     `kl` (total; with it the `penalty()` of a likelihood's `scale_prior`), `elbo` (per example, always at T = 1) and
     `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw a batch, whatever
     `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the ELBO's parts.
+    The NLLs of several outputs add up. `sample_weight` and `loss_weights` are in all these figures: they say how often
+    something counts as observed.
     Regularizers, and what layers give to `add_loss`, are added to `loss` and `val_loss` as in Keras.
 
     Where weights are point estimates (the means of `TiedMean`, the default prior, and rank-1 weights) or a scale has a
@@ -50,8 +51,11 @@ class VariationalModel(keras.Model):
     of the whole model: compare it between trainings of one prior and posterior, not across them.
 
     Args:
-        network: Any Keras model with bdl layers; it ends in raw outputs (logits).
-        likelihood: `bdl.likelihoods.Likelihood`; a dict of them for a network whose outputs are a dict.
+        network: Any Keras model with bdl layers. Raw outputs (logits) are better conditioned than probabilities.
+        likelihood: `bdl.likelihoods.Likelihood`. For several outputs a dict of them by the outputs' names or a list in
+            their order; None, or no entry, for an output without labels. One alone serves all outputs. `Categorical()`
+            and `Bernoulli()` follow the network where it visibly ends in softmax or sigmoid: the attribute of this name
+            says what was found.
         num_examples: Number of training examples, N. None infers it in `fit` from arrays, a `tf.data.Dataset` of known
             cardinality and static batch size, a `PyDataset` or a Torch `DataLoader`.
         kl_weight: Temperature T: a number (1.0 is Bayes throughout) or a `bdl.elbo.KLSchedule`. None is the default
@@ -71,7 +75,7 @@ class VariationalModel(keras.Model):
         **kwargs: Other arguments of `keras.Model`.
 
     Raises:
-        ValueError: if an argument is of the wrong kind, the network ends in softmax where logits are expected, or
+        ValueError: if an argument is of the wrong kind, likelihoods do not fit the network's outputs, or
             `"multi_sample"` meets `free_bits` or a score-function estimator.
 
     Sources: `bdl.elbo` names those of the objectives.
@@ -92,7 +96,7 @@ class VariationalModel(keras.Model):
     def __init__(
         self,
         network: keras.Model,
-        likelihood: Likelihood | Mapping[str, Likelihood],
+        likelihood: Likelihoods,
         num_examples: int | None = None,
         kl_weight: float | KLSchedule | None = None,
         free_bits: float = 0.0,
@@ -104,11 +108,9 @@ class VariationalModel(keras.Model):
         if not isinstance(network, keras.Layer):
             raise ValueError(f"`network` must be a Keras model, not {network!r}.")
         super().__init__(name=name, **kwargs)
-        for head in heads_of(likelihood):
-            check_likelihood(head)
-        check_output_activation(network, likelihood)
+        self._heads = Heads(likelihood, network)
         self.network = network
-        self.likelihood = dict(likelihood) if isinstance(likelihood, Mapping) else likelihood
+        self.likelihood = self._heads.likelihood
         self.progress = Progress(self, num_examples, kl_weight)
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule | None) else float(kl_weight)
         self.free_bits = check_free_bits(free_bits)
@@ -117,6 +119,7 @@ class VariationalModel(keras.Model):
         self._part_trackers = part_trackers()
         self._latent_trackers = latent_trackers(network)
         check_estimators(network, self.objective)
+        self._loss_weights: Any = None
         self._sampler: Sampler | None = None
         # A training step and a copy of the weights for a prediction exclude each other.
         self._weights_lock = threading.RLock()
@@ -186,8 +189,10 @@ class VariationalModel(keras.Model):
         finally:
             _is_training_step.reset(token)
 
-    def compile(self, optimizer: Any = "adam", loss: None = None, **kwargs: Any) -> None:
+    def compile(self, optimizer: Any = "adam", loss: None = None, loss_weights: Any = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`, without a loss: the likelihood says what the loss is.
+
+        `loss_weights` multiply the outputs' NLLs, in training and evaluation: exponents of likelihoods, 1 is Bayes.
 
         Raises:
             ValueError: if a loss is given.
@@ -197,7 +202,8 @@ class VariationalModel(keras.Model):
                 f"`loss` must be None, not {loss!r}: VariationalModel trains on the ELBO of its likelihood. "
                 "Choose the likelihood instead (Normal for mse, Categorical for cross-entropy)."
             )
-        super().compile(optimizer=optimizer, loss=None, **kwargs)
+        self._loss_weights = loss_weights
+        super().compile(optimizer=optimizer, loss=None, loss_weights=loss_weights, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles again after loading."""
@@ -244,7 +250,7 @@ class VariationalModel(keras.Model):
         size = training_data.measure(x, batch_size, validation_split)
         self.progress.set_num_examples(size.num_examples, x)
         steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
-        self._check_data(x, y)
+        self._check_data(x, y, kwargs.get("sample_weight"))
         self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
@@ -252,11 +258,19 @@ class VariationalModel(keras.Model):
         self.progress.end_fit(was_stopped=bool(self.stop_training))
         return history
 
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, for one weight sample a batch."""
         self.progress.require_num_examples()
-        self._check_data(x, y)
-        return super().evaluate(x, y, *args, **kwargs)
+        self._check_data(x, y, sample_weight)
+        return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`; needs `num_examples`.
@@ -297,15 +311,14 @@ class VariationalModel(keras.Model):
             num_samples: Number of Monte Carlo samples.
 
         Returns:
-            Array `(n, ...)`; a dict for several outputs. `predict_distribution` gives the uncertainty as well.
+            Array `(n, ...)`; several outputs in the structure of `likelihood`. `predict_distribution` gives the
+            uncertainty as well.
         """
         if callbacks:
             raise ValueError("`callbacks` are not supported by predict: all samples of a batch are one compiled loop.")
         x = training_data.inputs_as_arrays(x, steps)
         prediction = self.predict_distribution(x, num_samples, batch_size or training_data.DEFAULT_BATCH_SIZE)
-        return (
-            {name: part.mean for name, part in prediction.items()} if isinstance(prediction, dict) else prediction.mean
-        )
+        return keras.tree.map_structure(lambda part: part and part.mean, prediction)
 
     def predict_distribution(
         self,
@@ -336,13 +349,16 @@ class VariationalModel(keras.Model):
 
         Regularizers and what layers gave to `add_loss` are added, as in Keras.
         """
+        draws = self._draws(y_pred)
+        weights = self._heads.weights(sample_weight, draws[0], self._loss_weights)
+        nll = [self._heads.nll(y, draw, weights) for draw in draws]
         parts = elbo_parts(
-            nll_of(self.likelihood, y, y_pred),
-            kl_divergence(self.network) + penalty_of(self.likelihood),
+            nll[0] if len(nll) == 1 else ops.stack(nll),
+            kl_divergence(self.network) + self._heads.penalty(),
             self.progress.size,
             self.progress.current_temperature if training else 1.0,
             take_local_kl(self),
-            check_sample_weight(sample_weight),
+            weights.of_examples,
             self.free_bits if training else 0.0,
             self.objective if training else "elbo",
         )
@@ -356,8 +372,11 @@ class VariationalModel(keras.Model):
         return (parts.loss + added) / num_replicas()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Metrics of `compile` see the likelihood's mean (probabilities), on average over the draws of a step."""
-        return super().compute_metrics(x, y, mean_of(self.likelihood, y_pred), sample_weight)
+        """Metrics of `compile` see the likelihood's mean (probabilities), on average over the draws of a step.
+
+        Events that do not count, void or masked, are masked for them.
+        """
+        return super().compute_metrics(x, *self._heads.means(y, self._draws(y_pred), sample_weight))
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refused with a ValueError, before anything is changed: integer weights have no posterior."""
@@ -398,18 +417,19 @@ class VariationalModel(keras.Model):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
 
-    def _check_data(self, x: Any, y: Any) -> None:
+    def _check_data(self, x: Any, y: Any, sample_weight: Any = None) -> None:
         """Checks arrays whole and the first batch of a data set."""
         if y is None:
-            pair = training_data.first_batch(x)
-            if pair is None:
+            batch = training_data.first_batch(x)
+            if batch is None:
                 return
-            x, y = pair
-        training_data.check_finite(x, "x")
-        training_data.check_finite(y, "y")
+            x, y, sample_weight = batch
         self._build_on(x)
-        specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor((None, *leaf.shape[1:]), "float32"), x)
-        check_labels_of(self.likelihood, y, self.network.compute_output_spec(specs))
+        check_data(self.network, self._heads, x, y, sample_weight, self._loss_weights)
+
+    def _draws(self, outputs: Any) -> list[Any]:
+        """What `call` returned, one entry for each draw of the network."""
+        return list(outputs) if self.num_samples > 1 and _is_training_step.get() else [outputs]
 
     def _build_on(self, x: Any) -> None:
         if self.network.built:

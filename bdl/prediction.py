@@ -22,9 +22,10 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bdl.likelihoods import Likelihood
+from bdl.likelihoods import Categorical, Likelihood, Mixture
 from bdl.likelihoods.base import check_entries, check_numbers
 from bdl.likelihoods.frozen_mixture import FrozenDistribution, mixture_quantile
+from bdl.likelihoods.heads import Likelihoods
 from bdl.sampling import Sampler, label_entropy
 
 
@@ -66,10 +67,12 @@ class ClassificationPrediction:
         """Log predictive probability of labels.
 
         Args:
-            y: Labels, `(n, ...)`; NaN for an event that does not count.
+            y: Labels, `(n, ...)`; NaN, or the likelihood's `ignore_class`, for an event that does not count. Of
+                `Categorical` also one-hot or soft labels, `(n, ..., classes)`.
 
         Returns:
-            `(n, ...)`, in nats; -inf where the probability is 0, NaN where the label is NaN.
+            `(n, ...)`, in nats; -inf where the probability is 0, NaN where there is no label. Of soft labels
+            `sum_c y_c log p_c`.
 
         Raises:
             ValueError: if a label is no class, or there is not one for each event.
@@ -77,11 +80,16 @@ class ClassificationPrediction:
         log_p = _log(self.probabilities, self.likelihood) if self.log_probabilities is None else self.log_probabilities
         classes = log_p.shape[-1]
         log_p = log_p.reshape(*self.total_uncertainty.shape, classes)
+        kind = self.likelihood.component if isinstance(self.likelihood, Mixture) else self.likelihood
+        if isinstance(kind, Categorical) and kind.takes_class_axis(np.shape(y), log_p.shape):
+            return _expected(kind, np.asarray(y), log_p)
         labels = _events(y, log_p.shape[:-1])
         numbers = labels.astype(np.float64)
-        is_missing = np.isnan(numbers)
+        void = kind.ignore_class if isinstance(kind, Categorical) else None
+        is_missing = np.isnan(numbers) | (numbers == (np.nan if void is None else void))
         is_class = (numbers >= 0) & (numbers < classes) & (numbers == np.floor(numbers))
-        wanted = f"a class index from 0 to {classes - 1}, or NaN for an event that does not count"
+        missing = "NaN" if void is None else f"NaN or {void} (`ignore_class`)"
+        wanted = f"a class index from 0 to {classes - 1}, or {missing} for an event that does not count"
         check_entries(labels, is_class | is_missing, wanted)
         index = np.where(is_missing, 0, numbers).astype(int)
         chosen = np.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
@@ -257,7 +265,7 @@ Prediction = ClassificationPrediction | RegressionPrediction
 def predict_distribution(
     model: keras.Model | Sequence[keras.Model],
     x: Any,
-    likelihood: Likelihood | dict[str, Likelihood],
+    likelihood: Likelihoods,
     num_samples: int = 64,
     batch_size: int = 32,
     consistent: bool = False,
@@ -269,8 +277,9 @@ def predict_distribution(
     Args:
         model: A built Keras model, or a list of them that share the samples equally (each gets at least one).
         x: Inputs: an array, or a list or dict of arrays, as `model.predict` takes.
-        likelihood: What the outputs mean. `Categorical(from_logits=False)` for a network that ends in softmax. A dict
-            for a network whose outputs are a dict.
+        likelihood: What the outputs mean. `Categorical()` follows a network that visibly ends in softmax;
+            `Categorical(from_logits=False)` says that outputs are probabilities. For several outputs a dict by their
+            names, or a list in their order; one alone serves them all.
         num_samples: Positive number of Monte Carlo samples.
         batch_size: Positive number of inputs evaluated at a time. Classification keeps running sums, so that memory
             does not grow with `num_samples`.
@@ -280,7 +289,8 @@ def predict_distribution(
         keep_outputs: True to keep the raw network outputs as well, `(num_samples, n, ...)`.
 
     Returns:
-        `ClassificationPrediction` or `RegressionPrediction`; a dict of them for a dict of likelihoods.
+        `ClassificationPrediction` or `RegressionPrediction`; of several outputs a dict or list of them, as `likelihood`
+        is, or as the outputs are where one likelihood serves all.
 
     Raises:
         ValueError: if an argument is out of range, an input is not finite, or outputs and likelihood do not fit.
@@ -298,7 +308,7 @@ def predict_distribution(
     return predict_with(samplers, x, num_samples, batch_size, consistent, seed, keep_outputs)
 
 
-def _sampler(model: keras.Model, likelihood: Likelihood | dict[str, Likelihood]) -> Sampler:
+def _sampler(model: keras.Model, likelihood: Likelihoods) -> Sampler:
     """The model's own sampler, whose compiled functions are kept as long as the model and as the likelihood fits."""
     kept = vars(model).get("_bdl_sampler")
     if kept is None or not kept.serves(likelihood):
@@ -329,7 +339,7 @@ def predict_with(
     predictions = {
         name: _prediction(head, [draw[name] for draw in draws], share * len(samplers)) for name, head in heads.items()
     }
-    return predictions[None] if set(predictions) == {None} else predictions
+    return samplers[0].pack(predictions)
 
 
 def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_samples: int) -> Prediction:
@@ -355,6 +365,14 @@ def entropy(likelihood: Likelihood, log_p: np.ndarray) -> np.ndarray:
     values = keras.ops.convert_to_numpy(label_entropy(log_p))
     is_single_label = not likelihood.has_class_axis and values.ndim == 2 and values.shape[-1] == 1
     return values[..., 0] if is_single_label else values
+
+
+def _expected(likelihood: Categorical, y: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+    """`sum_c y_c log p_c` of labels with an axis of classes, NaN where there is none."""
+    likelihood.check_labels(y, log_p.shape)
+    has_label = likelihood.has_label(y, log_p.shape)
+    expected = np.sum(y * np.where(y > 0, log_p, 0.0), axis=-1)
+    return expected if has_label is None else np.where(keras.ops.convert_to_numpy(has_label), expected, np.nan)
 
 
 def _log(p: np.ndarray, likelihood: Likelihood) -> np.ndarray:

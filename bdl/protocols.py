@@ -48,6 +48,19 @@ class HasLocalLatents(Protocol):
 
 
 @runtime_checkable
+class AroundNetwork(Protocol):
+    """A model that is called like a network that it holds, and returns what that returns.
+
+    Attributes:
+        network: The network.
+        is_called_like_network: Says so; nothing is read from its value.
+    """
+
+    network: Any
+    is_called_like_network: bool
+
+
+@runtime_checkable
 class HasTemperature(Protocol):
     """A model that trains a network on the ELBO: it knows the size of its data, and the T of each step.
 

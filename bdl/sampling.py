@@ -28,15 +28,15 @@ from bdl.keras_internals import current_value, flatten_layers
 from bdl.latents import without_local_kl
 from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
-from bdl.protocols import HasLocalLatents
+from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.random import Tensor
+from bdl.training.checks import check_outputs
 from bdl.training.data import check_finite
 
 _claims = threading.Lock()
 """Two predictions without a seed, also of one model by two samplers, must not begin at the same seeds."""
 
 _SUMS = ("p_scale", "p_sum", "entropy_sum")
-_SQUASHING = {"softmax": "Categorical", "sigmoid": "Bernoulli"}
 
 
 @dataclass(frozen=True)
@@ -67,33 +67,33 @@ class Sampler:
 
     Args:
         network: A built Keras model.
-        likelihood: What its outputs mean; a dict for a dict of outputs.
+        likelihood: What its outputs mean; of several outputs a dict or list.
         weights_lock: Held while the weights are read, so that a training step in another thread comes before or after.
 
     Raises:
-        ValueError: if the network ends in softmax or sigmoid and the likelihood expects logits.
+        ValueError: if likelihoods and outputs do not fit.
     """
 
-    def __init__(
-        self, network: keras.Model, likelihood: Likelihood | Mapping[str, Likelihood], weights_lock: Any = None
-    ) -> None:
+    def __init__(self, network: keras.Model, likelihood: Likelihoods, weights_lock: Any = None) -> None:
         self.network = network
         self._weights_lock = contextlib.nullcontext() if weights_lock is None else weights_lock
         self._lock = threading.RLock()
-        self.heads: dict[str | None, Likelihood] = {None: likelihood} if isinstance(likelihood, Likelihood) else {}
-        if isinstance(likelihood, Mapping):
-            self.heads.update(likelihood.items())
-        check_output_activation(network, likelihood)
+        self._given = likelihood
+        self._heads = Heads(likelihood, network)
+        self.heads: dict[str | None, Likelihood] = {}
+        self._structure: Any = None
         self._compiled: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
 
-    def serves(self, likelihood: Likelihood | Mapping[str, Likelihood]) -> bool:
+    def serves(self, likelihood: Likelihoods) -> bool:
         """Whether it would sample the same with this likelihood: the same object, or one with equal settings only."""
-        others: dict[str | None, Likelihood] = {None: likelihood} if isinstance(likelihood, Likelihood) else {}
-        if isinstance(likelihood, Mapping):
-            others.update(likelihood.items())
-        return self.heads.keys() == others.keys() and all(
-            _is_equal(head, others[name]) for name, head in self.heads.items()
+        one, other = ([*_paths(each)] for each in (self._given, likelihood))
+        return len(one) == len(other) and all(
+            a[0] == b[0] and _is_equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
         )
+
+    def pack(self, values: dict[str | None, Any]) -> Any:
+        """Values by output in the structure of the likelihoods, or where one serves all outputs in theirs."""
+        return self._heads.pack(values, self._structure)
 
     def sample(
         self, x: Any, num_samples: int, batch_size: int, consistent: bool, seed: int | None, keep_outputs: bool
@@ -110,6 +110,7 @@ class Sampler:
         with self._lock:
             if not self.network.built:
                 self.network(keras.tree.map_structure(lambda leaf: leaf[:1], x))
+            self._look(x)
             run = self._function(num_samples, consistent, keep_outputs)
         with self._weights_lock:
             seeds = self.seeds(seed)
@@ -123,6 +124,18 @@ class Sampler:
                 start += size
         self._keep_stateful(values)
         return {head: _join([result[head] for result in results]) for head in self.heads}
+
+    def _look(self, x: Any) -> None:
+        """Matches likelihoods with outputs, which are known once there are inputs, and looks at these."""
+        if not self.heads:
+            specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, str(leaf.dtype)), x)
+            outputs = self.network.compute_output_spec(specs)
+            check_outputs(self.network, self._heads, x, outputs)
+            self._match(outputs)
+
+    def _match(self, outputs: Any) -> None:
+        self.heads = self.heads or self._heads.by_name(outputs)
+        self._structure = keras.tree.map_structure(lambda output: None, outputs)
 
     def _function(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
         key = (num_samples, consistent, keep_outputs)
@@ -152,11 +165,12 @@ class Sampler:
         with noise, random.examples(start, size), without_local_kl():
             parts = [[values[place] for place in places] for places in (order.trainable, order.others)]
             outputs, state = self.network.stateless_call(*parts, x, **kwargs)
-        outputs = outputs if isinstance(outputs, dict) else {None: outputs}
+        self._match(outputs)
+        flat = self._heads.flat(outputs)
         after = list(values)
         for place, value in zip(order.others, state, strict=True):
             after[place] = value
-        return {head: ops.cast(outputs[head], "float32") for head in self.heads}, after
+        return {head: ops.cast(flat[head], "float32") for head in self.heads}, after
 
     def _loop(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
         def run(values: list[Any], x: Any, start: Any) -> tuple[list[Any], Any]:
@@ -183,10 +197,10 @@ class Sampler:
     def _empty(self, x: Any, num_samples: int, keep_outputs: bool) -> dict[str, dict[str, Tensor]]:
         """What the loop fills: sums over samples for classifiers, and every sample's outputs where they are kept."""
         specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype), x)
-        spec = self.network.compute_output_spec(specs)
+        spec = self._heads.flat(self.network.compute_output_spec(specs))
         empty: dict[str, dict[str, Tensor]] = {}
         for name, head in self.heads.items():
-            shape = tuple(spec.shape if name is None else spec[name].shape)
+            shape = tuple(spec[name].shape)
             found = empty.setdefault(str(name), {})
             if head.is_classifier:
                 p_shape = head.mean_shape(shape)
@@ -276,6 +290,15 @@ def _values(variables: list[keras.Variable]) -> list[Any]:
         ) from error
 
 
+def _paths(likelihood: Any) -> Iterator[tuple[Any, Any]]:
+    """Likelihoods with their kind of place: nothing, a name or a number."""
+    if isinstance(likelihood, Likelihood) or likelihood is None:
+        yield None, likelihood
+    else:
+        pairs = likelihood.items() if isinstance(likelihood, Mapping) else enumerate(likelihood)
+        yield from ((key, head) for key, head in pairs if head is not None)
+
+
 def _is_equal(one: Likelihood, other: Likelihood) -> bool:
     if one is other:
         return True
@@ -319,48 +342,6 @@ def batches(x: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
     for start in range(0, total, width):
         rows = np.minimum(np.arange(start, start + width), total - 1)
         yield keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], x), min(width, total - start)
-
-
-def check_output_activation(network: keras.Model, likelihood: Any) -> None:
-    """Raises ValueError where the network visibly squashes what the likelihood will squash again, or is a mixture."""
-    if isinstance(likelihood, Mapping):
-        return
-    last = (getattr(network, "layers", None) or [network])[-1]
-    is_mixture = isinstance(last, HasLocalLatents) and last.decoder is not None
-    if is_mixture and not isinstance(likelihood, Mixture):
-        name = type(likelihood).__name__
-        raise ValueError(
-            f"The network ends in {last.name!r}, whose decoder gives one output for each alignment, but `likelihood` "
-            f"is {name}. Use bdl.likelihoods.Mixture({name}(...))."
-        )
-    likelihood = likelihood.component if isinstance(likelihood, Mixture) else likelihood
-    if not getattr(likelihood, "from_logits", False):
-        return
-    activation = _output_activation(network)
-    if activation in _SQUASHING:
-        name = type(likelihood).__name__
-        raise ValueError(
-            f"The network ends in {activation}, but `likelihood` is {name}(from_logits=True), which expects raw "
-            f"logits. Remove the {activation} (better conditioned), or use {name}(from_logits=False)."
-        )
-
-
-def _output_activation(network: Any) -> str | None:
-    """Name of the activation of the network's last layer, where it can be seen."""
-    layers = getattr(network, "layers", None)
-    while layers:
-        last: Any = layers[-1]
-        if isinstance(last, keras.layers.Softmax):
-            return "softmax"
-        if isinstance(last, keras.layers.Wrapper):
-            last = last.layer
-        if isinstance(last, HasLocalLatents):
-            last = last.decoder
-        activation = getattr(last, "activation", None)
-        if activation is not None:
-            return getattr(activation, "__name__", None)
-        layers = getattr(last, "layers", None)
-    return None
 
 
 def _compile(function: Callable[..., Any], network: keras.Model) -> Callable[..., Any]:

@@ -528,17 +528,18 @@ def test_bad_arguments_are_named():
 
 @pytest.mark.core
 @pytest.mark.parametrize(("activation", "likelihood"), [("softmax", Categorical()), ("sigmoid", Bernoulli())])
-def test_a_network_that_squashes_its_outputs_is_refused(activation, likelihood):
-    name = type(likelihood).__name__
+def test_a_likelihood_follows_a_network_that_squashes_its_outputs(activation, likelihood):
+    kind = type(likelihood)
     for layers in (
         [bdl.layers.DenseFlipout(3, activation=activation)],
         [bdl.layers.DenseFlipout(3), keras.layers.Activation(activation)],
         [keras.Sequential([bdl.layers.DenseFlipout(3, activation=activation)])],
     ):
         network = keras.Sequential([keras.Input((4,)), *layers])
-        with pytest.raises(ValueError, match=f"ends in {activation}, but `likelihood` is {name}"):
-            VariationalModel(network, likelihood)
-        VariationalModel(network, type(likelihood)(from_logits=False))
+        with pytest.raises(ValueError, match=rf"ends in {activation}, not {kind.__name__}\(from_logits=True\)"):
+            VariationalModel(network, kind(from_logits=True))
+        for given in (likelihood, kind(from_logits=False)):
+            assert VariationalModel(network, given).likelihood.from_logits is False
 
 
 @pytest.mark.core
@@ -550,12 +551,12 @@ def test_labels_and_inputs_are_checked_before_training():
     bad[3, 2] = np.nan
     with pytest.raises(ValueError, match=r"x\[3, 2\] is nan"):
         model.fit(bad, Y, verbose=0)
-    with pytest.raises(ValueError, match=r"y\[1\] is inf"):
-        build(likelihood=Normal()).fit(X, np.where(np.arange(N) == 1, np.inf, 0.0), verbose=0)
+    with pytest.raises(ValueError, match=r"y\[1, 0\] is inf"):
+        build(likelihood=Normal()).fit(X, np.where(np.arange(N)[:, None] == [1, 1, 1], np.inf, 0.0), verbose=0)
     with pytest.raises(ValueError, match="non-negative integer"):
         build(likelihood=Poisson()).fit(X, -np.ones((N, 3)), verbose=0)
-    with pytest.raises(ValueError, match="one-hot"):
-        model.fit(X, np.eye(3)[Y], verbose=0)
+    with pytest.raises(ValueError, match=r"one-hot or soft labels .* row 0 sums to 2"):
+        model.fit(X, 2.0 * np.eye(3)[Y], verbose=0)
     with pytest.raises(ValueError, match="one target for each output"):
         build(likelihood=Normal()).fit(X, np.zeros(N), verbose=0)
 

@@ -364,7 +364,7 @@ def test_a_model_keeps_its_compiled_sampler_while_the_likelihood_fits():
 
     first = sampler(bdl.likelihoods.Categorical())
     assert sampler(bdl.likelihoods.Categorical()) is first
-    second = sampler(bdl.likelihoods.Categorical(from_logits=False))
+    second = sampler(bdl.likelihoods.Categorical(ignore_class=1))
     assert second is not first
     learned = bdl.likelihoods.Normal()
     third = sampler(learned)

@@ -10,7 +10,7 @@ from scipy import special, stats
 
 import bdl
 from bdl.likelihoods import Categorical, Normal
-from bdl.sampling import Sampler, add_probability, batches, check_output_activation, label_entropy
+from bdl.sampling import Sampler, add_probability, batches, label_entropy
 
 pytestmark = pytest.mark.core
 
@@ -102,9 +102,9 @@ def test_activations_are_found_through_wrappers_and_nested_models():
         keras.Sequential([inner, keras.layers.Softmax()]),
     ):
         with pytest.raises(ValueError, match="ends in softmax"):
-            check_output_activation(network, Categorical())
-    check_output_activation(inner, Categorical(from_logits=False))
-    check_output_activation(inner, Normal())
+            Sampler(network, Categorical(from_logits=True))
+    Sampler(inner, Categorical(from_logits=False))
+    Sampler(inner, Normal())
 
 
 def test_no_inputs_and_plain_lists_get_a_clear_error():

@@ -109,7 +109,7 @@ def check_same_events(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
             "not shape (). Wrap a single probability in a list."
         )
     if y.shape == probabilities.shape:
-        if y.ndim >= 2 and y.shape[-1] > 1 and _is_one_hot(y) and _sum_to_one(probabilities):
+        if are_one_hot_labels(y, probabilities):
             raise ValueError(
                 f"`y` must have shape (n,), one class index an example, not shape {y.shape}. "
                 "`y.argmax(axis=-1)` if it is one-hot. (Independent labels, several of which may be 1, are allowed.)"
@@ -146,6 +146,11 @@ def check_mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if not array.any():
         raise ValueError("`mask` must keep at least one event, not be all False. True means that an event counts.")
     return array.astype(bool)
+
+
+def are_one_hot_labels(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
+    """Whether labels of the probabilities' shape are one-hot, and not independent labels of 0 or 1."""
+    return bool(y.ndim >= 2 and y.shape[-1] > 1 and _is_one_hot(y) and _sum_to_one(probabilities))
 
 
 def _is_one_hot(y: NDArray[Any]) -> bool:
@@ -222,7 +227,8 @@ def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         raise ValueError(
             f"`y` must hold class indices from 0 to {num_classes - 1}, as `probabilities` has {num_classes} classes, "
             f"not {array[index]} at index {index}. "
-            "Subtract 1 if the labels start at 1; else encode them with `np.unique(y, return_inverse=True)[1]`."
+            f"Pass mask=(y != {array[index]}) if it marks events without a label. Subtract 1 if the labels start at 1; "
+            "else encode them with `np.unique(y, return_inverse=True)[1]`."
         )
     return array.astype(np.int64)
 

@@ -109,6 +109,7 @@ class ConvertedModel(keras.Model):
         ValueError: if the network is not a built Keras model, or holds a Lambda layer.
     """
 
+    network: keras.Model
     is_called_like_network = True  # which `input_signature_of` asks for
 
     def __init__(self, network: keras.Model, **kwargs: Any) -> None:

@@ -95,6 +95,34 @@ def as_prediction(content: Mapping[str, NDArray[Any]], path: Path, labels: str, 
     )
 
 
+def by_output(content: Mapping[str, NDArray[Any]]) -> dict[str | None, dict[str, NDArray[Any]]]:
+    """Arrays of each output, which stands before a slash in their names (`kind/probabilities`); None for one output.
+
+    Args:
+        content: Arrays or columns of a file, by name.
+
+    Raises:
+        ValueError: if some names have a slash and some have none.
+
+    Example:
+    >>> arrays = by_output({"kind/logits": np.zeros((2, 3)), "kind/y": np.zeros(2), "size/mean": np.zeros(2)})
+    >>> {output: list(names) for output, names in arrays.items()}
+    {'kind': ['logits', 'y'], 'size': ['mean']}
+    """
+    if not any("/" in name for name in content):
+        return {None: dict(content)}
+    outputs: dict[str | None, dict[str, NDArray[Any]]] = {}
+    for name, array in content.items():
+        output, slash, rest = name.partition("/")
+        if not slash:
+            raise ValueError(
+                f"A file of several outputs must name the output of each array, as in 'kind/probabilities', not "
+                f"{name!r} alone. Rename it."
+            )
+        outputs.setdefault(output, {})[rest] = array
+    return outputs
+
+
 def _in_order(columns: Mapping[str, Any]) -> list[str]:
     """Columns by the number at the end of their name (p0 ... p10), if all have one; else as they stand."""
     numbers = [re.search(r"(\d+)$", name) for name in columns]

@@ -15,11 +15,18 @@ from bdl.calibration import (
     normal_probability_integral_transform,
     sample_probability_integral_transform,
 )
-from bdl.calibration._validation import SUM_TOLERANCE, check_positive, check_targets, real_array
+from bdl.calibration._validation import (
+    SUM_TOLERANCE,
+    are_one_hot_labels,
+    check_positive,
+    check_targets,
+    real_array,
+)
 from bdl.calibration.metrics.regression import normal_crps_terms, normal_log_losses, sample_crps_terms
-from bdl.likelihoods import Likelihood
+from bdl.likelihoods import Mixture
+from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.model import VariationalModel
-from bdl.prediction import ClassificationPrediction, RegressionPrediction, predict_distribution
+from bdl.prediction import ClassificationPrediction, Prediction, RegressionPrediction, predict_distribution
 
 FIELDS = ("probabilities", "logits", "samples", "mean", "scale", "std")
 """Names of arrays that make a prediction."""
@@ -33,11 +40,45 @@ class ClassForecast:
         probabilities: `(..., classes)`, or the shape of the labels for the probability of label 1.
         aleatoric: Expected entropy, `(...)`, in nats, or None.
         epistemic: Mutual information, `(...)`, in nats, or None.
+        is_categorical: Whether the last axis is known to hold classes, which arrays alone do not say.
+        ignore_class: Label of events that do not count, or None.
     """
 
     probabilities: NDArray[Any]
     aleatoric: NDArray[Any] | None = None
     epistemic: NDArray[Any] | None = None
+    is_categorical: bool = False
+    ignore_class: int | None = None
+
+    def labels(
+        self, y: NDArray[Any], mask: ArrayLike | None, ignore_class: int | None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Class indices, and which of them count; None for all.
+
+        Args:
+            y: Class indices, or one-hot labels: those of the probabilities' shape, if their last axis holds classes.
+            mask: True where an event counts, or None.
+            ignore_class: Label of events that do not count, or None.
+
+        Raises:
+            ValueError: if labels with an axis of classes are not one-hot, or the mask has another shape.
+        """
+        p = self.probabilities
+        kept = None if mask is None else np.asarray(mask)
+        may_be_one_hot = y.shape == p.shape and p.ndim >= 2 and p.shape[-1] > 1
+        if not may_be_one_hot or not (self.is_categorical or are_one_hot_labels(y, p)):
+            return (y, kept) if ignore_class is None else (y, _both(y != ignore_class, kept))
+        is_void = (y == 0).all(axis=-1)
+        if ignore_class is not None and 0 <= ignore_class < y.shape[-1]:
+            is_void |= y[..., ignore_class] == 1
+        if ignore_class is None or not is_void.any():
+            is_void = np.zeros(is_void.shape, dtype=bool)
+        if not (np.isin(y, (0, 1)).all() and (is_void | (y.sum(axis=-1) == 1)).all()):
+            raise ValueError(
+                f"`y` must hold one-hot labels, one 1 in each row, where it has the shape of the probabilities, "
+                f"{p.shape}. Soft labels have no class to score: take y.argmax(-1), or the mean of `log_prob(y)`."
+            )
+        return y.argmax(axis=-1), kept if not is_void.any() else _both(~is_void, kept)
 
 
 class TargetForecast(Protocol):
@@ -190,31 +231,57 @@ class _Counts:
 Forecast = ClassForecast | NormalForecast | SampleForecast | MixtureForecast
 
 
-def forecast_of(prediction: Any, x: Any = None, likelihood: Likelihood | None = None, **options: Any) -> Forecast:
-    """What a prediction, or a model with its inputs, says.
+def forecasts_of(
+    prediction: Any, x: Any = None, likelihood: Likelihoods | None = None, outputs: Any = None, **options: Any
+) -> dict[str | None, Forecast]:
+    """What a prediction, or a model with its inputs, says of each output; a single output has the name None.
 
     Args:
-        prediction: Probabilities as an array; a mapping of arrays by the names in `FIELDS`; what `predict_distribution`
-            returned; or a model: `VariationalModel`, Keras model, list of Keras models, scikit-learn estimator.
+        prediction: As of `forecast_of`; a model, also of several outputs: `VariationalModel`, Keras model, list of
+            Keras models, scikit-learn estimator; or what `predict_distribution` returned for several outputs.
         x: Inputs of a model.
         likelihood: What the outputs of a Keras model mean; a `VariationalModel` knows.
+        outputs: Names of several outputs, where predictions are by these.
         **options: Further arguments of `predict_distribution`.
+
+    Raises:
+        ValueError: if it is none of these, or does not fit.
+    """
+    is_model = isinstance(prediction, keras.Model) or hasattr(prediction, "predict_proba")
+    is_ensemble = isinstance(prediction, (list, tuple)) and any(isinstance(each, keras.Model) for each in prediction)
+    if is_model or is_ensemble:
+        prediction = _of_model(prediction, x, likelihood, **options)
+    if isinstance(prediction, (list, tuple)) and any(isinstance(each, Prediction) for each in prediction):
+        prediction = {f"output_{number}": each for number, each in enumerate(prediction)}
+    is_by_output = isinstance(prediction, Mapping) and (
+        set(prediction) == set(outputs or ()) or any(isinstance(each, Prediction) for each in prediction.values())
+    )
+    if is_by_output:
+        return {name: forecast_of(each) for name, each in prediction.items() if each is not None}
+    return {None: prediction if isinstance(prediction, Forecast) else forecast_of(prediction)}
+
+
+def forecast_of(prediction: Any) -> Forecast:
+    """What a prediction of one output says.
+
+    Args:
+        prediction: Probabilities as an array; a mapping of arrays by the names in `FIELDS`; or what
+            `predict_distribution` returned.
 
     Raises:
         ValueError: if it is none of these, or does not fit.
     """
     if isinstance(prediction, ClassificationPrediction):
         p, epistemic = prediction.probabilities, prediction.epistemic
-        p = p if prediction.likelihood.has_class_axis else p.reshape(epistemic.shape)
-        return ClassForecast(p, prediction.aleatoric, epistemic)
+        likelihood = prediction.likelihood
+        likelihood = likelihood.component if isinstance(likelihood, Mixture) else likelihood
+        p = p if likelihood.has_class_axis else p.reshape(epistemic.shape)
+        ignore_class = getattr(likelihood, "ignore_class", None)
+        return ClassForecast(p, prediction.aleatoric, epistemic, likelihood.has_class_axis, ignore_class)
     if isinstance(prediction, RegressionPrediction):
         return MixtureForecast(prediction)
     if isinstance(prediction, Mapping):
         return _of_arrays(prediction)
-    is_model = isinstance(prediction, keras.Model) or hasattr(prediction, "predict_proba")
-    is_ensemble = isinstance(prediction, (list, tuple)) and any(isinstance(each, keras.Model) for each in prediction)
-    if is_model or is_ensemble:
-        return _of_model(prediction, x, likelihood, **options)
     return ClassForecast(real_array("prediction", prediction))
 
 
@@ -248,20 +315,33 @@ def _of_class_samples(samples: NDArray[Any]) -> ClassForecast:
     return ClassForecast(mean, aleatoric, np.maximum(_entropy(mean) - aleatoric, 0.0))
 
 
-def _of_model(model: Any, x: Any, likelihood: Likelihood | None, **options: Any) -> Forecast:
+def _of_model(model: Any, x: Any, likelihood: Likelihoods | None, **options: Any) -> Any:
+    """What a model predicts: a `Prediction`, several by their outputs' names, or a `ClassForecast`."""
     if x is None:
         raise ValueError("`x` must hold the inputs of the model, not be None. Call evaluate(y, model, x).")
     if isinstance(model, VariationalModel):
-        return forecast_of(model.predict_distribution(x, **options))
+        return _by_output(model.predict_distribution(x, **options), model.likelihood, model)
     if hasattr(model, "predict_proba"):
         p = np.asarray(model.predict_proba(x))
         return ClassForecast(p[:, 1] if p.ndim == 2 and p.shape[1] == 2 else p)
     if likelihood is None:
         raise ValueError(
             "`likelihood` must say what the outputs of a Keras model mean, not be None. Pass for example "
-            "bdl.likelihoods.Categorical(from_logits=False) for a network that ends in softmax."
+            "bdl.likelihoods.Categorical() for classes; it follows a network that visibly ends in softmax."
         )
-    return forecast_of(predict_distribution(model, x, likelihood, **options))
+    predictions = predict_distribution(model, x, likelihood, **options)
+    return _by_output(predictions, likelihood, model[0] if isinstance(model, (list, tuple)) else model)
+
+
+def _by_output(predictions: Any, likelihood: Likelihoods, network: Any) -> Any:
+    return Heads(likelihood, network).flat(predictions) if isinstance(predictions, list) else predictions
+
+
+def _both(one: NDArray[np.bool_], other: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """A mask that is True where two are; the second may be missing."""
+    if other is not None and other.shape != one.shape:
+        raise ValueError(f"`mask` must have the shape of the labels, {one.shape}, not {other.shape}.")
+    return one if other is None else one & other.astype(bool)
 
 
 def _softmax(logits: NDArray[Any]) -> NDArray[Any]:

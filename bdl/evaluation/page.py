@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from bdl.evaluation.scores import ModelEvaluation, Surprise
 from bdl.report import Block, Figure, Page, Paragraph, Row, Section, Table
 
 if TYPE_CHECKING:
-    from bdl.evaluation.evaluate import Evaluation
+    from bdl.evaluation.evaluation import Evaluation
 
 
 def build_page(evaluation: Evaluation, title: str) -> Page:
@@ -29,6 +29,16 @@ def build_page(evaluation: Evaluation, title: str) -> Page:
         sections.append(Section("What the uncertainty is made of", split))
     sections.append(_surprises(evaluation))
     return Page(title, _summary(evaluation), sections, _footer())
+
+
+def build_page_of_outputs(evaluations: Mapping[str, Evaluation], title: str) -> Page:
+    """One page for several outputs: the sections of each, under its name."""
+    pages = {name: build_page(evaluation, title) for name, evaluation in evaluations.items()}
+    sections = [
+        Section(f"{name}: {section.title}", section.blocks) for name, page in pages.items() for section in page.sections
+    ]
+    summary = " ".join(f"Output {name}. {page.summary}" for name, page in pages.items())
+    return Page(title, summary, sections, _footer())
 
 
 def _summary(evaluation: Evaluation) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.likelihoods.endings import Ending
 from bdl.likelihoods.frozen_mixture import FrozenDistribution
 from bdl.random import Tensor
 
@@ -81,29 +83,97 @@ class Likelihood(keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def nll(self, y: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    def nll(self, y: Tensor, outputs: Tensor, mask: Tensor | None = None, event_weight: Tensor | None = None) -> Tensor:
         """Negative log likelihood of each example.
 
         Args:
             y: Labels, `(batch, ...)`.
             outputs: Network outputs.
             mask: Boolean, `(batch, ...)`, False where an event does not count; broadcast over trailing event axes.
+            event_weight: How often each event counts, `(batch, ...)`, broadcast likewise; 0 is as a mask of False.
 
         Returns:
-            `(batch,)`, the sum over unmasked events, in nats, float32.
+            `(batch,)`, the sum over the events that count, in nats, float32. It is no mean: what an event adds does not
+            depend on how many others have a label.
+
+        Raises:
+            ValueError: if labels or weights do not have the events' shape.
         """
         y = ops.convert_to_tensor(y)
         outputs = ops.cast(outputs, "float32")
         y = self._align(y, outputs)
-        self._check_aligned(y, outputs)
-        if mask is not None:
+        self.check_aligned(tuple(y.shape), tuple(outputs.shape))
+        event_shape = self.event_shape(tuple(outputs.shape))
+        weight = None if event_weight is None else align_weight(event_weight, event_shape)
+        counted = self._counted(y, tuple(outputs.shape), mask, weight)
+        if counted is not None:
             # Padding may hold any label; it must not reach the density, for 0 * nan is nan.
-            y = ops.where(expand_to_rank(ops.cast(mask, "bool"), len(y.shape)), y, ops.zeros_like(y))
+            some = ops.cast(self.some_label(tuple(y.shape), tuple(outputs.shape)), y.dtype)
+            y = ops.where(expand_to_rank(counted, len(y.shape)), y, some)
         events = self.log_prob(y, outputs)
-        if mask is not None:
+        if weight is not None:
+            events = events * expand_to_rank(weight, len(events.shape))
+        if counted is not None:
             # Chosen, not multiplied: 0 * inf is nan too.
-            events = ops.where(expand_to_rank(ops.cast(mask, "bool"), len(events.shape)), events, 0.0)
+            events = ops.where(expand_to_rank(counted, len(events.shape)), events, 0.0)
         return -ops.sum(ops.reshape(events, (ops.shape(events)[0], -1)), axis=-1)
+
+    def has_label(self, y: Tensor, output_shape: tuple[int | None, ...]) -> Tensor | None:
+        """False for events that the labels themselves declare void, `(batch, ...)`; None where there is no such label.
+
+        Args:
+            y: Labels in the events' shape.
+            output_shape: Shape of the network's outputs.
+        """
+        return None
+
+    def _counted(
+        self, y: Tensor, output_shape: tuple[int | None, ...], mask: Tensor | None, weight: Tensor | None
+    ) -> Tensor | None:
+        """False where an event does not count: void, masked or of weight 0; None where all do."""
+        wanted = [
+            self.has_label(y, output_shape),
+            None if mask is None else ops.cast(mask, "bool"),
+            None if weight is None else weight != 0,
+        ]
+        given = [each for each in wanted if each is not None]
+        if not given:
+            return None
+        rank = max(len(each.shape) for each in given)
+        return functools.reduce(ops.logical_and, (expand_to_rank(each, rank) for each in given))
+
+    def counted(self, y: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """Which events have a label and are not masked, `(batch, ...)`; None where all do.
+
+        Args:
+            y: Labels, `(batch, ...)`.
+            outputs: Network outputs.
+            mask: As of `nll`.
+        """
+        return self._counted(self._align(y, outputs), tuple(outputs.shape), mask, None)
+
+    def some_label(self, y_shape: tuple[int, ...], output_shape: tuple[int | None, ...]) -> Any:
+        """A label, whichever, that stands for those that do not count; it broadcasts to labels of a shape."""
+        return 0
+
+    def following(self, ending: Ending) -> Likelihood:
+        """This likelihood for an output that ends so: itself, or one that says what it expects.
+
+        Raises:
+            ValueError: if the outputs cannot be what the likelihood expects.
+        """
+        return self
+
+    def is_in_doubt(self, ending: Ending) -> bool:
+        """Whether values must tell if the outputs are what the likelihood expects; then `check_outputs` is called."""
+        return False
+
+    def check_outputs(self, outputs: np.ndarray) -> None:
+        """Checks values of the outputs where they are in doubt.
+
+        Raises:
+            ValueError: if they are not what the likelihood expects.
+        """
 
     def penalty(self) -> Tensor:
         """Scalar, total, in nats: what the prior of the likelihood's own weights charges; zero where there is none.
@@ -121,14 +191,18 @@ class Likelihood(keras.layers.Layer):
         """Shape of a classifier's probabilities for outputs of a shape, both with the batch."""
         return output_shape
 
-    def _check_aligned(self, y: Tensor, outputs: Tensor) -> None:
-        """Labels and outputs of different shapes would broadcast to a density of nothing in particular."""
-        found, expected = tuple(y.shape), self.event_shape(tuple(outputs.shape))
-        pairs = zip(found[1:], expected[1:], strict=False)
-        if len(found) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in pairs):
+    def check_aligned(self, y_shape: tuple[int | None, ...], output_shape: tuple[int | None, ...]) -> None:
+        """Labels and outputs of different shapes would broadcast to a density of nothing in particular.
+
+        Raises:
+            ValueError: if labels of a shape do not belong to outputs of a shape.
+        """
+        expected = self.event_shape(output_shape)
+        pairs = zip(y_shape[1:], expected[1:], strict=False)
+        if len(y_shape) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in pairs):
             raise ValueError(
-                f"`y` must have shape {expected} for {type(self).__name__} and outputs of shape "
-                f"{tuple(outputs.shape)}, not {found}."
+                f"`y` must have shape {expected} for {type(self).__name__} and outputs of shape {output_shape}, not "
+                f"{y_shape}."
             )
 
     def _align(self, y: Tensor, outputs: Tensor) -> Tensor:
@@ -146,6 +220,26 @@ def expand_to_rank(mask: Tensor, rank: int) -> Tensor:
     while len(mask.shape) < rank:
         mask = ops.expand_dims(mask, -1)
     return mask
+
+
+def align_weight(weight: Tensor, event_shape: tuple[int | None, ...]) -> Tensor:
+    """Weights of events, float32, of the events' first axes; a superfluous last axis of one is no mistake.
+
+    Raises:
+        ValueError: if their shape is another.
+    """
+    weight = ops.cast(weight, "float32")
+    found = tuple(weight.shape)
+    if len(found) == len(event_shape) + 1 and found[-1] == 1:
+        weight, found = ops.squeeze(weight, -1), found[:-1]
+    pairs = list(zip(found, event_shape, strict=False))
+    if len(found) > len(event_shape) or any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        expected = tuple("batch" if axis == 0 else size for axis, size in enumerate(event_shape))
+        raise ValueError(
+            f"`sample_weight` must have one weight for each example, shape (batch,), or one for each event, shape "
+            f"{expected} or its first axes, not shape {found}."
+        )
+    return weight
 
 
 def density_of_labels(

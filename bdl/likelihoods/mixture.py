@@ -25,6 +25,7 @@ import numpy as np
 from keras import ops
 
 from bdl.likelihoods.base import Likelihood, expand_to_rank
+from bdl.likelihoods.endings import Ending
 from bdl.likelihoods.frozen_mixture import FrozenDistribution, FrozenMixture
 from bdl.random import Tensor
 
@@ -102,6 +103,19 @@ class Mixture(Likelihood):
         each = self.component.log_probabilities(outputs)  # (batch, ..., alignments, classes) or (..., labels, 2)
         axis = len(log_weight.shape) - 1
         return ops.logsumexp(expand_to_rank(log_weight, len(each.shape)) + each, axis=axis)
+
+    def some_label(self, y_shape: tuple[int, ...], output_shape: tuple[int | None, ...]) -> Any:
+        """The component's."""
+        return self.component.some_label(y_shape, self._component_shape(output_shape))
+
+    def following(self, ending: Ending) -> Mixture:
+        """The same for the decoder's outputs."""
+        component = self.component.following(ending)
+        return self if component is self.component else Mixture(component, name=self.name)
+
+    def has_label(self, y: Tensor, output_shape: tuple[int | None, ...]) -> Tensor | None:
+        """As the component says."""
+        return self.component.has_label(y, self._component_shape(output_shape))
 
     def penalty(self) -> Tensor:
         """The component's."""
@@ -183,6 +197,10 @@ class Mixture(Likelihood):
             )
         self.component.check_labels(y, self._component_shape(output_shape))
 
+    def check_aligned(self, y_shape: tuple[int | None, ...], output_shape: tuple[int | None, ...]) -> None:
+        """As of the component, whose labels they are."""
+        self.component.check_aligned(y_shape, self._component_shape(output_shape))
+
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
         return {**super().get_config(), "component": keras.saving.serialize_keras_object(self.component)}
@@ -200,8 +218,10 @@ class Mixture(Likelihood):
     def _of_each(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Log probability of the event under each alignment, `(batch, ..., alignments)`."""
         if self.has_class_axis:
-            labels = ops.expand_dims(y, -1)
-            return self.component.log_prob(ops.broadcast_to(labels, ops.shape(outputs)[:-1]), outputs)
+            is_index = len(y.shape) == len(outputs.shape) - 2
+            labels = ops.expand_dims(y, -1 if is_index else -2)
+            shape = ops.shape(outputs)
+            return self.component.log_prob(ops.broadcast_to(labels, shape[:-1] if is_index else shape), outputs)
         y = ops.expand_dims(ops.cast(y, "float32"), -2)
         return ops.sum(self.component.log_prob(y, outputs), axis=-1)
 

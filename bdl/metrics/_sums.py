@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bdl.keras_internals import keras_mask
 from bdl.random import Tensor
 
 
@@ -49,7 +50,7 @@ def standard_name(metric: keras.metrics.Metric) -> str:
 
 
 def flat_events(
-    y_true: Any, y_pred: Any, sample_weight: Any, from_logits: bool, sparse: bool
+    y_true: Any, y_pred: Any, sample_weight: Any, from_logits: bool, sparse: bool, ignore_class: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Labels `(n,)` int32, probabilities `(n, classes)` float32 and weights `(n,)` float32 of a batch.
 
@@ -59,6 +60,8 @@ def flat_events(
         sample_weight: That broadcasts to the labels, or None.
         from_logits: Whether `y_pred` are logits.
         sparse: Whether labels are indices.
+        ignore_class: Label of events that get a weight of 0, as those do which a Keras mask on `y_pred` hides; None for
+            no such label. Of one-hot rows, those of zeros and of this class.
     """
     p = ops.cast(y_pred, "float32")
     y = ops.convert_to_tensor(y_true)
@@ -75,14 +78,31 @@ def flat_events(
         event_shape = ops.shape(p)[:-1]
         p = ops.softmax(p, axis=-1) if from_logits else p
         p = ops.reshape(p, (-1, p.shape[-1]))
-        y = ops.reshape(y, (-1,)) if sparse else ops.argmax(ops.reshape(y, (-1, p.shape[-1])), axis=-1)
-    return ops.cast(y, "int32"), p, _flat_weights(sample_weight, event_shape)
+        y = ops.reshape(y, (-1,) if sparse else (-1, p.shape[-1]))
+        if not sparse:
+            y = ops.argmax(y, axis=-1) if ignore_class is None else _class_or(ignore_class, y)
+    labels = ops.cast(y, "int32")
+    weight = _masked(_flat_weights(sample_weight, event_shape), keras_mask(y_pred), event_shape)
+    if ignore_class is not None:
+        weight = ops.where(labels == ignore_class, 0.0, weight)
+    # What does not count may hold any label; it must not be looked up, for 0 * nan is nan.
+    return ops.where(weight == 0, 0, labels), p, weight
 
 
-def flat_targets(y_true: Any, sample_weight: Any) -> tuple[Tensor, Tensor]:
-    """Targets and weights, `(n,)` float32."""
+def flat_targets(y_true: Any, sample_weight: Any, mask: Any = None) -> tuple[Tensor, Tensor]:
+    """Targets and weights, `(n,)` float32; what the mask hides weighs nothing, and may hold any target."""
     y = ops.cast(y_true, "float32")
-    return ops.reshape(y, (-1,)), _flat_weights(sample_weight, ops.shape(y))
+    weight = _masked(_flat_weights(sample_weight, ops.shape(y)), mask, ops.shape(y))
+    return ops.where(weight == 0, 0.0, ops.reshape(y, (-1,))), weight
+
+
+def _class_or(ignore_class: int, one_hot: Tensor) -> Tensor:
+    """Class indices of one-hot rows, and `ignore_class` of rows of zeros, as `one_hot` writes what is no class."""
+    return ops.where(ops.max(one_hot, axis=-1) > 0, ops.cast(ops.argmax(one_hot, axis=-1), "int32"), ignore_class)
+
+
+def _masked(weight: Tensor, mask: Any, shape: Any) -> Tensor:
+    return weight if mask is None else ops.where(_flat_weights(mask, shape) > 0, weight, 0.0)
 
 
 def _flat_weights(sample_weight: Any, shape: Any) -> Tensor:

@@ -18,9 +18,16 @@ class _BinMetric(ClassMetric):
     """Sums of forecasts, outcomes and squared residuals in bins of equal width, one row of bins a group."""
 
     def __init__(
-        self, num_bins: int, num_groups: int, from_logits: bool, sparse: bool, name: str | None, dtype: Any
+        self,
+        num_bins: int,
+        num_groups: int,
+        from_logits: bool,
+        sparse: bool,
+        name: str | None,
+        dtype: Any,
+        ignore_class: int | None = None,
     ) -> None:
-        super().__init__(from_logits, sparse, name, dtype)
+        super().__init__(from_logits, sparse, name, dtype, ignore_class)
         if isinstance(num_bins, bool) or not hasattr(num_bins, "__index__") or num_bins < 1:
             raise ValueError(f"`num_bins` must be a positive integer, not {num_bins!r}. Pass 15.")
         self.num_bins = int(num_bins)
@@ -64,8 +71,9 @@ class _ConfidenceMetric(_BinMetric):
         sparse: bool = True,
         name: str | None = None,
         dtype: Any = None,
+        ignore_class: int | None = None,
     ) -> None:
-        super().__init__(num_bins, 1, from_logits, sparse, name, dtype)
+        super().__init__(num_bins, 1, from_logits, sparse, name, dtype, ignore_class)
 
     def _update(self, labels: Tensor, p: Tensor, weight: Tensor) -> None:
         predicted = ops.cast(ops.argmax(p, axis=-1), "int32")
@@ -82,6 +90,7 @@ class ExpectedCalibrationError(_ConfidenceMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -107,6 +116,7 @@ class MaximumCalibrationError(_ConfidenceMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -131,6 +141,7 @@ class RootMeanSquareCalibrationError(_ConfidenceMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -158,6 +169,7 @@ class DebiasedCalibrationError(_ConfidenceMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -187,6 +199,7 @@ class _GroupMetric(_BinMetric):
         sparse: bool = True,
         name: str | None = None,
         dtype: Any = None,
+        ignore_class: int | None = None,
     ) -> None:
         if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__") or num_classes < 2:
             raise ValueError(
@@ -194,7 +207,7 @@ class _GroupMetric(_BinMetric):
                 "network's output, 2 for one of size 1."
             )
         self.num_classes = int(num_classes)
-        super().__init__(num_bins, self.num_classes, from_logits, sparse, name, dtype)
+        super().__init__(num_bins, self.num_classes, from_logits, sparse, name, dtype, ignore_class)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -212,6 +225,7 @@ class TopLabelCalibrationError(_GroupMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -245,6 +259,7 @@ class ClasswiseCalibrationError(_GroupMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -283,6 +298,7 @@ class AreaUnderRiskCoverage(_ConfidenceMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -299,8 +315,9 @@ class AreaUnderRiskCoverage(_ConfidenceMetric):
         sparse: bool = True,
         name: str | None = None,
         dtype: Any = None,
+        ignore_class: int | None = None,
     ) -> None:
-        super().__init__(num_thresholds, from_logits, sparse, name, dtype)
+        super().__init__(num_thresholds, from_logits, sparse, name, dtype, ignore_class)
 
     def result(self) -> Tensor:
         """The area; 0 before any batch."""

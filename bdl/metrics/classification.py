@@ -17,10 +17,13 @@ SERIALIZABLE = keras.saving.register_keras_serializable(package="bdl")
 class ClassMetric(keras.metrics.Metric):
     """Takes class probabilities; subclasses write `_update` and `result`."""
 
-    def __init__(self, from_logits: bool, sparse: bool, name: str | None, dtype: Any) -> None:
+    def __init__(
+        self, from_logits: bool, sparse: bool, name: str | None, dtype: Any, ignore_class: int | None = None
+    ) -> None:
         super().__init__(name=name or standard_name(self), dtype=dtype)
         self.from_logits = bool(from_logits)
         self.sparse = bool(sparse)
+        self.ignore_class = ignore_class
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
@@ -28,25 +31,32 @@ class ClassMetric(keras.metrics.Metric):
         Args:
             y_true: Class indices `(...)` or `(..., 1)`; with `sparse=False` one-hot `(..., classes)`.
             y_pred: Probabilities or logits `(..., classes)`; binary: `(..., 1)`, or the shape of `y_true`.
-            sample_weight: Weights of the labels, which a mask becomes too.
+            sample_weight: Weights of the labels. Events that a Keras mask on `y_pred` hides, or whose label is
+                `ignore_class`, have none.
         """
-        self._update(*flat_events(y_true, y_pred, sample_weight, self.from_logits, self.sparse))
+        self._update(*flat_events(y_true, y_pred, sample_weight, self.from_logits, self.sparse, self.ignore_class))
 
     def _update(self, labels: Tensor, p: Tensor, weight: Tensor) -> None:
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {**super().get_config(), "from_logits": self.from_logits, "sparse": self.sparse}
+        settings = {"from_logits": self.from_logits, "sparse": self.sparse, "ignore_class": self.ignore_class}
+        return {**super().get_config(), **settings}
 
 
 class _MeanMetric(ClassMetric):
     """The weighted mean of `_terms`."""
 
     def __init__(
-        self, from_logits: bool = False, sparse: bool = True, name: str | None = None, dtype: Any = None
+        self,
+        from_logits: bool = False,
+        sparse: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+        ignore_class: int | None = None,
     ) -> None:
-        super().__init__(from_logits, sparse, name, dtype)
+        super().__init__(from_logits, sparse, name, dtype, ignore_class)
         self._sum = Sums(self, "sum")
         self._weight = Sums(self, "weight")
 
@@ -71,6 +81,7 @@ class NegativeLogLikelihood(_MeanMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -96,6 +107,7 @@ class BrierScore(_MeanMetric):
         sparse: Whether labels are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np
@@ -118,6 +130,7 @@ class PredictiveEntropy(_MeanMetric):
         sparse: Whether labels, of which only the shape counts, are class indices; else one-hot.
         name: Name of the metric; the default is that of the class, in lower case.
         dtype: Type of the result; sums are float32.
+        ignore_class: Label of events that do not count, such as 255, as in Keras' losses; None for no such label.
 
     Example:
     >>> import numpy as np

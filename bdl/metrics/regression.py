@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.keras_internals import keras_mask
 from bdl.metrics._sums import Sums, flat_targets, standard_name
 from bdl.random import Tensor
 
@@ -36,7 +37,7 @@ class _NormalMetric(keras.metrics.Metric):
         Args:
             y_true: Targets `(...)`.
             y_pred: Means and scales `(..., 2)`; with `scale` given, means `(...)`.
-            sample_weight: Weights of the targets, which a mask becomes too.
+            sample_weight: Weights of the targets. Those that a Keras mask on `y_pred` hides have none.
 
         Raises:
             ValueError: if the last axis is not of size 2 where it should be.
@@ -52,7 +53,7 @@ class _NormalMetric(keras.metrics.Metric):
         else:
             mean = ops.reshape(prediction, (-1,))
             scale = self.scale * ops.ones_like(mean)
-        target, weight = flat_targets(y_true, sample_weight)
+        target, weight = flat_targets(y_true, sample_weight, keras_mask(y_pred))
         self._update(target, mean, scale, weight)
 
     def _update(self, target: Tensor, mean: Tensor, scale: Tensor, weight: Tensor) -> None:
@@ -291,7 +292,7 @@ class PinballLoss(keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch of targets and quantiles, with weights of the targets."""
-        target, weight = flat_targets(y_true, sample_weight)
+        target, weight = flat_targets(y_true, sample_weight, keras_mask(y_pred))
         over = target - ops.reshape(ops.cast(y_pred, "float32"), (-1,))
         self._sum.add(ops.sum(weight * ops.maximum(self.level * over, (self.level - 1) * over)))
         self._weight.add(ops.sum(weight))

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import keras
+import numpy as np
 
 from bdl.keras_internals import flatten_layers
+from bdl.latents import without_local_kl
+from bdl.likelihoods.heads import Heads, naming
 from bdl.protocols import HasKL, HasLocalLatents
+from bdl.training.data import check_finite
+
+_NUM_LOOKED_AT = 8
+"""Examples whose outputs tell logits from probabilities: rows of logits do not sum to 1, not even one of them."""
 
 
 def check_estimators(network: keras.Layer, objective: str) -> None:
@@ -39,3 +47,46 @@ def warn_if_deterministic(network: keras.Layer) -> None:
             "uncertainty will be zero unless the network is random in another way. Use bdl.layers.",
             stacklevel=3,
         )
+
+
+def check_data(
+    network: keras.Model, heads: Heads, x: Any, y: Any, sample_weight: Any = None, loss_weights: Any = None
+) -> None:
+    """Refuses data that a built network and its likelihoods cannot be trained on or evaluated with.
+
+    Raises:
+        ValueError: if inputs are not finite, labels or weights do not fit, or outputs are not what likelihoods expect.
+    """
+    check_finite(x, "x")
+    specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor((None, *leaf.shape[1:]), "float32"), x)
+    outputs = network.compute_output_spec(specs)
+    heads.check_labels(y, outputs, sample_weight, lambda count: outputs_on(network, x, count))
+    heads.weights(None, outputs, loss_weights)
+    check_outputs(network, heads, x, outputs)
+
+
+def outputs_on(network: keras.Model, x: Any, count: int) -> Any:
+    """What a network says of the first examples, with Keras' masks on it; no variable changes, seeds neither."""
+    first = keras.tree.map_structure(lambda leaf: keras.ops.convert_to_tensor(leaf[:count]), x)
+    with without_local_kl(), keras.StatelessScope():
+        return network(first, training=False)
+
+
+def check_outputs(network: keras.Model, heads: Heads, x: Any, outputs: Any) -> None:
+    """Looks at the outputs for some examples where it cannot be seen whether they are logits or probabilities.
+
+    Args:
+        network: A built network.
+        heads: Its likelihoods.
+        x: Inputs.
+        outputs: Outputs, or anything in their structure.
+
+    Raises:
+        ValueError: if they are not what a likelihood expects.
+    """
+    endings = heads.endings(outputs)
+    doubtful = {name: head for name, head in heads.by_name(outputs).items() if head.is_in_doubt(endings[name])}
+    found = heads.flat(outputs_on(network, x, _NUM_LOOKED_AT)) if doubtful else {}
+    for name, head in doubtful.items():
+        with naming(name):
+            head.check_outputs(keras.ops.convert_to_numpy(found[name]).astype(np.float32))

@@ -57,12 +57,12 @@ def measure(x: Any, batch_size: int | None = None, validation_split: float = 0.0
     return DataSize(kept, math.ceil(kept / (batch_size or DEFAULT_BATCH_SIZE)))
 
 
-def first_batch(x: Any) -> tuple[Any, Any] | None:
-    """Inputs and labels of one batch of a data set, or None where reading one would consume it."""
+def first_batch(x: Any) -> tuple[Any, Any, Any] | None:
+    """Inputs, labels and weights (or None) of one batch of a data set, or None where reading one would consume it."""
     if is_dataset(x):
-        return _inputs_and_labels(next(iter(x.take(1)), None))
+        return _parts_of(next(iter(x.take(1)), None))
     if isinstance(x, keras.utils.PyDataset):
-        return _inputs_and_labels(x[0])
+        return _parts_of(x[0])
     return None
 
 
@@ -141,8 +141,8 @@ def _batch_length(batch: Any) -> int:
     return int(keras.tree.flatten(inputs)[0].shape[0])
 
 
-def _inputs_and_labels(batch: Any) -> tuple[Any, Any] | None:
-    return (batch[0], batch[1]) if isinstance(batch, tuple) and len(batch) > 1 else None
+def _parts_of(batch: Any) -> tuple[Any, Any, Any] | None:
+    return (*batch, None)[:3] if isinstance(batch, tuple) and len(batch) > 1 else None
 
 
 def _is_data_loader(x: Any) -> bool:

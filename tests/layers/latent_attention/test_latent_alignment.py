@@ -364,8 +364,9 @@ def test_what_follows_a_decoder_must_be_read_as_a_mixture():
 def test_a_softmax_in_the_decoder_is_seen():
     model = network(built("marginal", keras.layers.Dense(3, activation="softmax")))
     with pytest.raises(ValueError, match="ends in softmax"):
-        bdl.VariationalModel(model, Mixture(Categorical()))
-    quiet_model(model, Mixture(Categorical(from_logits=False)))
+        bdl.VariationalModel(model, Mixture(Categorical(from_logits=True)))
+    for likelihood in (Mixture(Categorical()), Mixture(Categorical(from_logits=False))):
+        assert quiet_model(model, likelihood).likelihood.component.from_logits is False
 
 
 class MadeLate(keras.Model):
