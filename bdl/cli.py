@@ -226,9 +226,9 @@ def evaluate(
             num_resamples=num_resamples,
             seed=seed,
         )
-        for output, found in ({None: evaluation} if is_one else evaluation).items():
+        for name, found in ({None: evaluation} if is_one else evaluation).items():
             table = found.table()
-            _print_table(table, title=table.caption if is_one else f"{output}: {table.caption}")
+            _print_table(table, title=table.caption if is_one else f"{name}: {table.caption}")
         for path, save in ((output, evaluation.save_html), (json_output, evaluation.save_json)):
             if path is not None:
                 save(path)

@@ -181,6 +181,21 @@ def test_evaluate_prints_the_table_and_writes_page_and_json(predictions: Path, o
     assert "Reliability diagram" in output.read_text()
 
 
+def test_evaluate_takes_several_outputs_and_void_labels(tmp_path: Path) -> None:
+    path, figures = tmp_path / "network.npz", tmp_path / "figures.json"
+    p, kind = np.array([[0.7, 0.3], [0.2, 0.8], [0.5, 0.5]]), np.array([0, 1, 255])
+    of_size = {"size/mean": np.zeros(3), "size/scale": np.ones(3), "size/y": np.ones(3)}
+    np.savez(path, **{"kind/probabilities": p, "kind/y": kind}, **of_size)
+    arguments = ["--labels", "y", "--num-resamples", "0", "--json", str(figures)]
+    result = run("evaluate", str(path), *arguments)
+    assert result.exit_code == 1
+    assert "Output 'kind': `y` must hold class indices" in message(result)
+    result = run("evaluate", str(path), *arguments, "--ignore-class", "255")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(figures.read_text())["outputs"]["kind"]["models"]["network"]["scores"]["nll"]["value"]
+    assert found == pytest.approx(-np.mean(np.log([0.7, 0.8])))
+
+
 def test_evaluate_compares_files_of_the_same_name(predictions: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "network.npz"
     other.parent.mkdir()

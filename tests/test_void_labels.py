@@ -47,9 +47,8 @@ def test_void_labels_add_nothing_to_the_sum_over_events(likelihood):
 @pytest.mark.core
 def test_a_void_label_has_no_gradient_and_spoils_none():
     likelihood = Categorical(ignore_class=255)
-    (found,) = gradients(
-        lambda values: keras.ops.sum(likelihood.nll(VOID, values[0])), [keras.ops.convert_to_tensor(LOGITS)]
-    )
+    logits = keras.ops.convert_to_tensor(LOGITS)
+    (found,) = gradients(lambda values: keras.ops.sum(likelihood.nll(VOID, values[0])), [logits])
     expected = np.where(IS_VOID[..., None], 0.0, np.exp(LOG_P) - ONE_HOT)
     assert_allclose(array(found), expected, atol=1e-6)
 
@@ -164,14 +163,19 @@ def test_a_model_trains_on_void_labels_and_its_metrics_leave_them_out():
 @pytest.mark.core
 def test_weights_of_pixels_and_one_hot_labels_train():
     model = segmentation(Categorical())
+    model.compile("adam", weighted_metrics=[bdl.metrics.BrierScore()])
     weight = RNG.uniform(size=Y.shape).astype("float32") * ~IS_VOID
     with bdl.mean_weights(model):
         logs = model.evaluate(LOGITS, VOID, sample_weight=weight, verbose=0, return_dict=True)
         log_p = special.log_softmax(array(model.network(LOGITS)), axis=-1)
+        model.compile("adam", metrics=["accuracy"])
         of_one_hot = model.evaluate(LOGITS, ONE_HOT, verbose=0, return_dict=True)
     nll = -np.take_along_axis(log_p, Y[..., None], axis=-1)[..., 0]
     assert_allclose(logs["nll"], np.mean(summed(weight * nll)), rtol=1e-5)
     assert_allclose(of_one_hot["nll"], np.mean(summed(nll)), rtol=1e-5)
+    assert_allclose(of_one_hot["accuracy"], np.mean(log_p.argmax(-1) == Y), rtol=1e-5)
+    squares = np.sum((np.exp(log_p) - ONE_HOT) ** 2, axis=-1)
+    assert_allclose(logs["brier_score"], np.sum(weight * squares) / np.sum(weight), rtol=1e-5)
 
 
 @pytest.mark.core

@@ -80,7 +80,10 @@ def evaluate(
 
     def one(output: str | None, y: Any, mask: Any) -> Evaluation:
         chosen = {name: of_outputs[output] for name, of_outputs in forecasts.items()}
-        return _evaluate(y, chosen, mask, ignore_class, num_bins, Resampling(level, int(num_resamples), seed))
+        # Of several outputs it is meant for those with classes.
+        is_for_it = output is None or any(isinstance(each, ClassForecast) for each in chosen.values())
+        void = ignore_class if is_for_it else None
+        return _evaluate(y, chosen, mask, void, num_bins, Resampling(level, int(num_resamples), seed))
 
     if None in found[0]:
         if outputs is not None:
@@ -97,7 +100,7 @@ def evaluate(
 
 def _by_name(prediction: Any, outputs: list[str] | None) -> dict[str, Any]:
     """Predictions by the models' names; a dict by the outputs' names is one model's."""
-    is_of_outputs = isinstance(prediction, Mapping) and prediction and set(prediction) == set(outputs or ())
+    is_of_outputs = isinstance(prediction, Mapping) and bool(set(prediction) & set(outputs or ()))
     if isinstance(prediction, Mapping) and not set(prediction) <= set(FIELDS) and not is_of_outputs:
         if not all(isinstance(name, str) for name in prediction):
             raise ValueError(f"`prediction` must name its models by strings, not {list(prediction)}.")

@@ -254,7 +254,7 @@ def forecasts_of(
     if isinstance(prediction, (list, tuple)) and any(isinstance(each, Prediction) for each in prediction):
         prediction = {f"output_{number}": each for number, each in enumerate(prediction)}
     is_by_output = isinstance(prediction, Mapping) and (
-        set(prediction) == set(outputs or ()) or any(isinstance(each, Prediction) for each in prediction.values())
+        bool(set(prediction) & set(outputs or ())) or any(isinstance(each, Prediction) for each in prediction.values())
     )
     if is_by_output:
         return {name: forecast_of(each) for name, each in prediction.items() if each is not None}

@@ -9,6 +9,7 @@ from keras import ops
 from numpy.testing import assert_allclose
 
 from bdl import calibration, metrics
+from bdl.keras_internals import with_mask
 
 CLASSES = 4
 PAIRS = {
@@ -39,6 +40,23 @@ def problem(seed, n):
 
 def value(metric):
     return float(ops.convert_to_numpy(metric.result()))
+
+
+@pytest.mark.core
+@every_metric
+def test_void_and_masked_labels_are_left_out(metric, function):
+    y, p, _ = problem(3, 60)
+    random = np.random.default_rng(4)
+    is_void, kept = random.random(60) < 0.3, random.random(60) < 0.7
+    found, of_one_hot = made(metric, ignore_class=255), made(metric, ignore_class=255, sparse=False)
+    for start in range(0, 60, 20):
+        part = slice(start, start + 20)
+        probabilities = with_mask(ops.convert_to_tensor(p[part]), ops.convert_to_tensor(kept[part]))
+        found.update_state(np.where(is_void, 255, y)[part], probabilities)
+        of_one_hot.update_state(np.where(is_void[:, None], 0.0, np.eye(CLASSES)[y])[part], probabilities)
+    expected = function(y[kept & ~is_void], p[kept & ~is_void])
+    assert_allclose([value(found), value(of_one_hot)], expected, rtol=1e-5, atol=1e-6)
+    assert metric.from_config(found.get_config()).ignore_class == 255
 
 
 @pytest.mark.core

@@ -280,9 +280,9 @@ def class_bins(
     [2, 2, 2]
     """
     is_binary = np.shape(y) == np.shape(probabilities)
-    groups = 1 if is_binary else _num_classes(y, probabilities)
+    groups = 1 if is_binary else _num_classes(y, probabilities, mask)
     return grouped_bins(class_pairs, y, probabilities, num_bins, binning, mask, groups)
 
 
-def _num_classes(y: ArrayLike, probabilities: ArrayLike) -> int:
-    return next(event_blocks(y, probabilities)).probabilities.shape[1]
+def _num_classes(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None) -> int:
+    return next(event_blocks(y, probabilities, mask)).probabilities.shape[1]
