@@ -1,7 +1,8 @@
 """Recipes: prior, posterior, schedule and optimizer that work together, each with its evidence.
 
 A recipe takes a built Keras network that ends in raw outputs (logits) and returns a compiled `VariationalModel` around
-the same network; `fit` it. All end at T = 1. Figures are those of benchmarks/ (docs/defaults.md has the tables and says
+the same network; `fit` it. A network that visibly ends in softmax or sigmoid will do: `Categorical()` and `Bernoulli()`
+follow it. All end at T = 1. Figures are those of benchmarks/ (docs/defaults.md has the tables and says
 how to repeat them); NLL is per example, in nats.
 """
 

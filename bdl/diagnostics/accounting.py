@@ -9,6 +9,7 @@ moved likewise, and it says how it counts the NLL. With `loss = a * mean NLL + c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from bdl.diagnostics.probe import class_numbers
 from bdl.diagnostics.weights import WeightPosterior, aside, total_divergence, weight_posteriors
 from bdl.elbo import ELBO
 from bdl.likelihoods import Bernoulli, Categorical, Likelihood, Normal
+from bdl.likelihoods.heads import Heads
 from bdl.protocols import HasTemperature
 
 _PROBE_EXAMPLES = 64
@@ -117,14 +119,20 @@ def likelihood_of(model: Any, likelihood: Likelihood | None = None) -> Likelihoo
     found = (
         likelihood or getattr(model, "likelihood", None) or getattr(getattr(model, "loss", None), "likelihood", None)
     )
+    if isinstance(found, (Mapping, list, tuple)):
+        raise ValueError(
+            "`model` must have one output to be diagnosed, not a likelihood for each of several. Diagnose the outputs "
+            "apart: a keras.Model of one of them, with `likelihood=` its own."
+        )
     if isinstance(found, Likelihood):
-        return found
+        following: Likelihood = Heads(found, model).likelihood  # type: ignore[assignment]
+        return following
     loss = getattr(model, "loss", None)
     name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", None))
     config: dict[str, Any] = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
     from_logits = bool(config.get("from_logits", False))
     if name in ("sparse_categorical_crossentropy", "categorical_crossentropy"):
-        return Categorical(from_logits=from_logits)
+        return Categorical(from_logits=from_logits, ignore_class=config.get("ignore_class"))
     if name == "binary_crossentropy":
         return Bernoulli(from_logits=from_logits)
     if name in ("mse", "mean_squared_error"):

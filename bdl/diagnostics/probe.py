@@ -120,6 +120,12 @@ def class_numbers(y: Any, likelihood: Likelihood, output_rank: int | None = None
     array([1, 0])
     """
     y = np.asarray(y)
+    void = getattr(likelihood, "ignore_class", None)
+    if void is not None and np.any(y == void):
+        raise ValueError(
+            f"`y` must have a label for every event to be diagnosed, not {void} (`ignore_class`). Give the diagnosis "
+            "examples without void events."
+        )
     may_be = likelihood.has_class_axis and y.ndim > 1 and y.shape[-1] > 1 and output_rank in (None, y.ndim)
     is_one_hot = may_be and bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=-1) == 1))
     return y.argmax(axis=-1) if is_one_hot else y

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bdl.calibration._validation import SUM_TOLERANCE
 from bdl.keras_internals import keras_mask
 from bdl.random import Tensor
 
@@ -59,7 +60,7 @@ def flat_events(
         y_pred: `(..., classes)`, or binary: `(..., 1)` or the shape of `y_true`.
         sample_weight: That broadcasts to the labels, or None.
         from_logits: Whether `y_pred` are logits.
-        sparse: Whether labels are indices.
+        sparse: Whether labels are indices. One-hot labels that are taken for independent ones give NaN.
         ignore_class: Label of events that get a weight of 0, as those do which a Keras mask on `y_pred` hides; None for
             no such label. Of one-hot rows, those of zeros and of this class.
     """
@@ -71,6 +72,8 @@ def flat_events(
     if is_binary:
         event_shape = ops.shape(p)[:-1] if p.shape[-1] == 1 else ops.shape(p)
         p = ops.sigmoid(p) if from_logits else p
+        if p.shape[-1] != 1 and len(p.shape) > 1:
+            p = ops.where(_are_one_hot(y, p), float("nan"), p)
         flat = ops.reshape(p, (-1,))
         p = ops.stack([1.0 - flat, flat], axis=-1)
         y = ops.reshape(y, (-1,))
@@ -94,6 +97,16 @@ def flat_targets(y_true: Any, sample_weight: Any, mask: Any = None) -> tuple[Ten
     y = ops.cast(y_true, "float32")
     weight = _masked(_flat_weights(sample_weight, ops.shape(y)), mask, ops.shape(y))
     return ops.where(weight == 0, 0.0, ops.reshape(y, (-1,))), weight
+
+
+def _are_one_hot(y: Tensor, p: Tensor) -> Tensor:
+    """Whether labels are one-hot and no independent ones, which `sparse=False` should have said: a scalar.
+
+    The NumPy functions raise here; compiled code cannot, and gives NaN.
+    """
+    y = ops.cast(y, "float32")
+    is_one = ops.logical_and(ops.sum(y, axis=-1) == 1, ops.max(y, axis=-1) == 1)
+    return ops.all(ops.logical_and(is_one, ops.abs(ops.sum(p, axis=-1) - 1.0) <= SUM_TOLERANCE))
 
 
 def _class_or(ignore_class: int, one_hot: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 from foreign_layers import ForeignDense
 
 import bdl
+from bdl.diagnostics.accounting import likelihood_of
 from bdl.diagnostics.measure import take_probe
 from bdl.diagnostics.probe import (
     ACTIVE_SIGNAL,
@@ -41,6 +42,17 @@ def test_one_hot_labels_become_class_numbers(kind):
 def test_one_hot_sequences_become_sequences_of_class_numbers():
     y = np.stack([LABELS, LABELS[::-1]], axis=1)
     np.testing.assert_array_equal(class_numbers(np.eye(3)[y], Categorical()), y)
+
+
+def test_void_labels_and_several_outputs_are_not_diagnosed_in_silence():
+    with pytest.raises(ValueError, match=r"`y` must have a label for every event to be diagnosed, not 255"):
+        class_numbers([0, 255], Categorical(ignore_class=255))
+    inputs = keras.Input((4,))
+    several = keras.Model(inputs, {"a": keras.layers.Dense(3)(inputs), "b": bdl.layers.DenseFlipout(1)(inputs)})
+    with pytest.raises(ValueError, match="`model` must have one output to be diagnosed"):
+        likelihood_of(bdl.VariationalModel(several, {"a": Categorical(), "b": Normal()}))
+    squashed = keras.Sequential([inputs, keras.layers.Dense(3, "softmax")])
+    assert likelihood_of(squashed, Categorical()).from_logits is False
 
 
 def test_class_numbers_of_sequences_that_look_one_hot_stay():

@@ -60,6 +60,17 @@ def test_void_and_masked_labels_are_left_out(metric, function):
 
 
 @pytest.mark.core
+def test_one_hot_labels_are_not_taken_for_independent_ones():
+    y, p, _ = problem(5, 20)
+    metric = metrics.BrierScore()
+    metric.update_state(np.eye(CLASSES)[y], p)
+    assert np.isnan(value(metric))
+    independent = metrics.BrierScore()
+    independent.update_state(np.eye(CLASSES)[y], p / 2)
+    assert np.isfinite(value(independent))
+
+
+@pytest.mark.core
 @every_metric
 def test_batches_of_any_size_merge_to_the_whole(metric, function):
     y, p, _ = problem(0, 101)

@@ -185,7 +185,7 @@ def top_label_calibration_error(
     >>> expected_calibration_error(y, p), top_label_calibration_error(y, p)
     (0.0, 0.125)
     """
-    groups = _num_classes(y, probabilities)
+    groups = _num_classes(y, probabilities, mask)
     bins = grouped_bins(top_label_pairs, y, probabilities, num_bins, binning, mask, groups)
     total = sum(int(each.count.sum()) for each in bins)
     return float(sum(np.sum(each.count * np.abs(each.gap)) for each in bins) / total)
