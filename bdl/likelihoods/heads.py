@@ -336,7 +336,7 @@ def _only(values: Any, argument: str) -> Any:
     """The value of a single output, which Keras takes in a list of one as well."""
     if isinstance(values, (list, tuple)) and len(values) == 1:
         return values[0]
-    if isinstance(values, Mapping) or (isinstance(values, (list, tuple)) and not np.isscalar(values[0])):
+    if isinstance(values, Mapping) or (isinstance(values, (list, tuple)) and not np.isscalar(next(iter(values), 0))):
         kind = f"dict of {list(values)}" if isinstance(values, Mapping) else f"list of {len(values)}"
         raise ValueError(f"`{argument}` must be one, as the network has one output, not a {kind}.")
     return values
