@@ -163,12 +163,12 @@ def test_a_model_trains_on_void_labels_and_its_metrics_leave_them_out():
 @pytest.mark.core
 def test_weights_of_pixels_and_one_hot_labels_train():
     model = segmentation(Categorical())
-    model.compile("adam", weighted_metrics=[bdl.metrics.BrierScore()])
+    model.compile("adam", weighted_metrics=[bdl.metrics.BrierScore()], run_eagerly=True)
     weight = RNG.uniform(size=Y.shape).astype("float32") * ~IS_VOID
     with bdl.mean_weights(model):
         logs = model.evaluate(LOGITS, VOID, sample_weight=weight, verbose=0, return_dict=True)
         log_p = special.log_softmax(array(model.network(LOGITS)), axis=-1)
-        model.compile("adam", metrics=["accuracy"])
+        model.compile("adam", metrics=["accuracy"], run_eagerly=True)
         of_one_hot = model.evaluate(LOGITS, ONE_HOT, verbose=0, return_dict=True)
     nll = -np.take_along_axis(log_p, Y[..., None], axis=-1)[..., 0]
     assert_allclose(logs["nll"], np.mean(summed(weight * nll)), rtol=1e-5)
