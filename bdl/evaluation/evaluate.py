@@ -19,6 +19,8 @@ from bdl.evaluation.forecasts import FIELDS, ClassForecast, Forecast, forecast_o
 from bdl.evaluation.scores import ModelEvaluation, Resampling, evaluate_classes, evaluate_targets
 from bdl.likelihoods import Likelihood
 from bdl.report import Row, Table, render, write_atomically
+from bdl.training.batches import LabelledData
+from bdl.training.data import is_data_set
 
 _MAX_JSON_POINTS = 200
 
@@ -135,7 +137,7 @@ class Evaluation:
 
 
 def evaluate(
-    y: ArrayLike,
+    y: ArrayLike | None,
     prediction: Any,
     x: Any = None,
     *,
@@ -150,7 +152,8 @@ def evaluate(
     """Tells how good predictions and their uncertainty are, whoever made them.
 
     Args:
-        y: Labels (class indices) `(n,)` or `(...)`; targets or counts for predictive distributions of such.
+        y: Labels (class indices) `(n,)` or `(...)`; targets or counts for predictive distributions of such. None takes
+            the labels of a data set `x`.
         prediction: One of, or a dict of them by the models' names:
             an array of class probabilities `(..., classes)`, or of the shape of `y` for label 1;
             a dict of arrays: `{"probabilities"}`, `{"logits"}`, `{"samples"}` (probabilities `(samples, n, classes)`,
@@ -158,7 +161,8 @@ def evaluate(
             what `predict_distribution` returned;
             a `VariationalModel`, a Keras model or list of models (with `likelihood`), or a fitted scikit-learn
             classifier, all with `x`.
-        x: Inputs for models.
+        x: Inputs for models: whatever `predict_distribution` takes. A data set is read once, and for several models
+            kept in memory; its sample weights are ignored.
         mask: True where a label counts, shape of `y`.
         likelihood: What the outputs of Keras models mean.
         num_bins: Bins of the calibration errors.
@@ -185,9 +189,13 @@ def evaluate(
     named = _by_name(prediction)
     if x is not None:
         options.setdefault("seed", seed)
-    forecasts = {name: forecast_of(each, x, likelihood, **options) for name, each in named.items()}
+    data = LabelledData(x, num_readings=len(named)) if is_data_set(x) else None
+    forecasts = {
+        name: forecast_of(each, x if data is None else data.inputs(), likelihood, **options)
+        for name, each in named.items()
+    }
     kind = _kind(forecasts)
-    labels = real_array("y", y)
+    labels = real_array("y", _labels(y, data))
     resampling = Resampling(level, int(num_resamples), seed, examples=len(labels) if labels.ndim else 0)
     models = {name: _evaluate(labels, each, mask, num_bins, resampling) for name, each in forecasts.items()}
     num_events = labels.size if mask is None else int(np.sum(np.asarray(mask, dtype=bool)))
@@ -202,6 +210,16 @@ def _by_name(prediction: Any) -> dict[str, Any]:
     if isinstance(prediction, Mapping) and not prediction:
         raise ValueError("`prediction` must hold at least one prediction, not be an empty dict.")
     return {"model": prediction}
+
+
+def _labels(y: ArrayLike | None, data: LabelledData | None) -> ArrayLike:
+    """The labels that were given, or those of a data set that was read."""
+    found = None if data is None else data.labels()
+    if y is None and found is None:
+        raise ValueError("`y` must hold the labels, not be None, unless `x` is a data set of (inputs, labels).")
+    if y is not None and found is not None:
+        raise ValueError("`y` must be None where the data set `x` has labels, which are taken with its inputs.")
+    return found if y is None else y  # type: ignore[return-value]
 
 
 def _kind(forecasts: Mapping[str, Forecast]) -> Literal["classification", "regression"]:

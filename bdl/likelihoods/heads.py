@@ -43,7 +43,7 @@ def mean_of(likelihood: Likelihoods, y_pred: Any) -> Any:
 
 def penalty_of(likelihood: Likelihoods) -> Tensor:
     """What scale priors charge, each once, as the weights of a shared layer; scalar, total, in nats."""
-    return sum((head.penalty() for head in heads_of(likelihood)), ops.zeros(()))
+    return sum((head.penalty() for head in heads_of(likelihood)), ops.zeros((), dtype="float32"))
 
 
 def check_labels_of(likelihood: Likelihoods, y: Any, outputs: Any) -> None:
