@@ -292,10 +292,10 @@ class VariationalModel(keras.Model):
         """The predictive mean over weight samples: class probabilities, or the mean of the targets.
 
         Args:
-            x: Inputs, as `keras.Model.predict` takes them.
-            batch_size: Number of inputs evaluated at a time.
+            x: Inputs, as `bdl.predict_distribution` takes them: arrays of any kind or a data set.
+            batch_size: Number of inputs evaluated at a time; a data set comes in batches of its own.
             verbose: Accepted for Keras' sake; there is no progress display.
-            steps: Batches to read from a data set; None reads all.
+            steps: Number of batches; None takes all.
             callbacks: Not supported.
             num_samples: Number of Monte Carlo samples.
 
@@ -307,7 +307,7 @@ class VariationalModel(keras.Model):
         return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, batch_size, steps=steps))
 
     def predict_on_batch(self, x: Any, num_samples: int = 64) -> Any:
-        """`predict` of inputs that are evaluated together: the predictive mean, and no raw outputs."""
+        """`predict` of inputs that are evaluated together: the predictive mean, not the outputs of one draw."""
         rows = training_data.check_lengths({"x": x})
         return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, rows))
 
