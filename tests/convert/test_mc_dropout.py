@@ -260,6 +260,7 @@ def test_a_declared_batch_size_is_kept_and_no_state_is_changed(make: Any):
 
 
 @pytest.mark.core
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras' own, which pytest.warns raises again
 def test_a_declared_batch_size_does_not_hide_decorative_dropout():
     inputs = keras.Input(batch_shape=(7, 4))
     with pytest.warns(DecorativeDropoutWarning, match="last step"):
