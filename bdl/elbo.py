@@ -100,7 +100,8 @@ def kl_divergence(
     layers: list[Any] = [layer for layer in flatten_layers(model) if isinstance(layer, HasKL)]
     weights = [weight for layer in layers for weight in layer.trainable_variables] if is_tracing() else []
     with _values_of(model, trainable_variables, non_trainable_variables):
-        total = sum((layer.kl_divergence() for layer in layers), ops.zeros(()))
+        terms = (ops.cast(layer.kl_divergence(), "float32") for layer in layers)
+        total = sum(terms, ops.zeros((), dtype="float32"))
         is_constant = bool(weights) and all(is_concrete(current_value(weight)) for weight in weights)
     if is_constant:
         raise ValueError(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend import compute_output_spec
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.trainers.data_adapters import get_data_adapter
+from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
@@ -106,6 +109,93 @@ def producer(tensor: Any) -> tuple[Any, int, list[Any]]:
         return None, 0, []
     operation, node, index = history
     return operation, index, list(operation._inbound_nodes[node].input_tensors)
+
+
+def row_picker(arrays: Any) -> Callable[[np.ndarray], Any]:
+    """What gives rows of arrays of any kind that Keras takes, by their numbers.
+
+    Args:
+        arrays: Arrays, tensors, pandas or scipy sparse matrices in any structure; None stays None.
+
+    Returns:
+        A function of row numbers. Its arrays are dense NumPy ones, floating point numbers in Keras' `floatx`; tensors
+        only of text and where rows differ in length.
+
+    Example:
+    >>> row_picker({"a": np.array([[1], [2], [3]]), "b": None})(np.array([2, 0]))
+    {'a': array([[3],
+           [1]]), 'b': None}
+    """
+    tables = convert_to_sliceable(arrays, target_backend="numpy")
+
+    def pick(rows: np.ndarray) -> Any:
+        return keras.tree.map_structure(lambda table: None if table is None else _rows(table, rows), tables)
+
+    return pick
+
+
+def _rows(table: Any, rows: np.ndarray) -> Any:
+    picked = table[rows]
+    if is_ragged(picked) or is_text(picked):
+        return picked
+    return np.asarray(table.convert_to_numpy(picked))
+
+
+def is_ragged(values: Any) -> bool:
+    """Whether these are rows of different lengths, which TensorFlow alone has a tensor for."""
+    return keras.backend.backend() == "tensorflow" and hasattr(values, "flat_values")
+
+
+def cut_as(padded: Any, ragged: Any) -> Any:
+    """A tensor without its padding: its rows as long as those of a ragged one."""
+    return ragged.from_tensor(padded, lengths=ragged.nested_row_lengths())
+
+
+def is_sparse(values: Any) -> bool:
+    """Whether this is a sparse tensor of TensorFlow or JAX; Keras has none on Torch.
+
+    Example:
+    >>> is_sparse(keras.ops.ones((2, 2)))
+    False
+    """
+    return hasattr(values, "dense_shape") or hasattr(values, "todense")
+
+
+def is_text(values: Any) -> bool:
+    """Whether a tensor holds strings, which TensorFlow alone has a tensor for.
+
+    Example:
+    >>> is_text(np.ones(2))
+    False
+    """
+    return keras.backend.backend() == "tensorflow" and getattr(values, "dtype", None) == "string"
+
+
+def output_spec(network: keras.Model, inputs: Any) -> Any:
+    """Shapes and dtypes of a network's outputs for Keras tensors as inputs.
+
+    Args:
+        network: A built network.
+        inputs: In the structure that it is called with; None for an optional input that is left out.
+
+    Example:
+    >>> output_spec(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), keras.KerasTensor((5, 2))).shape
+    (5, 1)
+    """
+    if any(leaf is None for leaf in keras.tree.flatten(inputs)):
+        # `Function.compute_output_spec` asks every input for its shape.
+        return compute_output_spec(network, inputs)
+    return network.compute_output_spec(inputs)
+
+
+def py_dataset_batches(data: keras.utils.PyDataset) -> Iterator[Any]:
+    """What a `PyDataset` gives in one epoch, read by its workers as in `fit`, and told of its beginning and end."""
+    adapter = get_data_adapter(data)
+    adapter.on_epoch_begin()
+    try:
+        yield from adapter.get_numpy_iterator()
+    finally:
+        adapter.on_epoch_end()
 
 
 def view(layer: keras.Layer, **attributes: Any) -> Any:

@@ -17,13 +17,15 @@ from bdl.export import export_distribution
 from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take_losses
 from bdl.latents import keep_local_kl, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
-from bdl.prediction import predict_with
+from bdl.prediction import mean_of_prediction, predict_with
 from bdl.random import Tensor
 from bdl.sampling import Sampler
 from bdl.training import data as training_data
-from bdl.training.checks import check_data, check_estimators, warn_if_deterministic
+from bdl.training.batches import known_inputs
+from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress
+from bdl.training.soundness import checked_data
 from bdl.uncounted import counted
 
 FORMAT_VERSION = 1
@@ -163,6 +165,7 @@ class VariationalModel(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Raw network outputs for one draw of the weights; within a training step a list of `num_samples` of them."""
+        inputs = known_inputs(self.network, inputs)
         if self.num_samples == 1:
             return self.network(inputs, training=training)
         take_losses(self)  # of the step before: Keras' JAX trainer, which goes past `__call__`, would leave them
@@ -241,16 +244,16 @@ class VariationalModel(keras.Model):
 
         Raises:
             ValueError: if N is not known and cannot be inferred, the schedule needs a length that is not known, or the
-                data are not sound (not finite, or labels that do not fit the likelihood).
+                data are not sound (not finite, of unequal length, or labels that do not fit the likelihood).
 
         Warns:
             UserWarning: if the fit ended before its schedule of T did, or the schedule had ended with a first fit of
                 one epoch.
         """
+        x, y, kwargs = checked_data(self, self._heads, x, y, kwargs, self._loss_weights)
         size = training_data.measure(x, batch_size, validation_split)
         self.progress.set_num_examples(size.num_examples, x)
         steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
-        self._check_data(x, y, kwargs.get("sample_weight"))
         self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
@@ -269,8 +272,9 @@ class VariationalModel(keras.Model):
     ) -> Any:
         """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, for one weight sample a batch."""
         self.progress.require_num_examples()
-        self._check_data(x, y, sample_weight)
-        return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+        given = {"sample_weight": sample_weight, **kwargs}
+        x, y, kwargs = checked_data(self, self._heads, x, y, given, self._loss_weights)
+        return super().evaluate(x, y, batch_size, verbose, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`; needs `num_examples`.
@@ -303,10 +307,10 @@ class VariationalModel(keras.Model):
         """The predictive mean over weight samples: class probabilities, or the mean of the targets.
 
         Args:
-            x: Inputs, as `keras.Model.predict` takes them.
-            batch_size: Number of inputs evaluated at a time.
+            x: Inputs, as `bdl.predict_distribution` takes them: arrays of any kind or a data set.
+            batch_size: Number of inputs evaluated at a time; a data set comes in batches of its own.
             verbose: Accepted for Keras' sake; there is no progress display.
-            steps: Batches to read from a data set; None reads all.
+            steps: Number of batches; None takes all.
             callbacks: Not supported.
             num_samples: Number of Monte Carlo samples.
 
@@ -316,9 +320,12 @@ class VariationalModel(keras.Model):
         """
         if callbacks:
             raise ValueError("`callbacks` are not supported by predict: all samples of a batch are one compiled loop.")
-        x = training_data.inputs_as_arrays(x, steps)
-        prediction = self.predict_distribution(x, num_samples, batch_size or training_data.DEFAULT_BATCH_SIZE)
-        return keras.tree.map_structure(lambda part: part and part.mean, prediction)
+        return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, batch_size, steps=steps))
+
+    def predict_on_batch(self, x: Any, num_samples: int = 64) -> Any:
+        """`predict` of inputs that are evaluated together: the predictive mean, not the outputs of one draw."""
+        rows = training_data.check_lengths({"x": x})
+        return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, rows))
 
     def predict_distribution(
         self,
@@ -330,9 +337,13 @@ class VariationalModel(keras.Model):
         keep_outputs: bool = False,
     ) -> Any:
         """Predicts with uncertainty; arguments, result and errors as `bdl.predict_distribution`."""
+        sampler = self._own_sampler()
+        return predict_with([sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
+
+    def _own_sampler(self) -> Sampler:
         if self._sampler is None:
             self._sampler = Sampler(self.network, self.likelihood, self._weights_lock)
-        return predict_with([self._sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
+        return self._sampler
 
     def export(self, filepath: Any, format: str = "tf_saved_model", verbose: Any = None, **kwargs: Any) -> None:
         """Exports the prediction with its uncertainty; arguments, outputs and errors as `bdl.export_distribution`.
@@ -368,7 +379,7 @@ class VariationalModel(keras.Model):
         update_parts(self._part_trackers, parts, batch)
         for tracker in self._latent_trackers:
             tracker.update(batch)
-        added = sum((ops.sum(loss) for loss in self.losses), ops.zeros(()))
+        added = sum(ops.cast(ops.sum(loss), "float32") for loss in self.losses)
         return (parts.loss + added) / num_replicas()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -417,25 +428,17 @@ class VariationalModel(keras.Model):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
 
-    def _check_data(self, x: Any, y: Any, sample_weight: Any = None) -> None:
-        """Checks arrays whole and the first batch of a data set."""
-        if y is None:
-            batch = training_data.first_batch(x)
-            if batch is None:
-                return
-            x, y, sample_weight = batch
-        self._build_on(x)
-        check_data(self.network, self._heads, x, y, sample_weight, self._loss_weights)
+    def build_on(self, inputs: Any) -> None:
+        """Builds the network, if it is not, by calling it on inputs."""
+        if not self.network.built:
+            with self._strategy_scope():
+                self(
+                    keras.tree.map_structure(lambda each: None if each is None else ops.convert_to_tensor(each), inputs)
+                )
 
     def _draws(self, outputs: Any) -> list[Any]:
         """What `call` returned, one entry for each draw of the network."""
         return list(outputs) if self.num_samples > 1 and _is_training_step.get() else [outputs]
-
-    def _build_on(self, x: Any) -> None:
-        if self.network.built:
-            return
-        with self._strategy_scope():
-            self(keras.tree.map_structure(lambda leaf: ops.convert_to_tensor(leaf[:1]), x))
 
     def _strategy_scope(self) -> Any:
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's trainer alone has one

@@ -26,7 +26,7 @@ from bdl.likelihoods import Categorical, Likelihood, Mixture
 from bdl.likelihoods.base import check_entries, check_numbers
 from bdl.likelihoods.frozen_mixture import FrozenDistribution, mixture_quantile
 from bdl.likelihoods.heads import Likelihoods
-from bdl.sampling import Sampler, label_entropy
+from bdl.sampling import Sampler, draw, label_entropy
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,13 +276,15 @@ def predict_distribution(
 
     Args:
         model: A built Keras model, or a list of them that share the samples equally (each gets at least one).
-        x: Inputs: an array, or a list or dict of arrays, as `model.predict` takes.
+        x: Inputs, as `model.predict` takes them. Arrays: NumPy, tensors, pandas, scipy sparse matrices, plain lists of
+            numbers, on TensorFlow text; in a list or dict for several inputs, None for an optional one that is left
+            out. Or a data set, whose labels are ignored: `tf.data.Dataset`, `PyDataset`, Torch `DataLoader`, generator.
         likelihood: What the outputs mean. `Categorical()` follows a network that visibly ends in softmax;
             `Categorical(from_logits=False)` says that outputs are probabilities. For several outputs a dict by their
             names, or a list in their order; one alone serves them all.
         num_samples: Positive number of Monte Carlo samples.
-        batch_size: Positive number of inputs evaluated at a time. Classification keeps running sums, so that memory
-            does not grow with `num_samples`.
+        batch_size: Positive number of inputs evaluated at a time; a data set comes in batches of its own.
+            Classification keeps running sums, so that memory does not grow with `num_samples`.
         consistent: True to draw whole functions: sample s uses the same weights for all inputs, so that samples may
             be compared across inputs (`keep_outputs`). False draws afresh for each batch.
         seed: Integer to make the prediction repeatable; None goes on with the layers' own seeds.
@@ -293,7 +295,8 @@ def predict_distribution(
         is, or as the outputs are where one likelihood serves all.
 
     Raises:
-        ValueError: if an argument is out of range, an input is not finite, or outputs and likelihood do not fit.
+        ValueError: if an argument is out of range, an input is not finite, inputs differ in length, a data set never
+            ends, or outputs and likelihood do not fit.
 
     Example:
     >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
@@ -317,24 +320,40 @@ def _sampler(model: keras.Model, likelihood: Likelihoods) -> Sampler:
     return kept
 
 
+def mean_of_prediction(prediction: Any) -> Any:
+    """The predictive mean: class probabilities or the mean of targets; of several outputs in their structure."""
+    return keras.tree.map_structure(lambda part: None if part is None else part.mean, prediction)
+
+
 def predict_with(
     samplers: Sequence[Sampler],
     x: Any,
     num_samples: int,
-    batch_size: int,
+    batch_size: int | None,
     consistent: bool = False,
     seed: int | None = None,
     keep_outputs: bool = False,
+    steps: int | None = None,
 ) -> Any:
-    """`predict_distribution` with samplers that keep their compiled functions between calls."""
-    for argument, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < 1:
+    """`predict_distribution` with samplers that keep their compiled functions between calls.
+
+    Args:
+        samplers: Of the networks.
+        x: As of `predict_distribution`, as are the others.
+        num_samples: Of all networks together.
+        batch_size: None for that of `steps`, or Keras' 32.
+        consistent: Whether to draw whole functions.
+        seed: Of the first network.
+        keep_outputs: Whether to keep the raw outputs.
+        steps: Number of batches of the data; None takes all.
+    """
+    arguments: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size, "steps": steps}
+    for argument, value in arguments.items():
+        is_left_out = value is None and argument != "num_samples"
+        if not is_left_out and (not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < 1):
             raise ValueError(f"`{argument}` must be an integer of at least 1, not {value!r}.")
     share = -(-int(num_samples) // len(samplers))
-    draws = [
-        sampler.sample(x, share, int(batch_size), consistent, None if seed is None else seed + number, keep_outputs)
-        for number, sampler in enumerate(samplers)
-    ]
+    draws = draw(samplers, x, share, batch_size, consistent, seed, keep_outputs, steps)
     heads = samplers[0].heads
     predictions = {
         name: _prediction(head, [draw[name] for draw in draws], share * len(samplers)) for name, head in heads.items()

@@ -227,6 +227,16 @@ def test_predict_is_the_predictive_mean():
 
 
 @pytest.mark.core
+def test_predict_on_batch_has_the_meaning_of_predict():
+    network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(2)])
+    for model in (build(), VariationalModel(network, Normal(heteroscedastic=True))):
+        with bdl.mean_weights(model):
+            found, expected = model.predict_on_batch(X), model.predict(X)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.core
 def test_save_and_load_gives_the_same_model_and_the_same_samples(tmp_path):
     model = build(kl_weight=LinearWarmup(0.3), rate=0.1)
     model.fit(X, Y, epochs=1, verbose=0)

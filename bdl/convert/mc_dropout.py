@@ -17,6 +17,7 @@ from bdl.convert.masks import ELEMENTWISE, DropoutNoise, effective_rates, noisy_
 from bdl.convert.rewiring import Calls, ConvertedModel, call_in_force, check_network, is_quantized
 from bdl.convert.selection import Selector, select, walk
 from bdl.keras_internals import flatten_layers, input_structure
+from bdl.latents import without_local_kl
 from bdl.layers import Variational
 from bdl.layers.noise_layers import SavesSeed
 from bdl.random import Tensor
@@ -183,8 +184,9 @@ def _check_not_converted(model: keras.Model) -> None:
 def decorative_dropout(model: MCDropoutModel) -> str | None:
     """Why the noise of an MC-dropout model would say nothing, or None if it does.
 
-    The outputs' spread over eight masks is compared with their spread over sixteen inputs, standard normal ones (zeros
-    and ones where the model takes integers), so no data are needed.
+    The outputs' spread over eight masks is compared with their spread over sixteen inputs (or as many as the model
+    declares), standard normal ones (zeros and ones where the model takes integers), so no data are needed. A model that
+    does not take such inputs is not judged by its outputs. Nothing of the model changes.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -240,28 +242,39 @@ def _nothing_follows(model: MCDropoutModel) -> bool:
 
 
 def _relative_spread(model: MCDropoutModel) -> float | None:
-    """Spread of the outputs over masks, relative to their spread over inputs; None where no inputs can be made up."""
+    """Spread of the outputs over masks, relative to their spread over inputs; None where no inputs can be made up.
+
+    What the calls change, seeds and states of recurrent layers, stays in a scope that ends with them.
+    """
     examples = _made_up_inputs(model.network)
     if examples is None:
         return None
-    draws = [
-        np.concatenate([ops.convert_to_numpy(leaf).reshape(16, -1) for leaf in keras.tree.flatten(model(examples))], 1)
-        for _ in range(8)
-    ]
+    try:
+        with keras.StatelessScope(collect_losses=True), without_local_kl():
+            draws = [_flat_outputs(model, examples) for _ in range(8)]
+    except Exception:  # Inputs may have to be what no one could make up. That is no reason against a conversion.
+        return None
     outputs = np.stack(draws).astype("float64")
     over_masks = outputs.std(axis=0).mean()
     over_inputs = outputs.mean(axis=0).std(axis=0).mean()
     return None if not np.isfinite(over_masks) else float(over_masks / max(over_inputs, 1e-12))
 
 
+def _flat_outputs(model: MCDropoutModel, examples: Any) -> np.ndarray:
+    """All outputs of each example in one row."""
+    leaves = [ops.convert_to_numpy(leaf) for leaf in keras.tree.flatten(model(examples))]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
 def _made_up_inputs(network: Any) -> Any:
+    """As many examples as the network declares, or 16; None of text, and for a network whose inputs cannot be seen."""
     structure = input_structure(network)
-    if structure is None:
+    if structure is None or any(spec.dtype == "string" for spec in keras.tree.flatten(structure)):
         return None
     generator = np.random.default_rng(0)
 
     def example(spec: Any) -> np.ndarray:
-        shape = (16, *(4 if size is None else size for size in spec.shape[1:]))
+        shape = (spec.shape[0] or 16, *(4 if size is None else size for size in spec.shape[1:]))
         is_float = keras.backend.is_float_dtype(spec.dtype)
         return (generator.normal(size=shape) if is_float else generator.integers(0, 2, size=shape)).astype(spec.dtype)
 

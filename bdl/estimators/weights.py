@@ -24,6 +24,7 @@ from keras import ops
 
 from bdl import random
 from bdl.estimators.linear import Stage, Values, feature_shape
+from bdl.keras_internals import cut_as, is_ragged, is_sparse
 from bdl.posteriors import Component, FactorPosterior, Variables
 from bdl.priors import Prior, TiedMean
 from bdl.random import Tensor
@@ -217,6 +218,8 @@ def rank1(stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor,
     weight = weights.get(name)
     if not isinstance(weight, FactoredWeight):
         return stage.apply(means, inputs)
+    if is_ragged(inputs):  # padded and cut again: the noise of a place is that of its row, whatever comes after it
+        return cut_as(rank1(stage, means, weights, inputs.to_tensor(), noise, stream), inputs)
     output_factor = _factor(weight, "output", inputs, noise, stream + 1)
     if stage.vocabulary is None:
         input_factor = _factor(weight, "input", inputs, noise, stream)
@@ -258,6 +261,8 @@ def _token_factor(weight: FactoredWeight, tokens: Tensor, noise: Noise, stream: 
 
 def _propagate_scales(stage: Stage, scales: Values, inputs: Tensor) -> Tensor:
     """Standard deviation of each output, `sqrt(x^2 @ scale^2)`, with a finite gradient where it is zero."""
+    if is_sparse(inputs):  # JAX cannot compile the square of one
+        inputs = ops.convert_to_tensor(inputs, sparse=False)
     if keras.backend.standardize_dtype(inputs.dtype) == "float16":
         return _propagate_scales_in_half_precision(stage, scales, inputs)
     variance = stage.apply({name: ops.square(scale) for name, scale in scales.items()}, ops.square(inputs))

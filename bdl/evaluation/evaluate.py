@@ -14,6 +14,8 @@ from bdl.evaluation.forecasts import FIELDS, ClassForecast, Forecast, forecasts_
 from bdl.evaluation.outputs import OutputEvaluations, by_output
 from bdl.evaluation.scores import ModelEvaluation, Resampling, evaluate_classes, evaluate_targets
 from bdl.likelihoods.heads import Likelihoods, naming
+from bdl.training.batches import LabelledData
+from bdl.training.data import is_data_set
 
 
 def evaluate(
@@ -34,7 +36,8 @@ def evaluate(
 
     Args:
         y: Labels (class indices) `(n,)` or `(...)`, or one-hot with the shape of the probabilities; targets or counts
-            for predictive distributions of such. For several outputs a dict of these by the outputs' names.
+            for predictive distributions of such. For several outputs a dict of these by the outputs' names. None takes
+            the labels of a data set `x`.
         prediction: One of, or a dict of them by the models' names:
             an array of class probabilities `(..., classes)`, or of the shape of `y` for label 1;
             a dict of arrays: `{"probabilities"}`, `{"logits"}`, `{"samples"}` (probabilities `(samples, n, classes)`,
@@ -43,7 +46,8 @@ def evaluate(
             a `VariationalModel`, a Keras model or list of models (with `likelihood`), or a fitted scikit-learn
             classifier, all with `x`. For several outputs a model, what it predicted, or a dict of any of these
             predictions by the names in `y`.
-        x: Inputs for models.
+        x: Inputs for models: whatever `predict_distribution` takes. A data set is read once, and for several models
+            kept in memory; its sample weights are ignored.
         mask: True where a label counts, shape of `y`; for several outputs a dict.
         likelihood: What the outputs of Keras models mean.
         ignore_class: Label of events that do not count, such as 255; None takes that of the models' `Categorical`.
@@ -73,7 +77,12 @@ def evaluate(
     named = _by_name(prediction, outputs)
     if x is not None:
         options.setdefault("seed", seed)
-    forecasts = {name: forecasts_of(each, x, likelihood, outputs, **options) for name, each in named.items()}
+    data = LabelledData(x, num_readings=len(named)) if is_data_set(x) else None
+    forecasts = {
+        name: forecasts_of(each, x if data is None else data.inputs(), likelihood, outputs, **options)
+        for name, each in named.items()
+    }
+    y = _labels(y, data)
     found = [list(of_outputs) for of_outputs in forecasts.values()]
     if any(set(each) != set(found[0]) for each in found):
         raise ValueError(f"`prediction` must have the same outputs for all models, not {found}. Evaluate them apart.")
@@ -86,8 +95,8 @@ def evaluate(
         return _evaluate(y, chosen, mask, void, num_bins, Resampling(level, int(num_resamples), seed))
 
     if None in found[0]:
-        if outputs is not None:
-            raise ValueError(f"`y` must be one array for a prediction of one output, not a dict of {outputs}.")
+        if isinstance(y, Mapping):
+            raise ValueError(f"`y` must be one array for a prediction of one output, not a dict of {list(y)}.")
         return one(None, y, mask)
     names = [str(name) for name in found[0]]
     labels, masks = by_output(y, names, "y"), by_output(mask, names, "mask")
@@ -108,6 +117,16 @@ def _by_name(prediction: Any, outputs: list[str] | None) -> dict[str, Any]:
     if isinstance(prediction, Mapping) and not prediction:
         raise ValueError("`prediction` must hold at least one prediction, not be an empty dict.")
     return {"model": prediction}
+
+
+def _labels(y: Any, data: LabelledData | None) -> Any:
+    """The labels that were given, or those of a data set that was read."""
+    found = None if data is None else data.labels()
+    if y is None and found is None:
+        raise ValueError("`y` must hold the labels, not be None, unless `x` is a data set of (inputs, labels).")
+    if y is not None and found is not None:
+        raise ValueError("`y` must be None where the data set `x` has labels, which are taken with its inputs.")
+    return found if y is None else y
 
 
 def _kind(forecasts: Mapping[str, Forecast]) -> Literal["classification", "regression"]:

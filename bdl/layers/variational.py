@@ -20,7 +20,7 @@ from bdl.estimators import linear
 from bdl.estimators import weights as estimators
 from bdl.estimators.stateless import call_with_values
 from bdl.estimators.weights import ESTIMATORS, FIRST_FREE_STREAM, STAGE_ESTIMATORS, FactoredWeight, Noise, SampledWeight
-from bdl.keras_internals import adopt_signatures, flatten_layers
+from bdl.keras_internals import adopt_signatures, flatten_layers, is_sparse
 from bdl.layers.freezing import FrozenWithLayer
 from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import AnyPosterior, FactorPosterior, MeanFieldNormal
@@ -192,7 +192,7 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
             )
         self._check_weights()
         note_reading(self)
-        return sum((weight.kl() for weight in self._sampled.values()), ops.zeros(()))
+        return sum((weight.kl() for weight in self._sampled.values()), ops.zeros((), dtype="float32"))
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None, **kwargs: Any) -> None:
         """Refused: integers have no posterior."""
@@ -306,6 +306,8 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
             return False
         if self._stage_estimator == "local_reparameterization" and not training:
             return linear.is_exact_for_local_reparameterization(self.layer, inputs)
+        if self._stage_estimator == "reparameterization" and is_sparse(inputs):
+            return False  # mirrored noise needs a batch that can be cut into halves
         return self._stage_estimator == "flipout" or bool(training)
 
     def _call_stages(self, inputs: Tensor, noise: Noise) -> Tensor:

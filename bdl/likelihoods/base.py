@@ -181,7 +181,7 @@ class Likelihood(keras.layers.Layer):
         It is the prior's log density at its mode minus that at the present value, so never below zero. The objective
         charges it with the weights' KL: once, divided by the number of examples, times the temperature.
         """
-        return ops.zeros(())
+        return ops.zeros((), dtype="float32")
 
     def event_shape(self, output_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Shape of the labels that belong to outputs of a shape, both with the batch."""

@@ -76,7 +76,7 @@ class Heads:
 
     def penalty(self) -> Tensor:
         """What scale priors charge, each once, as the weights of a shared layer; scalar, total, in nats."""
-        return sum((head.penalty() for head in self.each()), ops.zeros(()))
+        return sum((head.penalty() for head in self.each()), ops.zeros((), dtype="float32"))
 
     def endings(self, outputs: Any) -> dict[Name, Ending]:
         """What can be seen of each output."""

@@ -169,10 +169,10 @@ class FactorPosterior(Serializable):
             input_axes: Axes of the weight that are summed over in the layer.
             prior_variables: Those of `kernel_prior`, from its `create`.
         """
-        total = sum((component.kl() for component in self.components(variables)), ops.zeros(()))
+        total = sum((component.kl() for component in self.components(variables)), ops.zeros((), dtype="float32"))
         if self.kernel_prior is None:
             return total
-        return total + self.kernel_prior.penalty(ops.convert_to_tensor(mean), input_axes, prior_variables)
+        return total + self.kernel_prior.penalty(ops.cast(mean, "float32"), input_axes, prior_variables)
 
 
 AnyPosterior = Posterior | FactorPosterior

@@ -43,7 +43,9 @@ def normal_kl(
     """
     ratio = scale / prior_scale
     shift = (mean - prior_mean) / prior_scale
-    log_ratio = ops.log(ratio) if log_scale is None else log_scale - ops.log(prior_scale)
+    # Keras would take the logarithm of a plain number in its `floatx`, which may be float16.
+    log_prior_scale = math.log(prior_scale) if isinstance(prior_scale, (int, float)) else ops.log(prior_scale)
+    log_ratio = ops.log(ratio) if log_scale is None else log_scale - log_prior_scale
     return 0.5 * (ops.square(ratio) + ops.square(shift) - 1.0) - log_ratio
 
 

@@ -102,7 +102,7 @@ class ScaleMixture(Prior):
     ) -> tuple[Any, Any]:
         """Zero and the scale of the components that each weight is given to: `(sum_k r_k / s_k^2)^(-1/2)`."""
         unit = self._unit(mean.shape, input_axes)
-        log_scales = ops.stack([ops.convert_to_tensor(log_scale) for _, log_scale in self._components(variables)])
+        log_scales = ops.stack([ops.cast(log_scale, "float32") for _, log_scale in self._components(variables)])
         log_terms = self._log_terms((ops.square(mean) + ops.square(scale)) / unit**2, variables)
         shape = (-1, *(1,) * len(mean.shape))
         log_precision = ops.logsumexp(ops.log_softmax(log_terms, axis=0) - 2.0 * ops.reshape(log_scales, shape), axis=0)

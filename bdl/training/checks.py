@@ -8,11 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import flatten_layers, output_spec
 from bdl.latents import without_local_kl
 from bdl.likelihoods.heads import Heads, naming
 from bdl.protocols import HasKL, HasLocalLatents
-from bdl.training.data import check_finite
+from bdl.training.batches import batches, symbolic
 
 _NUM_LOOKED_AT = 8
 """Examples whose outputs tell logits from probabilities: rows of logits do not sum to 1, not even one of them."""
@@ -57,9 +57,8 @@ def check_data(
     Raises:
         ValueError: if inputs are not finite, labels or weights do not fit, or outputs are not what likelihoods expect.
     """
-    check_finite(x, "x")
-    specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor((None, *leaf.shape[1:]), "float32"), x)
-    outputs = network.compute_output_spec(specs)
+    first = next(batches(x, 1, 1, network)).inputs  # which looks at all of them
+    outputs = output_spec(network, symbolic(first, is_any_size=True))
     heads.check_labels(y, outputs, sample_weight, lambda count: outputs_on(network, x, count))
     heads.weights(None, outputs, loss_weights)
     check_outputs(network, heads, x, outputs)
@@ -67,7 +66,8 @@ def check_data(
 
 def outputs_on(network: keras.Model, x: Any, count: int) -> Any:
     """What a network says of the first examples, with Keras' masks on it; no variable changes, seeds neither."""
-    first = keras.tree.map_structure(lambda leaf: keras.ops.convert_to_tensor(leaf[:count]), x)
+    inputs = next(batches(x, count, 1, network)).inputs
+    first = keras.tree.map_structure(lambda leaf: None if leaf is None else keras.ops.convert_to_tensor(leaf), inputs)
     with without_local_kl(), keras.StatelessScope():
         return network(first, training=False)
 

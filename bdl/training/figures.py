@@ -15,8 +15,11 @@ PARTS = ("nll", "kl", "elbo", "temperature")
 
 
 def part_trackers() -> list[keras.metrics.Mean]:
-    """A mean over batches for each part of the ELBO that is logged beside the loss."""
-    return [keras.metrics.Mean(name=part) for part in PARTS]
+    """A mean over batches for each part of the ELBO that is logged beside the loss.
+
+    In float32 whatever Keras' `floatx`: the KL of a small network is more nats than the greatest float16 number.
+    """
+    return [keras.metrics.Mean(name=part, dtype="float32") for part in PARTS]
 
 
 def update_parts(trackers: Sequence[keras.metrics.Mean], parts: ELBOParts, batch: Tensor) -> None:
@@ -34,7 +37,7 @@ class LatentTracker(keras.metrics.Mean):
     """
 
     def __init__(self, layer: HasLocalLatents, name: str) -> None:
-        super().__init__(name=name)
+        super().__init__(name=name, dtype="float32")
         self._layer, self._number = layer, layer.latent_figure_names().index(name)
 
     def update(self, batch: Tensor) -> None:

@@ -226,6 +226,66 @@ def test_useful_dropout_draws_no_warning():
     assert not caught
 
 
+class Pairs(layers.Layer):
+    """Takes batches of two, and does not declare it."""
+
+    def call(self, x: Any) -> Any:
+        if x.shape[0] not in (None, 2):
+            raise ValueError("a batch must be a pair")
+        return x
+
+
+def fixed_batch() -> keras.Model:
+    inputs = keras.Input(batch_shape=(7, 4))
+    return keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.3)(keras.ops.reshape(inputs, (7, 4)))))
+
+
+def stateful() -> keras.Model:
+    inputs = keras.Input(batch_shape=(7, 5, 4))
+    return keras.Model(inputs, layers.Dense(1)(layers.LSTM(3, stateful=True, dropout=0.3)(inputs)))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("make", [fixed_batch, stateful])
+def test_a_declared_batch_size_is_kept_and_no_state_is_changed(make: Any):
+    model = make()
+    x = np.random.default_rng(0).normal(size=(14, *model.input_shape[1:])).astype("float32")
+    before = [keras.ops.convert_to_numpy(variable).copy() for variable in model.variables]
+    converted = to_mc_dropout(model, seed=3)
+    for variable, value in zip(model.variables, before, strict=True):
+        assert_array_equal(keras.ops.convert_to_numpy(variable), value)
+    untouched = bdl.convert.mc_dropout.MCDropoutModel(model, seed=3)
+    assert_array_equal(*(keras.ops.convert_to_numpy(each.seed_generator.state) for each in (converted, untouched)))
+    assert bdl.predict_distribution(converted, x, bdl.likelihoods.Normal(1.0), 3, batch_size=7).mean.shape == (14,)
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras' own, which pytest.warns raises again
+def test_a_declared_batch_size_does_not_hide_decorative_dropout():
+    inputs = keras.Input(batch_shape=(7, 4))
+    with pytest.warns(DecorativeDropoutWarning, match="last step"):
+        to_mc_dropout(keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs))))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_does_not_take_made_up_inputs_is_converted_without_a_probe():
+    model = sequential(Pairs(), layers.Dropout(0.5), layers.Dense(1))
+    assert to_mc_dropout(model).dropout_rates() == [0.5]
+
+
+@pytest.mark.tensorflow
+def test_a_model_of_text_is_converted_and_predicts():
+    words = layers.StringLookup(vocabulary=["to", "be"])
+    inputs = keras.Input((2,), dtype="string")
+    hidden = layers.Dropout(0.5)(layers.Flatten()(layers.Embedding(3, 8)(words(inputs))))
+    converted = to_mc_dropout(keras.Model(inputs, layers.Dense(2)(hidden)))
+    text = np.array([["to", "be"], ["or", "not"], ["to", "be"]])
+    found = bdl.predict_distribution(converted, text, bdl.likelihoods.Categorical(), 3, batch_size=2, seed=0)
+    assert found.probabilities.shape == (3, 2)
+    again = bdl.predict_distribution(converted, text, bdl.likelihoods.Categorical(), 3, batch_size=3, seed=0)
+    assert_allclose(found.probabilities, again.probabilities, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

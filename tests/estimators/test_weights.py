@@ -348,3 +348,27 @@ def test_standard_errors_can_fail():
         assert_mean(samples, 0.1)
     with pytest.raises(AssertionError, match="comparison by equality"):
         assert_within_standard_errors(1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "rank1"])
+def test_sparse_inputs_give_what_dense_ones_do(estimator: str):
+    """But for mirrored noise, which needs a batch that can be cut into halves: one whole draw takes its place."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        pytest.skip("Keras has no sparse tensors on Torch")
+    x = np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], "float32")
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        sparse = tf.sparse.from_dense(x)
+    else:
+        from jax.experimental.sparse import BCOO
+
+        sparse = BCOO.fromdense(x)
+    arguments = {"posterior": Rank1()} if estimator == "rank1" else {"estimator": estimator}
+    layer = Variational(layers.Dense(4), seed=0, **arguments)
+    layer.build(x.shape)
+    reset_noise(layer, 0)
+    expected = array(layer(x, training=estimator != "reparameterization"))
+    reset_noise(layer, 0)
+    assert_allclose(array(layer(sparse, training=True)), expected, rtol=1e-5, atol=1e-6)

@@ -215,3 +215,43 @@ def test_bad_options_are_refused(options, message):
 def test_a_mask_of_targets_is_refused():
     with pytest.raises(ValueError, match=r"`mask` must be of labels, not of targets"):
         bdl.evaluate(TARGET, {"mean": MEAN, "scale": SCALE}, mask=np.ones(150, bool))
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Inputs and labels in an order that differs from reading to reading."""
+
+    readings = 0
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        rows = np.random.default_rng(self.readings).permutation(20)[10 * index : 10 * index + 10]
+        return INPUTS[rows], LABELS[rows]
+
+    def on_epoch_begin(self):
+        self.readings += 1
+
+
+INPUTS = RANDOM.normal(size=(20, 4)).astype("float32")
+LABELS = RANDOM.integers(0, 3, 20)
+
+
+@pytest.mark.core
+def test_labels_of_a_data_set_are_taken_with_its_inputs():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = {"likelihood": bdl.likelihoods.Categorical(), "num_samples": 1, "num_resamples": 0}
+    expected = bdl.evaluate(LABELS, network, INPUTS, **model)["nll"]
+    data = Shuffled()
+    found = bdl.evaluate(None, {"one": network, "two": network}, data, **model)
+    assert data.readings == 1
+    for each in found.models.values():
+        assert each.scores["nll"].value == pytest.approx(expected, rel=1e-6)
+    generator = ((INPUTS[start : start + 8], LABELS[start : start + 8]) for start in (0, 8, 16))
+    assert bdl.evaluate(None, network, generator, **model)["nll"] == pytest.approx(expected, rel=1e-6)
+    assert bdl.evaluate(LABELS, network, iter([INPUTS]), **model)["nll"] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="`y` must be None where the data set `x` has labels"):
+        bdl.evaluate(LABELS, network, Shuffled(), **model)
+    for x in (INPUTS, iter([INPUTS])):
+        with pytest.raises(ValueError, match="`y` must hold the labels"):
+            bdl.evaluate(None, network, x, **model)

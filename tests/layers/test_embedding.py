@@ -19,6 +19,35 @@ from bdl.priors import EmpiricalBayes
 TOKENS = np.array([[1, 2, 1, 0], [2, 2, 3, 1]])
 
 
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("make", [EmbeddingRank1, EmbeddingReparameterization])
+def test_rows_of_different_length_are_the_padded_rows_without_their_padding(make):
+    tf = pytest.importorskip("tensorflow")
+    tokens = tf.ragged.constant([[1, 2, 1], [2], [3, 1, 2, 2], [0, 4]], dtype="int32")
+    layer = make(5, 3, seed=0)
+    layer.build((4, None))
+    reset_noise(layer, 0)
+    padded = array(layer(tokens.to_tensor()))
+    reset_noise(layer, 0)
+    found = layer(tokens)
+    assert found.row_lengths().numpy().tolist() == [3, 1, 4, 2]
+    for row, length in enumerate([3, 1, 4, 2]):
+        assert_allclose(array(found[row]), padded[row, :length], rtol=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_a_prediction_of_rows_of_different_length_does_not_depend_on_the_batch_size():
+    tf = pytest.importorskip("tensorflow")
+    tokens = tf.ragged.constant([[1, 2, 1], [2], [3, 1, 2, 2], [0, 4], [1]], dtype="int32")
+    inputs = keras.Input((None,), dtype="int32", ragged=True)
+    hidden = layers.GlobalAveragePooling1D()(EmbeddingRank1(5, 3)(inputs))
+    model = bdl.VariationalModel(keras.Model(inputs, layers.Dense(2)(hidden)), bdl.likelihoods.Categorical())
+    model.compile("sgd")
+    model.fit(tokens, np.array([0, 1, 0, 1, 0]), verbose=0)
+    expected = model.predict_distribution(tokens, 4, seed=1).probabilities
+    assert_allclose(model.predict_distribution(tokens, 4, batch_size=2, seed=1).probabilities, expected, rtol=1e-5)
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("training", [True, False])
 def test_one_table_serves_every_place(training: bool):

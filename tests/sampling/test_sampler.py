@@ -10,20 +10,12 @@ from scipy import special, stats
 
 import bdl
 from bdl.likelihoods import Categorical, Normal
-from bdl.sampling import Sampler, add_probability, batches, label_entropy
+from bdl.sampling import Sampler, add_probability, draw, label_entropy
 
 pytestmark = pytest.mark.core
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 4)).astype("float32")
-
-
-def test_batches_cover_the_inputs_and_have_one_size():
-    parts = list(batches({"a": X}, 3))
-    assert [size for _, size in parts] == [3, 3, 1]
-    assert all(part["a"].shape == (3, 4) for part, _ in parts)
-    np.testing.assert_array_equal(np.concatenate([part["a"][:size] for part, size in parts]), X)
-    assert [size for _, size in batches(X, 100)] == [7]
 
 
 def test_label_entropy_in_nats():
@@ -54,9 +46,9 @@ def test_functions_are_compiled_once_for_each_kind_of_call():
     network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
     sampler = Sampler(network, Categorical())
     for _ in range(2):
-        sampler.sample(X, 2, 3, consistent=False, seed=None, keep_outputs=False)
+        draw([sampler], X, 2, 3)
     assert len(sampler._compiled) == 1
-    sampler.sample(X, 2, 3, consistent=True, seed=None, keep_outputs=False)
+    draw([sampler], X, 2, 3, consistent=True)
     assert len(sampler._compiled) == 2
 
 
@@ -65,7 +57,7 @@ def test_prediction_leaves_everything_but_the_seeds_as_it_was():
         [keras.Input((4,)), bdl.layers.DenseFlipout(3), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     )
     before = {variable.path: keras.ops.convert_to_numpy(variable) for variable in network.variables}
-    Sampler(network, Categorical()).sample(X, 3, 3, consistent=False, seed=None, keep_outputs=False)
+    draw([Sampler(network, Categorical())], X, 3, 3)
     changed = {
         variable.path.rsplit("/", 1)[-1]
         for variable in network.variables
@@ -105,14 +97,6 @@ def test_activations_are_found_through_wrappers_and_nested_models():
             Sampler(network, Categorical(from_logits=True))
     Sampler(inner, Categorical(from_logits=False))
     Sampler(inner, Normal())
-
-
-def test_no_inputs_and_plain_lists_get_a_clear_error():
-    network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
-    with pytest.raises(ValueError, match="`x` holds no examples"):
-        bdl.predict_distribution(network, X[:0], Categorical())
-    with pytest.raises(ValueError, match="`x` must hold arrays"):
-        bdl.predict_distribution(network, [[0.0, 1.0, 2.0, 3.0]], Categorical())
 
 
 # Noise depends on the seed and on an example's place, and on nothing else
@@ -204,7 +188,8 @@ def test_what_is_frozen_changes_no_prediction_also_of_functions_that_were_compil
     sampler = Sampler(network, Normal(scale=1.0))
 
     def outputs():
-        return sampler.sample(X, 2, 7, consistent=False, seed=1, keep_outputs=True)[None]["outputs"]
+        (found,) = draw([sampler], X, 2, 7, seed=1, keep_outputs=True)
+        return found[None]["outputs"]
 
     expected = outputs()
     for frozen in ([0], [1], [0, 2], [0, 1, 2]):

@@ -24,19 +24,20 @@ from keras import ops
 
 from bdl import random
 from bdl.estimators.weights import whole_functions
-from bdl.keras_internals import current_value, flatten_layers
+from bdl.keras_internals import current_value, flatten_layers, output_spec
 from bdl.latents import without_local_kl
 from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.random import Tensor
+from bdl.training.batches import num_rows, symbolic
 from bdl.training.checks import check_outputs
-from bdl.training.data import check_finite
 
 _claims = threading.Lock()
 """Two predictions without a seed, also of one model by two samplers, must not begin at the same seeds."""
 
-_SUMS = ("p_scale", "p_sum", "entropy_sum")
+SUMS = ("p_scale", "p_sum", "entropy_sum")
+"""Results that are sums over samples, without an axis of them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Sampler:
         self._heads = Heads(likelihood, network)
         self.heads: dict[str | None, Likelihood] = {}
         self._structure: Any = None
-        self._compiled: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
+        self._compiled: dict[tuple[int, bool, bool, bool], Callable[..., Any]] = {}
 
     def serves(self, likelihood: Likelihoods) -> bool:
         """Whether it would sample the same with this likelihood: the same object, or one with equal settings only."""
@@ -95,52 +96,41 @@ class Sampler:
         """Values by output in the structure of the likelihoods, or where one serves all outputs in theirs."""
         return self._heads.pack(values, self._structure)
 
-    def sample(
-        self, x: Any, num_samples: int, batch_size: int, consistent: bool, seed: int | None, keep_outputs: bool
-    ) -> dict[str | None, dict[str, np.ndarray]]:
-        """Draws from the predictive distribution of every head.
+    def prepare(
+        self, inputs: Any, num_samples: int, consistent: bool, seed: int | None, keep_outputs: bool
+    ) -> tuple[Callable[..., Any], list[Any], list[Any]]:
+        """What a prediction begins with, for batches like these inputs.
 
         Returns:
-            For a classifier sums over samples: `entropy_sum`, and of probabilities `exp(p_scale) * p_sum`; otherwise
-            the likelihood's parameters, `(num_samples, n, ...)`. With `keep_outputs` also `outputs`,
-            `(num_samples, n, ...)`.
+            The compiled function, from values of the variables, inputs and the place of the first of them to new
+            values and results; the variables' values now; and what each batch starts from: a value for each variable
+            that is a seed, None for the others.
         """
-        check_finite(x, "x")
-        x = _as_arrays(x)
         with self._lock:
             if not self.network.built:
-                self.network(keras.tree.map_structure(lambda leaf: leaf[:1], x))
-            self._look(x)
-            run = self._function(num_samples, consistent, keep_outputs)
+                self.network(keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[:1], inputs))
+            self._look(inputs)
+            run = self._function(num_samples, consistent, keep_outputs, _is_numeric(inputs))
         with self._weights_lock:
             seeds = self.seeds(seed)
-            values = _values(self.network.variables)
-        results, start = [], 0
-        with _without_gradients():
-            for batch, size in batches(x, batch_size):
-                values = [value if new is None else new for value, new in zip(values, seeds, strict=True)]
-                values, filled = run(values, batch, ops.convert_to_tensor(start, dtype="int32"))
-                results.append(self._to_arrays(filled, size))
-                start += size
-        self._keep_stateful(values)
-        return {head: _join([result[head] for result in results]) for head in self.heads}
+            return run, _values(self.network.variables), seeds
 
-    def _look(self, x: Any) -> None:
+    def _look(self, inputs: Any) -> None:
         """Matches likelihoods with outputs, which are known once there are inputs, and looks at these."""
         if not self.heads:
-            specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, str(leaf.dtype)), x)
-            outputs = self.network.compute_output_spec(specs)
-            check_outputs(self.network, self._heads, x, outputs)
+            outputs = output_spec(self.network, symbolic(inputs))
+            check_outputs(self.network, self._heads, inputs, outputs)
             self._match(outputs)
 
     def _match(self, outputs: Any) -> None:
         self.heads = self.heads or self._heads.by_name(outputs)
         self._structure = keras.tree.map_structure(lambda output: None, outputs)
 
-    def _function(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
-        key = (num_samples, consistent, keep_outputs)
+    def _function(self, num_samples: int, consistent: bool, keep_outputs: bool, is_numeric: bool) -> Callable[..., Any]:
+        key = (num_samples, consistent, keep_outputs, is_numeric)
         if key not in self._compiled:
-            self._compiled[key] = _compile(self._loop(*key), self.network)
+            loop = self._loop(num_samples, consistent, keep_outputs)
+            self._compiled[key] = _compile(loop, self.network, is_numeric)
         return self._compiled[key]
 
     def evaluate(
@@ -160,7 +150,7 @@ class Sampler:
         accepts_training = "training" in inspect.signature(self.network.call).parameters
         kwargs = {"training": False} if accepts_training else {}
         order = _Order.of(self.network)
-        size = ops.shape(keras.tree.flatten(x)[0])[0]
+        size = num_rows(x)
         noise = whole_functions() if consistent else contextlib.nullcontext()
         with noise, random.examples(start, size), without_local_kl():
             parts = [[values[place] for place in places] for places in (order.trainable, order.others)]
@@ -196,20 +186,19 @@ class Sampler:
 
     def _empty(self, x: Any, num_samples: int, keep_outputs: bool) -> dict[str, dict[str, Tensor]]:
         """What the loop fills: sums over samples for classifiers, and every sample's outputs where they are kept."""
-        specs = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype), x)
-        spec = self._heads.flat(self.network.compute_output_spec(specs))
+        spec = self._heads.flat(output_spec(self.network, symbolic(x)))
         empty: dict[str, dict[str, Tensor]] = {}
         for name, head in self.heads.items():
-            shape = tuple(spec[name].shape)
+            shape = (num_rows(x), *spec[name].shape[1:])
             found = empty.setdefault(str(name), {})
             if head.is_classifier:
                 p_shape = head.mean_shape(shape)
                 events = p_shape[:-1] if head.has_class_axis else p_shape
-                found["p_sum"] = ops.zeros(p_shape if head.has_class_axis else (*p_shape, 2))
+                found["p_sum"] = ops.zeros(p_shape if head.has_class_axis else (*p_shape, 2), dtype="float32")
                 found["p_scale"] = ops.full_like(found["p_sum"], -float("inf"))
-                found["entropy_sum"] = ops.zeros(events)
+                found["entropy_sum"] = ops.zeros(events, dtype="float32")
             if keep_outputs or not head.is_classifier:
-                found["outputs"] = ops.zeros((num_samples, *shape))
+                found["outputs"] = ops.zeros((num_samples, *shape), dtype="float32")
         return empty
 
     def _record(self, results: Any, outputs: dict[str | None, Tensor], number: Any) -> dict[str, dict[str, Tensor]]:
@@ -227,7 +216,7 @@ class Sampler:
                 after["outputs"] = ops.slice_update(before["outputs"], start, ops.expand_dims(outputs[name], 0))
         return updated
 
-    def _to_arrays(self, results: Any, size: int) -> dict[str | None, dict[str, np.ndarray]]:
+    def to_arrays(self, results: Any, size: int) -> dict[str | None, dict[str, np.ndarray]]:
         """One batch's results as NumPy arrays, without the padding; parameters come from the kept outputs."""
         arrays: dict[str | None, dict[str, np.ndarray]] = {}
         for name, head in self.heads.items():
@@ -235,7 +224,7 @@ class Sampler:
             if not head.is_classifier:
                 found.update(head.parameters(found["outputs"]))
             arrays[name] = {
-                key: ops.convert_to_numpy(value)[slice(size) if key in _SUMS else (slice(None), slice(size))]
+                key: ops.convert_to_numpy(value)[slice(size) if key in SUMS else (slice(None), slice(size))]
                 for key, value in found.items()
             }
         return arrays
@@ -263,13 +252,18 @@ class Sampler:
                 found.append(ops.convert_to_tensor(np.array([word, 0]), dtype=variable.dtype))
         return found
 
-    def _keep_stateful(self, values: list[Any]) -> None:
+    def keep_stateful(self, values: list[Any]) -> None:
         """Leaves what stateful layers carry from one call to the next, as `keras.Model.predict` does."""
         stateful = [layer for layer in flatten_layers(self.network) if getattr(layer, "stateful", False)]
         carried = {id(variable) for layer in stateful for variable in layer.non_trainable_variables}
         for variable, value in zip(self.network.variables, values, strict=True):
             if id(variable) in carried and not variable.path.endswith(SEED_KEY):
                 variable.assign(value)
+
+
+def _is_numeric(inputs: Any) -> bool:
+    """Whether XLA can take these inputs: no text, and no rows of different lengths."""
+    return all(leaf is None or isinstance(leaf, np.ndarray) for leaf in keras.tree.flatten(inputs))
 
 
 def _values(variables: list[keras.Variable]) -> list[Any]:
@@ -335,16 +329,7 @@ def add_probability(scale: Tensor, total: Tensor, log_p: Tensor) -> tuple[Tensor
     return high, ops.where(log_p > scale, total * gap + 1.0, total + gap)
 
 
-def batches(x: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
-    """Slices of an array structure with their sizes; the last is padded, so that nothing is compiled twice."""
-    total = len(keras.tree.flatten(x)[0])
-    width = min(batch_size, total)
-    for start in range(0, total, width):
-        rows = np.minimum(np.arange(start, start + width), total - 1)
-        yield keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], x), min(width, total - start)
-
-
-def _compile(function: Callable[..., Any], network: keras.Model) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any], network: keras.Model, is_numeric: bool) -> Callable[..., Any]:
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -355,46 +340,5 @@ def _compile(function: Callable[..., Any], network: keras.Model) -> Callable[...
 
         supported = all(layer.supports_jit for layer in flatten_layers(network))
         one_device = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        return tf.function(function, jit_compile=supported and one_device, autograph=False)
+        return tf.function(function, jit_compile=supported and one_device and is_numeric, autograph=False)
     return function
-
-
-@contextlib.contextmanager
-def _without_gradients() -> Iterator[None]:
-    if keras.backend.backend() != "torch":
-        yield
-        return
-    import torch
-
-    with torch.no_grad():
-        yield
-
-
-def _as_arrays(x: Any) -> Any:
-    """The inputs as NumPy arrays of equal length.
-
-    Raises:
-        ValueError: if a leaf is no array, or there are no examples.
-    """
-    leaves = keras.tree.flatten(x)
-    if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
-        raise ValueError(
-            "`x` must hold arrays with one row for each example: an array, or a list or dict of arrays. Wrap a plain "
-            "Python list in np.array(...)."
-        )
-    arrays = keras.tree.map_structure(_as_array, x)
-    if len(keras.tree.flatten(arrays)[0]) == 0:
-        raise ValueError("`x` holds no examples.")
-    return arrays
-
-
-def _as_array(leaf: Any) -> np.ndarray:
-    array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf)
-    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
-
-
-def _join(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Batches put together: sums are `(n, ...)`, everything else `(num_samples, n, ...)`."""
-    return {
-        key: np.concatenate([result[key] for result in results], axis=0 if key in _SUMS else 1) for key in results[0]
-    }
