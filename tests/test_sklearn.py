@@ -60,10 +60,13 @@ class ClosedForm(bdl.VariationalModel):
         return RegressionPrediction(self.likelihood, {"loc": location, "scale": np.ones_like(location)})
 
 
-def closed_form(network, likelihood):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a network without noise
-        return ClosedForm(network, likelihood)
+class closed_form:  # noqa: N801
+    """A recipe. A class, because scikit-learn names tests by their arguments, and a function's name has its address."""
+
+    def __new__(cls, network, likelihood):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a network without noise
+            return ClosedForm(network, likelihood)
 
 
 def dropout_network(num_features, num_outputs):
