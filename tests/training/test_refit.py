@@ -47,6 +47,11 @@ def data(n: int = N, noise: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.
     return x, (x @ SLOPES + noise * generator.normal(size=(n, 1))).astype("float32")
 
 
+def refitted(model, x, y, sample_weight=None, batch_size=100) -> None:
+    """Does what `fit` does at its end."""
+    refit.refit_to_average(model, refit.TrainingData(x, y, sample_weight, None, batch_size, len(x)))
+
+
 def scale_of(likelihood) -> float:
     """Of a learned scale, as the likelihood's parameters have it."""
     return float(array(likelihood.parameters(np.zeros((1, 1), "float32"))["scale"])[0, 0])
@@ -88,7 +93,7 @@ def test_weights_priors_and_other_densities_count(kind):
         likelihood = Normal(scale_prior=bdl.priors.Normal(0.0, 0.05))
         penalty = 1.0 / (2 * 0.05**2 * N)
     model = frozen_model(likelihood)
-    model.fit(x, y, sample_weight=weights if kind == "weights" else None, batch_size=100, verbose=0)
+    refitted(model, x, y, sample_weight=weights if kind == "weights" else None)
     family = stats.t(4.0) if kind == "student" else stats.norm
 
     def loss(log_scale):
@@ -109,7 +114,7 @@ def test_every_head_has_constants_of_its_own():
     x, y = data()
     mean = np.exp(x @ SLOPES)
     counts = np.random.default_rng(1).negative_binomial(3.0, 3.0 / (3.0 + mean)).astype("float32")
-    model.fit(x, {"real": y, "count": counts}, batch_size=100, verbose=0)
+    refitted(model, x, {"real": y, "count": counts})
     assert_allclose(scale_of(likelihood["real"]), np.sqrt(np.mean((y - x @ SLOPES) ** 2)), rtol=PRECISION)
 
     def loss(log_total):
@@ -128,7 +133,7 @@ def test_masked_events_do_not_count():
     x, y = data(4 * 50)
     x, y = x.reshape(50, 4, 3), y.reshape(50, 4, 1)
     x[:, 2:], y[:, 2:] = 0.0, 7.0
-    model.fit(x, y, batch_size=10, verbose=0)
+    refitted(model, x, y)
     assert_allclose(scale_of(likelihood), np.sqrt(np.mean((y - x @ SLOPES)[:, :2] ** 2)), rtol=PRECISION)
 
 
@@ -192,7 +197,7 @@ def test_a_large_set_is_read_in_parts_from_everywhere(monkeypatch):
     residuals = np.linspace(0.0, 0.2, 4_096)[:, None]  # in order, as data sometimes are
     likelihood = Normal()
     model = frozen_model(likelihood)
-    model.fit(x, (x @ SLOPES + residuals).astype("float32"), batch_size=64, verbose=0)
+    refitted(model, x, (x @ SLOPES + residuals).astype("float32"), batch_size=64)
     # Eight blocks of 64 stand for 512 examples each. The middle one is half a block off: 32 of 2,048 on average.
     assert_allclose(scale_of(likelihood), np.sqrt(np.mean(residuals**2)), rtol=1 / 64)
 
@@ -204,7 +209,7 @@ def test_moving_statistics_are_those_of_the_averaged_weights():
     network = keras.Sequential([keras.Input((3,)), first, normalization, variational_dense(0.1)])
     model = frozen_model(Normal(), network)
     x, y = data()
-    model.fit(x, y, batch_size=300, verbose=0)
+    refitted(model, x, y, batch_size=300)
     hidden = array(first(x)).reshape(2, 300, 3).astype("float64")
     assert_allclose(array(normalization.moving_mean), hidden.mean((0, 1)), atol=1e-5)
     assert_allclose(array(normalization.moving_variance), hidden.var(axis=1).mean(axis=0), rtol=1e-4)
@@ -226,6 +231,6 @@ def test_an_optimizer_inside_another_is_seen():
 def test_the_refit_draws_as_predictions_do_and_leaves_seeds_as_they_are():
     model = frozen_model(Normal(), posterior_scale=0.1)
     before = [array(variable) for variable in model.network.non_trainable_variables]
-    refit.refit_to_average(model, refit.TrainingData(*data(), None, None, 32, N))
+    refitted(model, *data())
     for variable, value in zip(model.network.non_trainable_variables, before, strict=True):
         assert_allclose(array(variable), value)
