@@ -14,6 +14,7 @@ from standard_errors import assert_within_standard_errors
 
 import bdl
 from bdl.likelihoods import NegativeBinomial, Normal, StudentT
+from bdl.likelihoods.heads import Heads
 from bdl.training import refit
 
 N = 600
@@ -49,7 +50,8 @@ def data(n: int = N, noise: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.
 
 def refitted(model, x, y, sample_weight=None, batch_size=100) -> None:
     """Does what `fit` does at its end."""
-    refit.refit_to_average(model, refit.TrainingData(x, y, sample_weight, None, batch_size, len(x)))
+    objective = refit.Objective(Heads(model.likelihood, model.network))
+    refit.refit_to_average(model, objective, refit.TrainingData(x, y, sample_weight, None, batch_size, len(x)))
 
 
 def scale_of(likelihood) -> float:
