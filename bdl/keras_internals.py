@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -434,6 +435,65 @@ def current_value(variable: keras.Variable) -> Any:
 
         return tf.convert_to_tensor(variable.value)  # Keras' own conversion would return the variable
     return keras.ops.convert_to_tensor(variable)
+
+
+def rate_schedule(optimizer: Any) -> Any:
+    """What an optimizer, or the one inside it, takes its learning rate from: a schedule, a variable or a function.
+
+    Example:
+    >>> schedule = keras.optimizers.schedules.CosineDecay(0.1, 100)
+    >>> rate_schedule(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule))) is schedule
+    True
+    """
+    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+
+
+def training_batches(x: Any, y: Any, sample_weight: Any, class_weight: Any, batch_size: int) -> Iterator[Any]:
+    """One pass over training data in their order, batch by batch, as `fit` unpacks them: NumPy arrays in tuples.
+
+    Args:
+        x: Whatever `keras.Model.fit` takes; what can be read once is used up.
+        y: Labels, or None.
+        sample_weight: As `fit` takes it, or None.
+        class_weight: As `fit` takes it, or None.
+        batch_size: For arrays only; data sets have their own.
+
+    Example:
+    >>> [len(batch[0]) for batch in training_batches(np.zeros((5, 2)), np.zeros(5), None, None, batch_size=4)]
+    [4, 1]
+    """
+    adapter = get_data_adapter(x, y, sample_weight, batch_size=batch_size, class_weight=class_weight)
+    adapter.on_epoch_begin()
+    try:
+        yield from adapter.get_numpy_iterator()
+    finally:
+        adapter.on_epoch_end()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A pure function, compiled by JAX, which would compile each operation by itself; as it is on other backends.
+
+    Example:
+    >>> float(compiled(lambda x: 2.0 * x)(1.5))
+    3.0
+    """
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """Within this context Torch, which would otherwise keep what it needs for them, records no gradients."""
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.no_grad():
+        yield
 
 
 def num_replicas() -> int:

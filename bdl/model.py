@@ -21,10 +21,11 @@ from bdl.prediction import mean_of_prediction, predict_with
 from bdl.random import Tensor
 from bdl.sampling import Sampler
 from bdl.training import data as training_data
+from bdl.training import refit
 from bdl.training.batches import known_inputs
 from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
-from bdl.training.progress import Progress
+from bdl.training.progress import Progress, begin_decay
 from bdl.training.soundness import checked_data
 from bdl.uncounted import counted
 
@@ -242,22 +243,29 @@ class VariationalModel(keras.Model):
         stopping before the end of the ramp leaves T below 1: use `EarlyStopping(..., start_from_epoch=...)`, or a
         constant `kl_weight`.
 
+        Where the optimizer ends the fit with an average of its iterates (`use_ema=True`), the likelihood's constants
+        and the statistics of batch normalisation are then fitted to it, on the training data: checkpoints have neither.
+
         Raises:
             ValueError: if N is not known and cannot be inferred, the schedule needs a length that is not known, or the
                 data are not sound (not finite, of unequal length, or labels that do not fit the likelihood).
 
         Warns:
             UserWarning: if the fit ended before its schedule of T did, or the schedule had ended with a first fit of
-                one epoch.
+                one epoch; or if it averaged, and the data cannot be read again.
         """
         x, y, kwargs = checked_data(self, self._heads, x, y, kwargs, self._loss_weights)
         size = training_data.measure(x, batch_size, validation_split)
         self.progress.set_num_examples(size.num_examples, x)
         steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
         self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
+        if begin_decay(self.optimizer, steps_per_epoch, epochs - initial_epoch):
+            self.make_train_function(force=True)  # the schedule is compiled into it
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
         own_buffers(self.trainable_variables)
+        read = refit.TrainingData.given_to_fit(x, y, batch_size, size.num_examples or self.num_examples, kwargs)
+        refit.refit_to_average(self, refit.Objective(self._heads, self._loss_weights), read)
         self.progress.end_fit(was_stopped=bool(self.stop_training))
         return history
 

@@ -21,6 +21,7 @@ from bdl.model import VariationalModel
 from bdl.posteriors import AnyPosterior, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal, Normal, Prior, TiedMean
 from bdl.recommendation import Recommendation, advise
+from bdl.schedules import DecayOverFit
 
 # Wide enough to notice unseen inputs, and no wider: a prior of 10 takes a little noise for one (docs/defaults.md).
 _INPUT_PRIOR = Normal(1.0, 3.0)
@@ -34,8 +35,9 @@ def small_data(
     Mean-field posteriors trained by local reparameterization, with a prior of one spread, `N(m, 0.5^2 / fan-in)`,
     around fitted means (variational EM: the means are MAP estimates); Adam at 1e-2 with scales slowed to it; an
     exponential average of the variables over about 200 steps takes their place at the end of `fit`, so that a training
-    needs a thousand steps or more. Real targets fare better with `bdl.likelihoods.StudentT(heteroscedastic=True)`, of
-    two outputs, than with `Normal()`; where the mean's error counts, with `StudentT()`.
+    needs a thousand steps or more; a learned scale of the likelihood is fitted to the average. Real targets fare better
+    with `bdl.likelihoods.StudentT(heteroscedastic=True)`, of two outputs, than with `Normal()`; where the mean's error
+    counts, with `StudentT()`. For thousands of smooth targets with little noise see `regression`.
 
     Evidence: UCI, one hidden layer of 50 units, twenty splits, test NLL less that of the MC-dropout grid search on the
     same splits, heteroscedastic: Boston -.14 ± .04, concrete +.01 ± .02, energy -.55 ± .02, power -.02 ± .01, wine
@@ -62,10 +64,46 @@ def small_data(
     >>> model = small_data(network, bdl.likelihoods.StudentT())
     >>> history = model.fit(np.ones((20, 4)), np.zeros(20), epochs=2, verbose=0)
     """
-    posterior = MeanFieldNormal(speed=3.0)
-    converted = to_variational(network, "all", "local_reparameterization", _around_means(0.5), posterior, seed=seed)
-    model = VariationalModel(converted, likelihood, num_examples)
+    model = _mean_field(network, likelihood, num_examples, seed)
     model.compile(_averaging_adam(1e-2, 0.995))
+    return model
+
+
+def regression(
+    network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
+) -> VariationalModel:
+    """Regression on thousands of examples or more, above all of smooth targets with little noise.
+
+    Mean-field posteriors trained by local reparameterization, with a prior of one spread, `N(m, 0.5^2 / fan-in)`,
+    around fitted means (variational EM: the means are MAP estimates); Adam at a rate that falls from 1e-2 to nothing
+    over `fit` (`bdl.schedules.DecayOverFit`), with scales slowed to it. At a constant rate the weights jitter, and the
+    jitter limits the error where the data have hardly any noise. Standardise inputs and targets.
+
+    Evidence: 40 epochs of batches of 32, one hidden layer of 50 units (100 of the third), `Normal()`, NLL less that of
+    the default layers with Adam at 1e-3, in nats: 11,934 examples of 16 inputs, nearly without noise, -.84 ± .24; 8,192
+    of 8 inputs with noise of .22 standard deviations -.039 ± .015 (five seeds each); 45,730 of 9 inputs, noise of .5,
+    +.020 ± .003 (two seeds). On small or noisy data, and with a predicted scale, it overfits where `small_data` and the
+    default do not (docs/defaults.md).
+
+    Args:
+        network: Built Keras model that ends in raw outputs. Its weights are the means at the start, and are trained.
+        likelihood: As of `VariationalModel`.
+        num_examples: As of `VariationalModel`.
+        seed: Integer that makes the layers' noise reproducible, or None.
+
+    Returns:
+        A compiled `VariationalModel`.
+
+    Raises:
+        ValueError: as `bdl.convert.to_variational` and `VariationalModel` do.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+    >>> model = regression(network, bdl.likelihoods.Normal())
+    >>> history = model.fit(np.ones((20, 4)), np.zeros(20), epochs=2, verbose=0)
+    """
+    model = _mean_field(network, likelihood, num_examples, seed)
+    model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)))
     return model
 
 
@@ -237,6 +275,15 @@ def fine_tuning(
 def _around_means(spread: float) -> TiedMean:
     """`N(m, spread^2 / fan-in)` around means that are fitted under a weak prior, `N(0, 3^2)`."""
     return TiedMean(FanInNormal(spread), mean_prior=Normal(0.0, 3.0))
+
+
+def _mean_field(
+    network: keras.Model, likelihood: Likelihoods, num_examples: int | None, seed: int | None
+) -> VariationalModel:
+    """Mean-field posteriors around fitted means, whose scales are slow enough for a rate of 1e-2."""
+    posterior = MeanFieldNormal(speed=3.0)
+    converted = to_variational(network, "all", "local_reparameterization", _around_means(0.5), posterior, seed=seed)
+    return VariationalModel(converted, likelihood, num_examples)
 
 
 def _averaging_adam(rate: float, momentum: float) -> keras.optimizers.Optimizer:

@@ -9,13 +9,14 @@ from numpy.testing import assert_allclose
 
 import bdl
 from bdl import recipes
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import flatten_layers, rate_schedule
 from bdl.layers import InputFactors, Variational
 from bdl.posteriors import MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal, Moped, Normal, TiedMean
 
 RECIPES = [
     recipes.small_data,
+    recipes.regression,
     recipes.instead_of_ensemble,
     recipes.fully_gaussian,
     recipes.last_layer,
@@ -102,6 +103,17 @@ def test_small_data_is_mean_field_around_fitted_means():
         (expected, MeanFieldNormal(speed=3.0))
     ] * 2
     assert model.optimizer.use_ema
+
+
+def test_regression_is_small_data_at_a_rate_that_falls():
+    likelihood = bdl.likelihoods.Categorical()
+    model = recipes.regression(dense(), likelihood)
+    families = [(weight.prior, weight.posterior) for weight in weights(model)]
+    assert families == [(weight.prior, weight.posterior) for weight in weights(recipes.small_data(dense(), likelihood))]
+    model.fit(*data(dense()), epochs=3, batch_size=8, verbose=0)
+    schedule = rate_schedule(model.optimizer)
+    assert (schedule.rate, schedule.num_steps) == (1e-2, 9)
+    assert not model.optimizer.use_ema
 
 
 def test_instead_of_ensemble_draws_pixels_factors_kernels_of_convolutions_and_factors_of_dense_layers():

@@ -1,4 +1,4 @@
-"""KL schedules: their values, their arguments, and their names in saved models."""
+"""Schedules: their values, their arguments, and their names in saved models."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bdl
-from bdl.schedules import CyclicalWarmup, LinearWarmup, MinibatchWeights
+from bdl.schedules import CyclicalWarmup, DecayOverFit, LinearWarmup, MinibatchWeights
 
 pytestmark = pytest.mark.core
 
@@ -61,6 +61,8 @@ def test_minibatch_weights_average_to_one_and_halve(num_batches):
         (lambda: CyclicalWarmup(cycles=0), "cycles"),
         (lambda: CyclicalWarmup(fraction=2.0), "fraction"),
         (lambda: MinibatchWeights(0), "num_batches"),
+        (lambda: DecayOverFit(0.0), "rate"),
+        (lambda: DecayOverFit(float("inf")), "rate"),
     ],
 )
 def test_schedules_check_their_arguments(make, argument):
@@ -80,3 +82,17 @@ def test_schedules_keep_the_place_and_the_names_that_saved_models_know():
     for schedule in (LinearWarmup, CyclicalWarmup, MinibatchWeights):
         assert getattr(bdl.elbo, schedule.__name__) is schedule
         assert keras.saving.get_registered_name(schedule) == f"bdl>{schedule.__name__}"
+
+
+def test_a_decay_is_a_cycle_of_its_length():
+    schedule = DecayOverFit(0.2)
+    assert to_float(schedule(7)) == pytest.approx(0.2)
+    assert schedule.begin_fit(5, 10)
+    expected = 0.1 * (1.0 + np.cos(np.pi * np.arange(10) / 10))
+    for cycle in (5, 15):
+        found = [to_float(schedule(cycle + step)) for step in range(10)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+    assert not schedule.begin_fit(25, 10)
+    assert schedule.begin_fit(30, 10)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert (copy.rate, copy.first_step, copy.num_steps) == (0.2, 30, 10)

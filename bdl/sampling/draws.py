@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
+from bdl.keras_internals import without_gradients
 from bdl.sampling.sampler import SUMS, Sampler
 from bdl.training.batches import Batch, batches
 
@@ -83,7 +82,7 @@ def draw(
     """
     stream = batches(x, batch_size, steps, samplers[0].network)
     first = next(stream)
-    with _without_gradients():
+    with without_gradients():
         draws = [
             Draws(sampler, first.inputs, num_samples, consistent, None if seed is None else seed + number, keep_outputs)
             for number, sampler in enumerate(samplers)
@@ -92,17 +91,6 @@ def draw(
             for each in draws:
                 each.add(batch)
         return [each.end() for each in draws]
-
-
-@contextlib.contextmanager
-def _without_gradients() -> Iterator[None]:
-    if keras.backend.backend() != "torch":
-        yield
-        return
-    import torch
-
-    with torch.no_grad():
-        yield
 
 
 def _join(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -65,6 +65,16 @@ def first_batch(x: Any) -> tuple[Any, Any, Any] | None:
     return None
 
 
+def is_read_once(x: Any) -> bool:
+    """Whether reading the data uses them up: a generator or another iterator.
+
+    Example:
+    >>> is_read_once(iter([])), is_read_once(np.zeros(3))
+    (True, False)
+    """
+    return isinstance(x, Iterator) or callable(getattr(x, "__next__", None))
+
+
 def is_data_set(x: Any) -> bool:
     """Whether this gives batches by itself: a data set of TensorFlow, Keras, Torch or grain, or an iterator.
 
@@ -72,7 +82,7 @@ def is_data_set(x: Any) -> bool:
     >>> is_data_set(np.ones((2, 3))), is_data_set(iter([np.ones((2, 3))]))
     (False, True)
     """
-    is_iterator = isinstance(x, Iterator) or callable(getattr(x, "__next__", None))
+    is_iterator = is_read_once(x)
     return is_iterator or isinstance(x, keras.utils.PyDataset) or is_dataset(x) or _is_data_loader(x) or _is_grain(x)
 
 

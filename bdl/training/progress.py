@@ -9,9 +9,9 @@ import keras
 from keras import ops
 
 from bdl.arguments import check_kl_weight, check_num_examples
-from bdl.keras_internals import current_value, is_concrete, stored_value
+from bdl.keras_internals import current_value, is_concrete, rate_schedule, stored_value
 from bdl.random import Tensor
-from bdl.schedules import KLSchedule, LinearWarmup
+from bdl.schedules import DecayOverFit, KLSchedule, LinearWarmup
 
 
 class Progress:
@@ -202,6 +202,31 @@ class Progress:
             "kl_weight=1.0.",
             stacklevel=3,
         )
+
+
+def begin_decay(optimizer: Any, steps_per_epoch: int | None, epochs: int) -> bool:
+    """Gives a `DecayOverFit` of the optimizer the length of a fit that begins.
+
+    Args:
+        optimizer: The compiled model's.
+        steps_per_epoch: Batches in an epoch, or None where it cannot be told.
+        epochs: Epochs that this fit will run.
+
+    Returns:
+        Whether a schedule changed, so that compiled functions must be made anew.
+
+    Raises:
+        ValueError: if the length cannot be told.
+    """
+    schedule = rate_schedule(optimizer)
+    if not isinstance(schedule, DecayOverFit) or epochs <= 0:
+        return False
+    if steps_per_epoch is None:
+        raise ValueError(
+            "`steps_per_epoch` must be given where the data do not tell their length: the learning rate falls over "
+            "the whole fit (DecayOverFit). Pass it to fit, or compile with a constant learning rate."
+        )
+    return schedule.begin_fit(_to_int(optimizer.iterations), steps_per_epoch * epochs)
 
 
 def _counter(model: keras.Model, name: str, value: int) -> keras.Variable:
