@@ -12,7 +12,7 @@ from bdl import recipes
 from bdl.keras_internals import flatten_layers
 from bdl.layers import InputFactors, Variational
 from bdl.posteriors import MeanFieldNormal, Rank1
-from bdl.priors import EmpiricalBayes, FanInNormal, Moped, Normal, TiedMean
+from bdl.priors import EmpiricalBayes, FanInNormal, InputNormal, Moped, Normal, TiedMean
 
 RECIPES = [
     recipes.small_data,
@@ -109,7 +109,7 @@ def test_instead_of_ensemble_draws_pixels_factors_kernels_of_convolutions_and_fa
     (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
     assert tuple(factors.layer.kernel.shape) == (6, 6, 1)
     (pixels,) = factors.sampled_weights.values()
-    assert pixels.prior == Normal(1.0, 3.0)
+    assert pixels.prior == InputNormal(widest=3.0)
     by_shape = {len(weight.mean.shape): weight for weight in weights(model) if weight.mean is not pixels.mean}
     assert by_shape[4].prior == TiedMean(FanInNormal(1.0), mean_prior=Normal(0.0, 3.0))
     assert by_shape[4].posterior == MeanFieldNormal()
