@@ -26,6 +26,10 @@ from bdl.training.averaging import AveragingAdam
 # Wide enough to notice unseen inputs, and no wider: 10 takes a little noise for one (docs/defaults.md).
 _INPUT_PRIOR = InputNormal(widest=3.0)
 
+# Scales that grow no faster than weights do: at the default speed of 10 they reach their prior in the hundred steps in
+# which a network on photographs has learned nothing yet, and then drown what it would learn (docs/defaults.md).
+_KERNEL_SPEED = 1.0
+
 
 def small_data(
     network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
@@ -259,7 +263,7 @@ def _factors_or_weights(layer: keras.Layer) -> AnyPosterior:
         return Rank1(Normal(1.0, 2.0), Normal(1.0, 0.5))
     if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
         return Rank1(Normal(1.0, 0.5), Normal(1.0, 0.5))
-    return MeanFieldNormal()
+    return MeanFieldNormal(speed=_KERNEL_SPEED)
 
 
 def _with_input_factors(

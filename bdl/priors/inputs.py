@@ -32,7 +32,7 @@ class InputNormal(Prior):
 
     It is the prior of `bdl.layers.InputFactors` alone, which shows it the inputs. Mean and variance are those of all
     examples that training has shown, added up batch by batch, and are saved with the layer; before the first, every
-    entry counts as empty. They look at inputs and not at labels.
+    entry counts as empty, and a frozen layer adds none. They look at inputs and not at labels.
 
     Args:
         typical: Positive standard deviation for an entry of the mean variance.

@@ -71,11 +71,13 @@ def test_constant_inputs_count_as_empty_and_pass_unchanged(x):
     assert np.isfinite(array(layer.kl_divergence()))
 
 
-def test_only_training_is_observed():
+def test_only_training_is_observed_and_not_where_the_layer_is_frozen():
     x = inputs()
     scales, layer = observed(x)
     layer(np.ones((7, 5), "float32"))
     layer(np.ones((7, 5), "float32"), training=False)
+    layer.trainable = False
+    layer(np.ones((7, 5), "float32"), training=True)
     assert_allclose(prior_scales(layer), scales)
     assert_allclose(InputNormal().parameters(np.ones(3), np.ones(3), ()), (1.0, 3.0))
 
