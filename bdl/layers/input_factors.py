@@ -77,7 +77,7 @@ class InputFactors(Variational):
         mean = weight.prior_variables.get("mean") if isinstance(weight.prior, InputNormal) else None
         return ops.zeros(weight.mean.shape) if mean is None else ops.convert_to_tensor(mean)
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:  # type: ignore[override]
         """The inputs for one draw of the factors of each example."""
         (weight,) = self.sampled_weights.values()
         if not isinstance(weight.prior, InputNormal):
