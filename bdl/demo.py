@@ -28,7 +28,7 @@ IMAGE_SETS = ("test", "rotated", "noise")
 
 # The prior of the factors on the inputs of the first dense layer. The data narrow the factors of the features that they
 # use; the others stay broad, and answer at random to an input that wakes them up.
-BROAD_PRIOR = Normal(1.0, 10.0)
+BROAD_PRIOR = Normal(1.0, 3.0)
 
 OnEpoch = Callable[[str, int, Mapping[str, float]], None]
 """Told after every epoch of a network: its name, the number of epochs done, its logs (`loss`, `nll`, `temperature`)."""

@@ -142,7 +142,9 @@ def averaging_adam(learning_rate: float = 3e-3, momentum: float = 0.99) -> Any:
     """The optimizer of `bdl.recipes.instead_of_ensemble`; without an average for a momentum of 0."""
     import keras
 
-    return keras.optimizers.Adam(learning_rate, use_ema=momentum > 0, ema_momentum=momentum)
+    from bdl.training.averaging import AveragingAdam
+
+    return AveragingAdam(learning_rate, ema_momentum=momentum) if momentum else keras.optimizers.Adam(learning_rate)
 
 
 def evaluation_seed(case: Case) -> int:

@@ -61,3 +61,14 @@ def _dropout(rate: float) -> list[Any]:
     from keras import layers
 
     return [layers.Dropout(rate)] if rate else []
+
+
+def small_cnn(input_shape: Sequence[int], outputs: int, rate: float = 0.0) -> Any:
+    """Three convolutions with pooling and a hidden layer, for small colour images."""
+    from keras import Input, Sequential, layers
+
+    parts: list[Any] = [Input(tuple(input_shape))]
+    for filters in (16, 32, 64):
+        parts += [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.MaxPooling2D(2), *_dropout(rate)]
+    parts += [layers.Flatten(), layers.Dense(64, activation="relu"), *_dropout(rate), layers.Dense(outputs)]
+    return Sequential(parts)

@@ -12,7 +12,7 @@ from bdl import recipes
 from bdl.keras_internals import flatten_layers, rate_schedule
 from bdl.layers import InputFactors, Variational
 from bdl.posteriors import MeanFieldNormal, Rank1
-from bdl.priors import EmpiricalBayes, FanInNormal, Moped, Normal, TiedMean
+from bdl.priors import EmpiricalBayes, FanInNormal, InputNormal, Moped, Normal, TiedMean
 
 RECIPES = [
     recipes.small_data,
@@ -121,10 +121,10 @@ def test_instead_of_ensemble_draws_pixels_factors_kernels_of_convolutions_and_fa
     (factors,) = [layer for layer in flatten_layers(model) if isinstance(layer, InputFactors)]
     assert tuple(factors.layer.kernel.shape) == (6, 6, 1)
     (pixels,) = factors.sampled_weights.values()
-    assert pixels.prior == Normal(1.0, 3.0)
+    assert pixels.prior == InputNormal(widest=3.0)
     by_shape = {len(weight.mean.shape): weight for weight in weights(model) if weight.mean is not pixels.mean}
     assert by_shape[4].prior == TiedMean(FanInNormal(1.0), mean_prior=Normal(0.0, 3.0))
-    assert by_shape[4].posterior == MeanFieldNormal()
+    assert by_shape[4].posterior == MeanFieldNormal(speed=1.0)
     assert by_shape[2].posterior == Rank1(Normal(1.0, 0.5), Normal(1.0, 0.5))
 
 
@@ -165,7 +165,7 @@ def test_instead_of_ensemble_has_a_factor_for_each_word():
     posteriors = [weight.posterior for weight in weights(model)]
     assert posteriors.count(Rank1(Normal(1.0, 2.0), Normal(1.0, 0.5))) == 1  # the embedding
     assert posteriors.count(Rank1(Normal(1.0, 0.5), Normal(1.0, 0.5))) == 1  # the dense layer
-    assert posteriors.count(MeanFieldNormal()) == 2  # kernel and recurrent kernel
+    assert posteriors.count(MeanFieldNormal(speed=1.0)) == 2  # kernel and recurrent kernel
 
 
 def test_priors_of_the_other_recipes():

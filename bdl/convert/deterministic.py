@@ -122,7 +122,8 @@ def _plain(layer: keras.Layer) -> keras.Layer:
     if isinstance(layer, ConvertedModel):
         return type(layer.network).from_config({**layer.network.get_config(), "name": layer.name})
     if isinstance(layer, InputFactors):
-        return keras_layers.Rescaling(ops.convert_to_numpy(layer.layer.kernel).tolist(), name=layer.name)
+        factors, centre = (ops.convert_to_numpy(part) for part in (layer.layer.kernel, layer.centre))
+        return keras_layers.Rescaling(factors.tolist(), ((1.0 - factors) * centre).tolist(), name=layer.name)
     if isinstance(layer, keras.Model):
         return _plain_model(layer)
     if isinstance(layer, (keras_layers.Bidirectional, keras_layers.TimeDistributed)):

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from bdl.estimators.linear import Scale
 from bdl.layers.variational import Variational
 from bdl.posteriors import MeanFieldNormal, Posterior
-from bdl.priors import Normal, Prior
+from bdl.priors import InputNormal, Prior
+from bdl.random import Tensor
 from bdl.serialization import serialize
 
-DEFAULT_INPUT_PRIOR = Normal(1.0, 10.0)
+DEFAULT_INPUT_PRIOR = InputNormal()
 DEFAULT_INPUT_POSTERIOR = MeanFieldNormal(initial_scale=0.1, speed=30.0)
 
 
@@ -21,16 +23,24 @@ class InputFactors(Variational):
     """Multiplies each input feature by a random factor around 1, drawn for each example.
 
     It is the input side of a rank-1 posterior by itself, with a factor for every entry of an example: every pixel of an
-    image, where a rank-1 convolution has one for a channel. Under the broad default prior the factor of a feature that
-    the data use becomes certain, and that of a feature which is always zero in training keeps a standard deviation of
-    10: inputs that use it make the network unsure. It belongs first in a network, in front of deterministic or
-    variational layers, on inputs whose zero means that nothing is there. `EmbeddingRank1` does the same for token
-    numbers.
+    image, where a rank-1 convolution has one for a channel. The factor of a feature that is always zero in training
+    keeps the broad prior: inputs that use it make the network unsure. It belongs first in a network, in front of
+    deterministic or variational layers. `EmbeddingRank1` does the same for token numbers.
+
+    How broad is a matter of the data, which the default prior looks at: where a feature is empty in training, or nearly
+    so, its factor has the prior `N(1, 3^2)`; where it varies as others do, `N(1, .1^2)` or so (`bdl.priors.InputNormal`
+    has the rule). Photographs and standardised tables, all of whose features carry something, then get a little noise
+    and no more. Under this prior the layer multiplies the difference of each feature to its mean in training, so that
+    the zero point of the inputs does not matter.
+
+    A prior of one scale, `Normal(1, 3)`, multiplies the features themselves, whose zero should then mean that nothing
+    is there. It is for data with many empty features: where all are in use, thousands of factors have to tighten at
+    some 3 nats each, which costs accuracy unless the examples are as many.
 
     Input and output shape: `(batch, ...)`, all but the batch known.
 
     Args:
-        prior: `bdl.priors.Prior` of the factors. Default: `Normal(1, 10)`.
+        prior: `bdl.priors.Prior` of the factors. Default: `InputNormal()`.
         posterior: `bdl.posteriors.Posterior` of the factors. Default: `MeanFieldNormal(0.1, speed=30)`.
         seed: Integer seed of the layer's noise, or None for a random one.
         **kwargs: `name`, `dtype` and other arguments of `keras.Layer`.
@@ -47,6 +57,9 @@ class InputFactors(Variational):
     True
     """
 
+    observes_inputs = True
+    """Whether the layer shows the inputs of its training to a prior that asks for them."""
+
     def __init__(
         self,
         prior: Prior | str | dict[str, Any] = DEFAULT_INPUT_PRIOR,
@@ -56,6 +69,23 @@ class InputFactors(Variational):
     ) -> None:
         own = {name: kwargs[name] for name in ("dtype", "trainable") if name in kwargs}
         super().__init__(Scale(name="mean", **own), "local_reparameterization", prior, posterior, seed=seed, **kwargs)
+
+    @property
+    def centre(self) -> Tensor:
+        """What a factor of 1 leaves in place: the inputs' mean in training, or 0 under a prior that does not ask."""
+        (weight,) = self.sampled_weights.values()
+        mean = weight.prior_variables.get("mean") if isinstance(weight.prior, InputNormal) else None
+        return ops.zeros(weight.mean.shape) if mean is None else ops.convert_to_tensor(mean)
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:  # type: ignore[override]
+        """The inputs for one draw of the factors of each example."""
+        (weight,) = self.sampled_weights.values()
+        if not isinstance(weight.prior, InputNormal):
+            return super().call(inputs, training=training)
+        if training and self.trainable:
+            weight.prior.observe(inputs, weight.prior_variables)
+        centre = ops.cast(ops.convert_to_tensor(self.centre), inputs.dtype)
+        return centre + super().call(inputs - centre, training=training)
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""

@@ -4,9 +4,9 @@
 
     KL(N(mu, sigma^2) || N(m, s^2)) = log(s / sigma) + (sigma^2 + (mu - m)^2) / (2 s^2) - 1/2   [nats per weight]
 
-`EmpiricalBayes` fits its scales, as maximisers of the ELBO, inside the divergence. `Laplace` has a closed form of its
-own; `ScaleMixture` and `Horseshoe` take the least upper bound over latent variables, so that the ELBO stays a lower
-bound. `Prior.penalty` is what point-estimated weights pay.
+So is `InputNormal`, the prior of input factors. `EmpiricalBayes` fits its scales, as maximisers of the ELBO, inside the
+divergence. `Laplace` has a closed form of its own; `ScaleMixture` and `Horseshoe` take the least upper bound over
+latent variables, so that the ELBO stays a lower bound. `Prior.penalty` is what point-estimated weights pay.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bdl.priors.centred import Moped, TiedMean
 from bdl.priors.empirical_bayes import EMPIRICAL_BAYES_GROUPS, EmpiricalBayes
 from bdl.priors.gaussian import FanInNormal, Normal, WidthNormal
 from bdl.priors.horseshoe import HORSESHOE_GROUPS, Horseshoe
+from bdl.priors.inputs import InputNormal
 from bdl.priors.laplace import Laplace
 from bdl.priors.scale_mixture import ScaleMixture
 from bdl.serialization import resolve
@@ -28,6 +29,7 @@ __all__ = [
     "EmpiricalBayes",
     "FanInNormal",
     "Horseshoe",
+    "InputNormal",
     "Laplace",
     "Moped",
     "Normal",

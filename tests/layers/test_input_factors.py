@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 import bdl
 from bdl.layers import InputFactors
-from bdl.layers.input_factors import DEFAULT_INPUT_POSTERIOR
+from bdl.layers.input_factors import DEFAULT_INPUT_POSTERIOR, DEFAULT_INPUT_PRIOR
 from bdl.priors import Normal, normal_kl
 
 pytestmark = pytest.mark.core
@@ -57,7 +57,7 @@ def test_factors_of_features_that_are_always_zero_keep_the_prior():
     weight = network.layers[0].sampled_weights["kernel"]
     scale = array(weight.posterior.scale(weight.variables))
     assert (scale[:3] < 2.0).all()
-    assert_allclose(scale[3:], 10.0, rtol=0.05)
+    assert_allclose(scale[3:], 3.0, rtol=0.05)
 
 
 def test_it_is_saved_and_loaded(tmp_path):
@@ -65,7 +65,7 @@ def test_it_is_saved_and_loaded(tmp_path):
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     (weight,) = loaded.layers[0].sampled_weights.values()
-    assert (weight.prior, weight.posterior) == (Normal(1.0, 10.0), DEFAULT_INPUT_POSTERIOR)
+    assert (weight.prior, weight.posterior) == (DEFAULT_INPUT_PRIOR, DEFAULT_INPUT_POSTERIOR)
     x = np.ones((2, 2, 2, 1), "float32")
     assert_allclose(array(loaded(x)), array(network(x)), rtol=1e-6)
 
