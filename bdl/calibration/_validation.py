@@ -227,7 +227,7 @@ def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         raise ValueError(
             f"`y` must hold class indices from 0 to {num_classes - 1}, as `probabilities` has {num_classes} classes, "
             f"not {array[index]} at index {index}. "
-            f"Pass mask=(y != {array[index]}) if it marks events without a label. Subtract 1 if the labels start at 1; "
+            f"Subtract 1 if the labels start at 1, pass mask=(y != {array[index]}) if it marks events without a label; "
             "else encode them with `np.unique(y, return_inverse=True)[1]`."
         )
     return array.astype(np.int64)
