@@ -1,5 +1,7 @@
 """An exported prediction gives the numbers of `predict_distribution`, without bdl and for batches of any size."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +63,21 @@ def test_it_equals_the_prediction_of_its_seed_for_batches_of_any_size(tmp_path: 
     assert set(serve(x)) == set(CLASSIFICATION_OUTPUTS)
     assert_predicts(serve(x), prediction, CLASSIFICATION_OUTPUTS)
     assert_allclose(serve(x[:3])["probabilities"], prediction.probabilities[:3], **ROUNDING)
+
+
+@on_tensorflow
+def test_a_process_without_bdl_serves_it(tmp_path: Any, trained: Any):
+    model, x, prediction = trained
+    model.export(tmp_path / "saved", num_samples=8, seed=3, verbose=False)
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys, numpy, tensorflow\n"
+        "served = tensorflow.saved_model.load('saved')\n"
+        "numpy.save('p.npy', served.serve(numpy.load('x.npy'))['probabilities'])\n"
+        "assert 'bdl' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert_allclose(np.load(tmp_path / "p.npy"), prediction.probabilities, **ROUNDING)
 
 
 @on_tensorflow
