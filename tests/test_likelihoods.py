@@ -299,7 +299,6 @@ def test_a_masked_event_of_probability_zero_does_not_count():
 @pytest.mark.parametrize(
     ("likelihood", "y", "shape", "message"),
     [
-        (Categorical(), np.eye(3), (None, 3), "one-hot"),
         (Categorical(), np.array([0.5, 1.0]), (None, 3), r"an integer class index .* y\[0\] is 0.5"),
         (Categorical(), np.array([0, 3]), (None, 3), r"class index from 0 to 2; y\[1\] is 3"),
         (Categorical(), np.array([0, -1]), (None, 3), r"y\[1\] is -1"),

@@ -82,7 +82,7 @@ class InputFactors(Variational):
         (weight,) = self.sampled_weights.values()
         if not isinstance(weight.prior, InputNormal):
             return super().call(inputs, training=training)
-        if training and self.trainable:
+        if training and self.trainable and self.layer.trainable:
             weight.prior.observe(inputs, weight.prior_variables)
         centre = ops.cast(ops.convert_to_tensor(self.centre), inputs.dtype)
         return centre + super().call(inputs - centre, training=training)
