@@ -304,8 +304,10 @@ _OF_TARGETS: _Words = (
     "that of the MC-dropout grid search on five, with StudentT(heteroscedastic=True), for which the network needs two "
     "outputs for each target; with StudentT() its RMSE is not worse than the twin's.",
     "A step takes 1.5 to 2.5 times the plain network's.",
-    "StudentT() where the mean's error counts, Normal() where the noise is known to be Gaussian. Five networks "
-    "(bdl.predict_distribution of a list) have a lower RMSE on all six. Above 10,000 rows it was not measured.",
+    "StudentT() where the mean's error counts, Normal() where the noise is known to be Gaussian. `regression` for "
+    "thousands of smooth targets with little noise, which it fits more closely; `fully_gaussian` for tens of noisy "
+    "ones, where this recipe overfits (docs/sklearn.md). Five networks (bdl.predict_distribution of a list) have a "
+    "lower RMSE on all six. Above 10,000 rows it was not measured.",
 )
 _OF_COUNTS: _Words = (
     "No recipe was measured on counts or on outputs of different kinds; this one is the best on few or many real "

@@ -35,7 +35,7 @@ STEPS_PER_LOG = 100
 PREDICTION_BATCH = 256
 ENOUGH_CLASSES, ENOUGH_TARGETS = 1_000, 200
 """Examples from which the recipes for more data are ahead (docs/sklearn.md)."""
-RECIPES = ("small_data", "instead_of_ensemble", "fully_gaussian", "last_layer", "fine_tuning")
+RECIPES = ("small_data", "regression", "instead_of_ensemble", "fully_gaussian", "last_layer", "fine_tuning")
 
 
 class BayesianEstimator(BaseEstimator):
