@@ -17,7 +17,7 @@ from keras import ops
 from bdl.diagnostics.quantities import Fit, fit_figures
 from bdl.diagnostics.weights import WeightPosterior, aside, at_prior, without_weakest
 from bdl.estimators.weights import whole_functions
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import flatten_layers, without_gradients
 from bdl.layers import mean_weights
 from bdl.likelihoods import Likelihood
 
@@ -61,7 +61,7 @@ def draw(
     nll, means, hidden = [], [], []
     for member in members:
         network, names = _with_hidden(member, layers)
-        with aside(member), whole_functions(), _without_gradients():
+        with aside(member), whole_functions(), without_gradients():
             for _ in range(share):
                 parts = [_evaluate(network, likelihood, a, b) for a, b in _batches(x, y)]
                 nll.append(np.concatenate([part[0] for part in parts]))
@@ -237,11 +237,3 @@ def _batches(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
 
 def _numpy(values: Any) -> np.ndarray:
     return ops.convert_to_numpy(values)
-
-
-def _without_gradients() -> Any:
-    if keras.backend.backend() != "torch":
-        return contextlib.nullcontext()
-    import torch
-
-    return torch.no_grad()

@@ -74,12 +74,7 @@ def is_text(values: Any) -> bool:
 
 def py_dataset_batches(data: keras.utils.PyDataset) -> Iterator[Any]:
     """What a `PyDataset` gives in one epoch, read by its workers as in `fit`, and told of its beginning and end."""
-    adapter = get_data_adapter(data)
-    adapter.on_epoch_begin()
-    try:
-        yield from adapter.get_numpy_iterator()
-    finally:
-        adapter.on_epoch_end()
+    return _one_epoch(get_data_adapter(data))
 
 
 def training_batches(x: Any, y: Any, sample_weight: Any, class_weight: Any, batch_size: int) -> Iterator[Any]:
@@ -96,7 +91,10 @@ def training_batches(x: Any, y: Any, sample_weight: Any, class_weight: Any, batc
     >>> [len(batch[0]) for batch in training_batches(np.zeros((5, 2)), np.zeros(5), None, None, batch_size=4)]
     [4, 1]
     """
-    adapter = get_data_adapter(x, y, sample_weight, batch_size=batch_size, class_weight=class_weight)
+    return _one_epoch(get_data_adapter(x, y, sample_weight, batch_size=batch_size, class_weight=class_weight))
+
+
+def _one_epoch(adapter: Any) -> Iterator[Any]:
     adapter.on_epoch_begin()
     try:
         yield from adapter.get_numpy_iterator()

@@ -8,11 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.keras_internals import flatten_layers, output_spec
+from bdl.keras_internals import flatten_layers
 from bdl.latents import without_local_kl
 from bdl.likelihoods.heads import Heads, naming
 from bdl.protocols import HasKL, HasLocalLatents
-from bdl.training.batches import batches, symbolic
+from bdl.training.batches import batches
 
 _NUM_LOOKED_AT = 8
 """Examples whose outputs tell logits from probabilities: rows of logits do not sum to 1, not even one of them."""
@@ -47,21 +47,6 @@ def warn_if_deterministic(network: keras.Layer) -> None:
             "uncertainty will be zero unless the network is random in another way. Use bdl.layers.",
             stacklevel=3,
         )
-
-
-def check_data(
-    network: keras.Model, heads: Heads, x: Any, y: Any, sample_weight: Any = None, loss_weights: Any = None
-) -> None:
-    """Refuses data that a built network and its likelihoods cannot be trained on or evaluated with.
-
-    Raises:
-        ValueError: if inputs are not finite, labels or weights do not fit, or outputs are not what likelihoods expect.
-    """
-    first = next(batches(x, 1, 1, network)).inputs  # which looks at all of them
-    outputs = output_spec(network, symbolic(first, is_any_size=True))
-    heads.check_labels(y, outputs, sample_weight, lambda count: outputs_on(network, x, count))
-    heads.weights(None, outputs, loss_weights)
-    check_outputs(network, heads, x, outputs)
 
 
 def outputs_on(network: keras.Model, x: Any, count: int) -> Any:

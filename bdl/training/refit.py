@@ -45,6 +45,7 @@ from bdl.keras_internals import (
 from bdl.latents import without_local_kl
 from bdl.likelihoods.heads import Heads
 from bdl.random import Tensor
+from bdl.training.batches import num_rows
 from bdl.training.data import DEFAULT_BATCH_SIZE, is_read_once
 from bdl.uncounted import counted
 
@@ -190,7 +191,7 @@ def _batches(data: TrainingData, is_batch_fixed: bool) -> Iterator[tuple[Any, An
     seen, every = 0, 0
     for number, batch in enumerate(training_batches(data.x, data.y, data.sample_weight, data.class_weight, size)):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-        rows = _rows(x)
+        rows = num_rows(x)
         if not every:
             numbers = sum(_size(x)) + NUM_DRAWS * sum(_size(y))
             wanted = min(MAX_EXAMPLES, max(MAX_NUMBERS * rows // max(numbers, 1), 1))
@@ -252,7 +253,7 @@ def _refresh_statistics(
         return
     place = {id(variable): number for number, variable in enumerate(evaluate.network.non_trainable_variables)}
     before = evaluate.state()
-    rows = [_rows(x) for x in inputs]
+    rows = [num_rows(x) for x in inputs]
     after = [evaluate(x, training=True)[1] for x in inputs]
     for layer in normalizations:
         for variable in (layer.moving_mean, layer.moving_variance):
@@ -274,7 +275,7 @@ def _refit_constants(evaluate: _Evaluation, objective: Objective, batches: Seque
             outputs, state = evaluate(x, training=False, state=state)
             draws.append((y, outputs, weight))
     groups = _joined(draws)
-    rows = [_rows(outputs) for _, outputs, _ in groups]
+    rows = [num_rows(outputs) for _, outputs, _ in groups]
     masks = [keras.tree.map_structure(keras_mask, outputs) for _, outputs, _ in groups]
 
     def losses(values: list[Tensor], groups: list[Any], masks: list[Any]) -> list[Tensor]:
@@ -321,10 +322,6 @@ def _concatenated(parts: Sequence[Any]) -> Any:
         return tensor if masks[0] is None else with_mask(tensor, ops.concatenate(masks, axis=0))
 
     return keras.tree.map_structure(join, *parts)
-
-
-def _rows(values: Any) -> int:
-    return int(keras.tree.flatten(values)[0].shape[0])
 
 
 def _minimum(function: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import keras
 
+from bdl.keras_internals import output_spec
 from bdl.likelihoods.heads import Heads
-from bdl.training.batches import batches, known_inputs
-from bdl.training.checks import check_data
+from bdl.training.batches import batches, known_inputs, symbolic
+from bdl.training.checks import check_outputs, outputs_on
 from bdl.training.data import as_arrays, as_inputs, check_lengths, first_batch, is_data_set
 
 
@@ -58,6 +59,10 @@ def checked_data(
     batch = (x, y, others.get("sample_weight")) if y is not None else first_batch(x)
     if batch is not None:
         inputs, labels, weights = batch
-        model.build_on(next(batches(inputs, 1, 1, model.network)).inputs)
-        check_data(model.network, heads, inputs, labels, weights, loss_weights)
+        first = next(batches(inputs, 1, 1, model.network)).inputs  # which looks at all of them
+        model.build_on(first)
+        outputs = output_spec(model.network, symbolic(first, is_any_size=True))
+        heads.check_labels(labels, outputs, weights, lambda count: outputs_on(model.network, inputs, count))
+        heads.weights(None, outputs, loss_weights)
+        check_outputs(model.network, heads, inputs, outputs)
     return x, y, others
