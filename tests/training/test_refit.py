@@ -154,6 +154,25 @@ class Batches(keras.utils.PyDataset):
         return self.x[rows], self.y[rows]
 
 
+class Added(layers.Layer):
+    """The second input, with the first one added where it is there."""
+
+    def call(self, first, second):
+        return second if first is None else first + second
+
+    def compute_output_spec(self, first, second):
+        return keras.KerasTensor(second.shape, second.dtype)
+
+
+def test_the_first_input_may_be_left_out():
+    first, second = keras.Input((3,), name="a", optional=True), keras.Input((3,), name="b")
+    network = keras.Model({"a": first, "b": second}, variational_dense(1e-6)(Added()(first, second)))
+    likelihood = Normal()
+    x, y = data()
+    frozen_model(likelihood, network).fit({"a": None, "b": x}, y, batch_size=100, verbose=0)
+    assert_allclose(scale_of(likelihood), np.sqrt(np.mean((y - x @ SLOPES) ** 2)), rtol=PRECISION)
+
+
 @pytest.mark.parametrize("kind", ["PyDataset", "validation_split"])
 def test_the_training_data_are_read_again(kind):
     x, y = data()
