@@ -342,8 +342,10 @@ def recommend(
     """Names one recipe for a network and its data, with the reason; nothing is trained or probed.
 
     The rules: a trained network is fine-tuned; of a network with more than ten million weights the last layer gets a
-    posterior; classification takes `instead_of_ensemble` from 1,000 examples on and `small_data` below; everything else
-    takes `small_data`. They rest on the measurements of docs/defaults.md, which the record quotes.
+    posterior; classification takes `instead_of_ensemble` from 1,000 examples on and `small_data` below; a regression
+    takes `fully_gaussian` below 200 examples, `regression` from 8,000 on unless the network predicts the scale, too,
+    and `small_data` otherwise, as do counts. `bdl.sklearn` follows the same rules. They rest on the measurements of
+    docs/defaults.md and docs/sklearn.md, which the record quotes.
 
     Text, booleans and one-hot rows are classes, numbers with a fraction are targets of a regression. Whole numbers are
     ambiguous, and the network decides: below its number of outputs they are classes; behind one output 0 and 1 are
@@ -372,6 +374,6 @@ def recommend(
     bdl.recipes.small_data(network, bdl.likelihoods.Categorical())
     >>> model = found.recipe(network, found.likelihood)
     """
-    recipes = (small_data, instead_of_ensemble, fully_gaussian, last_layer, fine_tuning)
+    recipes = (small_data, regression, instead_of_ensemble, fully_gaussian, last_layer, fine_tuning)
     by_name = {recipe.__name__: recipe for recipe in recipes}
     return advise(by_name, network, x, y, task, num_examples, is_trained)

@@ -5,8 +5,8 @@ from a point, with noise of .22 standard deviations (R^2 .95); `plant`, 11,934 r
 a load and a little the wear that is to be found, with noise of .001; `rough`, 45,730 examples of 9 inputs, with noise
 of .5; and `power`, UCI's power plant on its given splits (--data). Contestants: `twin`, the deterministic network under
 Adam at 1e-3; `twin_decay`, the same under the optimizer of `regression`; `default`, bdl's layers under Adam at 1e-3;
-`default_decay`, the same under Adam with `DecayOverFit(3e-3)`; and the recipes `small_data` and `regression`.
-Normal with a learned scale throughout.
+`default_decay`, the same under Adam with `DecayOverFit(3e-3)`; and the recipes `small_data` and `regression`. Normal
+with a learned scale, but for `small_data_student` and `regression_student`, which have `StudentT()`.
 
 NLL is per example in nats, and RMSE, both in units of the training targets' standard deviation. ± is the standard error
 over seeds, which make data, split and network. Differences are paired.
@@ -34,7 +34,16 @@ RESULTS = Path(__file__).parent / "results" / "smooth_regression.jsonl"
 PAGE = Path(__file__).parent.parent / "docs" / "defaults.md"
 NUM_SAMPLES = 128
 SETS = ("arm", "plant", "rough", "power")
-CONTESTANTS = ("twin", "twin_decay", "default", "default_decay", "small_data", "regression")
+CONTESTANTS = (
+    "twin",
+    "twin_decay",
+    "default",
+    "default_decay",
+    "small_data",
+    "small_data_student",
+    "regression",
+    "regression_student",
+)
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
@@ -77,7 +86,9 @@ def train(case: Case, folder: Path | None = None) -> Row:
     keras.backend.clear_session()
     keras.utils.set_random_seed(case.seed)
     start = time.perf_counter()
-    model = compiled(case.contestant, x.shape[1], 100 if case.data == "rough" else 50, bdl.likelihoods.Normal())
+    name, is_student, _ = case.contestant.partition("_student")
+    likelihood = bdl.likelihoods.StudentT() if is_student else bdl.likelihoods.Normal()
+    model = compiled(name, x.shape[1], 100 if case.data == "rough" else 50, likelihood)
     model.fit(x, y, batch_size=32, epochs=case.epochs, verbose=0)
     seconds = time.perf_counter() - start
     samples = 1 if case.contestant.startswith("twin") else NUM_SAMPLES

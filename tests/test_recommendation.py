@@ -9,7 +9,7 @@ from keras import layers
 
 import bdl
 from bdl import recipes
-from bdl.recommendation import ENOUGH_EXAMPLES, LARGE, MANY_EXAMPLES, read_labels
+from bdl.recommendation import ENOUGH_EXAMPLES, FEW_TARGETS, LARGE, MANY_TARGETS, by_likelihood, read_labels
 
 pytestmark = pytest.mark.core
 
@@ -76,8 +76,10 @@ def test_ambiguous_whole_numbers_are_said_to_be_so():
     [
         ("classification", ENOUGH_EXAMPLES - 1, "small_data"),
         ("classification", ENOUGH_EXAMPLES, "instead_of_ensemble"),
-        ("regression", 50, "small_data"),
-        ("regression", MANY_EXAMPLES, "small_data"),
+        ("regression", FEW_TARGETS - 1, "fully_gaussian"),
+        ("regression", FEW_TARGETS, "small_data"),
+        ("regression", MANY_TARGETS - 1, "small_data"),
+        ("regression", MANY_TARGETS, "regression"),
         ("counts", 50, "small_data"),
     ],
 )
@@ -86,6 +88,26 @@ def test_the_recipe_follows_task_and_size(task, n, name):
     assert found.name == name
     assert f"{n:,} training examples" in found.reason
     assert "as you say" in found.labels
+
+
+def test_a_predicted_scale_keeps_small_data_however_many_targets_there_are():
+    n = MANY_TARGETS
+    assert recipes.recommend(network(2), inputs(n), np.linspace(0, 1, n)).name == "small_data"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "n", "name"),
+    [
+        (bdl.likelihoods.Categorical(), 50, "small_data"),
+        (bdl.likelihoods.Bernoulli(), ENOUGH_EXAMPLES, "instead_of_ensemble"),
+        (bdl.likelihoods.Normal(), FEW_TARGETS - 1, "fully_gaussian"),
+        (bdl.likelihoods.StudentT(), MANY_TARGETS, "regression"),
+        (bdl.likelihoods.StudentT(heteroscedastic=True), MANY_TARGETS, "small_data"),
+        (bdl.likelihoods.Poisson(), FEW_TARGETS - 1, "small_data"),
+    ],
+)
+def test_an_estimator_asks_by_its_likelihood(likelihood, n, name):
+    assert by_likelihood(likelihood, n) == name
 
 
 def test_the_recipe_and_the_likelihood_can_be_called():
@@ -100,12 +122,12 @@ def test_the_recipe_and_the_likelihood_can_be_called():
 
 
 def test_advice_is_text_of_a_frozen_record():
-    found = recipes.recommend(network(2), inputs(40), np.linspace(0, 1, 40))
+    found = recipes.recommend(network(2), inputs(240), np.linspace(0, 1, 240))
     text = str(found)
     assert text.startswith("bdl.recipes.small_data(network, bdl.likelihoods.StudentT(heteroscedastic=True))\n")
     parts = (found.labels, found.reason, found.cost, found.otherwise)
     assert all(part and part in text and part.endswith(".") for part in parts)
-    assert "500 epochs in batches of 32" in found.cost  # 1,000 steps of two batches an epoch
+    assert "125 epochs in batches of 32" in found.cost  # 1,000 steps of eight batches an epoch
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.name = "other"
 

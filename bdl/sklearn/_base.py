@@ -23,6 +23,7 @@ from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 from bdl.prediction import Prediction, RegressionPrediction
 from bdl.protocols import HasKL
+from bdl.recommendation import by_likelihood
 from bdl.sklearn.networks import build_network, default_network, own_torch_generator, seeded, with_seed
 from bdl.sklearn.passes import Passes
 
@@ -33,8 +34,6 @@ MIN_EPOCHS = 40
 STEPS_PER_LOG = 100
 """Steps between two entries of `history_`, or a pass where that is longer: Keras takes tens of steps' time for one."""
 PREDICTION_BATCH = 256
-ENOUGH_CLASSES, ENOUGH_TARGETS = 1_000, 200
-"""Examples from which the recipes for more data are ahead (docs/sklearn.md)."""
 RECIPES = ("small_data", "regression", "instead_of_ensemble", "fully_gaussian", "last_layer", "fine_tuning")
 
 
@@ -107,7 +106,7 @@ class BayesianEstimator(BaseEstimator):
         recipe: Any = self.recipe
         if isinstance(recipe, str) and recipe == "auto":
             has_posteriors = any(isinstance(layer, HasKL) for layer in flatten_layers(network))
-            recipe = _as_it_is if has_posteriors else _recipe_for(likelihood, num_examples)
+            recipe = _as_it_is if has_posteriors else by_likelihood(likelihood, num_examples)
         if isinstance(recipe, str) and recipe in RECIPES:
             recipe = getattr(recipes, recipe)
         if not callable(recipe):
@@ -171,13 +170,6 @@ def output_shape(model: VariationalModel, inputs: np.ndarray) -> tuple[int | Non
     """Shape of the network's outputs, with None for the batch."""
     spec = keras.KerasTensor((None, *inputs.shape[1:]), inputs.dtype.name)
     return tuple(model.network.compute_output_spec(spec).shape)
-
-
-def _recipe_for(likelihood: Likelihood, num_examples: int) -> str:
-    """Name of the recipe of a plain network by default."""
-    if likelihood.is_classifier:
-        return "instead_of_ensemble" if num_examples >= ENOUGH_CLASSES else "small_data"
-    return "small_data" if num_examples >= ENOUGH_TARGETS else "fully_gaussian"
 
 
 def _as_it_is(network: keras.Model, likelihood: Likelihood) -> VariationalModel:

@@ -33,8 +33,9 @@ class BayesianRegressor(RegressorMixin, MultiOutputMixin, BayesianEstimator):
         likelihood: `"student_t"` (one learned scale), `"normal"` (the same), or any `bdl.likelihoods.Likelihood` that
             is no classifier, of which each fit takes a copy. `Normal` and `StudentT` see standardised targets, so that
             a `scale` of theirs is in standard deviations of y; others (counts) see the targets as they are.
-        recipe: As of `BayesianClassifier`; `"auto"` is `fully_gaussian` below 200 examples and `small_data` above.
-            With noisy targets `fully_gaussian` may be the better one above, too.
+        recipe: As of `BayesianClassifier`; `"auto"` follows `bdl.recipes.recommend`: `fully_gaussian` below 200
+            examples, `small_data` above, and `regression` from 8,000 on where one scale is learned. With noisy targets
+            `fully_gaussian` may be the better one above 200, too.
         epochs: As of `BayesianClassifier`.
         batch_size: As of `BayesianClassifier`.
         num_samples: As of `BayesianClassifier`.
