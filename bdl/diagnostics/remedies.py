@@ -174,11 +174,13 @@ OTHER_SEEDS = Remedy(
 NARROW_FACTORS = Remedy(
     "narrow factors, or none",
     "Factors of prior scale s cost about log(s / 0.1) nats each to become readable. Where every entry of the input "
-    "carries something, broad ones do not become so, and the network reads noise. What is lost is that inputs which "
-    "the data never used make the network unsure. apply() returns the recipe without input factors.",
+    "carries something, broad ones do not become so, and the network reads noise. The prior of InputFactors() is "
+    "narrow on such entries and broad on empty ones; without broad factors, inputs that the data never used do not "
+    "make the network unsure. apply() returns the recipe without input factors.",
     "Dusenberry et al. 2020, arXiv 2005.07186; docs/diagnostics.md",
     "bdl.recipes.instead_of_ensemble(network, likelihood, input_prior=None); in your own layers "
-    "bdl.layers.InputFactors(prior=bdl.priors.Normal(1.0, 0.3)), bdl.layers.DenseRank1(..., input_factor_prior=...)",
+    "bdl.layers.InputFactors() with its own prior, bdl.priors.InputNormal(), "
+    "bdl.layers.DenseRank1(..., input_factor_prior=...)",
     without_factors,
 )
 WARMUP = Remedy(
