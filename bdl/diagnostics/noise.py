@@ -86,7 +86,7 @@ def explained(layer: LayerHealth, q: Quantities) -> str:
     said = [f"{layer.name}: its scales are at {near:.0%} of their prior's in the median"]
     if size and layer.kl is not None:
         said[0] += f" (KL {layer.kl / size:.2g} nats per example)"
-    if layer.noise_cost is not None:
+    if layer.noise_cost is not None and layer.noise_cost > 0.0:  # below, the network has adapted to it
         said.append(
             f"its noise costs {layer.noise_cost:.3g} nats per example: the NLL of one draw is {fit.nll_gibbs:.3f} with "
             f"it and {fit.nll_gibbs - layer.noise_cost:.3f} without"

@@ -344,6 +344,16 @@ def inconclusive(q: Quantities) -> Finding | None:
             ("The model has no variational layer, no dropout that stays on, and no members: no uncertainty to judge.",),
         )
     fit = q.judged
+    if q.twin is None and broad_layers(q):
+        return Finding(
+            "inconclusive",
+            "possible",
+            (
+                *(explained(layer, q) for layer in broad_layers(q)),
+                f"The data gain is {fit.gain:.3f} ± {fit.gain_error:.3f}. Whether the network underfits for such noise, "
+                'diagnose(..., twin="auto") decides.',
+            ),
+        )
     if q.twin is None and fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain and is_done(q):
         return Finding(
             "inconclusive",

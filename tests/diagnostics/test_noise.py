@@ -157,9 +157,24 @@ def test_a_collapse_names_what_the_data_could_not_pay_for():
 
 
 def test_without_a_twin_costly_noise_is_told_of_a_healthy_network():
-    finding = judge(but(twin=None, noise_cost=0.5))
+    finding = judge(but(twin=None, noise_cost=0.5, draws_factors=False))
     assert finding.verdict == "healthy"
     assert any("noise costs 0.5 nats" in sentence and 'twin="auto"' in sentence for sentence in finding.evidence)
+
+
+def test_without_a_twin_a_network_behind_broad_factors_is_not_called_healthy():
+    finding = judge(but(twin=None, noise_cost=-0.2))
+    assert finding.verdict == "inconclusive"
+    assert "noise of 2.9 times" in finding.evidence[0]
+    assert "costs" not in finding.evidence[0]  # the network has adapted to the noise: taking it away says nothing
+    assert 'twin="auto"' in finding.evidence[-1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"signal_to_noise": 1.2}, {"contraction": 0.9}, {"num_weights": 784, "num_examples": 60_000}]
+)
+def test_factors_that_are_readable_or_can_be_paid_for_do_not_hide_health(changes):
+    assert judge(but(twin=None, **changes)).verdict == "healthy"
 
 
 def templates(n, seed, is_empty=False):
