@@ -50,8 +50,6 @@ CLASSES: dict[str, Callable[..., Any]] = {
 TARGETS = ("diabetes", "friedman1", "linnerud", "60 of diabetes", "60 of friedman1")
 FEW = 60
 """Training examples of tasks that begin with this number."""
-FEWER_TARGETS = 200
-"""Examples below which the regressor's default recipe is `fully_gaussian`."""
 LOW, HIGH = 0.05, 0.95
 
 
@@ -100,10 +98,10 @@ def train(case: Case) -> Row:
         found = {name: classify(estimator, *parts) for name, estimator in classifiers(case.seed, len(x)).items()}
     else:
         x, y = load_targets(case)
-        parts = train_test_split(x, y, test_size=0.2, random_state=case.seed)
-        found = {
-            name: regress(name, estimator, *parts) for name, estimator in regressors(case.seed, x.shape[1]).items()
-        }
+        size = {"train_size": FEW} if case.data.startswith(f"{FEW} of ") else {"test_size": 0.2}
+        parts = train_test_split(x, y, **size, random_state=case.seed)
+        estimators = regressors(case.seed, *parts[0].shape)
+        found = {name: regress(name, estimator, *parts) for name, estimator in estimators.items()}
     return {f"{name}/{figure}": value for name, row in found.items() for figure, value in row.items()}
 
 
@@ -133,9 +131,10 @@ def classifiers(seed: int, num_examples: int) -> dict[str, BaseEstimator]:
 
 def regressors(seed: int, num_examples: int, num_features: int) -> dict[str, BaseEstimator]:
     """Estimators by name; the Gaussian process learns a length scale for each input, and the noise."""
+    from bdl.recommendation import FEW_TARGETS
     from bdl.sklearn import BayesianRegressor
 
-    other = "small_data" if num_examples < FEWER_TARGETS else "fully_gaussian"  # than the one by default
+    other = "small_data" if num_examples < FEW_TARGETS else "fully_gaussian"  # than the one by default
     kernel = ConstantKernel() * RBF(np.ones(num_features)) + WhiteKernel()
     return {
         "bdl": BayesianRegressor(random_state=seed),

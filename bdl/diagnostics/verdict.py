@@ -350,7 +350,7 @@ def inconclusive(q: Quantities) -> Finding | None:
             "possible",
             (
                 *(explained(layer, q) for layer in broad_layers(q)),
-                f"The data gain is {fit.gain:.3f} ± {fit.gain_error:.3f}. Whether the network underfits for such noise, "
+                f"The data gain is {fit.gain:.3f} ± {fit.gain_error:.3f}. Whether it underfits for such noise, "
                 'diagnose(..., twin="auto") decides.',
             ),
         )
