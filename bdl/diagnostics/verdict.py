@@ -344,14 +344,15 @@ def inconclusive(q: Quantities) -> Finding | None:
             ("The model has no variational layer, no dropout that stays on, and no members: no uncertainty to judge.",),
         )
     fit = q.judged
-    if q.twin is None and broad_layers(q):
+    broad = broad_layers(q)
+    if q.twin is None and broad:
         return Finding(
             "inconclusive",
             "possible",
             (
-                *(explained(layer, q) for layer in broad_layers(q)),
-                f"The data gain is {fit.gain:.3f} ± {fit.gain_error:.3f}. Whether it underfits for such noise, "
-                'diagnose(..., twin="auto") decides.',
+                *(explained(layer, q) for layer in broad),
+                f"The data gain is {fit.gain:.3f} ± {fit.gain_error:.3f}.",
+                'Whether the network underfits for such noise, diagnose(..., twin="auto") decides.',
             ),
         )
     if q.twin is None and fit.gain + LIMIT.errors * fit.gain_error < LIMIT.collapsed_gain and is_done(q):
