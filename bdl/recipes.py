@@ -35,7 +35,7 @@ _KERNEL_SPEED = 1.0
 def small_data(
     network: keras.Model, likelihood: Likelihoods, num_examples: int | None = None, seed: int | None = None
 ) -> VariationalModel:
-    """Some hundreds or thousands of examples, above all regression.
+    """Regression on some hundreds or thousands of examples.
 
     Mean-field posteriors trained by local reparameterization, with a prior of one spread, `N(m, 0.5^2 / fan-in)`,
     around fitted means (variational EM: the means are MAP estimates); Adam at 1e-2 with scales slowed to it; an
@@ -342,10 +342,10 @@ def recommend(
     """Names one recipe for a network and its data, with the reason; nothing is trained or probed.
 
     The rules: a trained network is fine-tuned; of a network with more than ten million weights the last layer gets a
-    posterior; classification takes `instead_of_ensemble` from 1,000 examples on and `small_data` below; a regression
-    takes `fully_gaussian` below 200 examples, `regression` from 8,000 on unless the network predicts the scale, too,
-    and `small_data` otherwise, as do counts. `bdl.sklearn` follows the same rules. They rest on the measurements of
-    docs/defaults.md and docs/sklearn.md, which the record quotes.
+    posterior; classification takes `instead_of_ensemble`; a regression takes `fully_gaussian` below 200 examples,
+    `regression` from 8,000 on unless the network predicts the scale, too, and `small_data` otherwise, as do counts.
+    `bdl.sklearn` follows the same rules. They rest on the measurements of docs/defaults.md and docs/sklearn.md, which
+    the record quotes.
 
     Text, booleans and one-hot rows are classes, numbers with a fraction are targets of a regression. Whole numbers are
     ambiguous, and the network decides: below its number of outputs they are classes; behind one output 0 and 1 are
@@ -371,7 +371,7 @@ def recommend(
     >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
     >>> found = recommend(network, np.ones((90, 4)), np.arange(90) % 3)
     >>> print(found.code)
-    bdl.recipes.small_data(network, bdl.likelihoods.Categorical())
+    bdl.recipes.instead_of_ensemble(network, bdl.likelihoods.Categorical())
     >>> model = found.recipe(network, found.likelihood)
     """
     recipes = (small_data, regression, instead_of_ensemble, fully_gaussian, last_layer, fine_tuning)

@@ -9,7 +9,7 @@ from keras import layers
 
 import bdl
 from bdl import recipes
-from bdl.recommendation import ENOUGH_EXAMPLES, FEW_TARGETS, LARGE, MANY_TARGETS, by_likelihood, read_labels
+from bdl.recommendation import FEW_TARGETS, LARGE, MANY_TARGETS, by_likelihood, read_labels
 
 pytestmark = pytest.mark.core
 
@@ -74,8 +74,8 @@ def test_ambiguous_whole_numbers_are_said_to_be_so():
 @pytest.mark.parametrize(
     ("task", "n", "name"),
     [
-        ("classification", ENOUGH_EXAMPLES - 1, "small_data"),
-        ("classification", ENOUGH_EXAMPLES, "instead_of_ensemble"),
+        ("classification", 20, "instead_of_ensemble"),
+        ("classification", 100_000, "instead_of_ensemble"),
         ("regression", FEW_TARGETS - 1, "fully_gaussian"),
         ("regression", FEW_TARGETS, "small_data"),
         ("regression", MANY_TARGETS - 1, "small_data"),
@@ -98,8 +98,8 @@ def test_a_predicted_scale_keeps_small_data_however_many_targets_there_are():
 @pytest.mark.parametrize(
     ("likelihood", "n", "name"),
     [
-        (bdl.likelihoods.Categorical(), 50, "small_data"),
-        (bdl.likelihoods.Bernoulli(), ENOUGH_EXAMPLES, "instead_of_ensemble"),
+        (bdl.likelihoods.Categorical(), 50, "instead_of_ensemble"),
+        (bdl.likelihoods.Bernoulli(), 5_000, "instead_of_ensemble"),
         (bdl.likelihoods.Normal(), FEW_TARGETS - 1, "fully_gaussian"),
         (bdl.likelihoods.StudentT(), MANY_TARGETS, "regression"),
         (bdl.likelihoods.StudentT(heteroscedastic=True), MANY_TARGETS, "small_data"),
@@ -116,7 +116,7 @@ def test_the_recipe_and_the_likelihood_can_be_called():
     found = recipes.recommend(plain, inputs(90), y)
     model = found.recipe(plain, found.likelihood)
     assert isinstance(model, bdl.VariationalModel)
-    assert found.code == "bdl.recipes.small_data(network, bdl.likelihoods.Categorical())"
+    assert found.code == "bdl.recipes.instead_of_ensemble(network, bdl.likelihoods.Categorical())"
     history = model.fit(inputs(90), y, epochs=1, verbose=0).history
     assert np.isfinite(history["elbo"][0])
 

@@ -29,8 +29,8 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
             have layers of bdl, or be a compiled `bdl.VariationalModel` around one. None is `default_network`.
         hidden: Units of each hidden layer of the default network.
         recipe: Name of one of `bdl.recipes`, or a function `recipe(network, likelihood)` that returns a compiled
-            `bdl.VariationalModel`; an argument `seed` gets an integer. `"auto"` is `small_data` below 1,000 examples
-            and `instead_of_ensemble` above; of a network whose layers have posteriors it is Adam on the ELBO.
+            `bdl.VariationalModel`; an argument `seed` gets an integer. `"auto"` is `instead_of_ensemble`; of a
+            network whose layers have posteriors it is Adam on the ELBO.
         epochs: Passes over the data. None makes at least 40 passes and at least 2,000 steps; recipes that average their
             iterates need a thousand.
         batch_size: Examples in a training step.
