@@ -216,7 +216,13 @@ class VariationalModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps."""
+        """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps.
+
+        The optimizer's variables are there before the step is traced: TensorFlow traces a step that makes some twice.
+        """
+        if self.optimizer is not None and not self.optimizer.built and self.network.built:
+            with self._strategy_scope():
+                self.optimizer.build(self.trainable_variables)
         before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
         made: Any = getattr(self, "train_function", None)
