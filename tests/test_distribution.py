@@ -12,20 +12,16 @@ pytestmark = [
     pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a strategy of TensorFlow"),
 ]
 
-# Virtual devices must be set up before TensorFlow starts, so each run has a process of its own.
+# Virtual devices must be set up before TensorFlow starts, so both runs are in a process of their own.
 PROGRAM = """
 import json, sys
 import numpy as np
 import tensorflow as tf
-replicas = int(sys.argv[1])
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 import bdl
 
-devices = [f"CPU:{number}" for number in range(replicas)]
-strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
-keras.utils.set_random_seed(0)
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(16, 4)).astype("float32"), rng.integers(0, 3, 16)
 
@@ -36,7 +32,7 @@ class Code(keras.layers.Layer):
         return x
 
 
-def changes(weights, layers=(), **settings):
+def changes(strategy, weights, layers=(), **settings):
     with strategy.scope():
         keras.utils.set_random_seed(1)
         dense = bdl.layers.DenseFlipout(3, seed=1, kernel_prior="normal")
@@ -50,31 +46,32 @@ def changes(weights, layers=(), **settings):
     return {"step": step, "logs": {name: values[0] for name, values in history.history.items()}}
 
 
-def noise():
+def noise(strategy):
     generator = keras.random.SeedGenerator(3)
     draws = strategy.run(lambda: bdl.random.normal((5,), bdl.random.draw_key(generator)))
     return [draw.numpy().tolist() for draw in strategy.experimental_local_results(draws)]
 
 
-print(json.dumps({
-    "kl_only": changes(np.zeros(16)),
-    "all": changes(np.ones(16)),
-    "draws": changes(np.ones(16), [Code()], num_samples=2, objective="multi_sample"),
-    "noise": noise(),
-}))
-"""
-
-
 def run(replicas):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(replicas)], capture_output=True, text=True, check=True, timeout=300
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    devices = [f"CPU:{number}" for number in range(replicas)]
+    strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+    keras.utils.set_random_seed(0)
+    return {
+        "kl_only": changes(strategy, np.zeros(16)),
+        "all": changes(strategy, np.ones(16)),
+        "draws": changes(strategy, np.ones(16), [Code()], num_samples=2, objective="multi_sample"),
+        "noise": noise(strategy),
+    }
+
+
+print(json.dumps([run(1), run(2)]))
+"""
 
 
 @pytest.fixture(scope="module")
 def runs():
-    return run(1), run(2)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("which", ["kl_only", "all", "draws"])

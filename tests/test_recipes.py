@@ -14,14 +14,7 @@ from bdl.layers import InputFactors, Variational
 from bdl.posteriors import MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, FanInNormal, InputNormal, Moped, Normal, TiedMean
 
-RECIPES = [
-    recipes.small_data,
-    recipes.regression,
-    recipes.instead_of_ensemble,
-    recipes.fully_gaussian,
-    recipes.last_layer,
-    recipes.fine_tuning,
-]
+RECIPES = list(recipes.BY_NAME.values())
 
 
 def dense() -> keras.Model:

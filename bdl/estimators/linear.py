@@ -42,7 +42,7 @@ class Scale(layers.Layer):
         return inputs * ops.convert_to_tensor(self.kernel)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """That of the inputs."""
+        """The shape of the inputs."""
         return tuple(input_shape)
 
 

@@ -57,7 +57,7 @@ class TemperatureScaling(keras.Layer):
         return inputs / ops.cast(self.temperature, inputs.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the inputs."""
+        """The shape of the inputs."""
         return input_shape
 
     def get_config(self) -> dict[str, Any]:

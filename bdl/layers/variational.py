@@ -202,15 +202,15 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
         )
 
     def compute_output_shape(self, *shapes: Any, **named_shapes: Any) -> Any:
-        """That of the wrapped layer."""
+        """The shape that the wrapped layer computes."""
         return self.layer.compute_output_shape(*shapes, **named_shapes)
 
     def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        """That of the wrapped layer."""
+        """The spec that the wrapped layer computes."""
         return self.layer.compute_output_spec(*args, **self._with_training(training, kwargs))
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
-        """That of the wrapped layer."""
+        """The mask that the wrapped layer computes."""
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:

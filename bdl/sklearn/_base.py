@@ -34,7 +34,6 @@ MIN_EPOCHS = 40
 STEPS_PER_LOG = 100
 """Steps between two entries of `history_`, or a pass where that is longer: Keras takes tens of steps' time for one."""
 PREDICTION_BATCH = 256
-RECIPES = ("small_data", "regression", "instead_of_ensemble", "fully_gaussian", "last_layer", "fine_tuning")
 
 
 class BayesianEstimator(BaseEstimator):
@@ -107,11 +106,11 @@ class BayesianEstimator(BaseEstimator):
         if isinstance(recipe, str) and recipe == "auto":
             has_posteriors = any(isinstance(layer, HasKL) for layer in flatten_layers(network))
             recipe = _as_it_is if has_posteriors else by_likelihood(likelihood, num_examples)
-        if isinstance(recipe, str) and recipe in RECIPES:
-            recipe = getattr(recipes, recipe)
+        if isinstance(recipe, str) and recipe in recipes.BY_NAME:
+            recipe = recipes.BY_NAME[recipe]
         if not callable(recipe):
             raise ValueError(
-                f"`recipe` must be 'auto', one of {RECIPES} or a function recipe(network, likelihood) that returns a "
+                f"`recipe` must be 'auto', one of {tuple(recipes.BY_NAME)} or a function recipe(network, likelihood) that returns a "
                 f"compiled bdl.VariationalModel, not {recipe!r}."
             )
         model = with_seed(recipe, network, likelihood, seed=seed)

@@ -113,7 +113,7 @@ class LatentAttention(LatentAlignment):
         )
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """That of the queries."""
+        """The mask of the queries."""
         return None if mask is None or mask[0] is None else ops.convert_to_tensor(mask[0])
 
     def compute_output_shape(self, inputs_shape: Any, target_shape: Any = None) -> Any:

@@ -171,7 +171,7 @@ class LatentMultiHeadAttention(LatentAlignment):
         return outputs, ops.cast(alignment.probabilities(posterior.log_q, posterior.mask), self.compute_dtype)
 
     def compute_mask(self, query: Any, value: Any, query_mask: Any = None, **kwargs: Any) -> Any:
-        """That of the queries."""
+        """The mask of the queries."""
         return query_mask
 
     def compute_output_shape(self, query_shape: Any, value_shape: Any, key_shape: Any = None, **kwargs: Any) -> Any:

@@ -129,7 +129,7 @@ class ConcreteDropout(FrozenWithLayer, HasNoise, keras.layers.Wrapper):
         return dropout_kl(ops.convert_to_tensor(self.layer.kernel), self.rate, self.length_scale, self._num_dropped)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the wrapped layer."""
+        """The shape that the wrapped layer computes."""
         return self.layer.compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
