@@ -137,7 +137,7 @@ def instead_of_ensemble(
     .151). Two networks of it, in a list for `bdl.predict_distribution`, are ahead of five on both, by .003 and .010
     nats (two and four splits). AUROC against noise .95 to 1.00 (ensembles .89 to 1.00), turned digits .85 (.32), a
     class left out .92 (digits, ensemble .92; MNIST, two seeds, .88 ± .03, ensemble .92 ± .02). Strong noise, blur and
-    low contrast raise its NLL on MNIST more than its twin's, low contrast on Fashion-MNIST, too.
+    low contrast raise its NLL on MNIST more than its twin's, low contrast and turned images on Fashion-MNIST, too.
 
     Args:
         network: Built Keras model that ends in raw outputs. Its weights are where training starts, and are trained.

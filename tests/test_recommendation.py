@@ -149,10 +149,10 @@ def test_a_trained_network_is_fine_tuned():
     plain = network()
     plain.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     y = np.arange(32) % 3
-    assert recipes.recommend(plain, inputs(32), y).name == "small_data"
+    assert recipes.recommend(plain, inputs(32), y).name == "instead_of_ensemble"
     plain.fit(inputs(32), y, verbose=0)
     assert recipes.recommend(plain, inputs(32), y).name == "fine_tuning"
-    assert recipes.recommend(plain, inputs(32), y, is_trained=False).name == "small_data"
+    assert recipes.recommend(plain, inputs(32), y, is_trained=False).name == "instead_of_ensemble"
     assert recipes.recommend(network(), inputs(32), y, is_trained=True).name == "fine_tuning"
 
 
