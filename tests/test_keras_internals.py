@@ -8,12 +8,14 @@ import pytest
 from keras import layers, ops
 from networks import NETWORKS, made
 
+import bdl
 from bdl.keras_internals import (
     adopt_signatures,
     flatten_layers,
     input_signature_of,
     keras_mask,
     num_replicas,
+    output_spec,
     set_signature,
     view,
 )
@@ -158,3 +160,28 @@ def test_the_signature_of_inputs_is_that_of_the_data(name):
     keras.tree.assert_same_structure(signature, x)
     for spec, leaf in zip(keras.tree.flatten(signature), keras.tree.flatten(x), strict=True):
         assert (spec.shape, spec.dtype) == ((None, *leaf.shape[1:]), str(leaf.dtype))
+
+
+class Counted(layers.Layer):
+    """Counts how often it is called or traced."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return ops.mean(inputs, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, bdl.convert.to_mc_dropout], ids=["network", "conversion"])
+def test_outputs_that_a_network_declares_are_known_without_tracing_it(wrap):
+    counted = Counted()
+    network = keras.Sequential([keras.Input((3,)), layers.Dropout(0.5), layers.Dense(2), counted])
+    model, before = wrap(network), counted.calls
+    assert output_spec(model, keras.KerasTensor((5, 3))).shape[1:] == (1,)
+    assert counted.calls == before
+
+
+def test_outputs_that_depend_on_the_inputs_length_are_traced():
+    inputs = keras.Input((None, 3), name="x")
+    network = keras.Model({"x": inputs}, {"y": layers.ZeroPadding1D(1)(inputs)})
+    assert output_spec(network, {"x": keras.KerasTensor((5, 4, 3))})["y"].shape == (5, 6, 3)

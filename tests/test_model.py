@@ -596,3 +596,18 @@ def test_a_newer_format_is_refused():
     config["format_version"] += 1
     with pytest.raises(ValueError, match="newer than format"):
         VariationalModel.from_config(config)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow traces a step that makes variables twice"
+)
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_the_training_step_is_traced_once(use_ema, monkeypatch):
+    traces = []
+    step = VariationalModel.train_step
+    monkeypatch.setattr(VariationalModel, "train_step", lambda self, data: traces.append(0) or step(self, data))
+    model = build()
+    model.compile(keras.optimizers.Adam(use_ema=use_ema))
+    model.fit(np.ones((N, 4), "float32"), Y, batch_size=N, epochs=2, verbose=0)
+    assert len(traces) == 1

@@ -107,17 +107,26 @@ def producer(tensor: Any) -> tuple[Any, int, list[Any]]:
 def output_spec(network: keras.Model, inputs: Any) -> Any:
     """Shapes and dtypes of a network's outputs for Keras tensors as inputs.
 
+    A network is traced for them, but where its declared inputs have these shapes: then their batch, and that of the
+    outputs, is of any size, and Keras knows the outputs.
+
     Args:
         network: A built network.
         inputs: In the structure that it is called with; None for an optional input that is left out.
 
     Example:
     >>> output_spec(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), keras.KerasTensor((5, 2))).shape
-    (5, 1)
+    (None, 1)
     """
-    if any(leaf is None for leaf in keras.tree.flatten(inputs)):
+    while getattr(network, "is_called_like_network", False):
+        network = network.network
+    leaves = keras.tree.flatten(inputs)
+    if any(leaf is None for leaf in leaves):
         # `Function.compute_output_spec` asks every input for its shape.
         return compute_output_spec(network, inputs)
+    declared = keras.tree.flatten(input_structure(network))
+    if [leaf.shape[1:] for leaf in leaves] == [tensor.shape[1:] for tensor in declared if tensor is not None]:
+        inputs = keras.tree.pack_sequence_as(inputs, declared)
     return network.compute_output_spec(inputs)
 
 

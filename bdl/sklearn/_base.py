@@ -110,8 +110,8 @@ class BayesianEstimator(BaseEstimator):
             recipe = recipes.BY_NAME[recipe]
         if not callable(recipe):
             raise ValueError(
-                f"`recipe` must be 'auto', one of {tuple(recipes.BY_NAME)} or a function recipe(network, likelihood) that returns a "
-                f"compiled bdl.VariationalModel, not {recipe!r}."
+                f"`recipe` must be 'auto', one of {tuple(recipes.BY_NAME)} or a function recipe(network, likelihood) "
+                f"that returns a compiled bdl.VariationalModel, not {recipe!r}."
             )
         model = with_seed(recipe, network, likelihood, seed=seed)
         if not isinstance(model, VariationalModel):
