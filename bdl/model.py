@@ -94,7 +94,7 @@ class VariationalModel(keras.Model):
     (2,)
     """
 
-    is_called_like_network = True  # which `input_signature_of` asks for
+    is_called_like_network = True  # which `bdl.keras_internals` asks for
 
     def __init__(
         self,
@@ -218,11 +218,12 @@ class VariationalModel(keras.Model):
     def make_train_function(self, force: bool = False) -> Any:
         """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps.
 
-        The optimizer's variables are there before the step is traced: TensorFlow traces a step that makes some twice.
+        The optimizer is built first: TensorFlow traces a step twice if it creates variables.
         """
-        if self.optimizer is not None and not self.optimizer.built and self.network.built:
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and not optimizer.built and self.network.built:
             with self._strategy_scope():
-                self.optimizer.build(self.trainable_variables)
+                optimizer.build(self.trainable_variables)
         before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
         made: Any = getattr(self, "train_function", None)

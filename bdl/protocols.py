@@ -53,7 +53,7 @@ class AroundNetwork(Protocol):
 
     Attributes:
         network: The network.
-        is_called_like_network: Says so; nothing is read from its value.
+        is_called_like_network: True, which says so; False in a subclass whose `call` returns something else.
     """
 
     network: Any

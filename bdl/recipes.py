@@ -88,8 +88,8 @@ def regression(
     Evidence: 40 epochs of batches of 32, one hidden layer of 50 units (100 of the third), `Normal()`, NLL less that of
     the default layers with Adam at 1e-3, in nats: 11,934 examples of 16 inputs, nearly without noise, -.84 ± .24; 8,192
     of 8 inputs with noise of .22 standard deviations -.039 ± .015; a power plant's 9,568 -.005 ± .002 (five seeds
-    each); 45,730 of 9 inputs, noise of .5, +.014 ± .007 (three). On small or noisy data, and with a predicted scale, it overfits where `small_data` and the
-    default do not (docs/defaults.md).
+    each); 45,730 of 9 inputs, noise of .5, +.014 ± .007 (three). On small or noisy data, and with a predicted scale, it
+    overfits where `small_data` and the default do not (docs/defaults.md).
 
     Args:
         network: Built Keras model that ends in raw outputs. Its weights are the means at the start, and are trained.
@@ -134,8 +134,7 @@ def instead_of_ensemble(
     .047 against .084, .021 against .031) and TREC (three seeds: .907 against .897, .25 against .30, .129 against .149);
     with LeNet-5 a little behind it on MNIST (three seeds: .9921 and .9930, .0238 and .0217, .0122 and .0111), and
     behind it, but ahead of its twin, on Fashion-MNIST (three seeds: .893 against .897, .311 against .291, .155 against
-    .151). Two networks of it, in a list for `bdl.predict_distribution`, are ahead of five on both, by .003 and .010
-    nats (two and four splits). AUROC against noise .95 to 1.00 (ensembles .89 to 1.00), turned digits .85 (.32), a
+    .151). AUROC against noise .95 to 1.00 (ensembles .89 to 1.00), turned digits .85 (.32), a
     class left out .92 (digits, ensemble .92; MNIST, two seeds, .88 ± .03, ensemble .92 ± .02). Strong noise, blur and
     low contrast raise its NLL on MNIST more than its twin's, low contrast and turned images on Fashion-MNIST, too.
 

@@ -28,6 +28,7 @@ MANY_TARGETS = 8_000
 LARGE = 10_000_000
 """Weights above which a second number for each weight is a cost to think of first."""
 _STEPS = {"small_data": 1_000, "instead_of_ensemble": 500}
+_STEPS_OF_FEW = 1_000  # below as many examples
 
 
 @dataclass(frozen=True)
@@ -306,8 +307,9 @@ def _epochs(name: str, size: int) -> str:
     """How long to train for the average at the end, in epochs of Keras' own batch size."""
     if name not in _STEPS:
         return ""
-    epochs = math.ceil(_STEPS[name] / math.ceil(size / DEFAULT_BATCH_SIZE))
-    return f" Train for {_STEPS[name]:,} steps or more: {epochs} epochs in batches of {DEFAULT_BATCH_SIZE}."
+    steps = _STEPS[name] if size >= _STEPS_OF_FEW else _STEPS_OF_FEW
+    epochs = math.ceil(steps / math.ceil(size / DEFAULT_BATCH_SIZE))
+    return f" Train for {steps:,} steps or more: {epochs} epochs in batches of {DEFAULT_BATCH_SIZE}."
 
 
 _Words = tuple[str, str, str]
@@ -318,8 +320,8 @@ _OF_CLASSES: _Words = (
     ".0238, .9884 and .0387), Fashion-MNIST (.893 and .311, .876 and .365). On 60 to 200 examples (iris, wine, breast "
     "cancer, digits; 1,000 steps) it is ahead by .009 ± .003 nats and .5 ± .2 points of accuracy; single sets differ.",
     "A step takes 1.55 to 1.75 times the plain network's.",
-    "`input_prior=None` where inputs may be noisy, blurred or pale. "
-    "An ensemble, or two networks of this recipe, where .01 nats count (Fashion-MNIST). "
+    "`input_prior=None` where inputs may be noisy, blurred, pale or turned. "
+    "An ensemble where .02 nats count (Fashion-MNIST). "
     "MC dropout (bdl.convert.to_mc_dropout) where images like MNIST's are expected to be blurred or pale.",
 )
 _OF_TARGETS: _Words = (

@@ -181,6 +181,27 @@ def test_outputs_that_a_network_declares_are_known_without_tracing_it(wrap):
     assert counted.calls == before
 
 
+def test_a_call_of_its_own_tells_the_outputs():
+    class Doubled(keras.Model):
+        def __init__(self):
+            inputs = keras.Input((3,))
+            super().__init__(inputs, layers.Dense(2)(inputs))
+
+        def call(self, inputs):
+            outputs = super().call(inputs)
+            return ops.concatenate([outputs, outputs], axis=-1)
+
+    model = bdl.convert.to_mc_dropout(Doubled(), rate=0.1, before="all")
+    assert output_spec(model, keras.KerasTensor((None, 3))).shape == (None, 4)
+
+
+def test_a_batch_that_is_declared_leaves_that_of_the_inputs():
+    inputs = {name: keras.Input(batch_shape=(8, 3), name=name) for name in ("a", "b")}
+    network = keras.Model(inputs, layers.Add()([inputs["a"], inputs["b"]]))
+    given = {name: keras.KerasTensor((None, 3)) for name in inputs}
+    assert output_spec(network, given).shape == (None, 3)
+
+
 def test_outputs_that_depend_on_the_inputs_length_are_traced():
     inputs = keras.Input((None, 3), name="x")
     network = keras.Model({"x": inputs}, {"y": layers.ZeroPadding1D(1)(inputs)})

@@ -17,6 +17,15 @@ from bdl.priors import EmpiricalBayes, FanInNormal, InputNormal, Moped, Normal, 
 RECIPES = list(recipes.BY_NAME.values())
 
 
+def test_every_recipe_can_be_asked_for_by_its_name():
+    returned = {
+        name
+        for name, found in vars(recipes).items()
+        if getattr(found, "__annotations__", {}).get("return") == "VariationalModel"
+    }
+    assert {name for name in returned if not name.startswith("_")} == set(recipes.BY_NAME)
+
+
 def dense() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), layers.Dense(5, "relu"), layers.Dense(3)])
 

@@ -110,7 +110,7 @@ class ConvertedModel(keras.Model):
     """
 
     network: keras.Model
-    is_called_like_network = True  # which `input_signature_of` asks for
+    is_called_like_network = True  # which `bdl.keras_internals` asks for
 
     def __init__(self, network: keras.Model, **kwargs: Any) -> None:
         check_network(network)

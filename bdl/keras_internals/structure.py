@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 from keras.src.backend import compute_output_spec
+from keras.src.models.functional import Functional
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
@@ -107,8 +108,8 @@ def producer(tensor: Any) -> tuple[Any, int, list[Any]]:
 def output_spec(network: keras.Model, inputs: Any) -> Any:
     """Shapes and dtypes of a network's outputs for Keras tensors as inputs.
 
-    A network is traced for them, but where its declared inputs have these shapes: then their batch, and that of the
-    outputs, is of any size, and Keras knows the outputs.
+    If the inputs have the shapes that the network declares, the outputs are those it declares, for a batch of any size.
+    Otherwise it is traced.
 
     Args:
         network: A built network.
@@ -121,11 +122,13 @@ def output_spec(network: keras.Model, inputs: Any) -> Any:
     while getattr(network, "is_called_like_network", False):
         network = network.network
     leaves = keras.tree.flatten(inputs)
-    if any(leaf is None for leaf in leaves):
-        # `Function.compute_output_spec` asks every input for its shape.
+    has_own_call = isinstance(network, Functional) and type(network).call is not Functional.call
+    if has_own_call or any(leaf is None for leaf in leaves):
+        # `Functional.compute_output_spec` does not look at `call`, and asks every input for its shape.
         return compute_output_spec(network, inputs)
-    declared = keras.tree.flatten(input_structure(network))
-    if [leaf.shape[1:] for leaf in leaves] == [tensor.shape[1:] for tensor in declared if tensor is not None]:
+    structure = input_structure(network)
+    declared = [] if structure is None else keras.tree.flatten(structure)
+    if [(None, *leaf.shape[1:]) for leaf in leaves] == [tensor.shape for tensor in declared]:
         inputs = keras.tree.pack_sequence_as(inputs, declared)
     return network.compute_output_spec(inputs)
 

@@ -95,6 +95,8 @@ def test_verdicts_on_losses(data, weights, verdict):
     mended.fit(*data, epochs=1, verbose=0)
     found = measure_accounting(mended, *data, mended.likelihood, N)
     assert found.temperature == pytest.approx(1.0, rel=5e-3)
+    if weights == (N, N):
+        assert diagnose(mended, *data).quantities.temperature == pytest.approx(1.0, rel=5e-3)
 
 
 def test_the_prior_s_functions_are_those_of_the_prior():
