@@ -212,18 +212,16 @@ class VariationalModel(keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles again after loading."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
+        if self.built:
+            self._build_optimizer()
 
     def make_train_function(self, force: bool = False) -> Any:
         """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps.
 
         The optimizer is built first: TensorFlow traces a step twice if it creates variables.
         """
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None and not optimizer.built and self.network.built:
-            with self._strategy_scope():
-                optimizer.build(self.trainable_variables)
+        if self.network.built:
+            self._build_optimizer()
         before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
         made: Any = getattr(self, "train_function", None)
@@ -454,6 +452,13 @@ class VariationalModel(keras.Model):
     def _draws(self, outputs: Any) -> list[Any]:
         """What `call` returned, one entry for each draw of the network."""
         return list(outputs) if self.num_samples > 1 and _is_training_step.get() else [outputs]
+
+    def _build_optimizer(self) -> None:
+        """Makes the optimizer's variables, if it has none yet."""
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and not optimizer.built:
+            with self._strategy_scope():
+                optimizer.build(self.trainable_variables)
 
     def _strategy_scope(self) -> Any:
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's trainer alone has one

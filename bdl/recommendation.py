@@ -16,7 +16,7 @@ import numpy as np
 
 from bdl import likelihoods
 from bdl.arguments import check_num_examples
-from bdl.keras_internals import input_structure
+from bdl.keras_internals import input_structure, output_spec
 from bdl.likelihoods import Likelihood
 from bdl.training.data import DEFAULT_BATCH_SIZE, first_batch, measure
 
@@ -28,7 +28,7 @@ MANY_TARGETS = 8_000
 LARGE = 10_000_000
 """Weights above which a second number for each weight is a cost to think of first."""
 _STEPS = {"small_data": 1_000, "instead_of_ensemble": 500}
-_STEPS_OF_FEW = 1_000  # below as many examples
+_FEW_EXAMPLES, _STEPS_OF_FEW = 1_000, 1_000  # below so many examples, at least so many steps were measured
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def advise(
         name, words = "last_layer", _OF_LARGE
     else:
         name = by_size(labels.task, size, labels.has_scale)
-        words = _BY_SIZE[labels.task if labels.task in TASKS else "counts", name]
+        words = _BY_SIZE[labels.task or "counts", name]
     reason, cost, otherwise = words
     likelihood = labels.likelihood
     call = ", ".join(["network", _code(likelihood), *(f"{key}={value!r}" for key, value in arguments.items())])
@@ -278,7 +278,7 @@ def _widths(network: keras.Model) -> dict[str, int | None]:
     entry = input_structure(network)
     if entry is None:
         return {"outputs": None}
-    outputs = network.compute_output_spec(entry)
+    outputs = output_spec(network, entry)
     if isinstance(outputs, (list, tuple)):
         outputs = dict(zip(network.output_names, outputs, strict=True))
     if not isinstance(outputs, Mapping):
@@ -307,7 +307,7 @@ def _epochs(name: str, size: int) -> str:
     """How long to train for the average at the end, in epochs of Keras' own batch size."""
     if name not in _STEPS:
         return ""
-    steps = _STEPS[name] if size >= _STEPS_OF_FEW else _STEPS_OF_FEW
+    steps = _STEPS_OF_FEW if size < _FEW_EXAMPLES else _STEPS[name]
     epochs = math.ceil(steps / math.ceil(size / DEFAULT_BATCH_SIZE))
     return f" Train for {steps:,} steps or more: {epochs} epochs in batches of {DEFAULT_BATCH_SIZE}."
 

@@ -195,6 +195,15 @@ def test_a_call_of_its_own_tells_the_outputs():
     assert output_spec(model, keras.KerasTensor((None, 3))).shape == (None, 4)
 
 
+def test_a_call_of_its_own_tells_the_outputs_of_a_sequential_network():
+    class Doubled(keras.Sequential):
+        def call(self, inputs):
+            outputs = super().call(inputs)
+            return ops.concatenate([outputs, outputs], axis=-1)
+
+    assert output_spec(Doubled([keras.Input((3,)), layers.Dense(2)]), keras.KerasTensor((None, 3))).shape == (None, 4)
+
+
 def test_a_batch_that_is_declared_leaves_that_of_the_inputs():
     inputs = {name: keras.Input(batch_shape=(8, 3), name=name) for name in ("a", "b")}
     network = keras.Model(inputs, layers.Add()([inputs["a"], inputs["b"]]))

@@ -344,8 +344,7 @@ def inconclusive(q: Quantities) -> Finding | None:
             ("The model has no variational layer, no dropout that stays on, and no members: no uncertainty to judge.",),
         )
     fit = q.judged
-    broad = broad_layers(q)
-    if q.twin is None and broad:
+    if q.twin is None and (broad := broad_layers(q)):
         return Finding(
             "inconclusive",
             "possible",

@@ -119,11 +119,10 @@ def output_spec(network: keras.Model, inputs: Any) -> Any:
     >>> output_spec(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), keras.KerasTensor((5, 2))).shape
     (None, 1)
     """
-    while getattr(network, "is_called_like_network", False):
-        network = network.network
+    if getattr(network, "is_called_like_network", False):
+        return output_spec(network.network, inputs)
     leaves = keras.tree.flatten(inputs)
-    has_own_call = isinstance(network, Functional) and type(network).call is not Functional.call
-    if has_own_call or any(leaf is None for leaf in leaves):
+    if _has_call_besides_its_graph(network) or any(leaf is None for leaf in leaves):
         # `Functional.compute_output_spec` does not look at `call`, and asks every input for its shape.
         return compute_output_spec(network, inputs)
     structure = input_structure(network)
@@ -131,6 +130,11 @@ def output_spec(network: keras.Model, inputs: Any) -> Any:
     if [(None, *leaf.shape[1:]) for leaf in leaves] == [tensor.shape for tensor in declared]:
         inputs = keras.tree.pack_sequence_as(inputs, declared)
     return network.compute_output_spec(inputs)
+
+
+def _has_call_besides_its_graph(network: keras.Model) -> bool:
+    is_graph = isinstance(network, (Functional, keras.Sequential))
+    return is_graph and type(network).call not in (Functional.call, keras.Sequential.call)
 
 
 def symbolic_inputs(shape: Any) -> Any:

@@ -164,7 +164,7 @@ class Categorical(Classifier):
         return ops.logical_and(has_class, y[..., self.ignore_class] != 1)
 
     def check_aligned(self, y_shape: tuple[int | None, ...], output_shape: tuple[int | None, ...]) -> None:
-        """As of any likelihood; labels may have an axis of classes besides."""
+        """Compares the shapes as any likelihood does; labels may have an axis of classes besides."""
         has_class_axis = self.takes_class_axis(y_shape, output_shape)
         super().check_aligned(y_shape[:-1] if has_class_axis else y_shape, output_shape)
 

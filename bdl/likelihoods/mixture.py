@@ -114,7 +114,7 @@ class Mixture(Likelihood):
         return self if component is self.component else Mixture(component, name=self.name)
 
     def has_label(self, y: Tensor, output_shape: tuple[int | None, ...]) -> Tensor | None:
-        """As the component says."""
+        """Asks the component."""
         return self.component.has_label(y, self._component_shape(output_shape))
 
     def penalty(self) -> Tensor:
@@ -198,7 +198,7 @@ class Mixture(Likelihood):
         self.component.check_labels(y, self._component_shape(output_shape))
 
     def check_aligned(self, y_shape: tuple[int | None, ...], output_shape: tuple[int | None, ...]) -> None:
-        """As of the component, whose labels they are."""
+        """Lets the component compare, whose labels they are."""
         self.component.check_aligned(y_shape, self._component_shape(output_shape))
 
     def get_config(self) -> dict[str, Any]:

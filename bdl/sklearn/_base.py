@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bdl import recipes
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import flatten_layers, output_spec
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
 from bdl.prediction import Prediction, RegressionPrediction
@@ -168,7 +168,7 @@ def check_count(name: str, value: Any, others: str = "") -> None:
 def output_shape(model: VariationalModel, inputs: np.ndarray) -> tuple[int | None, ...]:
     """Shape of the network's outputs, with None for the batch."""
     spec = keras.KerasTensor((None, *inputs.shape[1:]), inputs.dtype.name)
-    return tuple(model.network.compute_output_spec(spec).shape)
+    return tuple(output_spec(model.network, spec).shape)
 
 
 def _as_it_is(network: keras.Model, likelihood: Likelihood) -> VariationalModel:
