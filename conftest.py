@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from seeds import seed_everything
 
 import bdl
 
@@ -19,6 +20,6 @@ def _names_of_docstring_examples(doctest_namespace: dict[str, Any]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeds() -> None:
+def _seeds(request: pytest.FixtureRequest) -> None:
     """The same initial weights and noise in every run, whatever the order of the tests."""
-    keras.utils.set_random_seed(0)
+    seed_everything(request.node.nodeid)
