@@ -16,6 +16,7 @@ from scipy import stats
 from standard_errors import assert_mean, assert_within_standard_errors
 
 from bdl import random
+from bdl.random import hashing
 
 pytestmark = pytest.mark.core
 
@@ -301,6 +302,22 @@ def test_compiled_equals_eager(draw):
 
     key = random.draw_key(11)
     np.testing.assert_allclose(array(compiled(noise)(key)), array(noise(key)), **COMPILED_TOLERANCE)
+
+
+@needs_tensorflow
+def test_a_key_is_derived_by_one_operation_of_a_graph_and_is_that_of_the_operations_written_out():
+    import tensorflow as tf
+
+    key = random.draw_key(3)
+    trace = tf.function(random.fold_in).get_concrete_function(tf.TensorSpec((2,), "uint32"), tf.TensorSpec((), "int32"))
+    kinds = [operation.type for operation in trace.graph.get_operations()]
+    assert sum("PartitionedCall" in kind for kind in kinds) == 1
+    assert "BitwiseXor" not in kinds
+    for number in (0, 7, 2**31 - 1):
+        with hashing.plain_operations():
+            expected = array(random.fold_in(key, number))
+        np.testing.assert_array_equal(array(random.fold_in(key, number)), expected)
+        np.testing.assert_array_equal(array(trace(key, tf.constant(number))), expected)
 
 
 @needs_tensorflow

@@ -22,7 +22,13 @@ GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive integers over al
 
 def fold_in(key: Tensor, number: int | Tensor) -> Tensor:
     """A key for a number, or for each of several along further axes of the key."""
-    new = mix(ops.add(ops.bitwise_xor(key[1], word(GOLDEN)), multiply_golden(number)))
+    spread = multiply_golden(number)
+    is_one_key = _may_compile() and len(key.shape) == 1 and len(spread.shape) == 0
+    return _compiled_fold()(key, spread) if is_one_key else _fold(key, spread)
+
+
+def _fold(key: Tensor, spread: Tensor) -> Tensor:
+    new = mix(ops.add(ops.bitwise_xor(key[1], word(GOLDEN)), spread))
     # The factor keeps the two halves apart: with `new` in both, keys whose seeds and steps differ in the same bits
     # would meet as often as 32-bit numbers do.
     return ops.stack([ops.bitwise_xor(key[0], new), mix(ops.bitwise_xor(key[1], multiply_golden(new)))])
@@ -99,11 +105,27 @@ def fused(draw: Draw, shape: Sequence[int | Tensor], key: Tensor, first: Tensor 
         key: Key of the draw.
         first: None for one stream; else each row, along the first axis, has a stream of its own, numbered from here.
     """
-    if keras.backend.backend() != "tensorflow" or not _fuses.get():
+    if not _may_compile():
         return _drawn(draw, tuple(shape), key, first)
     known = tuple(size if isinstance(size, int) else None for size in shape)
     unknown = [size for size in shape if not isinstance(size, int)]
     return _compiled(draw, known)(unknown, key, first)
+
+
+def _may_compile() -> bool:
+    return keras.backend.backend() == "tensorflow" and _fuses.get()
+
+
+@functools.cache
+def _compiled_fold() -> Callable[..., Tensor]:
+    """One operation in place of thirty in whatever graph a key is derived in: most of the time of a trace went there.
+
+    TensorFlow writes the thirty out again before it runs the graph.
+    """
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((2,), "uint32"), tf.TensorSpec((), "uint32")]
+    return tf.function(_fold, input_signature=signature, autograph=False)
 
 
 @functools.cache
