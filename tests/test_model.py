@@ -1,5 +1,6 @@
 """VariationalModel: the objective is the ELBO at the stated temperature, whatever stands around it."""
 
+import functools
 import json
 import re
 import warnings
@@ -326,22 +327,26 @@ class Charges(keras.layers.Layer):
         return x
 
 
+@functools.cache
+def charged(shape, num_samples):
+    """Losses of a step, in Keras and here, and what the latter has beside the ELBO, with ones of a shape added."""
+    charges = [] if shape is None else [Charges(*shape)]
+    keras.utils.set_random_seed(0)
+    plain = keras.Sequential([keras.Input((4,)), *charges, keras.layers.Dense(3)])
+    plain.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input((4,)), *charges, bdl.layers.DenseFlipout(3, **PRIOR, seed=1)])
+    model = VariationalModel(network, Categorical(), num_examples=N, kl_weight=1.0, num_samples=num_samples)
+    model.compile(keras.optimizers.SGD(0.0))
+    logs = model.train_on_batch(X, Y, return_dict=True)
+    return float(plain.train_on_batch(X, Y)), float(logs["loss"]), float(logs["loss"] + logs["elbo"])
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("shape", [(), (N,), (N, 10), (2, 3, 4), (1, 1)])
 @pytest.mark.parametrize("num_samples", [1, 2])
 def test_what_a_layer_adds_as_a_loss_counts_as_in_keras_whatever_its_shape(shape, num_samples):
-    def losses(*charges):
-        keras.utils.set_random_seed(0)
-        plain = keras.Sequential([keras.Input((4,)), *charges, keras.layers.Dense(3)])
-        plain.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        keras.utils.set_random_seed(0)
-        network = keras.Sequential([keras.Input((4,)), *charges, bdl.layers.DenseFlipout(3, **PRIOR, seed=1)])
-        model = VariationalModel(network, Categorical(), num_examples=N, kl_weight=1.0, num_samples=num_samples)
-        model.compile(keras.optimizers.SGD(0.0))
-        logs = model.train_on_batch(X, Y, return_dict=True)
-        return float(plain.train_on_batch(X, Y)), float(logs["loss"]), float(logs["loss"] + logs["elbo"])
-
-    before, after = losses(), losses(Charges(*shape))
+    before, after = charged(None, num_samples), charged(shape, num_samples)
     assert after[0] - before[0] == pytest.approx(np.prod(shape), rel=1e-5)
     assert after[1] - before[1] == pytest.approx(np.prod(shape), rel=1e-5)
     assert after[2] == pytest.approx(np.prod(shape), rel=1e-5)  # no part of the ELBO
