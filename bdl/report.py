@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -151,6 +151,8 @@ def render(page: Page) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file that appears whole or not at all; an existing file stays as it was until then.
 
+    Threads and processes may write at once, to one file too: the last one to end stays.
+
     Args:
         path: The file. A symbolic link stays one: its target is replaced.
         text: The content, written as UTF-8.
@@ -159,13 +161,11 @@ def write_atomically(path: Path, text: str) -> None:
         OSError: if the folder does not exist or cannot be written.
     """
     path = path.resolve()
-    draft = path.with_name(f".bdl-{os.getpid()}.tmp")  # short: a name may have 255 bytes
-    try:
+    # In the same folder, so that it can be renamed; a folder of its own, so that nobody else writes to the draft.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".bdl-") as folder:
+        draft = Path(folder) / "draft"
         draft.write_text(text, encoding="utf-8", newline="\n")
         draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _section(section: Section) -> str:

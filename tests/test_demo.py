@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bdl import cli, demo
+from bdl import demo
 from bdl.demo import BAYESIAN, TWIN, DemoResult, build_network, load_digits, run_demo
 from bdl.demo_page import NUM_EXAMPLE_IMAGES, build_page, comparison_table
 from bdl.layers import Variational
 from bdl.report import Figure, render
+from bdl_cli import app
 
 pytestmark = pytest.mark.core
 
@@ -113,8 +114,8 @@ def test_the_command_prints_and_writes_the_same_figures_for_the_same_seed(
     monkeypatch.setattr(demo, "run_demo", kept)
     page = tmp_path / "page.html"
     page.write_text("old")
-    options = ["--seed", "3", "--epochs", str(EPOCHS), "--output", str(page)]
-    printed = CliRunner().invoke(cli.app, ["demo", *options], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+    options = ["--seed", "3", "--epochs", str(EPOCHS), "--output", str(page), "--overwrite"]
+    printed = CliRunner().invoke(app, ["demo", *options], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
     assert printed.exit_code == 0, printed.output
     for text in (BAYESIAN, TWIN, f"{EPOCHS}/{EPOCHS}", "Accuracy", "NLL [nats]", "Brier score", "ECE", "AUROC"):
         assert text in printed.stdout

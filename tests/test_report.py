@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -124,3 +125,14 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     write_atomically(link, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
+
+
+def test_threads_that_write_at_once_do_not_mix_their_files(tmp_path: Path) -> None:
+    texts = {tmp_path / f"{number}.json": str(number) * 20_000 for number in range(200)}
+    shared = tmp_path / "shared.json"
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write_atomically, texts, texts.values()))
+        list(threads.map(write_atomically, [shared] * 100, texts.values()))
+    assert all(path.read_text() == text for path, text in texts.items())
+    assert shared.read_text() in texts.values()
+    assert set(tmp_path.iterdir()) == {*texts, shared}

@@ -133,11 +133,16 @@ def _with_cause(finding: Finding, measured: Quantities) -> Finding:
     return dataclasses.replace(finding, evidence=(*finding.evidence, sentence))
 
 
-def diagnose_record(path: str | Path) -> dict[str, HealthReport]:
-    """The report of every run in a record file, by a name for each."""
+def diagnose_record(path: str | Path, name: str | None = None) -> dict[str, HealthReport]:
+    """The report of every run in a record file, by a name for each.
+
+    Args:
+        path: The file.
+        name: Name of the run, which several have with a number; None takes the file's.
+    """
     runs = read_record(path)
-    stem = Path(path).stem
-    names = [stem] if len(runs) == 1 else [f"{stem} #{number}" for number in range(1, len(runs) + 1)]
+    name = Path(path).stem if name is None else name
+    names = [name] if len(runs) == 1 else [f"{name} #{number}" for number in range(1, len(runs) + 1)]
     return {name: _from_record(run) for name, run in zip(names, runs, strict=True)}
 
 

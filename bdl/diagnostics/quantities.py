@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from bdl.diagnostics.reading import checked
 
 
 @dataclass(frozen=True)
@@ -247,17 +249,12 @@ class Quantities:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Quantities:
-        """Reads what `to_dict` wrote; fields of newer versions are passed over."""
-        parts: dict[str, Any] = _known(cls, values)
-        for name, kind in (("train", Fit), ("validation", Fit), ("twin", Fit), ("trends", Trends)):
-            if parts.get(name) is not None:
-                parts[name] = kind(**_known(kind, parts[name]))
-        if parts.get("local") is not None:
-            parts["local"] = LocalLatents(**_known(LocalLatents, parts["local"]))
-        parts["layers"] = tuple(LayerHealth(**_known(LayerHealth, layer)) for layer in parts.get("layers", ()))
-        parts["refits"] = tuple(Refit(**_known(Refit, refit)) for refit in parts.get("refits", ()))
-        parts["dropout_rates"] = tuple(parts.get("dropout_rates", ()))
-        return cls(**parts)
+        """Reads what `to_dict` wrote; fields of newer versions are passed over.
+
+        Raises:
+            ValueError: if a value is of another type than the field, which it names.
+        """
+        return checked(cls, dict(values))
 
 
 def null_nll(y: ArrayLike, is_classifier: bool) -> float:
@@ -358,11 +355,6 @@ def _correctness(y: np.ndarray, mean: np.ndarray, is_classifier: bool) -> np.nda
         return (1.0 - (target - mean.reshape(n, -1)) ** 2 / variance).mean(axis=1)
     labels = mean.argmax(axis=-1) if mean.size != y.size else (mean > 0.5).astype(int)
     return (labels.reshape(n, -1) == y.reshape(n, -1)).mean(axis=1)
-
-
-def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def _without_none(value: Any) -> Any:

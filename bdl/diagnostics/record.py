@@ -12,13 +12,48 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.reading import checked
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Start:
+    format: int = 0
+    run: str | None = None
+    num_examples: int | None = None
+    planned_epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    epoch: int
+    run: str | None = None
+    logs: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    epoch: int
+    verdict: str
+    run: str | None = None
+    confidence: str = ""
+    quantities: Quantities = field(default_factory=Quantities)
+
+
+@dataclass(frozen=True)
+class _End:
+    run: str | None = None
+    epoch: int | None = None
+
+
+_EVENTS: dict[str, type] = {"start": _Start, "epoch": _Epoch, "probe": _Probe, "end": _End}
+"""What is read of each event."""
 
 
 @dataclass
@@ -27,7 +62,7 @@ class RunRecord:
 
     Args:
         run: Identity of the run.
-        start: What its first line holds.
+        start: What its first line holds: `num_examples` and `planned_epochs` where they are known, and more.
         epochs: Logs of each epoch, in order, each with its number under `"epoch"`.
         probes: What was measured, in order.
         verdicts: `(epoch, verdict, confidence)` of each probe.
@@ -79,44 +114,50 @@ def read_record(path: str | Path) -> list[RunRecord]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"`record` {str(path)!r} is no file. TrainingHealth(record=...) writes one.")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a name may hold other ends of lines
     runs: list[RunRecord] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+            values = json.loads(line)
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, braces in braces
             if not runs:
                 raise ValueError(
                     f"`record` {path.name!r}: line {number} is not JSON; this is no training record."
                 ) from None
             runs[-1].is_cut = True
             continue
-        _take(runs, event, path, number)
+        kind = values.get("event") if isinstance(values, dict) else None
+        if not isinstance(kind, str) or kind not in _EVENTS or not (runs or kind == "start"):
+            raise ValueError(f"`record` {path.name!r}: line {number} is no event of a run; this is no training record.")
+        try:
+            event = checked(_EVENTS[kind], values)
+        except ValueError as error:
+            raise ValueError(f"`record` {path.name!r}, line {number}: {error} The file is damaged there.") from None
+        if isinstance(event, _Start) and event.format > FORMAT:
+            raise ValueError(f"`record` {path.name!r} has format {event.format}, newer than {FORMAT}. Upgrade bdl.")
+        _take(runs, event, values)
     if not runs:
         raise ValueError(f"`record` {path.name!r} is empty: the run was killed before its first epoch, or never began.")
     return runs
 
 
-def _take(runs: list[RunRecord], event: Any, path: Path, number: int) -> None:
-    kind = event.get("event") if isinstance(event, dict) else None
-    if kind == "start":
-        if event.get("format", 0) > FORMAT:
-            raise ValueError(f"`record` {path.name!r} has format {event['format']}, newer than {FORMAT}. Upgrade bdl.")
-        runs.append(RunRecord(str(event.get("run")), event))
+def _take(runs: list[RunRecord], event: Any, values: dict[str, Any]) -> None:
+    """Adds an event to the run that it is of."""
+    if isinstance(event, _Start):
+        runs.append(RunRecord(str(event.run), {**values, **asdict(event)}))
         return
-    if kind not in ("epoch", "probe", "end") or not runs:
-        raise ValueError(f"`record` {path.name!r}: line {number} is no event of a run; this is no training record.")
     # Two runs may write to one file at a time: each line says whose it is.
-    run = next((run for run in reversed(runs) if run.run == event.get("run")), runs[-1])
-    if kind == "epoch":
-        run.epochs.append({"epoch": event.get("epoch"), **event.get("logs", {})})
-    elif kind == "probe":
-        run.probes.append(Quantities.from_dict(event.get("quantities", {})))
-        run.verdicts.append((int(event["epoch"]), event["verdict"], event.get("confidence", "")))
-    else:
-        run.end = event
+    run = next((run for run in reversed(runs) if run.run == event.run), runs[-1])
+    match event:
+        case _Epoch():
+            run.epochs.append({**event.logs, "epoch": event.epoch})
+        case _Probe():
+            run.probes.append(event.quantities)
+            run.verdicts.append((event.epoch, event.verdict, event.confidence))
+        case _End():
+            run.end = values
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -11,11 +11,11 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 import bdl
-from bdl import cli
+from bdl_cli import app
 
 
 def run(*arguments: Any) -> Any:
-    return CliRunner().invoke(cli.app, ["convert", *map(str, arguments)], env={"COLUMNS": "300"})
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
 
 
 def digest(path: Path) -> str:
@@ -70,22 +70,53 @@ def test_decoration_is_said(saved: Path):
     assert "no dropout" in result.stderr
 
 
-def test_nothing_is_overwritten(saved: Path):
+def test_nothing_is_overwritten_unless_asked_and_the_model_never(saved: Path):
     before = digest(saved)
     for target in (saved, saved.parent / "." / "model.keras"):
         result = run(saved, "--to", "mc-dropout", "-o", target, "--overwrite")
-        assert result.exit_code == 1
-        assert "never overwritten" in result.stderr
+        assert result.exit_code == 2
+        assert "is an input" in result.stderr
     other = saved.with_name("other.keras")
     other.write_text("precious")
     assert "exists" in run(saved, "--to", "mc-dropout", "-o", other).stderr
     assert other.read_text() == "precious"
     failed = run(saved, "--to", "mc-dropout", "-o", other, "--overwrite", "--rate", "1.5")
     assert failed.exit_code == 1
+    assert failed.stderr.startswith("Error: `--rate` must be a number in [0, 1)")
     assert other.read_text() == "precious"
     assert run(saved, "--to", "mc-dropout", "-o", other, "--overwrite").exit_code == 0
     assert digest(saved) == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model.keras", "other.keras"]
+
+
+@pytest.mark.parametrize(
+    ("to", "options"),
+    [
+        ("variational", ["--rate", "0.1"]),
+        ("deterministic", ["--rate", "0"]),
+        ("deterministic", ["--layers", "all"]),
+        ("deterministic", ["--seed", "0"]),
+        ("mc-dropout", ["--prior", "normal"]),
+        ("mc-dropout", ["--estimator", "flipout"]),
+    ],
+)
+def test_an_option_without_use_is_refused_before_anything_is_read(tmp_path: Path, to: str, options: list[str]):
+    result = run(tmp_path / "missing.keras", "--to", to, "-o", tmp_path / "out.keras", *options)
+    assert result.exit_code == 2
+    assert f"Invalid value for {options[0]}: it is for " in result.stderr
+    assert f"not for {to}" in result.stderr
+
+
+def test_messages_name_options(saved: Path):
+    for options, expected in (
+        (["--to", "variational", "--layers", "none_such"], "`--layers`=['none_such'] selects no layer"),
+        (["--to", "mc-dropout", "--layers", "last"], "`--layers` inserts dropout, so it needs a `--rate`"),
+        (["--to", "variational", "--prior", "x"], "`--prior` must be"),
+        (["--to", "variational", "--estimator", "x"], "`--estimator` must be"),
+    ):
+        result = run(saved, "-o", saved.with_name("out.keras"), *options)
+        assert result.exit_code == 1
+        assert expected in result.stderr
 
 
 def test_missing_and_damaged_files_are_named(saved: Path):

@@ -1,0 +1,110 @@
+"""What the commands print: names letter by letter, tables, and errors in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bdl.report import Table
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, halves of characters, ends of lines
+
+
+def printable(name: str) -> str:
+    r"""A name without characters that would steer the terminal; they become escapes.
+
+    Example:
+    >>> printable("a\x1b[31m\n.npz")
+    'a\\x1b[31m\\n.npz'
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _UNPRINTABLE else letter
+        for letter in name
+    )
+
+
+def say(text: str) -> None:
+    """Prints lines as they are, none of it markup."""
+    from rich.text import Text
+
+    console().print(Text(_lines(text)), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Prints a warning to standard error."""
+    typer.echo(_lines(f"Warning: {text}"), err=True)
+
+
+def print_table(table: Table, title: str) -> None:
+    """Prints a report's table, without the explanations that the page gives."""
+    from rich import box
+    from rich.table import Table as TerminalTable
+    from rich.text import Text
+
+    terminal = TerminalTable(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    terminal.add_column("")
+    for column in table.columns:
+        terminal.add_column(Text(printable(column)), justify="right")
+    for row in table.rows:
+        terminal.add_row(*(Text(cell) for cell in (row.name, *row.cells)))  # as Text: [nats] is no markup
+    console().print(terminal)
+
+
+@contextmanager
+def errors_as_messages(context: typer.Context, words: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Ends the command with a message instead of a traceback at what users can mend.
+
+    Args:
+        context: Of the command, whose parameters the library's messages name as Python arguments.
+        words: What else they name, as it is called on the command line.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(_lines(f"Error: {_in_words_of_options(str(error), context, words or {})}"), err=True)
+        raise typer.Exit(1) from error
+
+
+def model_names(files: list[Path], taken: set[str]) -> dict[str, Path]:
+    """Names of the models: their files' names, with suffixes and folders where these alone tell them apart.
+
+    Args:
+        files: Different files.
+        taken: Names that mean something else.
+    """
+    ways = (lambda path: path.name.removesuffix(".gz").rpartition(".")[0] or path.name, lambda path: path.name, str)
+    for name in ways:
+        names = {printable(name(path)): path for path in files}
+        if len(names) == len(files) and not taken & set(names):
+            return names
+    return {f"{printable(str(path))} #{number}": path for number, path in enumerate(files, 1)}
+
+
+def _in_words_of_options(message: str, context: typer.Context, words: Mapping[str, str]) -> str:
+    """The message with `--num-bins` for `num_bins`, and the like."""
+    known = {
+        parameter.name: max(parameter.opts, key=len) if parameter.opts[0].startswith("-") else parameter.metavar
+        for parameter in context.command.params
+    }
+    known = {**known, **words}
+    return re.sub(r"`(\w+)`", lambda match: f"`{known.get(match[1]) or match[1]}`", message)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def console() -> Console:
+    """The terminal, in which nothing is coloured for looking like a number or a path."""
+    from rich.console import Console
+
+    return Console(highlight=False)

@@ -1,0 +1,73 @@
+"""Names are printed letter by letter, and messages speak of options."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+
+from bdl.report import Row, Table
+from bdl_cli.terminal import errors_as_messages, model_names, print_table, printable, say
+
+
+def context(*parameters: tuple[str, list[str], str | None]) -> Any:
+    params = [SimpleNamespace(name=name, opts=opts, metavar=metavar) for name, opts, metavar in parameters]
+    return SimpleNamespace(command=SimpleNamespace(params=params))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plain name äöü 模型", "plain name äöü 模型"),
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("a\nb\tc\x00", r"a\nb\tc\x00"),
+        ("a\u202eb", r"a\u202eb"),
+        ("a\u2028b", r"a\u2028b"),
+        ("a\udcffb", r"a\udcffb"),
+        ("1.2\u00a0to\u00a03", "1.2\u00a0to\u00a03"),
+    ],
+)
+def test_control_characters_become_escapes(name: str, expected: str) -> None:
+    assert printable(name) == expected
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", "[bold", ":smile:", "a$5_vs_$6", r"\[x]"])
+def test_names_are_no_markup(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    say(f"Page: {name}")
+    print_table(Table([name], [Row(name, [name])]), title=name)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Page: {name}\n")
+    assert printed.count(name) == 5
+
+
+def test_messages_name_options_for_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    parameters = context(
+        ("files", ["files"], "FILE..."), ("num_bins", ["--num-bins"], None), ("out", ["-o", "--out"], None)
+    )
+    with pytest.raises(typer.Exit), errors_as_messages(parameters, {"y": "--labels"}):
+        raise ValueError("`y`, `num_bins`, `out` and `files` must be `right`.")
+    assert capsys.readouterr().err == "Error: `--labels`, `--num-bins`, `--out` and `FILE...` must be `right`.\n"
+
+
+def test_other_errors_are_bugs_and_keep_their_traceback() -> None:
+    with pytest.raises(TypeError), errors_as_messages(context()):
+        raise TypeError
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/x.npz", "b.csv.gz"], ["x", "b"]),
+        (["x.npz", "x.csv"], ["x.npz", "x.csv"]),
+        (["a/x.npz", "b/x.npz"], ["a/x.npz", "b/x.npz"]),
+        (["mean.npz"], ["mean.npz"]),
+        ([".npz", "v1.2.npz"], [".npz", "v1.2"]),
+        (["a\x1b.npz", r"a\x1b.npz"], [r"a\x1b.npz #1", r"a\x1b.npz #2"]),
+    ],
+)
+def test_models_have_the_shortest_names_that_tell_them_apart(files: list[str], names: list[str]) -> None:
+    found = model_names([Path(file) for file in files], {"mean"})
+    assert list(found) == names
+    assert list(found.values()) == [Path(file) for file in files]
