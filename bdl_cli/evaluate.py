@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,38 +75,43 @@ def evaluate(
     check_files(files, outputs, overwrite, hint="FILE...", others=[Path(labels)])
     load_backend(verbose=verbose)
     import bdl
-    from bdl.evaluation.files import by_output, read_arrays, read_common_labels, take_prediction
-    from bdl.evaluation.forecasts import FIELDS
 
     with errors_as_messages(context, {"y": "--labels", "prediction": "FILE..."}):
-        parts = {path: by_output(read_arrays(path)) for path in files}
-        y = {
-            name: read_common_labels(labels, {path: arrays.get(name, {}) for path, arrays in parts.items()})
-            for name in parts[files[0]]
-        }
-        names = model_names(files, {*FIELDS, *filter(None, y)})
-        predictions = {}
-        for model, path in names.items():
-            taken = {
-                name: take_prediction(arrays, path, labels, form, columns or ()) for name, arrays in parts[path].items()
-            }
-            for name, each in taken.items():
-                say(f"{model}: {each}" if name is None else f"{model}, {name}: {each}")
-            predictions[model] = {name: each.arrays for name, each in taken.items()}
-        is_one = set(y) == {None}
+        y, predictions = _read(files, labels, form, columns or [])
         evaluation = bdl.evaluate(
-            y[None] if is_one else y,
-            {name: each[None] if set(each) == {None} else each for name, each in predictions.items()},
+            y,
+            predictions,
             ignore_class=ignore_class,
             num_bins=num_bins,
             level=level,
             num_resamples=num_resamples,
             seed=seed,
         )
-        for name, found in ({None: evaluation} if is_one else evaluation).items():
+        for name, found in evaluation.items() if isinstance(y, dict) else [(None, evaluation)]:
             table = found.table()
-            print_table(table, title=table.caption if is_one else f"{name}: {table.caption}")
-        for file, save in zip(outputs.values(), (evaluation.save_html, evaluation.save_json), strict=True):
-            if file is not None:
-                save(file)
-                say(f"Written: {file.resolve()}")
+            print_table(table, title=table.caption if name is None else f"{name}: {table.caption}")
+        for path, save in zip(outputs.values(), (evaluation.save_html, evaluation.save_json), strict=True):
+            if path is not None:
+                save(path)
+                say(f"Written: {path.resolve()}")
+
+
+def _read(files: list[Path], labels: str, form: Form | None, columns: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Labels, and predictions by model, as `bdl.evaluate` takes them; says what was taken from which file."""
+    from bdl.evaluation.files import by_output, read_arrays, read_common_labels, take_prediction
+    from bdl.evaluation.forecasts import FIELDS
+
+    parts = {path: by_output(read_arrays(path)) for path in files}
+    y = {
+        output: read_common_labels(labels, {path: arrays.get(output, {}) for path, arrays in parts.items()})
+        for output in parts[files[0]]
+    }
+    predictions: dict[str, Any] = {}
+    for model, path in model_names(files, {*FIELDS, *filter(None, y)}).items():
+        taken = {}
+        for output, arrays in parts[path].items():
+            taken[output] = take_prediction(arrays, path, labels, form, columns, y.get(output))
+            say(f"{model}: {taken[output]}" if output is None else f"{model}, {output}: {taken[output]}")
+        by_name = {output: each.arrays for output, each in taken.items()}
+        predictions[model] = by_name[None] if set(by_name) == {None} else by_name
+    return y[None] if set(y) == {None} else y, predictions

@@ -36,12 +36,12 @@ def check_files(
     """
     used: dict[Hashable, str] = {}
     for path in inputs:
-        if not path.is_file():
+        if not os.path.isfile(path):  # False for a name that no file can have, too
             _refuse(f"{path} does not exist, or is no file.", hint)
         if _identity(path) in used:
             _refuse(f"{hint} must be different files, not {path} twice.", hint)
         used[_identity(path)] = "is an input"
-    used.update({_identity(path): "is an input" for path in others if path.is_file()})
+    used.update({_identity(path): "is an input" for path in others if os.path.isfile(path)})
     for option, output in outputs.items():
         if output is None:
             continue

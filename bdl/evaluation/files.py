@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     suffix = _suffix(path)
     if suffix not in SUFFIXES:
         raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}, not {path.suffix or 'no suffix'!r}.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{path} does not exist, or is no file. Give the path of a file of predictions.")
     try:
         arrays = {".npz": _read_npz, ".npy": _read_npy}.get(suffix, read_table)(path)
@@ -85,7 +86,7 @@ def read_labels(labels: str, predictions: Path, content: Arrays) -> NDArray[Any]
     path, found = predictions, content.get(labels)
     if found is None:
         path = Path(labels)
-        if not path.is_file():
+        if not os.path.isfile(path):  # False for a name that no file can have, too
             raise ValueError(
                 f"`--labels` must name an array in {predictions} or a file, not {labels!r}. "
                 f"The file holds {sorted(content)}."
@@ -137,13 +138,19 @@ def read_common_labels(labels: str, contents: Mapping[Path, Arrays]) -> NDArray[
 
 
 def take_prediction(
-    content: Arrays, path: Path, labels: str, form: str | None = None, chosen: Sequence[str] = ()
+    content: Arrays,
+    path: Path,
+    labels: str,
+    form: str | None = None,
+    chosen: Sequence[str] = (),
+    y: NDArray[Any] | None = None,
 ) -> FilePrediction:
     """The arrays or columns that make a prediction.
 
     Arrays under the names of `evaluate` are taken as these. Else it is the only array; or the columns of a table: those
-    that were chosen, or columns with one name and different numbers (p0, p1, ...), or all that may be numbers of
-    classes or samples. Where several sets may be meant, probabilities are those that sum to 1 in each row.
+    that were chosen, or columns with one name and different numbers (p0, p1, ...), or those with one prefix (p_cat),
+    named after labels, of real numbers that vary, or of numbers. Where these are several sets, the probabilities are
+    the one that sums to 1 in each row.
 
     Args:
         content: Arrays or columns of the file, by name.
@@ -152,6 +159,7 @@ def take_prediction(
         form: `"probabilities"`, `"logits"` or `"samples"` for arrays that do not say what they are; None if the names
             say so, and for probabilities.
         chosen: Names or patterns of the columns; empty to find them.
+        y: The labels, after which columns may be named.
 
     Raises:
         ValueError: if it cannot be told which arrays are the prediction.
@@ -167,7 +175,7 @@ def take_prediction(
     elif len(arrays) == 1:
         names = list(arrays)
     elif all(array.ndim == 1 for array in arrays.values()):
-        names = _class_columns(arrays, form, path)
+        names = _class_columns(arrays, form, path, y)
     else:
         names = []
     if not names:
@@ -232,7 +240,7 @@ def _chosen(arrays: Arrays, patterns: Sequence[str], path: Path) -> list[str]:
     return list(found)
 
 
-def _class_columns(columns: Arrays, form: str | None, path: Path) -> list[str]:
+def _class_columns(columns: Arrays, form: str | None, path: Path, y: NDArray[Any] | None) -> list[str]:
     """The columns of a table that hold a number for each class or sample; empty if none does."""
     for name, column in columns.items():
         _check_readable(name, column, path)
@@ -241,16 +249,18 @@ def _class_columns(columns: Arrays, form: str | None, path: Path) -> list[str]:
         for name, column in columns.items()
         if _is_numeric(column) and not _is_index(name, column) and not _is_empty(column)
     ]
-    families = _families(numeric)
+    numbered, prefixed = _families(numeric, r"(.*?)\d+"), _families(numeric, r"(.+_)[^_]+")
+    classes = set() if y is None or y.dtype.kind not in "Ub" else {str(label) for label in np.unique(y)}
     whole = [name for name in numeric if columns[name].dtype.kind != "f"]
     varying = [name for name in numeric if (columns[name] != columns[name][0]).any()]
     real = [name for name in varying if len(whole) == len(numeric) or name not in whole]
-    sets = [names for names in (*families, real, numeric) if names]
-    sets = [names for number, names in enumerate(sets) if names not in sets[:number]]
+    named = [name for name in numeric if name in classes]
+    sets = [*numbered, *prefixed, named if len(named) > 1 else [], real, numeric]
+    sets = [names for number, names in enumerate(sets) if names and names not in sets[:number]]
     fitting = sets
     if form in (None, "probabilities") and len(sets) > 1:
         fitting = [names for names in sets if _are_probabilities([columns[name] for name in names])]
-    first = [names for names in fitting if names in families] or fitting
+    first = [names for names in fitting if names in numbered] or fitting
     if len(first) == 1 or not sets:
         return first[0] if first else []
     raise ValueError(
@@ -260,13 +270,13 @@ def _class_columns(columns: Arrays, form: str | None, path: Path) -> list[str]:
     )
 
 
-def _families(names: list[str]) -> list[list[str]]:
-    """Names that differ in the number at their end alone, by that number."""
+def _families(names: list[str], pattern: str) -> list[list[str]]:
+    """Names, two or more, whose beginnings, which the pattern takes, are the same."""
     by_stem: dict[str, list[str]] = {}
     for name in names:
-        match = re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL)
+        match = re.fullmatch(pattern, name, re.DOTALL)
         if match:
-            by_stem.setdefault(match.group(1), []).append(name)
+            by_stem.setdefault(match[1], []).append(name)
     return [_in_order(family) for family in by_stem.values() if len(family) > 1]
 
 

@@ -127,6 +127,8 @@ def test_it_says_which_columns_were_taken_as_what() -> None:
         (["--labels", "y", "--columns", "q*"], "`--columns` must name columns of network.npz"),
         (["network.npz", "--labels", "y"], "FILE... must be different files"),
         (["missing.npz", "--labels", "y"], "missing.npz does not exist"),
+        (["x" * 300, "--labels", "y"], "does not exist"),
+        (["--labels", "x" * 300], "`--labels` must name an array in"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_the_cure(folder: Path, arguments: list[str], expected: str) -> None:

@@ -123,6 +123,18 @@ def test_columns_are_classes_if_that_is_sure(tmp_path, others, form, columns):
     assert set(found.left_out) == set(content) - {"y", *found.columns}
 
 
+def test_a_prefix_or_the_labels_tell_classes_from_other_numbers(tmp_path):
+    path, y = tmp_path / "a.csv", np.array(["dog", "cat", "dog"])
+    prefixed = {"p_cat": COLUMNS["cat"], "p_dog": COLUMNS["dog"], "user_age": AGE, "y": y}
+    assert take_prediction(prefixed, path, "y").columns == ("p_cat", "p_dog")
+    named = {**COLUMNS, "age": AGE, "y": y}
+    assert take_prediction(named, path, "y", y=y).columns == ("cat", "dog")
+    assert take_prediction({**COLUMNS, "y": y}, path, "y", y=np.array(["cat"] * 3)).columns == ("cat", "dog")
+    for content in (prefixed, named):  # logits have no sum that could tell
+        with pytest.raises(ValueError, match="does not say which columns of numbers are the logits"):
+            take_prediction(content, path, "y", "logits", y=y)
+
+
 def test_columns_may_be_chosen_by_name_and_pattern(tmp_path):
     content = {"age": AGE, "p10": ROW, "p2": AGE, "cat": COLUMNS["cat"], "y": SEX}
     found = take_prediction(content, tmp_path / "a.csv", "y", "logits", ["cat", "p*"])
