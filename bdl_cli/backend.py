@@ -38,30 +38,32 @@ def load_backend(backend: Backend | None = None, verbose: bool = False) -> None:
 
     Args:
         backend: Which one; None takes the one that Keras is configured for.
-        verbose: Whether TensorFlow's native code logs more than errors.
+        verbose: Whether TensorFlow's native code logs more than what ends the process.
 
     Raises:
         typer.BadParameter: if bdl does not run on the backend, or it is not installed.
     """
-    level = "TF_CPP_MIN_LOG_LEVEL"  # 0 shows all, 2 errors alone
-    os.environ[level] = "0" if verbose else os.environ.get(level, "2")
+    level = "TF_CPP_MIN_LOG_LEVEL"
+    # 0 shows all; 3 what ends the process alone: other errors are exceptions, or that there is no GPU driver.
+    os.environ[level] = "0" if verbose else os.environ.get(level, "3")
     if backend is not None and importlib.util.find_spec(backend) is None:
         raise typer.BadParameter(
             f"{backend} is not installed. Install it with: pip install 'bdl[{backend}]'", param_hint="--backend"
         )
     if backend is not None and "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = backend
+    chosen_by = "--backend" if backend is not None else "KERAS_BACKEND"
     is_quiet = not verbose and "keras" not in sys.modules and hasattr(os, "fork") and sys.stderr is not None
     try:
         with _without_remarks() if is_quiet else nullcontext():
             import keras
     except (ImportError, ValueError) as error:
-        raise typer.BadParameter(f"Keras cannot be loaded: {error}", param_hint="--backend") from error
+        raise typer.BadParameter(f"Keras cannot be loaded: {error}", param_hint=chosen_by) from error
     loaded = keras.config.backend()
     if (backend or loaded) not in list(Backend):
         raise typer.BadParameter(
             f"Keras is configured for {loaded!r}, on which bdl does not run. Choose one of {', '.join(Backend)}.",
-            param_hint="--backend",
+            param_hint=chosen_by,
         )
     if backend is not None and backend != loaded:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "KERAS_BACKEND": backend})
