@@ -90,13 +90,15 @@ def model_names(files: list[Path], taken: set[str]) -> dict[str, Path]:
 
 
 def _in_words_of_options(message: str, context: typer.Context, words: Mapping[str, str]) -> str:
-    """The message with `--num-bins` for `num_bins`, and the like."""
+    """The message with `--num-bins` for `num_bins` or `num_bins=10`, and the like."""
     known = {
         parameter.name: max(parameter.opts, key=len) if parameter.opts[0].startswith("-") else parameter.metavar
         for parameter in context.command.params
     }
     known = {**known, **words}
-    return re.sub(r"`(\w+)`", lambda match: f"`{known.get(match[1]) or match[1]}`", message)
+    return re.sub(
+        r"`(\w+)(=[^`]*)?`", lambda match: f"`{known[match[1]]}`" if known.get(match[1]) else match[0], message
+    )
 
 
 def _lines(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bdl.diagnostics.reading import checked
+from bdl.diagnostics.schema import checked
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bdl.diagnostics.quantities import Quantities
-from bdl.diagnostics.reading import checked
+from bdl.diagnostics.schema import checked
 
 FORMAT = 1
 
@@ -146,7 +146,8 @@ def read_record(path: str | Path) -> list[RunRecord]:
 def _take(runs: list[RunRecord], event: Any, values: dict[str, Any]) -> None:
     """Adds an event to the run that it is of."""
     if isinstance(event, _Start):
-        runs.append(RunRecord(str(event.run), {**values, **asdict(event)}))
+        known = {name: value for name, value in asdict(event).items() if name in values}
+        runs.append(RunRecord(str(event.run), {**values, **known}))
         return
     # Two runs may write to one file at a time: each line says whose it is.
     run = next((run for run in reversed(runs) if run.run == event.run), runs[-1])

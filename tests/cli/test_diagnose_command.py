@@ -203,7 +203,7 @@ def damaged(draw: st.DrawFn) -> str:
 
 
 @settings(
-    max_examples=120,
+    max_examples=80,
     deadline=timedelta(seconds=10),
     derandomize=True,
     database=None,

@@ -217,7 +217,7 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @settings(
-    max_examples=120,
+    max_examples=80,
     deadline=timedelta(seconds=10),
     derandomize=True,
     database=None,

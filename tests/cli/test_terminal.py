@@ -47,8 +47,8 @@ def test_messages_name_options_for_arguments(capsys: pytest.CaptureFixture[str])
         ("files", ["files"], "FILE..."), ("num_bins", ["--num-bins"], None), ("out", ["-o", "--out"], None)
     )
     with pytest.raises(typer.Exit), errors_as_messages(parameters, {"y": "--labels"}):
-        raise ValueError("`y`, `num_bins`, `out` and `files` must be `right`.")
-    assert capsys.readouterr().err == "Error: `--labels`, `--num-bins`, `--out` and `FILE...` must be `right`.\n"
+        raise ValueError("`y`, `num_bins=3`, `out` and `files` must be `right=1`.")
+    assert capsys.readouterr().err == "Error: `--labels`, `--num-bins`, `--out` and `FILE...` must be `right=1`.\n"
 
 
 def test_other_errors_are_bugs_and_keep_their_traceback() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bdl.diagnostics import Fit, LayerHealth, LocalLatents, Quantities, Refit, Trends
-from bdl.diagnostics.reading import checked
+from bdl.diagnostics.schema import checked
 
 
 @pytest.mark.parametrize(
