@@ -10,7 +10,7 @@ import typer
 
 from bdl_cli.backend import VerboseOption, load_backend
 from bdl_cli.paths import OverwriteOption, check_files
-from bdl_cli.terminal import errors_as_messages, model_names, print_table, say
+from bdl_cli.terminal import errors_as_messages, model_names, print_table, printable, say
 
 
 class Form(StrEnum):
@@ -111,7 +111,8 @@ def _read(files: list[Path], labels: str, form: Form | None, columns: list[str])
         taken = {}
         for output, arrays in parts[path].items():
             taken[output] = take_prediction(arrays, path, labels, form, columns, y.get(output))
-            say(f"{model}: {taken[output]}" if output is None else f"{model}, {output}: {taken[output]}")
+            of_output = "" if output is None else f", {printable(output)}"
+            say(f"{model}{of_output}: labels from {printable(labels)}; {taken[output]}")
         by_name = {output: each.arrays for output, each in taken.items()}
         predictions[model] = by_name[None] if set(by_name) == {None} else by_name
     return y[None] if set(y) == {None} else y, predictions

@@ -65,7 +65,7 @@ def test_nothing_but_the_output_is_printed(tmp_path: Path) -> None:
     settings: Any = {"cwd": tmp_path, "env": {**quiet, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
     done = subprocess.run(command, check=True, **settings)
     assert done.stderr == ""
-    assert done.stdout.startswith("a: probabilities\n")
+    assert done.stdout.startswith("a: labels from y; probabilities\n")
 
 
 @pytest.mark.parametrize(

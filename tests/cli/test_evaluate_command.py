@@ -52,7 +52,7 @@ QUICK = ("--labels", "y", "--num-resamples", "0", "--json", "figures.json")
 def test_the_table_is_printed_and_page_and_json_are_written() -> None:
     result = run("network.npz", "--labels", "y", "--output", "page.html", "--num-resamples", "20")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("network: probabilities\n")
+    assert result.stdout.startswith("network: labels from y; probabilities\n")
     assert "NLL [nats]" in result.stdout
     assert scores("page.json")["network"] == bdl.calibration.negative_log_likelihood(Y, P)
     assert "Reliability diagram" in Path("page.html").read_text()
@@ -106,8 +106,8 @@ def test_it_says_which_columns_were_taken_as_what() -> None:
     frame.to_csv("a.csv")
     result = run("a.csv", *QUICK)
     assert result.stdout.splitlines()[0] == (
-        "a: probabilities from p0, p1, p2; left out: a column without a name (numbers the rows), fold (constant), "
-        "name (text)"
+        "a: labels from y; probabilities from p0, p1, p2; left out: a column without a name (numbers the rows), "
+        "fold (constant), name (text)"
     )
     assert scores()["a"] == pytest.approx(NLL)
 
@@ -147,7 +147,7 @@ def test_names_are_never_markup(name: str) -> None:
     result = run(f"{name}.npz", *QUICK)
     assert result.exit_code == 0, result.stderr
     shown = name.replace("\x1b", r"\x1b")
-    assert f"{shown}: probabilities" in result.stdout
+    assert f"{shown}: labels from y; probabilities" in result.stdout
     assert "\x1b" not in result.stdout
     assert list(scores()) == [shown]
 
