@@ -87,9 +87,9 @@ def regression(
 
     Evidence: 40 epochs of batches of 32, one hidden layer of 50 units (100 of the third), `Normal()`, NLL less that of
     the default layers with Adam at 1e-3, in nats: 11,934 examples of 16 inputs, nearly without noise, -.84 ± .24; 8,192
-    of 8 inputs with noise of .22 standard deviations -.039 ± .015; a power plant's 9,568 -.005 ± .002 (five seeds
-    each); 45,730 of 9 inputs, noise of .5, +.014 ± .007 (three). On small or noisy data, and with a predicted scale, it
-    overfits where `small_data` and the default do not (docs/defaults.md).
+    of 8 inputs with noise of .22 standard deviations -.039 ± .015; a power plant's 9,568 -.005 ± .002; 45,730 of
+    9 inputs, noise of .5, +.019 ± .007 (five seeds each). On small data, on noisy data and with a predicted scale it
+    overfits where the default does not (docs/defaults.md).
 
     Args:
         network: Built Keras model that ends in raw outputs. Its weights are the means at the start, and are trained.
