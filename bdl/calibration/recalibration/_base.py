@@ -7,10 +7,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from bdl.calibration._validation import check_probabilities
+from bdl.calibration._validation import check_probabilities, real_array
 
 SMALLEST = np.finfo(np.float64).tiny
 """What a probability of zero counts as where its logarithm is taken."""
@@ -19,12 +20,12 @@ SMALLEST = np.finfo(np.float64).tiny
 class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
     """A classifier whose features are what another classifier said: one column for each class.
 
-    Subclasses write `_fit(log_probabilities, labels)` and `_calibrate(log_probabilities)`.
+    Subclasses write `_fit(log_probabilities, labels, counts)` and `_calibrate(log_probabilities)`.
     """
 
     from_logits: bool
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learns the map from what was said to what was true.
 
         Args:
@@ -32,21 +33,27 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
                 `from_logits`.
             y: Labels `(n,)`: column numbers, or any labels of which there are as many different ones as columns,
                 in their sorted order.
+            sample_weight: How often each example counts, `(n,)`, at least 0; None for once. What weighs nothing is
+                as if it were not there, whatever its row and label hold.
 
         Returns:
             The estimator.
 
         Raises:
-            ValueError: if a row is no distribution, a value is not finite, the lengths differ, or a label is unknown.
+            ValueError: if a row is no distribution, a value is not finite, the lengths differ, a label is unknown or a
+                weight negative.
         """
-        scores = self._scores(X, reset=True)
-        self.classes_, labels = _columns_of(y, scores.shape[1])
+        said = self._said(X, reset=True)
+        counts = check_sample_weight(sample_weight, len(said))
+        kept = counts > 0
+        scores = self._scores_of(said[kept])
+        self.classes_, labels = _columns_of(of_those_kept(y, kept), scores.shape[1])
         if len(labels) != len(scores):
             raise ValueError(
                 "`X` and `y` must have one row an example, not inconsistent numbers of samples, "
                 f"{len(scores)} rows and {len(labels)} labels. Predict on exactly the inputs of `y`."
             )
-        self._fit(scores, labels)
+        self._fit(scores, labels, counts[kept])
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -56,7 +63,7 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
             X: As for `fit`, of the same number of columns.
         """
         check_is_fitted(self)
-        return self._calibrate(self._scores(X, reset=False))
+        return self._calibrate(self._scores(X))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable class, `(n,)`.
@@ -67,22 +74,62 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def _fit(self, scores: NDArray[np.float64], labels: NDArray[np.intp]) -> None:
+    def _fit(self, scores: NDArray[np.float64], labels: NDArray[np.intp], counts: NDArray[np.float64]) -> None:
         raise NotImplementedError
 
     def _calibrate(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         raise NotImplementedError
 
-    def _scores(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
-        """Logits, or log probabilities, `(n, classes)` in float64."""
+    def _scores(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Logits, or log probabilities, `(n, classes)` in float64, for a fitted estimator."""
+        return self._scores_of(self._said(X, reset=False))
+
+    def _said(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
+        """The columns of X, their values not yet looked at."""
         is_vector = isinstance(X, (list, np.ndarray)) and np.ndim(X) == 1 and np.asarray(X).dtype.kind in "fiu"
         if is_vector and (reset or self.n_features_in_ == 1):
             X = np.asarray(X)[:, None]  # the probability of the second class
-        checked = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_features=1)
+        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_features=1, ensure_all_finite=False)
+
+    def _scores_of(self, said: NDArray[np.float64]) -> NDArray[np.float64]:
+        assert_all_finite(said, input_name="X", estimator_name=type(self).__name__)
         if self.from_logits:
-            return np.concatenate([np.zeros_like(checked), checked], axis=1) if checked.shape[1] == 1 else checked
-        p = check_probabilities(checked[:, 0] if checked.shape[1] == 1 else checked)
+            return np.concatenate([np.zeros_like(said), said], axis=1) if said.shape[1] == 1 else said
+        p = check_probabilities(said[:, 0] if said.shape[1] == 1 else said)
         return np.log(np.maximum(p, SMALLEST))
+
+
+def check_sample_weight(sample_weight: ArrayLike | None, num_examples: int) -> NDArray[np.float64]:
+    """How often each example counts, `(n,)` in float64: once if None.
+
+    Raises:
+        ValueError: if there is not one weight an example, a weight is negative or not finite, or all are 0.
+    """
+    if sample_weight is None:
+        return np.ones(num_examples)
+    weights = real_array("sample_weight", sample_weight).astype(np.float64)
+    if weights.shape != (num_examples,):
+        raise ValueError(
+            f"`sample_weight` must have one weight an example, shape {(num_examples,)}, not shape {weights.shape}. "
+            "Give each row of `X` its weight."
+        )
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        raise ValueError(
+            f"`sample_weight` must be finite and at least 0, not {weights[index]} at index {index}. "
+            "Give an example that does not count the weight 0."
+        )
+    if not weights.any():
+        raise ValueError(
+            "`sample_weight` must keep at least one example, not be zero for all. Pass None for equal weights."
+        )
+    return weights
+
+
+def of_those_kept(y: ArrayLike, kept: NDArray[np.bool_]) -> ArrayLike:
+    """The labels or targets of a mask; as they are if all are kept, or if they do not fit, which is found later."""
+    return y if kept.all() or y is None or np.shape(y)[:1] != kept.shape else np.asarray(y)[kept]
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

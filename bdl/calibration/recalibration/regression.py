@@ -10,34 +10,50 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.isotonic import IsotonicRegression
+from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bdl.calibration._validation import check_positive, check_targets
+from bdl.calibration.recalibration._base import check_sample_weight, of_those_kept
 
 
 class _NormalCalibrator(RegressorMixin, BaseEstimator):
     """Checks of predictive Normals."""
 
-    def _checked(self, X: ArrayLike, reset: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        checked = validate_data(self, X, reset=reset, dtype=np.float64)
-        if checked.shape[1] != 2:
+    def _checked(self, X: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Means and scales, for a fitted estimator."""
+        return self._normals(self._said(X, reset=False))
+
+    def _said(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
+        """The two columns of X, their values not yet looked at."""
+        said = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=False)
+        if said.shape[1] != 2:
             raise ValueError(
-                f"`X` must have two columns, mean and scale, not shape {checked.shape}. "
+                f"`X` must have two columns, mean and scale, not shape {said.shape}. "
                 "Stack them, `np.stack([mean, scale], axis=1)`."
             )
-        check_positive("X[:, 1]", checked[:, 1])
-        return checked[:, 0], checked[:, 1]
+        return said
 
-    def _standardized(self, X: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
-        mean, scale = self._checked(X, reset=True)
-        (target,) = check_targets(("y", y))
+    def _normals(self, said: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        assert_all_finite(said, input_name="X", estimator_name=type(self).__name__)
+        check_positive("X[:, 1]", said[:, 1])
+        return said[:, 0], said[:, 1]
+
+    def _standardized(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`(y - mean) / scale` of the targets that count, and how often each does."""
+        said = self._said(X, reset=True)
+        counts = check_sample_weight(sample_weight, len(said))
+        kept = counts > 0
+        mean, scale = self._normals(said[kept])
+        (target,) = check_targets(("y", of_those_kept(y, kept)))
         if target.shape != mean.shape:
             raise ValueError(
                 f"`X` and `y` must have one row a target, not inconsistent numbers of samples, shapes "
                 f"{(len(mean), 2)} and {target.shape}. Predict on exactly the inputs of `y`."
             )
-        return (target - mean) / scale
+        return (target - mean) / scale, counts[kept]
 
 
 class VarianceScaling(_NormalCalibrator):
@@ -56,18 +72,21 @@ class VarianceScaling(_NormalCalibrator):
     array([[5., 1.]])
     """
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learns the factor.
 
         Args:
             X: Means and scales, `(n, 2)`.
             y: Targets, `(n,)`.
+            sample_weight: How often each target counts, `(n,)`, at least 0; None for once. What weighs nothing is as
+                if it were not there.
 
         Raises:
-            ValueError: if shapes do not fit, a value is not finite, a scale not positive, or every mean is its target.
+            ValueError: if shapes do not fit, a value is not finite, a scale not positive, a weight negative, or every
+                mean is its target.
         """
-        z = self._standardized(X, y)
-        self.factor_ = float(np.sqrt(np.mean(z**2)))
+        z, counts = self._standardized(X, y, sample_weight)
+        self.factor_ = float(np.sqrt(counts @ z**2 / counts.sum()))
         if self.factor_ == 0:
             raise ValueError("`y` must differ from the means, not be without any error. Calibrate on held-out data.")
         return self
@@ -87,7 +106,7 @@ class VarianceScaling(_NormalCalibrator):
             X: Means and scales, `(n, 2)`.
         """
         check_is_fitted(self)
-        return self._checked(X, reset=False)[0]
+        return self._checked(X)[0]
 
     def predict_scale(self, X: ArrayLike) -> NDArray[np.float64]:
         """Calibrated standard deviations, `(n,)`.
@@ -96,7 +115,7 @@ class VarianceScaling(_NormalCalibrator):
             X: Means and scales, `(n, 2)`.
         """
         check_is_fitted(self)
-        return self.factor_ * self._checked(X, reset=False)[1]
+        return self.factor_ * self._checked(X)[1]
 
 
 class QuantileCalibration(_NormalCalibrator):
@@ -120,21 +139,24 @@ class QuantileCalibration(_NormalCalibrator):
     array([-1.5])
     """
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learns the map.
 
         Args:
             X: Means and scales, `(n, 2)`.
             y: Targets, `(n,)`.
+            sample_weight: How often each target counts, `(n,)`, at least 0; None for once. What weighs nothing is as
+                if it were not there.
 
         Raises:
-            ValueError: if shapes do not fit, a value is not finite or a scale not positive.
+            ValueError: if shapes do not fit, a value is not finite, a scale not positive or a weight negative.
         """
-        z = np.sort(self._standardized(X, y))  # their order is that of F(y), without its rounding to 0 and 1
-        ranks = np.arange(1, len(z) + 1) / (len(z) + 1)
-        shares = IsotonicRegression(y_min=0, y_max=1).fit(z, ranks).predict(z)
-        self.quantiles_, first = np.unique(z, return_index=True)
-        self.shares_ = shares[first]
+        z, counts = self._standardized(X, y, sample_weight)
+        # The order of z is that of F(y), without its rounding to 0 and 1. Ranks grow with it, so isotonic regression
+        # does no more than give equal values their mean rank.
+        self.quantiles_, index = np.unique(z, return_inverse=True)
+        held = np.bincount(index, weights=counts)
+        self.shares_ = (np.cumsum(held) - held + (held + 1) / 2) / (held.sum() + 1)
         return self
 
     def transform_levels(self, levels: ArrayLike) -> NDArray[np.float64]:
@@ -172,7 +194,7 @@ class QuantileCalibration(_NormalCalibrator):
             `(n,)`, or `(levels, n)` for several.
         """
         z = self._standard_quantiles(levels)
-        mean, scale = self._checked(X, reset=False)
+        mean, scale = self._checked(X)
         return mean + scale * z[..., None] if z.ndim else mean + scale * z
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:

@@ -1,8 +1,11 @@
 """One class against the rest, against scikit-learn and by hand."""
 
+import time
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import optimize
 from scipy.special import expit, logit
 from scipy.stats import beta as beta_distribution
 from sklearn.calibration import CalibratedClassifierCV
@@ -12,6 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from bdl.calibration import BetaCalibration, HistogramBinning, IsotonicCalibration, PlattScaling
+from bdl.calibration.recalibration.one_vs_rest import _log_odds
 
 
 def binary(seed=0, n=500):
@@ -54,6 +58,47 @@ def test_beta_calibration_is_monotone_where_the_data_are_not():
     p, y = binary()
     a, b, _ = BetaCalibration().fit(p, 1 - y).maps_[0]
     assert (a, b) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_beta_calibration_is_the_best_of_its_maps(seed):
+    """Against SciPy's bounded optimiser, for scores that are right, bent, contrary or of no use."""
+    random = np.random.default_rng(seed)
+    p = random.beta(0.8, 1.5, size=200)
+    truth = [p, p**3, 1 - p, 0.3 + 0 * p, np.maximum(p, 0.6), np.minimum(p, 0.3)][seed]
+    y = (random.uniform(size=200) < truth).astype(int)
+
+    def loss(coefficients):
+        odds = coefficients[0] * np.log(p) - coefficients[1] * np.log1p(-p) + coefficients[2]
+        return np.mean(np.logaddexp(0, odds) - y * odds)
+
+    best = optimize.minimize(loss, [1, 1, 0], bounds=[(0, None), (0, None), (None, None)], options={"ftol": 1e-14})
+    found = BetaCalibration().fit(p, y).maps_[0]
+    assert min(found[:2]) >= 0
+    assert best.fun - 1e-6 < loss(found) <= best.fun
+
+
+# Log odds
+
+
+def test_log_odds_are_exact_where_probabilities_round_to_one():
+    random = np.random.default_rng(3)
+    scores = np.concatenate([random.normal(size=(20, 5)) * scale for scale in (1.0, 30.0, 700.0)])
+    scores[0] = 0.0
+    scores[1] = [0.0, 0.0, -700.0, -700.0, -700.0]
+    log_p = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    rest = [np.logaddexp.reduce(np.delete(log_p, k, axis=1), axis=1) for k in range(5)]
+    assert_allclose(_log_odds(scores), log_p - np.stack(rest, axis=1), rtol=1e-12, atol=1e-12)
+
+
+def test_log_odds_of_many_classes_take_linear_time():
+    num_classes = 200_000
+    scores = np.random.default_rng(4).normal(size=(2, num_classes))
+    start = time.process_time()
+    odds = _log_odds(scores)
+    assert time.process_time() - start < 5  # a sum over the others for each class would take minutes
+    p = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+    assert_allclose(odds, np.log(p) - np.log1p(-p), rtol=1e-10)
 
 
 def test_isotonic_calibration_of_many_classes_normalises_scikit_learns_regressions():

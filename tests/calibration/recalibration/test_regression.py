@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 from sklearn.base import clone
+from sklearn.isotonic import IsotonicRegression
 
 from bdl.calibration import (
     QuantileCalibration,
@@ -51,6 +52,33 @@ def test_levels_and_shares_are_inverse():
     levels = np.linspace(0.05, 0.95, 10)
     assert_allclose(calibration.transform_probabilities(calibration.transform_levels(levels)), levels, atol=1e-9)
     assert calibration.predict_quantile(np.array([[0.0, 1.0]] * 3), levels).shape == (10, 3)
+
+
+def test_a_weight_is_a_repetition_and_what_weighs_nothing_is_not_read():
+    x, y = problem(4, n=60)
+    y[3] = y[4] - x[4, 0] + x[3, 0]
+    x[3, 1] = x[4, 1]  # two of the standardized targets are equal
+    weights = (1 + np.arange(60)) % 3
+    repeated, targets = np.repeat(x, weights, axis=0), np.repeat(y, weights)
+    x[weights == 0], y[weights == 0] = np.nan, np.inf
+    scaling = VarianceScaling().fit(x, y, sample_weight=weights)
+    assert_allclose(scaling.factor_, VarianceScaling().fit(repeated, targets).factor_)
+    calibration = QuantileCalibration().fit(x, y, sample_weight=weights)
+    expected = QuantileCalibration().fit(repeated, targets)
+    levels = np.linspace(0.05, 0.95, 19)
+    assert_allclose(calibration.transform_levels(levels), expected.transform_levels(levels))
+    with pytest.raises(ValueError, match=r"`sample_weight` must be finite and at least 0, not -1\.0 at index 0"):
+        QuantileCalibration().fit(repeated, targets, sample_weight=np.full(len(targets), -1.0))
+
+
+def test_shares_are_the_isotonic_regression_of_ranks():
+    x, y = problem(5, n=50)
+    y = np.round(y)
+    x[:] = [0.0, 1.0]  # many ties
+    z = np.sort(y)
+    expected = IsotonicRegression().fit(z, np.arange(1, 51) / 51).predict(z)
+    calibration = QuantileCalibration().fit(x, y)
+    assert_allclose(calibration.shares_[np.searchsorted(calibration.quantiles_, z)], expected)
 
 
 @pytest.mark.parametrize("calibrator", [VarianceScaling, QuantileCalibration])

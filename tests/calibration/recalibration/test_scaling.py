@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from scipy import stats
 from scipy.special import log_softmax, softmax
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -119,6 +121,115 @@ def test_affine_scaling_is_at_a_minimum(calibrator):
     for _ in range(50):
         step = 1e-2 * random.normal(size=(3, 3)) * free
         assert objective(fitted.weights_ + step, fitted.intercepts_ + 1e-2 * random.normal(size=3)) > best
+
+
+# A richer calibrator is never worse on its own data
+
+
+def one_hot_rows():
+    """Rows of a classifier that is always sure, and of class 1 once wrong in twenty."""
+    p, y = np.eye(3)[[0, 1, 2, 0] * 20], np.array([0, 1, 2, 0] * 20)
+    y[5] = 2
+    return p, y
+
+
+def forest_on_digits(last=800):
+    """Shares of 25 trees: most are exactly 0, some of a label that is true."""
+    x, y = load_digits(return_X_y=True)
+    forest = RandomForestClassifier(25, random_state=0).fit(x[:500], y[:500])
+    return forest.predict_proba(x[500:last]), y[500:last]
+
+
+def softmax_rows():
+    logits, y = classified(12, 200, 4)
+    return softmax(3 * logits, axis=1), y
+
+
+@pytest.mark.parametrize("regularization", [0.0, None])
+@pytest.mark.parametrize("rows", [one_hot_rows, forest_on_digits, softmax_rows])
+def test_a_richer_map_is_never_worse_than_the_poorer_one_it_contains(rows, regularization):
+    p, y = rows()
+    temperature = nll(TemperatureScaling().fit(p, y), p, y)
+    vector = nll(VectorScaling(regularization=regularization).fit(p, y), p, y)
+    rounding = 1e-12
+    assert vector <= temperature + rounding
+    for matrix in (MatrixScaling, DirichletCalibration) if rows is softmax_rows else (MatrixScaling,):
+        assert nll(matrix(regularization=regularization).fit(p, y), p, y) <= vector + rounding
+
+
+def test_vector_scaling_of_certain_rows_finds_the_shares_of_the_labels():
+    p, y = one_hot_rows()
+    # Nothing is lost on classes 0 and 2; of class 1 one label in twenty is another's.
+    least = 20 / 80 * stats.entropy([0.05, 0.95])
+    for calibrator in (VectorScaling, MatrixScaling, DirichletCalibration):
+        assert_allclose(nll(calibrator(regularization=0.0).fit(p, y), p, y), least, rtol=1e-6)
+
+
+@pytest.mark.parametrize("calibrator", AFFINE)
+def test_the_fit_of_a_forest_is_at_its_minimum(calibrator):
+    p, y = forest_on_digits(1100)
+    fitted = calibrator(regularization=1.0).fit(p, y)
+    z = np.log(np.maximum(p, np.finfo(float).tiny))
+    residual = fitted.predict_proba(p) - np.eye(10)[y]
+    off_diagonal = 1 - np.eye(10)
+    slope = residual.T @ z + off_diagonal * fitted.weights_
+    if calibrator is VectorScaling:
+        slope = np.diag(slope)
+    # The loss of all 600 examples, by W times the scores' scale.
+    assert np.abs(slope).max() / z.std() < 1e-5
+    assert np.abs(residual.sum(axis=0) + fitted.intercepts_).max() < 1e-5
+    assert fitted.n_iter_ < 60
+
+
+def test_of_two_classes_beta_calibration_is_better_than_the_temperature_and_isotonic_calibration_than_both():
+    logits, y = classified(13, 300, 2)
+    p = softmax(3 * logits + [0.5, 0], axis=1)
+    losses = [nll(each().fit(p, y), p, y) for each in (TemperatureScaling, BetaCalibration, IsotonicCalibration)]
+    assert losses[0] > losses[1] > losses[2]
+    sure = (p > 0.5).astype(float)
+    for labels in (y, p.argmax(axis=1)):  # rows of 0 and 1, and classes that are separable
+        for said in (p, sure):
+            losses = [nll(each().fit(said, labels), said, labels) for each in (TemperatureScaling, BetaCalibration)]
+            assert losses[1] <= losses[0] + 1e-12
+
+
+# Weights
+
+
+@every_calibrator
+def test_a_weight_is_a_repetition(calibrator):
+    logits, y = classified(14, 120, 3)
+    p = softmax(2 * logits, axis=1)
+    weights = np.arange(120) % 4
+    options = {"regularization": 1.0} if calibrator in AFFINE else {}
+    expected = calibrator(**options).fit(np.repeat(p, weights, axis=0), np.repeat(y, weights)).predict_proba(p)
+    assert_allclose(calibrator(**options).fit(p, y, sample_weight=weights).predict_proba(p), expected, atol=1e-6)
+    assert np.abs(expected - calibrator(**options).fit(p, y).predict_proba(p)).max() > 1e-3
+
+
+@every_calibrator
+def test_what_weighs_nothing_is_not_read(calibrator):
+    logits, y = classified(15, 90, 3)
+    p, weights = softmax(logits, axis=1), np.ones(90)
+    expected = calibrator().fit(p[10:], y[10:]).predict_proba(p)
+    spoiled, labels = p.copy(), y.copy()
+    spoiled[:5], spoiled[5:10], labels[:10], weights[:10] = np.nan, 7.0, -100, 0
+    assert_allclose(calibrator().fit(spoiled, labels, sample_weight=weights).predict_proba(p), expected, rtol=1e-12)
+
+
+@every_calibrator
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 1.0, 1.0], r"`sample_weight` must have one weight an example, shape \(4,\), not shape \(3,\)"),
+        ([1.0, -1.0, 1.0, 1.0], r"`sample_weight` must be finite and at least 0, not -1\.0 at index 1"),
+        ([1.0, 1.0, np.nan, 1.0], r"`sample_weight` must be finite and at least 0, not nan at index 2"),
+        ([0, 0, 0, 0], r"`sample_weight` must keep at least one example"),
+    ],
+)
+def test_bad_weights_are_refused(calibrator, weights, message):
+    with pytest.raises(ValueError, match=message):
+        calibrator().fit([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3]], [0, 1, 1, 0], sample_weight=weights)
 
 
 def test_matrix_scaling_overfits_many_classes_and_regularization_holds_it_back():
