@@ -197,6 +197,20 @@ def check_positive(name: str, array: NDArray[np.float64]) -> None:
         )
 
 
+def check_not_negative(name: str, array: NDArray[np.float64]) -> None:
+    """Say where an array is negative.
+
+    Raises:
+        ValueError: if a value is below zero.
+    """
+    if (array < 0).any():
+        index = _first(array < 0)
+        raise ValueError(
+            f"`{name}` must be at least 0, not {array[index]} at index {_shown(index)}. "
+            "Pass standard deviations, not their logarithms."
+        )
+
+
 def check_share(name: str, value: float) -> float:
     """Return a number strictly between 0 and 1, or say that it is not.
 
@@ -269,12 +283,30 @@ def _check_unit_interval(probabilities: NDArray[Any]) -> None:
     outside = (probabilities < 0) | (probabilities > 1 + SUM_TOLERANCE)
     if outside.any():
         index = _first(outside)
-        function = "sigmoid" if probabilities.ndim == 1 else "softmax"
         raise ValueError(
             "`probabilities` must lie between 0 and 1, "
-            f"not {probabilities[index]} at index {_shown(index)}. "
-            f"They look like logits: pass their {function}, `keras.ops.{function}(logits)`."
+            f"not {probabilities[index]} at index {_shown(index)}. {_cure_of_scores(probabilities)}"
         )
+
+
+def _cure_of_scores(scores: NDArray[Any]) -> str:
+    """What numbers outside [0, 1] seem to be: logits only if some are negative, or their rows differ in their sums."""
+    function = "sigmoid" if scores.ndim == 1 else "softmax"
+    if scores.min() < 0:
+        return f"They look like logits: pass their {function}, `keras.ops.{function}(logits)`."
+    if scores.ndim == 1:
+        return (
+            "None is negative: divide percentages by 100, or any other scale by its largest possible value; pass the "
+            "sigmoid of logits."
+        )
+    sums = scores.sum(axis=1, dtype=np.float64)
+    total = float(np.median(sums))
+    if np.all(np.abs(sums - total) <= SUM_TOLERANCE * total):
+        return f"Every row sums to {total:.4g}: they are probabilities times that. Divide each row by its sum."
+    return (
+        f"None is negative, and rows sum to between {sums.min():.4g} and {sums.max():.4g}: divide each row by its sum "
+        "if they are counts or votes; pass the softmax of logits."
+    )
 
 
 def _check_rows_sum_to_one(probabilities: NDArray[Any]) -> None:

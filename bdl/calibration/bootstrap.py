@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bdl.calibration._events import Events, event_terms
 from bdl.calibration._validation import check_share
-from bdl.calibration.metrics import classification, ranking, regression
+from bdl.calibration.metrics import classification, intervals, ranking, regression
 
 # Metrics that are means: resampling needs their terms only, computed once.
 _EVENT_TERMS: dict[Callable[..., float], Callable[[Events], NDArray[Any]]] = {
@@ -24,9 +24,9 @@ _TARGET_TERMS: dict[Callable[..., float], Callable[..., NDArray[Any]]] = {
     regression.normal_negative_log_likelihood: regression.normal_log_losses,
     regression.normal_crps: regression.normal_crps_terms,
     regression.sample_crps: regression.sample_crps_terms,
-    regression.pinball_loss: regression.pinball_terms,
-    regression.interval_score: regression.interval_score_terms,
-    regression.interval_coverage: regression.covered,
+    intervals.pinball_loss: intervals.pinball_terms,
+    intervals.interval_score: intervals.interval_score_terms,
+    intervals.interval_coverage: intervals.covered,
 }
 
 # Metrics of two samples of different inputs, each of which is resampled on its own.
@@ -41,7 +41,7 @@ class Interval:
         value: The metric of the data as they are.
         low: Lower end.
         high: Upper end.
-        level: Nominal coverage.
+        level: Confidence level: how often such an interval holds the figure of infinitely many data.
     """
 
     value: float
@@ -72,7 +72,7 @@ def bootstrap_interval(
     Args:
         metric: A function of arrays, from `bdl.calibration` or your own.
         *arrays: Its array arguments in order, each with one row an example (`samples`: on its second axis).
-        level: Nominal coverage.
+        level: Confidence level of the interval.
         num_resamples: Positive integer, number of bootstrap samples.
         seed: Decides the resampling; the same seed gives the same interval.
         **options: Further arguments of `metric`, passed as they are; `mask` is resampled with the rows.
@@ -119,12 +119,15 @@ def _mean_interval(
 
     n, value = len(terms), float(np.mean(terms))
     _check_enough(n)
+    if np.isinf(value):
+        return _infinite(value, level)
     means = np.array([np.mean(terms[index]) for index in _resampled(n, num_resamples, random)])
     residual = terms - value
-    spread = float(np.sqrt(np.mean(residual**2)))
-    if spread <= 1e-14 * max(abs(value), np.finfo(float).tiny):
+    largest = float(np.max(np.abs(residual)))
+    if largest <= 1e-14 * max(abs(value), np.finfo(float).tiny):
         return Interval(value, value, value, level)
-    acceleration = float(np.mean(residual**3)) / spread**3 / (6 * np.sqrt(n))
+    residual /= largest  # whose powers are no longer too large for a float
+    acceleration = float(np.mean(residual**3) / np.mean(residual**2) ** 1.5) / (6 * np.sqrt(n))
     # The rank of the value among the means; equal means, which discrete terms have many of, count one half.
     below = np.mean(means < value) + 0.5 * np.mean(means == value)
     bias = float(ndtri(np.clip(below, 1 / (num_resamples + 1), num_resamples / (num_resamples + 1))))
@@ -146,6 +149,8 @@ def _percentile_interval(
     others = {name: value for name, value in options.items() if name not in named}
     axes = [_example_axis(metric, number) for number in range(len(rows))]
     value = float(metric(*rows, **named, **others))
+    if np.isinf(value):
+        return _infinite(value, level)
     sizes = [row.shape[axis] for row, axis in zip(rows, axes, strict=True) if row.ndim > axis]
     _check_enough(min(sizes))
     draws: Iterable[Sequence[NDArray[np.int64]]]
@@ -167,6 +172,11 @@ def _percentile_interval(
         found.append(metric(*drawn, **{name: mask[indices[0]] for name, mask in named.items()}, **others))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), level)
+
+
+def _infinite(value: float, level: float) -> Interval:
+    """One event of infinite loss, however rare, makes the mean over all events infinite for certain."""
+    return Interval(value, value, value, level)
 
 
 def _example_axis(metric: Callable[..., float], number: int) -> int:

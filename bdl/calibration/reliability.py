@@ -78,18 +78,18 @@ class ReliabilityBins:
 
     @property
     def debiased_calibration_error(self) -> float:
-        """Signed root of the unbiased mean squared gap; negative is less than chance alone would show."""
+        """Root mean square gap without the part of chance, signed: negative is less than chance alone would show."""
         return _signed_root(self.squared_calibration_error)
 
     def debiased_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Interval of `debiased_calibration_error`: the errors that the data do not contradict.
+        """Interval of `debiased_calibration_error`, a root mean square gap: the errors that the data do not contradict.
 
         A true mean squared gap `t` is inside where the unbiased estimate lies within `z sqrt(v + c t)` of it, the
         normal approximation of its variance if that were the truth (as in Wilson's interval of a share): `v` is the
         variance for calibrated bins, `c` what a gap adds.
 
         Args:
-            level: Its nominal coverage.
+            level: Its confidence level.
         """
         from scipy.special import ndtri
 

@@ -159,7 +159,7 @@ class RootMeanSquareCalibrationError(_ConfidenceMetric):
 
 @SERIALIZABLE
 class DebiasedCalibrationError(_ConfidenceMetric):
-    """The calibration error without the part of chance: `bdl.calibration.debiased_calibration_error`.
+    """The root mean square calibration error without the part of chance: `bdl.calibration.debiased_calibration_error`.
 
     Weights count as repetitions: use weights of 0 and 1 (a mask), for others the part of chance is not the true one.
 

@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from bdl.calibration import (
+    Interval,
     accuracy,
     bootstrap_interval,
     brier_score,
@@ -13,6 +14,7 @@ from bdl.calibration import (
     interval_coverage,
     negative_log_likelihood,
     normal_crps,
+    normal_negative_log_likelihood,
     out_of_distribution_auroc,
     sample_crps,
 )
@@ -36,6 +38,16 @@ def test_the_interval_of_a_mean_is_that_of_scipy(metric):
     error = 0.02 * terms.std() / np.sqrt(len(y))
     assert abs(ours.low - theirs.low) < 5 * error
     assert abs(ours.high - theirs.high) < 5 * error
+
+
+def test_an_infinite_figure_is_infinite_for_certain():
+    def surprise(y, mean):
+        return float(np.mean(np.where(y == mean, 0.0, np.inf)))
+
+    infinite = Interval(np.inf, np.inf, np.inf, 0.95)
+    assert bootstrap_interval(surprise, np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 3.0])) == infinite
+    with np.errstate(over="ignore"):
+        assert bootstrap_interval(normal_negative_log_likelihood, [0.0, 1e200], [0.0, 0.0], [1.0, 1.0]) == infinite
 
 
 def test_any_other_metric_gets_the_interval_of_its_percentiles():

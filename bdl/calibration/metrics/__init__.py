@@ -27,6 +27,14 @@ from bdl.calibration.metrics.counts import (
     pit_histogram,
     ranked_probability_score,
 )
+from bdl.calibration.metrics.intervals import (
+    interval_coverage,
+    interval_score,
+    mean_interval_width,
+    observed_coverage,
+    pinball_loss,
+    quantile_calibration_error,
+)
 from bdl.calibration.metrics.ranking import (
     RiskCoverageCurve,
     area_under_risk_coverage,
@@ -37,15 +45,9 @@ from bdl.calibration.metrics.ranking import (
 )
 from bdl.calibration.metrics.regression import (
     expected_normalized_calibration_error,
-    interval_coverage,
-    interval_score,
-    mean_interval_width,
     normal_crps,
     normal_negative_log_likelihood,
     normal_probability_integral_transform,
-    observed_coverage,
-    pinball_loss,
-    quantile_calibration_error,
     root_mean_square_error,
     sample_crps,
     sample_probability_integral_transform,

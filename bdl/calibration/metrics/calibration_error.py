@@ -129,7 +129,8 @@ def debiased_calibration_error(
 
     With residuals `r_i = 1[right] - c_i`, the mean of `r_i r_j` over all pairs of different events of a bin estimates
     its squared gap without bias; their mean, weighted by the bins' counts, is zero on average for a calibrated model,
-    and may be negative. Returned is its signed square root, in units of probability.
+    and may be negative. Returned is its signed square root, in units of probability: compare it with
+    `root_mean_square_calibration_error`, not with `expected_calibration_error`, which is at most as large.
     `reliability_bins(...).debiased_interval()` gives its interval. (Kumar et al. 2019, "Verified uncertainty
     calibration", section 5, with the variance of the residuals for that of the labels; Lee et al. 2023, T-Cal, eq. 5.)
 
