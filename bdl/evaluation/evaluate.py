@@ -10,7 +10,7 @@ import numpy as np
 
 from bdl.calibration._validation import check_num_bins, check_share, check_targets, real_array
 from bdl.evaluation.evaluation import Evaluation
-from bdl.evaluation.forecasts import FIELDS, ClassForecast, Forecast, forecasts_of
+from bdl.evaluation.forecasts import FIELDS, ClassForecast, Forecast, forecasts_of, same_but_for_ones, told_by_labels
 from bdl.evaluation.outputs import OutputEvaluations, by_output
 from bdl.evaluation.scores import ModelEvaluation, Resampling, evaluate_classes, evaluate_targets
 from bdl.likelihoods.heads import Likelihoods, naming
@@ -41,7 +41,7 @@ def evaluate(
         prediction: One of, or a dict of them by the models' names:
             an array of class probabilities `(..., classes)`, or of the shape of `y` for label 1;
             a dict of arrays: `{"probabilities"}`, `{"logits"}`, `{"samples"}` (probabilities `(samples, n, classes)`,
-            or draws of targets `(samples, n)`), `{"mean", "scale"}`;
+            or of the shape of `y` for label 1, or draws of targets `(samples, n)`), `{"mean", "scale"}`;
             what `predict_distribution` returned;
             a `VariationalModel`, a Keras model or list of models (with `likelihood`), or a fitted scikit-learn
             classifier, all with `x`. For several outputs a model, what it predicted, or a dict of any of these
@@ -52,7 +52,7 @@ def evaluate(
         likelihood: What the outputs of Keras models mean.
         ignore_class: Label of events that do not count, such as 255; None takes that of the models' `Categorical`.
         num_bins: Bins of the calibration errors.
-        level: Nominal coverage of the intervals.
+        level: Confidence level of the interval of each score. (Prediction intervals are judged at 50 % and 90 %.)
         num_resamples: Bootstrap samples behind the intervals; 0 for none. Above 200,000 examples there are none.
         seed: Decides the bootstrap, and the prediction of models.
         **options: Further arguments of `predict_distribution` for models, such as `num_samples`.
@@ -88,7 +88,9 @@ def evaluate(
         raise ValueError(f"`prediction` must have the same outputs for all models, not {found}. Evaluate them apart.")
 
     def one(output: str | None, y: Any, mask: Any) -> Evaluation:
-        chosen = {name: of_outputs[output] for name, of_outputs in forecasts.items()}
+        chosen = {
+            name: told_by_labels(of_outputs[output], y, mask, ignore_class) for name, of_outputs in forecasts.items()
+        }
         # Of several outputs it is meant for those with classes.
         is_for_it = output is None or any(isinstance(each, ClassForecast) for each in chosen.values())
         void = ignore_class if is_for_it else None
@@ -188,9 +190,11 @@ def _evaluate_targets(
         if value is not None:
             raise ValueError(f"`{name}` must be of labels, not of targets. Drop the targets that do not count.")
     (targets,) = check_targets(("y", y))
-    if targets.size != forecast.mean.size:
+    if not same_but_for_ones(targets.shape, forecast.mean.shape):
+        is_transposed = sorted(targets.shape) == sorted(forecast.mean.shape)
+        cure = "Transpose one of them" if is_transposed else "Predict on exactly the inputs of `y`"
         raise ValueError(
             "`y` and `prediction` must describe the same targets, "
-            f"not shapes {targets.shape} and {forecast.mean.shape}. Predict on exactly the inputs of `y`."
+            f"not shapes {targets.shape} and {forecast.mean.shape}. {cure}."
         )
     return evaluate_targets(targets, forecast, resampling)

@@ -35,7 +35,7 @@ MEANINGS = {
         "Mean gap between confidence and accuracy in bins. Chance alone makes it positive, so it has no interval.",
     ),
     "debiased_ce": Meaning(
-        "Debiased calibration error",
+        "Debiased RMS calibration error",
         "Root mean square gap without the part of chance: around 0 if calibrated, and significant if 0 is outside.",
     ),
     "classwise_ece": Meaning("Classwise ECE", "The same gap for the probability of each class, averaged."),
@@ -75,10 +75,13 @@ class Report:
     def save_json(self, path: str | PathLike[str]) -> None:
         """Writes `to_dict()` as JSON; the file appears whole or not at all.
 
+        JSON has no infinity and no NaN: an infinite figure is the string `"Infinity"` or `"-Infinity"`, which Python's
+        `float` and JavaScript's `Number` read, and what does not exist is `null`.
+
         Args:
             path: File to write; replaced if it exists.
         """
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     def save_html(self, path: str | PathLike[str], title: str = "How good is the uncertainty?") -> None:
         """Writes one self-contained HTML page with all figures; the file appears whole or not at all.
@@ -97,7 +100,7 @@ class Evaluation(Report):
     Attributes:
         kind: `"classification"` or `"regression"` (real targets and counts).
         num_events: Number of labels or targets.
-        level: Nominal coverage of the intervals.
+        level: Confidence level of the scores' intervals.
         models: A `ModelEvaluation` for each model, by name.
     """
 
@@ -123,17 +126,28 @@ class Evaluation(Report):
             list(self.models),
             rows,
             f"{self.num_events:,} {'labels' if self.kind == 'classification' else 'targets'}; in brackets the "
-            f"{self.level:.0%} interval, where there is one.",
+            f"{self.level:.0%} confidence interval of the score, where there is one.{self._left_out()}",
         )
 
+    def _left_out(self) -> str:
+        """Why scores are missing, in a sentence."""
+        reasons = dict.fromkeys(reason for model in self.models.values() for reason in model.left_out.items())
+        if not reasons:
+            return ""
+        return " Left out: " + "; ".join(f"{MEANINGS[name].title}, as {why}" for name, why in reasons) + "."
+
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain Python numbers, lists and dicts; long curves at 200 of their points."""
-        return {
+        """All figures as plain Python numbers, lists and dicts; long curves at 200 of their points.
+
+        An infinite figure is the string `"Infinity"` or `"-Infinity"`, and what does not exist is None.
+        """
+        found = {
             "kind": self.kind,
             "num_events": self.num_events,
             "level": self.level,
             "models": {name: _as_dict(model) for name, model in self.models.items()},
         }
+        return _for_json(found)
 
     def page(self, title: str) -> Page:
         """The page with all figures."""
@@ -164,9 +178,9 @@ def _as_dict(model: ModelEvaluation) -> dict[str, Any]:
     points = np.unique(np.linspace(0, len(curve.coverage) - 1, min(len(curve.coverage), _MAX_JSON_POINTS)).astype(int))
     found: dict[str, Any] = {
         "scores": {
-            name: {"value": each.value, "low": _number(each.low), "high": _number(each.high)}
-            for name, each in model.scores.items()
+            name: {"value": each.value, "low": each.low, "high": each.high} for name, each in model.scores.items()
         },
+        "left_out": model.left_out,
         "surprises": [asdict(surprise) for surprise in model.surprises],
         "risk_coverage": {
             "coverage": curve.coverage[points].tolist(),
@@ -176,7 +190,7 @@ def _as_dict(model: ModelEvaluation) -> dict[str, Any]:
     }
     if model.bins is not None:
         names = ("edges", "confidence", "accuracy", "count")
-        found["reliability"] = {name: [_number(v) for v in getattr(model.bins, name).tolist()] for name in names}
+        found["reliability"] = {name: getattr(model.bins, name).tolist() for name in names}
     if model.pit is not None:
         found["pit_histogram"] = model.pit.tolist()
     if model.coverage is not None:
@@ -184,6 +198,12 @@ def _as_dict(model: ModelEvaluation) -> dict[str, Any]:
     return found
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+def _for_json(value: Any) -> Any:
+    """The same with None for NaN and the name of an infinity for it, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _for_json(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_for_json(each) for each in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")

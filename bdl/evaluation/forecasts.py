@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from bdl.calibration import (
     count_probability_integral_transform,
     normal_probability_integral_transform,
-    sample_probability_integral_transform,
 )
 from bdl.calibration._validation import (
     SUM_TOLERANCE,
@@ -23,6 +22,7 @@ from bdl.calibration._validation import (
     real_array,
 )
 from bdl.calibration.metrics.regression import normal_crps_terms, normal_log_losses, sample_crps_terms
+from bdl.evaluation.samples import SampleForecast
 from bdl.likelihoods import Mixture
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.model import VariationalModel
@@ -143,44 +143,6 @@ class NormalForecast:
 
         half = ndtri(0.5 + coverage / 2) * self.std
         return self.mean - half, self.mean + half
-
-
-class SampleForecast:
-    """Draws from the predictive distribution of each target, noise included.
-
-    Args:
-        samples: `(samples, ...)`, at least two.
-    """
-
-    is_count: bool = False
-    parts: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-
-    def __init__(self, samples: ArrayLike) -> None:
-        (self.samples,) = check_targets(("samples", samples))
-        if self.samples.ndim < 2 or len(self.samples) < 2:
-            raise ValueError(
-                "`samples` must have shape (samples, n), with two samples or more, "
-                f"not shape {self.samples.shape}. Move the axis of samples first."
-            )
-        self.mean, self.std = self.samples.mean(axis=0), self.samples.std(axis=0, ddof=1)
-
-    def log_losses(self, y: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """None: samples have no density."""
-        return None
-
-    def crps(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Fair continuous ranked probability score of each target."""
-        return sample_crps_terms(y, self.samples, fair=True)
-
-    def transform(self, y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Rank of each target among its samples, as a probability."""
-        rank = sample_probability_integral_transform(y, self.samples)
-        return rank, rank
-
-    def interval(self, coverage: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Central quantiles of the samples, `(k - 1/2) / samples` being the level of the k-th (Hazen 1914)."""
-        low, high = np.quantile(self.samples, [0.5 - coverage / 2, 0.5 + coverage / 2], axis=0, method="hazen")
-        return low, high
 
 
 class MixtureForecast:
@@ -313,6 +275,44 @@ def _of_class_samples(samples: NDArray[Any]) -> ClassForecast:
     mean = p.mean(axis=0)
     aleatoric = _entropy(p).mean(axis=0)
     return ClassForecast(mean, aleatoric, np.maximum(_entropy(mean) - aleatoric, 0.0))
+
+
+def told_by_labels(forecast: Forecast, y: Any, mask: ArrayLike | None, ignore_class: int | None) -> Forecast:
+    """The forecast, or where samples are probabilities of label 1, as of a sigmoid, that of these labels.
+
+    Samples between 0 and 1 are such where the labels are 0 and 1. (Draws of labels are whole numbers, and stay draws.)
+
+    Args:
+        forecast: What was said.
+        y: Labels or targets.
+        mask: True where one counts, or None.
+        ignore_class: Label of events that do not count, or None.
+
+    Raises:
+        ValueError: if the labels are -1 and 1.
+    """
+    labels = np.asarray(y)
+    if not isinstance(forecast, SampleForecast) or labels.dtype.kind not in "buif" or not forecast.are_probabilities():
+        return forecast
+    kept = (
+        np.asarray(mask, bool) if mask is not None and np.shape(mask) == labels.shape else np.ones(labels.shape, bool)
+    )
+    found = set(np.unique(labels[kept & (labels != ignore_class)]).tolist())
+    if found == {-1, 1}:
+        raise ValueError(
+            "`y` must hold the labels 0 and 1, not -1 and 1, where `samples` lie between 0 and 1 as probabilities do. "
+            "Pass (y + 1) // 2."
+        )
+    if not found or not found <= {0, 1} or not same_but_for_ones(labels.shape, forecast.mean.shape):
+        return forecast
+    p = forecast.samples.reshape(-1, *labels.shape)
+    of_classes = _of_class_samples(np.stack([1 - p, p], axis=-1))
+    return ClassForecast(of_classes.probabilities[..., 1], of_classes.aleatoric, of_classes.epistemic)
+
+
+def same_but_for_ones(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes differ in axes of size 1 at most, so that one array may be reshaped to the other."""
+    return [size for size in shape if size != 1] == [size for size in other if size != 1]
 
 
 def _of_model(model: Any, x: Any, likelihood: Likelihoods | None, **options: Any) -> Any:

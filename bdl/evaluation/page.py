@@ -168,8 +168,9 @@ def _surprise_row(surprise: Surprise, is_classification: bool) -> Row:
     if is_classification:
         cells: Sequence[str] = (f"{surprise.said:.0f}", f"{surprise.truth:.0f}", f"{surprise.confidence:.4f}")
     else:
-        off = (surprise.truth - surprise.said) / surprise.confidence
-        cells = (f"{surprise.said:.4g} ± {surprise.confidence:.2g}", f"{surprise.truth:.4g}", f"{off:+.1f}")
+        has_spread = surprise.confidence > 0
+        off = f"{(surprise.truth - surprise.said) / surprise.confidence:+.1f}" if has_spread else "no spread"
+        cells = (f"{surprise.said:.4g} ± {surprise.confidence:.2g}", f"{surprise.truth:.4g}", off)
     return Row(f"row {surprise.index:,}", cells)
 
 

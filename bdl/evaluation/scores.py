@@ -72,6 +72,7 @@ class ModelEvaluation:
         pit: Shares of probability integral transforms in bins, of targets, else None.
         coverage: Shares of targets inside central intervals of the levels 0.01 to 0.99, else None.
         parts: Aleatoric and epistemic uncertainty of each event, or None.
+        left_out: Why a score cannot be had, by its name.
     """
 
     scores: dict[str, Interval]
@@ -81,11 +82,12 @@ class ModelEvaluation:
     pit: NDArray[np.float64] | None = None
     coverage: NDArray[np.float64] | None = None
     parts: tuple[NDArray[Any], NDArray[Any]] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made: their nominal coverage, the number of resamples (0 for none) and the seed."""
+    """How intervals of scores are made: their confidence level, the number of resamples (0 for none) and the seed."""
 
     level: float = 0.95
     num_resamples: int = 1000
@@ -136,13 +138,17 @@ def evaluate_classes(
     return ModelEvaluation(scores, events.surprises(), risk_coverage_curve(errors, doubt), bins=bins, parts=parts)
 
 
+@np.errstate(over="ignore")  # what is too large for a float is infinite
 def evaluate_targets(y: ArrayLike, forecast: TargetForecast, resampling: Resampling) -> ModelEvaluation:
     """Scores of predictive distributions of targets."""
     target = np.asarray(y, dtype=np.float64).reshape(forecast.mean.shape)
     error = np.abs(target - forecast.mean)
-    scores = {}
+    scores: dict[str, Interval] = {}
+    left_out: dict[str, str] = {}
     log_losses = forecast.log_losses(target)
-    if log_losses is not None:
+    if log_losses is None:
+        left_out["nll"] = "samples have no density"
+    else:
         scores["nll"] = resampling.of(_mean, log_losses)
     scores["crps"] = resampling.of(_mean, forecast.crps(target))
     scores["rmse"] = resampling.of(root_mean_square_error, target, forecast.mean)
@@ -152,9 +158,17 @@ def evaluate_targets(y: ArrayLike, forecast: TargetForecast, resampling: Resampl
         scores[f"width_{nominal:.0%}"] = resampling.without(mean_interval_width(low, high))
         scores[f"interval_score_{nominal:.0%}"] = resampling.of(interval_score, target, low, high, coverage=nominal)
     below, up_to = forecast.transform(target)
-    if not forecast.is_count:
+    if forecast.is_count:
+        left_out["qce"] = "quantiles of whole numbers hold more targets than their level says"
+    else:
         scores["qce"] = resampling.without(quantile_calibration_error(below))
-    scores["ence"] = resampling.without(expected_normalized_calibration_error(target, forecast.mean, forecast.std))
+    without_spread = int(np.sum(forecast.std == 0))
+    if without_spread:
+        left_out["ence"] = (
+            f"it divides by the spread, which {without_spread:,} of {target.size:,} forecasts do not have"
+        )
+    else:
+        scores["ence"] = resampling.without(expected_normalized_calibration_error(target, forecast.mean, forecast.std))
     scores["sharpness"] = resampling.without(sharpness(forecast.std))
     parts = None
     if forecast.parts is not None:
@@ -166,6 +180,7 @@ def evaluate_targets(y: ArrayLike, forecast: TargetForecast, resampling: Resampl
         pit=pit_histogram(below, up_to, PIT_BINS),
         coverage=None if forecast.is_count else observed_coverage(below)[0],
         parts=parts,
+        left_out=left_out,
     )
 
 
@@ -202,9 +217,11 @@ class _Events:
 
 
 def _surprising_targets(y: NDArray[np.float64], forecast: TargetForecast) -> list[Surprise]:
-    """Targets furthest from the mean, in standard deviations."""
+    """Targets furthest from the mean, in standard deviations; without any spread, every other value is furthest."""
     target, mean, std = y.ravel(), forecast.mean.ravel(), forecast.std.ravel()
-    worst = np.argsort(-np.abs(target - mean) / std, kind="stable")[:NUM_SURPRISES]
+    off = np.abs(target - mean)
+    off = np.divide(off, std, out=np.where(off > 0, np.inf, 0.0), where=std > 0)
+    worst = np.argsort(-off, kind="stable")[:NUM_SURPRISES]
     return [Surprise(int(i), float(target[i]), float(mean[i]), float(std[i])) for i in worst]
 
 

@@ -6,12 +6,14 @@ import math
 import keras
 import numpy as np
 import pytest
+import typer
 from numpy.testing import assert_allclose
 from scipy import stats
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 import bdl
+from bdl import cli
 from bdl.calibration import (
     accuracy,
     bootstrap_interval,
@@ -173,6 +175,17 @@ def test_printing_it_shows_the_table():
     text = str(bdl.evaluate(Y, P, **QUICK))
     assert "Accuracy" in text
     assert "200 labels" in text
+
+
+def test_the_words_say_what_a_level_and_the_debiased_error_are(tmp_path):
+    evaluation = bdl.evaluate(Y, P, level=0.8, **QUICK)
+    evaluation.save_html(tmp_path / "page.html")
+    for text in (str(evaluation), (tmp_path / "page.html").read_text()):
+        assert "80% confidence interval of the score" in text
+        assert "Debiased RMS calibration error" in text
+    command = next(each for each in typer.main.get_command(cli.app).commands.values() if each.name == "evaluate")
+    (level,) = (parameter for parameter in command.params if parameter.name == "level")
+    assert "Confidence level of the interval of each score" in level.help
 
 
 # Refusals
