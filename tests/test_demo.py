@@ -171,12 +171,11 @@ def test_the_page_is_the_evaluation_s_with_what_a_demonstration_adds(result: Dem
 def test_the_headline_does_not_leave_out_where_the_bayesian_network_is_worse(result: DemoResult) -> None:
     better, worse = build_page(result).summary.split("Scores in which ")[1:]
     assert worse.startswith("it is worse")
-    for score, meaning in MEANINGS.items():
-        if score not in result.evaluation.models[BAYESIAN].scores:
-            continue
-        bayesian, twin = (result.evaluation.models[name].scores[score].value for name in (BAYESIAN, TWIN))
+    scores = {name: result.evaluation.models[name].scores for name in (BAYESIAN, TWIN)}
+    for score in scores[BAYESIAN].keys() & scores[TWIN].keys():
+        bayesian, twin = (scores[name][score].value for name in (BAYESIAN, TWIN))
         best = result.evaluation.best(score)
-        figures = f"{meaning.title} ({bayesian:.3g} against {twin:.3g})"
+        figures = f"{MEANINGS[score].title} ({bayesian:.3g} against {twin:.3g})"
         assert (figures in better) == (best == [BAYESIAN])
         assert (figures in worse) == (best == [TWIN])
 

@@ -44,8 +44,9 @@ def axes_or_new(ax: Axes | None, width: float, height: float, labels: Sequence[s
     from matplotlib.figure import Figure
 
     wrapped = [_wrapped(label) for label in labels]
-    lines = sum(1.2 * (label.count("\n") + 1) + 0.5 for label in wrapped)  # in heights of the text
-    height += lines / _num_columns(wrapped) * matplotlib.rcParams["font.size"] / 72
+    rows = wrapped[:: _num_columns(wrapped)]  # two columns hold labels of one line
+    letters = sum(1.25 * (label.count("\n") + 1) + 0.5 for label in rows) + 0.5
+    height += letters * matplotlib.rcParams["font.size"] / 72
     return Figure(figsize=(width, height), dpi=150, layout="constrained").add_subplot()
 
 
@@ -63,7 +64,7 @@ def tidy(ax: Axes) -> None:
     """Takes away the frame's upper and right side, and mutes the rest."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(MUTED)
-    ax.tick_params(color=MUTED)
+    ax.tick_params(color=MUTED, labelcolor=ink(ax))  # ticks are made later, perhaps in another style
 
 
 def legend(ax: Axes, entries: Entries) -> None:
@@ -102,11 +103,20 @@ def legend(ax: Axes, entries: Entries) -> None:
         text.set_text(label)
 
 
-def tidy_strip(strip: Axes) -> None:
-    """The same for a strip above other axes, whose x axis it shares."""
+def strip_above(ax: Axes, height: float) -> Axes:
+    """Axes above others, whose x axis and colours they share.
+
+    Args:
+        ax: The axes below.
+        height: Of the strip, as a share of theirs.
+    """
+    strip = ax.inset_axes((0, 1.04, 1, height), sharex=ax, facecolor=ax.get_facecolor())
+    strip.xaxis.label.set_color(ink(ax))
+    strip.yaxis.label.set_color(ink(ax))
     tidy(strip)
     strip.tick_params(labelbottom=False)
     strip.locator_params(axis="y", nbins=2, prune="lower")
+    return strip
 
 
 def _wrapped(label: str) -> str:

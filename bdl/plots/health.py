@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bdl.plots._style import COLORS, LINESTYLES, MUTED, Entries, axes_or_new, ink, legend, tidy, tidy_strip
+from bdl.plots._style import (
+    COLORS,
+    LINESTYLES,
+    MUTED,
+    Entries,
+    axes_or_new,
+    ink,
+    legend,
+    letter_points,
+    strip_above,
+    tidy,
+)
 from bdl.plots.training import spans_decades
 
 if TYPE_CHECKING:
@@ -68,10 +79,10 @@ def health_curves(epochs: Sequence[Mapping[str, Any]], num_examples: int | None,
     ax.locator_params(axis="x", integer=True)
     steps, accuracy = _curve(epochs, "val_accuracy")
     if len(accuracy):
-        strip = ax.inset_axes((0, 1.04, 1, 0.14), sharex=ax)
+        strip = strip_above(ax, height=0.14)
         strip.plot(steps, accuracy, color=ink(ax), linewidth=1.4, marker="o" if len(accuracy) == 1 else "")
-        tidy_strip(strip)
-        strip.set(ylim=(0, 1.05), ylabel="accuracy")
+        strip.set(ylim=(0, 1.05))
+        strip.set_title("accuracy", loc="left", color=ink(ax), fontsize=letter_points(ax))  # too long for its side
     legend(ax, entries)
     return ax
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl.plots._style import COLORS, IDEAL, MUTED, Entries, axes_or_new, ink, legend, tidy, tidy_strip
+from bdl.plots._style import COLORS, IDEAL, MUTED, Entries, axes_or_new, ink, legend, strip_above, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
         curves.append(("NLL, validation", values["val_nll"], blue, "--", 1.5))
 
     ax = axes_or_new(ax, width=4.8, height=3.6, labels=[label for label, *_ in curves])
-    strip = ax.inset_axes((0, 1.04, 1, 0.14), sharex=ax)
+    strip = strip_above(ax, height=0.14)
     epochs = np.arange(1, len(values["nll"]) + 1)
     marker = "o" if len(epochs) == 1 else ""  # a line through one point cannot be seen
     entries: Entries = []
@@ -70,7 +70,6 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     strip.axhline(1, color=MUTED, **IDEAL, zorder=1)
     strip.plot(epochs, values["temperature"], color=ink(ax), marker=marker, linewidth=1.4)
     tidy(ax)
-    tidy_strip(strip)
     if spans_decades([curve for _, curve, *_ in curves]):
         ax.set_yscale("log")
     ax.set(xlabel="epoch", ylabel="nats per example")

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bdl.calibration import ReliabilityBins, RiskCoverageCurve, out_of_distribution_auroc
 from bdl.calibration._validation import check_num_bins, check_scores
-from bdl.plots._style import COLORS, IDEAL, LINESTYLES, MARKERS, MUTED, Entries, axes_or_new, legend, tidy, tidy_strip
+from bdl.plots._style import COLORS, IDEAL, LINESTYLES, MARKERS, MUTED, Entries, axes_or_new, legend, strip_above, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def reliability_diagram(
         f"{name}  ECE {curve.expected_calibration_error:.3f}".strip() for curve, name in zip(curves, names, strict=True)
     ]
     ax = axes_or_new(ax, width=4.2, height=4.8, labels=described)
-    strip = ax.inset_axes((0, 1.04, 1, 0.16), sharex=ax)
+    strip = strip_above(ax, height=0.16)
     ax.plot([0, 1], [0, 1], color=MUTED, **IDEAL, zorder=1)
     entries: Entries = []
     for i, (curve, label) in enumerate(zip(curves, described, strict=True)):
@@ -71,7 +71,6 @@ def reliability_diagram(
         entries += [(key, label) for key in ax.plot([], [], color=color, marker=marker, linewidth=1.2, markersize=5)]
         strip.stairs(curve.count, curve.edges, color=color, fill=len(curves) == 1, linewidth=1.2)
     tidy(ax)
-    tidy_strip(strip)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
     strip.set(ylim=(0, None), ylabel="count")
     legend(ax, entries)

@@ -135,10 +135,8 @@ class RegressionPrediction(Shown):
 
     def glance(self) -> list[Paragraph | Table]:
         """What it is, and mean and standard deviations of the first events."""
-        first = next(iter(self.parameters.values()))
-        examples = first.shape[1]
-        needed = -(-_NUM_SHOWN * self.num_samples * examples // max(first.size, 1))  # not all: there may be millions
-        few = RegressionPrediction(self.likelihood, {name: v[:, :needed] for name, v in self.parameters.items()})
+        examples = next(iter(self.parameters.values())).shape[1]
+        few = self._first(-(-_NUM_SHOWN // max(self._first(1).mean.size, 1)))  # not all: there may be millions
         mean, noise, doubt = few.mean, few.aleatoric, few.epistemic
         columns = {
             "mean": mean,
@@ -290,6 +288,9 @@ class RegressionPrediction(Shown):
     def is_count(self) -> bool:
         """Whether the targets are whole numbers."""
         return hasattr(self.components.dist, "pmf")
+
+    def _first(self, examples: int) -> RegressionPrediction:
+        return RegressionPrediction(self.likelihood, {name: v[:, :examples] for name, v in self.parameters.items()})
 
     def _quantile(self, level: float) -> np.ndarray:
         components = self.components

@@ -87,7 +87,7 @@ class Table:
         rows = [[printable(cell) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, self.caption] if self.caption else lines)
+        return "\n".join([*lines, printable(self.caption)] if self.caption else lines)
 
 
 @dataclass(frozen=True, eq=False)

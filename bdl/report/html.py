@@ -17,6 +17,7 @@ from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Tabl
 
 _CSS_PIXELS_PER_INCH = 96
 _PNG_DPI = 192  # two pixels of the image for each of the page, for sharp text on dense screens
+_PHONE_CHARACTERS = 38  # of a line of the page at a width of 390 pixels
 _TEXT_POINTS = 11  # of text in figures, which a phone shows at three quarters of their size
 
 _THEMES = {
@@ -99,10 +100,18 @@ def _table(table: Table) -> str:
     sentences = [table.caption] if table.caption else []
     sentences += ["Bold is best."] if any(row.best for row in table.rows) else []
     caption = f"<figcaption>{_text(' '.join(sentences))}</figcaption>" if sentences else ""
+    kind = "table" if _fits_a_phone(table) else "table stacked"
     return (
-        f'<figure class="table">\n<table>\n<thead><tr><td></td>{head}</tr></thead>\n'
+        f'<figure class="{kind}">\n<table>\n<thead><tr><td></td>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table>\n{caption}</figure>"
     )
+
+
+def _fits_a_phone(table: Table) -> bool:
+    """Whether the longest words of all columns stand beside each other there, so that no number has to break."""
+    lines = [["", *table.columns], *([row.name, *row.cells] for row in table.rows)]
+    longest = [max(len(word) for cell in column for word in cell.split(" ")) for column in zip(*lines, strict=True)]
+    return sum(longest) + 2 * len(table.columns) <= _PHONE_CHARACTERS
 
 
 def _row(row: Row, columns: Sequence[str]) -> str:
@@ -191,7 +200,8 @@ tbody th, tbody td { padding-top: 0.5rem; padding-bottom: 0.5rem; border-top: 1p
   vertical-align: top; }
 thead th, thead td { padding-bottom: 0.5rem; }
 small { display: block; font-size: 0.85rem; font-weight: 400; line-height: 1.4; color: var(--muted);
-  max-width: 24rem; }
+  max-width: 24rem; overflow-wrap: anywhere; }
+@media (min-width: 40.01rem) { tr:has(td:nth-child(4)) small { max-width: 15rem; } }
 footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--line); color: var(--muted);
   font-size: 0.85rem; }
 @media (max-width: 40rem) {
@@ -199,18 +209,20 @@ footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--lin
   h1 { font-size: 1.5rem; }
   .summary { font-size: 1.05rem; }
   .table { width: auto; }
-  table, tbody, tr, tbody th { display: block; }
-  thead { display: none; }
-  tbody th { padding-bottom: 0.1rem; }
-  tbody td { display: flex; justify-content: space-between; gap: 1rem; padding: 0.1rem 0; border-top: 0;
+  tbody th { min-width: 0; }
+  .stacked :is(table, tbody, tr, tbody th) { display: block; }
+  .stacked thead { display: none; }
+  .stacked tbody th { padding-bottom: 0.1rem; }
+  .stacked tbody td { display: flex; justify-content: space-between; gap: 1rem; padding: 0.1rem 0; border-top: 0;
     max-width: none; }
-  tbody td:last-child { padding-bottom: 0.6rem; }
-  td[data-label]::before { content: attr(data-label); color: var(--muted); text-align: left; min-width: 0;
-    overflow-wrap: anywhere; }
+  .stacked tbody td:last-child { padding-bottom: 0.6rem; }
+  .stacked td[data-label]::before { content: attr(data-label); color: var(--muted); text-align: left; flex: none;
+    max-width: 55%; overflow-wrap: anywhere; }
 }
 @media print { h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 """
 _FRAGMENT_STYLE = """
+.bdl { overflow-x: auto; }
 .bdl table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .bdl th, .bdl td { text-align: right; padding: 0.25em 0.75em; }
 .bdl tbody th { text-align: left; }

@@ -87,7 +87,7 @@ def test_it_prints_short(evaluation):
 
 def test_printed_whole_it_is_the_table():
     assert str(CLASSES) == str(CLASSES.table())
-    assert str(CLASSES).splitlines()[0].split("  ")[-1] == "flat"
+    assert str(CLASSES).splitlines()[0].split("  ")[-1].strip() == "flat"
 
 
 # Words

