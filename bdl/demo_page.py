@@ -30,7 +30,7 @@ def build_page(result: DemoResult) -> Page:
     page = result.evaluation.page("How sure is the network?")
     return dataclasses.replace(
         page,
-        summary=f"{page.summary} {_comparison(result.evaluation)} {_detection(result)}",
+        summary="\n".join([page.summary, _comparison(result.evaluation), _detection(result)]),
         sections=[
             _networks(result),
             *page.sections,

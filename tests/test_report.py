@@ -167,19 +167,36 @@ def test_a_cell_knows_its_column_where_there_are_several() -> None:
     assert "data-label=" not in html
 
 
+INTERVAL = "0.9667 (0.952\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}0.98)"
+
+
+def test_no_number_breaks_at_its_exponent() -> None:
+    interval = INTERVAL.replace("0.952", "8.57e-05")
+    html = fragment([Table(["a", "b"], [Row("c", [interval, "-1.5"])])])
+    number, in_brackets = interval.split(" ")
+    assert f'>{number} <span class="number">{in_brackets}</span></td>' in html
+    assert ">-1.5<" in html
+
+
+def test_a_summary_has_a_paragraph_a_line() -> None:
+    assert re.findall('<p class="summary">(.*?)</p>', render(Page("t", "one.\ntwo.", []))) == ["one.", "two."]
+
+
 @pytest.mark.parametrize(
-    ("cells", "is_stacked"),
+    ("cells", "meaning", "is_stacked"),
     [
-        (["0.9667 (0.952\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}0.98)"], False),
-        (["0.9667 (0.952\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}0.98)"] * 4, True),
-        (["3", "5", "0.9998"], False),
-        (["1234567.5"] * 4, True),
+        ([INTERVAL], "", False),
+        ([INTERVAL] * 4, "", True),
+        (["1234567.5"] * 4, "", True),
+        (["3", "5", "0.9998"], "", False),
+        (["3", "5", "0.9998"], "A sentence, which needs room.", True),
+        (["0.9998"], "A sentence, which needs room.", False),
     ],
 )
 def test_columns_stand_below_each_other_on_a_phone_where_a_number_would_have_to_break(
-    cells: list[str], is_stacked: bool
+    cells: list[str], meaning: str, is_stacked: bool
 ) -> None:
-    table = Table([f"m{i}" for i in range(len(cells))], [Row("Accuracy", cells, "A long sentence that may wrap.")])
+    table = Table([f"m{i}" for i in range(len(cells))], [Row("Accuracy", cells, meaning)])
     (kind,) = [attributes["class"] for tag, attributes in Elements(fragment([table])).tags if tag == "figure"]
     assert (kind == "table stacked") == is_stacked
 

@@ -191,7 +191,7 @@ def comparison(reports: dict[str, HealthReport]) -> Page:
         ),
         Row("epochs", [str(reports[name].quantities.epoch) for name in names]),
     ]
-    summary = " ".join(f"{name}: {report.verdict}." for name, report in reports.items())
+    summary = "\n".join(f"{name}: {report.verdict}." for name, report in reports.items())
     sections = [Section("Side by side", [Table(names, rows)])]
     for name, report in reports.items():
         sections += [Section(f"{name}: {section.title.lower()}", section.blocks) for section in report.page().sections]

@@ -56,7 +56,6 @@ MEANINGS = {
     "debiased_ce": Meaning(
         "Debiased calibration error",
         "Root mean square gap without the part of chance: around 0 if calibrated, and significant if 0 is outside.",
-        0.0,
     ),
     "classwise_ece": Meaning("Classwise ECE", "The same gap for the probability of each class, averaged.", "lowest"),
     "aurc": Meaning("AURC", "Mean error rate when the least certain are set aside, lower is better.", "lowest"),

@@ -33,7 +33,7 @@ def build_page(evaluation: Evaluation, title: str | None = None) -> Page:
         sections.append(Section("What the uncertainty is made of", split))
     sections.append(_surprises(evaluation))
     in_words = _classes_in_words if is_classification else _targets_in_words
-    return Page(title or TITLE, _of_each(evaluation, in_words), sections, _footer())
+    return Page(title or TITLE, _of_each(evaluation, in_words, between="\n"), sections, _footer())
 
 
 def build_page_of_outputs(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Page:
@@ -42,17 +42,17 @@ def build_page_of_outputs(evaluations: Mapping[str, Evaluation], title: str | No
     sections = [
         Section(f"{name}: {section.title}", section.blocks) for name, page in pages.items() for section in page.sections
     ]
-    summary = " ".join(f"Output {name}. {page.summary}" for name, page in pages.items())
+    summary = "\n".join(f"Output {name}. {page.summary}" for name, page in pages.items())
     return Page(title or TITLE, summary, sections, _footer())
 
 
-def _of_each(evaluation: Evaluation, in_words: Callable[[ModelEvaluation, Evaluation], str]) -> str:
+def _of_each(evaluation: Evaluation, in_words: Callable[[ModelEvaluation, Evaluation], str], between: str = " ") -> str:
     """A sentence on each model, behind its name as it was given; without one if there is only one, which has none."""
     sentences = {name: in_words(model, evaluation) for name, model in evaluation.models.items()}
     if _names(evaluation) is None:
         (sentence,) = sentences.values()
         return sentence[:1].upper() + sentence[1:]
-    return " ".join(f"{name}: {sentence}" for name, sentence in sentences.items())
+    return between.join(f"{name}: {sentence}" for name, sentence in sentences.items())
 
 
 def _classes_in_words(model: ModelEvaluation, evaluation: Evaluation) -> str:

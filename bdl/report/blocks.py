@@ -123,7 +123,7 @@ class Page:
 
     Args:
         title: Its heading, and the name of the browser's tab.
-        summary: The most important sentences, in larger type below the heading.
+        summary: The most important sentences, in larger type below the heading, a paragraph a line.
         sections: The rest, in order.
         footer: Where it comes from: versions, seed, date.
     """

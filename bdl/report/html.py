@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 from collections.abc import Sequence
 from html import escape
@@ -18,6 +19,7 @@ from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Tabl
 _CSS_PIXELS_PER_INCH = 96
 _PNG_DPI = 192  # two pixels of the image for each of the page, for sharp text on dense screens
 _PHONE_CHARACTERS = 38  # of a line of the page at a width of 390 pixels
+_MEANING_CHARACTERS = 28  # of a line of the smaller text below a row's name, to be read with ease
 _TEXT_POINTS = 11  # of text in figures, which a phone shows at three quarters of their size
 
 _THEMES = {
@@ -38,6 +40,7 @@ def render(page: Page) -> str:
     >>> "<h1>Uncertainty</h1>" in html, "well &amp; good" in html
     (True, True)
     """
+    summary = "\n".join(f'<p class="summary">{_text(line)}</p>' for line in page.summary.split("\n"))
     sections = "\n".join(_section(section) for section in page.sections)
     footer = f"<footer>{_text(page.footer)}</footer>\n" if page.footer else ""
     return f"""<!DOCTYPE html>
@@ -52,7 +55,7 @@ def render(page: Page) -> str:
 <body>
 <main>
 <h1>{_text(page.title)}</h1>
-<p class="summary">{_text(page.summary)}</p>
+{summary}
 {sections}
 {footer}</main>
 </body>
@@ -111,6 +114,8 @@ def _fits_a_phone(table: Table) -> bool:
     """Whether the longest words of all columns stand beside each other there, so that no number has to break."""
     lines = [["", *table.columns], *([row.name, *row.cells] for row in table.rows)]
     longest = [max(len(word) for cell in column for word in cell.split(" ")) for column in zip(*lines, strict=True)]
+    if any(row.meaning for row in table.rows):
+        longest[0] = max(longest[0], _MEANING_CHARACTERS)
     return sum(longest) + 2 * len(table.columns) <= _PHONE_CHARACTERS
 
 
@@ -126,7 +131,9 @@ def _row(row: Row, columns: Sequence[str]) -> str:
 def _cell(cell: str, column: str, is_best: bool) -> str:
     """A cell that knows its column's name, which stands beside it where the page is too narrow for columns."""
     label = f' data-label="{_text(column)}"' if column else ""
-    return f"<td{label}>{f'<strong>{_text(cell)}</strong>' if is_best else _text(cell)}</td>"
+    # A browser would break 8.57e-05 at its hyphen.
+    text = re.sub(r"[^ ]*\w-\d[^ ]*", r'<span class="number">\g<0></span>', _text(cell))
+    return f"<td{label}>{f'<strong>{text}</strong>' if is_best else text}</td>"
 
 
 def _figure(figure: Figure) -> str:
@@ -202,6 +209,7 @@ thead th, thead td { padding-bottom: 0.5rem; }
 small { display: block; font-size: 0.85rem; font-weight: 400; line-height: 1.4; color: var(--muted);
   max-width: 24rem; overflow-wrap: anywhere; }
 @media (min-width: 40.01rem) { tr:has(td:nth-child(4)) small { max-width: 15rem; } }
+.number { white-space: nowrap; }
 footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--line); color: var(--muted);
   font-size: 0.85rem; }
 @media (max-width: 40rem) {
@@ -213,17 +221,18 @@ footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--lin
   .stacked :is(table, tbody, tr, tbody th) { display: block; }
   .stacked thead { display: none; }
   .stacked tbody th { padding-bottom: 0.1rem; }
-  .stacked tbody td { display: flex; justify-content: space-between; gap: 1rem; padding: 0.1rem 0; border-top: 0;
-    max-width: none; }
+  .stacked tbody td { display: flex; flex-wrap: wrap; justify-content: flex-end; gap: 0 1rem; padding: 0.1rem 0;
+    border-top: 0; max-width: none; }
   .stacked tbody td:last-child { padding-bottom: 0.6rem; }
-  .stacked td[data-label]::before { content: attr(data-label); color: var(--muted); text-align: left; flex: none;
-    max-width: 55%; overflow-wrap: anywhere; }
+  .stacked td[data-label]::before { content: attr(data-label); color: var(--muted); text-align: left;
+    margin-right: auto; overflow-wrap: anywhere; }
 }
 @media print { h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 """
 _FRAGMENT_STYLE = """
 .bdl { overflow-x: auto; }
+.bdl figure { margin: 0; }
 .bdl table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.bdl th, .bdl td { text-align: right; padding: 0.25em 0.75em; }
+.bdl th, .bdl td { text-align: right; white-space: nowrap; padding: 0.25em 0.75em; }
 .bdl tbody th { text-align: left; }
 .bdl small { display: block; font-weight: 400; opacity: 0.75; }"""
