@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from bdl import calibration, layers, likelihoods
+from bdl.evaluation import Evaluation, evaluate
 from bdl.model import VariationalModel
 from bdl.prediction import ClassificationPrediction, predict_distribution
 from bdl.priors import Normal
@@ -24,7 +25,6 @@ BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 NUM_SAMPLES = 64
 BAYESIAN, TWIN = "Bayesian", "deterministic twin"
-IMAGE_SETS = ("test", "rotated", "noise")
 
 # The prior of the factors on the inputs of the first dense layer. The data narrow the factors of the features that they
 # use; the others stay broad, and answer at random to an input that wakes them up.
@@ -56,31 +56,32 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one trained network says, and what that is worth.
+    """What one trained network says.
 
     Args:
-        probabilities: Its class probabilities on the test digits, `(n, 10)`.
-        entropy: Predictive entropy of each image in nats, under `test`, `rotated` and `noise`.
-        epistemic: Epistemic uncertainty of each image in nats, under the same names; zero for the twin.
-        accuracy: Share of the test digits that it names rightly.
-        nll: Negative log likelihood of the test labels, nats per example.
-        brier: Brier score on the test digits.
-        ece: Expected calibration error on the test digits.
+        predictions: Its predictions of the images, under `test`, `rotated` and `noise`.
         num_parameters: Number of trainable parameters.
         seconds: Duration of its training.
         history: One value an epoch of everything that its training logged.
     """
 
-    probabilities: np.ndarray
-    entropy: Mapping[str, np.ndarray]
-    epistemic: Mapping[str, np.ndarray]
-    accuracy: float
-    nll: float
-    brier: float
-    ece: float
+    predictions: Mapping[str, ClassificationPrediction]
     num_parameters: int
     seconds: float
     history: Mapping[str, list[float]]
+
+    @property
+    def entropy(self) -> dict[str, np.ndarray]:
+        """Predictive entropy of each image in nats, under the same names."""
+        return {name: prediction.total_uncertainty for name, prediction in self.predictions.items()}
+
+    @property
+    def epistemic(self) -> dict[str, np.ndarray]:
+        """Epistemic uncertainty of each image in nats, under the same names; zero for the twin."""
+        return {
+            name: np.zeros_like(prediction.epistemic) if prediction.num_samples == 1 else prediction.epistemic
+            for name, prediction in self.predictions.items()
+        }
 
     @property
     def detection_by_entropy(self) -> Detection:
@@ -95,10 +96,11 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """Both networks' outcomes, and under which conditions they came about."""
+    """Both networks' outcomes, what they are worth on the test digits, and under which conditions they came about."""
 
     bayesian: Outcome
     twin: Outcome
+    evaluation: Evaluation
     digits: Digits
     seed: int
     epochs: int
@@ -107,7 +109,7 @@ class DemoResult:
 
 
 def run_demo(seed: int, epochs: int, on_epoch: OnEpoch | None = None) -> DemoResult:
-    """Trains both networks and scores them. Sets Keras' global random seed.
+    """Trains both networks and evaluates them. Sets Keras' global random seed.
 
     Args:
         seed: Decides which digits are for testing, where the weights start, and all noise.
@@ -116,10 +118,14 @@ def run_demo(seed: int, epochs: int, on_epoch: OnEpoch | None = None) -> DemoRes
     """
     start = time.perf_counter()
     digits = load_digits(seed)
-    outcomes = {name: _train_and_score(name, digits, seed, epochs, on_epoch) for name in (TWIN, BAYESIAN)}
+    outcomes = {name: _train_and_predict(name, digits, seed, epochs, on_epoch) for name in (TWIN, BAYESIAN)}
+    test = {name: outcome.predictions["test"] for name, outcome in outcomes.items()}
+    # One sample has no epistemic part to be scored: of the twin the probabilities alone are evaluated.
+    predictions = {BAYESIAN: test[BAYESIAN], TWIN: {"logits": test[TWIN].log_probabilities}}
     return DemoResult(
         bayesian=outcomes[BAYESIAN],
         twin=outcomes[TWIN],
+        evaluation=evaluate(digits.y_test, predictions, seed=seed),
         digits=digits,
         seed=seed,
         epochs=epochs,
@@ -166,22 +172,14 @@ def build_network(name: str) -> keras.Sequential:
     )
 
 
-def _train_and_score(name: str, digits: Digits, seed: int, epochs: int, on_epoch: OnEpoch | None) -> Outcome:
+def _train_and_predict(name: str, digits: Digits, seed: int, epochs: int, on_epoch: OnEpoch | None) -> Outcome:
     keras.utils.set_random_seed(seed)
     network = build_network(name)
     start = time.perf_counter()
     history = _train(name, network, digits, epochs, on_epoch)
     seconds = time.perf_counter() - start
-    prediction = _predict(name, network, digits, seed)
-    test = prediction.probabilities[: len(digits.y_test)]
     return Outcome(
-        probabilities=test,
-        entropy=_by_image_set(prediction.total_uncertainty),
-        epistemic=_by_image_set(prediction.epistemic if name == BAYESIAN else np.zeros(len(prediction.epistemic))),
-        accuracy=calibration.accuracy(digits.y_test, test),
-        nll=calibration.negative_log_likelihood(digits.y_test, test),
-        brier=calibration.brier_score(digits.y_test, test),
-        ece=calibration.expected_calibration_error(digits.y_test, test),
+        predictions=_predict(name, network, digits, seed),
         num_parameters=sum(int(np.prod(weight.shape)) for weight in network.trainable_variables),
         seconds=seconds,
         history=history,
@@ -203,16 +201,15 @@ def _train(
     return model.fit(digits.x_train, digits.y_train, **settings).history
 
 
-def _predict(name: str, network: keras.Sequential, digits: Digits, seed: int) -> ClassificationPrediction:
-    """One prediction on all three sets of images, one after the other, each of them a batch."""
+def _predict(name: str, network: keras.Sequential, digits: Digits, seed: int) -> dict[str, ClassificationPrediction]:
+    """A prediction of each set of images."""
     num_samples = NUM_SAMPLES if name == BAYESIAN else 1  # all samples of the twin are equal
-    images = np.concatenate([digits.x_test, digits.rotated, digits.noise])
+    image_sets = {"test": digits.x_test, "rotated": digits.rotated, "noise": digits.noise}
     likelihood, batch_size = likelihoods.Categorical(), len(digits.x_test)
-    return predict_distribution(network, images, likelihood, num_samples, batch_size, seed=seed)
-
-
-def _by_image_set(scores: np.ndarray) -> dict[str, np.ndarray]:
-    return dict(zip(IMAGE_SETS, np.split(scores, len(IMAGE_SETS)), strict=True))
+    return {
+        images: predict_distribution(network, x, likelihood, num_samples, batch_size, seed=seed)
+        for images, x in image_sets.items()
+    }
 
 
 def _detection(scores: Mapping[str, np.ndarray]) -> Detection:

@@ -1,18 +1,18 @@
-"""What the demonstration found, as a table and as a page: the words around the numbers of `demo.py`."""
+"""What the demonstration adds to the page of its evaluation: how the networks came about, and what is unfamiliar."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
-import platform
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-import bdl
 from bdl import plots
-from bdl.calibration import reliability_bins
-from bdl.demo import BATCH_SIZE, BAYESIAN, NUM_SAMPLES, TWIN, DemoResult, Detection, Outcome
+from bdl.demo import BATCH_SIZE, BAYESIAN, NUM_SAMPLES, TWIN, DemoResult, Detection
+from bdl.evaluation import MEANINGS, Evaluation
 from bdl.report import Figure, Page, Paragraph, Row, Section, Table
 
 NUM_EXAMPLE_IMAGES = 8
@@ -20,27 +20,78 @@ NO_VALUE = "none"
 
 
 def comparison_table(result: DemoResult) -> Table:
-    """The figures of both networks side by side, with a sentence on each."""
+    """All scores of the evaluation, and what a demonstration adds to them."""
+    scores, added = result.evaluation.table(), _added_rows(result)
+    return dataclasses.replace(scores, rows=[*scores.rows, *added])
+
+
+def build_page(result: DemoResult) -> Page:
+    """The page of the evaluation with the demonstration's own sections around it."""
+    page = result.evaluation.page("How sure is the network?")
+    return dataclasses.replace(
+        page,
+        summary="\n".join([page.summary, _comparison(result.evaluation), _detection(result)]),
+        sections=[
+            _networks(result),
+            *page.sections,
+            _unfamiliar(result),
+            _training(result),
+            _examples(result),
+        ],
+        footer=f"{_made_by(result)} {page.footer}",
+    )
+
+
+def _comparison(evaluation: Evaluation) -> str:
+    """Where the Bayesian network is better than its twin, and where it is worse, with the figures."""
+    sides: dict[str, list[str]] = {BAYESIAN: [], TWIN: []}
+    for score in evaluation.models[BAYESIAN].scores:
+        for winner in evaluation.best(score):
+            bayesian, twin = (evaluation.models[name].scores[score].value for name in (BAYESIAN, TWIN))
+            sides[winner].append(f"{MEANINGS[score].title} ({bayesian:.3g} against {twin:.3g})")
+    better, worse = (", ".join(sides[name]) or "none" for name in (BAYESIAN, TWIN))
+    return (
+        f"Scores in which the Bayesian network is better than its twin: {better}. Scores in which it is worse: {worse}."
+    )
+
+
+def _detection(result: DemoResult) -> str:
+    epistemic, entropy = result.bayesian.detection_by_epistemic, result.twin.detection_by_entropy
+    return (
+        "Then both are shown pictures that are no upright digits. The Bayesian network's epistemic uncertainty ranks "
+        f"them above a test digit in {_rates(epistemic)} of all pairs; the twin's entropy, the only uncertainty that "
+        f"it has, in {_rates(entropy)}. Chance is 50%."
+    )
+
+
+def _rates(detection: Detection) -> str:
+    return f"{detection.noise:.1%} (noise) and {detection.rotated:.1%} (digits turned by 90 degrees)"
+
+
+def _added_rows(result: DemoResult) -> list[Row]:
     bayesian, twin = result.bayesian, result.twin
-    scores = [
-        Row("Accuracy", _cells(bayesian.accuracy, twin.accuracy), "Share of the test digits named rightly."),
-        Row(
-            "NLL [nats]",
-            _cells(bayesian.nll, twin.nll),
-            "Mean surprise at the true label, lower is better; a network that only guesses has 2.303.",
+    epistemic, entropy = bayesian.detection_by_epistemic, bayesian.detection_by_entropy
+    twin_entropy = twin.detection_by_entropy
+    chance = "1 is always, 0.5 is chance, less is worse than chance."
+    return [
+        _detection_row(
+            "AUROC of epistemic uncertainty, rotated",
+            (epistemic.rotated,),
+            f"How often a digit turned by 90 degrees has more of it than a test digit; {chance}",
         ),
-        Row(
-            "Brier score",
-            _cells(bayesian.brier, twin.brier),
-            "Squared distance between probabilities and truth, from 0 (best) to 2.",
+        _detection_row(
+            "AUROC of epistemic uncertainty, noise",
+            (epistemic.noise,),
+            "The same for images of uniform noise; the twin has no epistemic part.",
         ),
-        Row(
-            "ECE",
-            _cells(bayesian.ece, twin.ece),
-            "Mean gap between confidence and accuracy over 15 bins, lower is better; up to 0.02 is chance here.",
+        _detection_row(
+            "AUROC of predictive entropy, rotated",
+            (entropy.rotated, twin_entropy.rotated),
+            "The same by total uncertainty, the only one that the twin can offer.",
         ),
-    ]
-    conditions = [
+        _detection_row(
+            "AUROC of predictive entropy, noise", (entropy.noise, twin_entropy.noise), "The same for noise."
+        ),
         Row(
             "Temperature T at the end",
             (f"{bayesian.history['temperature'][-1]:.2f}", NO_VALUE),
@@ -53,78 +104,25 @@ def comparison_table(result: DemoResult) -> Table:
         ),
         Row("Training [s]", (f"{bayesian.seconds:.1f}", f"{twin.seconds:.1f}"), "Wall time, compilation included."),
     ]
-    return Table((BAYESIAN, TWIN), [*scores, *_detection_rows(bayesian, twin), *conditions])
 
 
-def build_page(result: DemoResult) -> Page:
-    """The whole page."""
-    return Page(
-        title="How sure is the network?",
-        summary=_summary(result),
-        sections=[
-            _comparison_section(result),
-            _unfamiliar_section(result),
-            _reliability_section(result),
-            _training_section(result),
-            _examples_section(result),
-        ],
-        footer=_footer(result),
-    )
+def _detection_row(name: str, values: Sequence[float], meaning: str) -> Row:
+    """A row of both networks, or of the Bayesian one alone; the better is marked."""
+    shown = [f"{value:.3f}" for value in values]
+    best = [place for place, text in enumerate(shown) if len(set(shown)) > 1 and text == max(shown)]
+    return Row(name, [*shown, NO_VALUE][:2], meaning, best)
 
 
-def _cells(bayesian: float, twin: float) -> tuple[str, str]:
-    return f"{bayesian:.3f}", f"{twin:.3f}"
-
-
-def _detection_rows(bayesian: Outcome, twin: Outcome) -> list[Row]:
-    epistemic, entropy = bayesian.detection_by_epistemic, bayesian.detection_by_entropy
-    twin_entropy = twin.detection_by_entropy
-    chance = "1 is always, 0.5 is chance, less is worse than chance."
-    return [
-        Row(
-            "AUROC of epistemic uncertainty, rotated",
-            (f"{epistemic.rotated:.3f}", NO_VALUE),
-            f"How often a digit turned by 90 degrees has more of it than a test digit; {chance}",
-        ),
-        Row(
-            "AUROC of epistemic uncertainty, noise",
-            (f"{epistemic.noise:.3f}", NO_VALUE),
-            "The same for images of uniform noise; the twin has no epistemic part.",
-        ),
-        Row(
-            "AUROC of predictive entropy, rotated",
-            _cells(entropy.rotated, twin_entropy.rotated),
-            "The same by total uncertainty, the only one that the twin can offer.",
-        ),
-        Row("AUROC of predictive entropy, noise", _cells(entropy.noise, twin_entropy.noise), "The same for noise."),
-    ]
-
-
-def _summary(result: DemoResult) -> str:
-    epistemic, entropy = result.bayesian.detection_by_epistemic, result.twin.detection_by_entropy
-    return (
-        f"On {len(result.digits.y_test)} handwritten digits that training never saw, the Bayesian network is right on "
-        f"{result.bayesian.accuracy:.1%}, its deterministic twin on {result.twin.accuracy:.1%}. "
-        "Then both are shown pictures that are no upright digits. The Bayesian network's epistemic uncertainty ranks "
-        f"them above a test digit in {_rates(epistemic)} of all pairs; the twin's entropy, the only uncertainty that "
-        f"it has, in {_rates(entropy)}. Chance is 50%."
-    )
-
-
-def _rates(detection: Detection) -> str:
-    return f"{detection.noise:.1%} (noise) and {detection.rotated:.1%} (digits turned by 90 degrees)"
-
-
-def _comparison_section(result: DemoResult) -> Section:
+def _networks(result: DemoResult) -> Section:
     return Section(
-        "Both networks in figures",
+        "The two networks",
         [
             Paragraph(
                 f"Two convolutional networks of the same sizes were trained for {result.epochs} epochs at batch size "
                 f"{BATCH_SIZE} by Adam on {len(result.digits.y_train):,} digits; one of them is Bayesian. Its "
-                f"prediction is the mean over {NUM_SAMPLES} random draws of the network."
+                f"prediction is the mean over {NUM_SAMPLES} random draws of the network. Both are scored on "
+                f"{len(result.digits.y_test)} digits that training never saw."
             ),
-            comparison_table(result),
             Paragraph(
                 "What is Bayesian here: every layer multiplies its inputs and outputs by random factors, and these "
                 "have a posterior distribution (rank-1 layers). The weights themselves are point estimates, fitted by "
@@ -136,48 +134,46 @@ def _comparison_section(result: DemoResult) -> Section:
     )
 
 
-def _unfamiliar_section(result: DemoResult) -> Section:
-    epistemic = result.bayesian.epistemic
+def _unfamiliar(result: DemoResult) -> Section:
+    epistemic, detection = result.bayesian.epistemic, result.bayesian.detection_by_epistemic
     scores = {"test digits": epistemic["test"], "rotated digits": epistemic["rotated"], "noise": epistemic["noise"]}
     histogram = Figure(
-        plots.score_histograms(scores, xlabel="epistemic uncertainty [nats]"),
+        functools.partial(plots.score_histograms, scores, xlabel="epistemic uncertainty [nats]"),
         "Epistemic uncertainty of the Bayesian network: the part of its doubt that more data could remove, measured as "
         "the mutual information of label and network. Test digits should lie on the left, the others on the right. "
         "Some rotated digits are digits still: a 0 stays a 0.",
-        "Histograms of epistemic uncertainty for test digits, rotated digits and noise.",
+        "Histograms of epistemic uncertainty. It tells test digits from rotated digits with an AUROC of "
+        f"{detection.rotated:.3f}, and from noise with {detection.noise:.3f}.",
     )
-    return Section("Does it know what it has never seen?", [histogram])
+    table = Table((BAYESIAN, TWIN), _added_rows(result))
+    return Section("Does it know what it has never seen?", [histogram, table])
 
 
-def _reliability_section(result: DemoResult) -> Section:
-    outcomes = {BAYESIAN: result.bayesian, TWIN: result.twin}
-    bins = [reliability_bins(result.digits.y_test, outcome.probabilities) for outcome in outcomes.values()]
-    diagram = Figure(
-        plots.reliability_diagram(bins, list(outcomes)),
-        "Accuracy against confidence on the test digits. A network whose probabilities mean what they say lies on the "
-        "diagonal; below it is overconfident, above it too modest. The area of a point is the share of digits in its "
-        "bin, also drawn on top; small points stand for few digits and are mostly chance.",
-        "Reliability diagram of both networks.",
-    )
-    return Section("Do the probabilities mean what they say?", [diagram])
-
-
-def _training_section(result: DemoResult) -> Section:
+def _training(result: DemoResult) -> Section:
+    history, num_examples = result.bayesian.history, len(result.digits.y_train)
+    first_and_last = [
+        f"{name} from {values[0]:.3g} to {values[-1]:.3g}"
+        for name, values in (
+            ("negative ELBO", [-elbo for elbo in history["elbo"]]),
+            ("KL divergence per example", [kl / num_examples for kl in history["kl"]]),
+            ("negative log likelihood", history["nll"]),
+        )
+    ]
     curves = Figure(
-        plots.elbo_parts(result.bayesian.history, num_examples=len(result.digits.y_train)),
+        functools.partial(plots.elbo_parts, history, num_examples=num_examples),
         "What the Bayesian network minimised, epoch by epoch: its misfit to the data (NLL) and the distance of its "
         "posterior from the prior (KL divergence, per training digit N). On top, the temperature T by which the KL "
         "counts: it rises over the first 85 % of training, so that the network finds the data first, and is 1 after "
         "that. Their sum, -ELBO, is always drawn at T = 1.",
-        "Curves of negative ELBO, KL divergence per example and negative log likelihood over epochs.",
+        f"Curves over {result.epochs} epochs, in nats: {', '.join(first_and_last)}.",
     )
     return Section("How the Bayesian network learned", [curves])
 
 
-def _examples_section(result: DemoResult) -> Section:
+def _examples(result: DemoResult) -> Section:
     order = np.argsort(result.bayesian.entropy["test"], kind="stable")
     most_certain, least_certain = order[:NUM_EXAMPLE_IMAGES], order[::-1][:NUM_EXAMPLE_IMAGES]
-    probabilities = result.bayesian.probabilities[least_certain]
+    probabilities = result.bayesian.predictions["test"].probabilities[least_certain]
     num_right = int(np.sum(probabilities.argmax(axis=1) == result.digits.y_test[least_certain]))
     return Section(
         "The most and the least certain test digits",
@@ -195,22 +191,20 @@ def _examples_section(result: DemoResult) -> Section:
     )
 
 
-def _image_figure(result: DemoResult, indices: Sequence[int] | np.ndarray, caption: str) -> Figure:
+def _image_figure(result: DemoResult, indices: np.ndarray, caption: str) -> Figure:
     titles = []
     for index in indices:
-        p = result.bayesian.probabilities[index]
-        titles.append(f"says {p.argmax()} ({p.max():.2f})\nis {result.digits.y_test[index]}")
-    images = result.digits.x_test[np.asarray(indices)]
+        p = result.bayesian.predictions["test"].probabilities[index]
+        titles.append(f"says {p.argmax()}, {p.max():.0%}\nis {result.digits.y_test[index]}")
     description = "Digits: " + "; ".join(title.replace("\n", ", ") for title in titles) + "."
-    return Figure(plots.image_grid(images, titles, columns=4), caption, description)
+    draw = functools.partial(plots.image_grid, result.digits.x_test[indices], titles, columns=4)
+    return Figure(draw, caption, description)
 
 
-def _footer(result: DemoResult) -> str:
+def _made_by(result: DemoResult) -> str:
     backend_version = getattr(importlib.import_module(result.backend), "__version__", "")
     return (
-        f"Made by `bdl demo` with seed {result.seed} and {result.epochs} epochs in {result.seconds:.0f} s. "
-        f"bdl {bdl.__version__}, Keras {keras.__version__} on {result.backend} {backend_version}, "
-        f"NumPy {np.__version__}, Python {platform.python_version()}. Data: scikit-learn's digits (UCI Optical "
-        "Recognition of Handwritten Digits), 30 % of each class held out for testing. Page and figures stand alone; "
-        "nothing is loaded from elsewhere."
+        f"Made by `bdl demo` with seed {result.seed} and {result.epochs} epochs in {result.seconds:.0f} s, by Keras "
+        f"{keras.__version__} on {result.backend} {backend_version}. Data: scikit-learn's digits (UCI Optical "
+        "Recognition of Handwritten Digits), 30 % of each class held out for testing."
     )

@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 from bdl import demo
 from bdl.demo import BAYESIAN, TWIN, DemoResult, build_network, load_digits, run_demo
 from bdl.demo_page import NUM_EXAMPLE_IMAGES, build_page, comparison_table
+from bdl.evaluation import MEANINGS
 from bdl.layers import Variational
 from bdl.report import Figure, render
 from bdl_cli import app
 
 pytestmark = pytest.mark.core
 
+NAMES = {"bayesian": BAYESIAN, "twin": TWIN}
 EPOCHS = 7  # the warm-up takes 85 %, so the last one is at T = 1
 
 
@@ -79,17 +81,24 @@ def test_every_epoch_of_both_is_reported(result: DemoResult, logged: list[tuple[
 @pytest.mark.parametrize("name", ["bayesian", "twin"])
 def test_figures_are_in_their_ranges(result: DemoResult, name: str) -> None:
     outcome = getattr(result, name)
-    assert 0.2 < outcome.accuracy <= 1  # above chance, after a few epochs
-    assert 0 <= outcome.nll < math.log(10)
-    assert 0 <= outcome.brier <= 2
-    assert 0 <= outcome.ece <= 1
-    assert outcome.probabilities.shape == (540, 10)
-    for scores in (outcome.entropy, outcome.epistemic):
-        assert list(scores) == ["test", "rotated", "noise"]
-        assert all(np.all((part >= 0) & (part <= math.log(10) + 1e-5)) for part in scores.values())
+    scores = {score: each.value for score, each in result.evaluation.models[NAMES[name]].scores.items()}
+    assert 0.2 < scores["accuracy"] <= 1  # above chance, after a few epochs
+    assert 0 <= scores["nll"] < math.log(10)
+    assert outcome.predictions["test"].probabilities.shape == (540, 10)
+    for uncertainty in (outcome.entropy, outcome.epistemic):
+        assert list(uncertainty) == ["test", "rotated", "noise"]
+        assert all(np.all((part >= 0) & (part <= math.log(10) + 1e-5)) for part in uncertainty.values())
     for detection in (outcome.detection_by_entropy, outcome.detection_by_epistemic):
         assert 0 <= detection.rotated <= 1
         assert 0 <= detection.noise <= 1
+
+
+@pytest.mark.parametrize("name", ["bayesian", "twin"])
+def test_scores_are_those_of_the_test_digits(result: DemoResult, name: str) -> None:
+    p, labels = getattr(result, name).predictions["test"].probabilities, result.digits.y_test
+    scores = result.evaluation.models[NAMES[name]].scores
+    assert scores["accuracy"].value == pytest.approx(np.mean(p.argmax(axis=1) == labels))
+    assert scores["nll"].value == pytest.approx(-np.mean(np.log(p[np.arange(len(labels)), labels])), rel=1e-4)
 
 
 def test_only_the_bayesian_network_has_epistemic_uncertainty(result: DemoResult) -> None:
@@ -127,7 +136,10 @@ def test_the_command_prints_and_writes_the_same_figures_for_the_same_seed(
     (again,) = results
     for name in ("bayesian", "twin"):
         np.testing.assert_allclose(
-            getattr(again, name).probabilities, getattr(result, name).probabilities, rtol=1e-3, atol=1e-4
+            getattr(again, name).predictions["test"].probabilities,
+            getattr(result, name).predictions["test"].probabilities,
+            rtol=1e-3,
+            atol=1e-4,
         )
     assert again.bayesian.history["kl"] == pytest.approx(result.bayesian.history["kl"], rel=1e-4)
 
@@ -135,21 +147,61 @@ def test_the_command_prints_and_writes_the_same_figures_for_the_same_seed(
 def test_the_table_says_what_it_does_not_know(result: DemoResult) -> None:
     rows = {row.name: row for row in comparison_table(result).rows}
     assert all(row.meaning.endswith(".") for row in rows.values())
-    assert rows["Accuracy"].cells == (f"{result.bayesian.accuracy:.3f}", f"{result.twin.accuracy:.3f}")
+    assert list(rows.values())[: len(result.evaluation.table().rows)] == result.evaluation.table().rows
     assert rows["AUROC of epistemic uncertainty, noise"].cells[1] == "none"
+    assert rows["Epistemic [nats]"].cells[1] == "none"
     assert rows["AUROC of predictive entropy, noise"].cells[1] == f"{result.twin.detection_by_entropy.noise:.3f}"
     assert rows["Temperature T at the end"].cells == ("1.00", "none")
 
 
-def test_the_page_has_all_figures(result: DemoResult, html: str) -> None:
-    figures = [
-        block for section in build_page(result).sections for block in section.blocks if isinstance(block, Figure)
+def test_the_page_is_the_evaluation_s_with_what_a_demonstration_adds(result: DemoResult) -> None:
+    page, own = build_page(result), result.evaluation.page()
+    titles = [section.title for section in own.sections]
+    assert [section.title for section in page.sections if section.title in titles] == titles
+    assert page.summary.startswith(own.summary)
+    assert page.footer.endswith(own.footer)
+    added = [section.title for section in page.sections if section.title not in titles]
+    assert added == [
+        "The two networks",
+        "Does it know what it has never seen?",
+        "How the Bayesian network learned",
+        "The most and the least certain test digits",
     ]
-    labels = [figure.axes.get_xlabel() for figure in figures]
-    assert labels == ["epistemic uncertainty [nats]", "confidence", "epoch", "", ""]
-    grids: list[Any] = [figure.axes for figure in figures[-2:]]
-    assert all(len(grid.child_axes) == NUM_EXAMPLE_IMAGES for grid in grids)
-    assert html.count('<img src="data:image/png;base64,') == len(figures)
+
+
+def test_the_headline_does_not_leave_out_where_the_bayesian_network_is_worse(result: DemoResult) -> None:
+    better, worse = build_page(result).summary.split("Scores in which ")[1:]
+    assert worse.startswith("it is worse")
+    scores = {name: result.evaluation.models[name].scores for name in (BAYESIAN, TWIN)}
+    for score in scores[BAYESIAN].keys() & scores[TWIN].keys():
+        bayesian, twin = (scores[name][score].value for name in (BAYESIAN, TWIN))
+        best = result.evaluation.best(score)
+        figures = f"{MEANINGS[score].title} ({bayesian:.3g} against {twin:.3g})"
+        assert (figures in better) == (best == [BAYESIAN])
+        assert (figures in worse) == (best == [TWIN])
+
+
+def test_descriptions_say_the_result(result: DemoResult) -> None:
+    *_, histogram, curves, certain, uncertain = figures(result)
+    detection = result.bayesian.detection_by_epistemic
+    assert f"{detection.rotated:.3f}, and from noise with {detection.noise:.3f}." in histogram.description
+    nll = result.bayesian.history["nll"]
+    assert f"negative log likelihood from {nll[0]:.3g} to {nll[-1]:.3g}." in curves.description
+    assert "says " in certain.description
+    assert "is " in uncertain.description
+
+
+def figures(result: DemoResult) -> list[Figure]:
+    return [block for section in build_page(result).sections for block in section.blocks if isinstance(block, Figure)]
+
+
+def test_the_page_has_all_figures(result: DemoResult, html: str) -> None:
+    drawn: list[Any] = [figure.draw() for figure in figures(result)]
+    labels = [axes.get_xlabel() for axes in drawn]
+    of_evaluation = ["confidence", "coverage", "predictions, from the most certain"]
+    assert labels == [*of_evaluation, "epistemic uncertainty [nats]", "epoch", "", ""]
+    assert all(len(grid.child_axes) == NUM_EXAMPLE_IMAGES for grid in drawn[-2:])
+    assert html.count('<img src="data:image/png;base64,') == len(drawn)
 
 
 def test_the_page_stands_alone(html: str) -> None:
@@ -166,7 +218,7 @@ def test_the_page_says_how_it_was_made(html: str) -> None:
 def test_the_images_shown_are_the_most_and_the_least_certain(result: DemoResult) -> None:
     entropy = np.sort(result.bayesian.entropy["test"])
     *_, certain, uncertain = [b for b in build_page(result).sections[-1].blocks if isinstance(b, Figure)]
-    shown = {figure.caption.split(":")[0]: figure.axes.child_axes for figure in (certain, uncertain)}  # type: ignore[attr-defined]
+    shown = {figure.caption.split(":")[0]: figure.draw().child_axes for figure in (certain, uncertain)}  # type: ignore[attr-defined]
     assert list(shown) == ["The most certain", "The least certain"]
     of_image = {
         image.tobytes(): value

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import plain
 from bdl.diagnostics.remedies import Remedy, remedies_of
 from bdl.diagnostics.verdict import Finding
-from bdl.report import Block, Figure, Page, Paragraph, Row, Section, Table, render, write_atomically
+from bdl.report import Block, Figure, Page, Paragraph, Report, Row, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +38,8 @@ _RATE_OF_SCALES = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class HealthReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class HealthReport(Report):
     """The diagnosis of one training.
 
     Args:
@@ -76,37 +75,28 @@ class HealthReport:
 
     def __str__(self) -> str:
         """Verdict, evidence and remedies in plain text."""
-        lines = [f"{self.verdict} ({self.confidence}): {MEANINGS[self.verdict]}"]
+        lines = [self._summary]
         lines += [f"  - {sentence}" for sentence in self.evidence]
         for number, remedy in enumerate(self.remedies, 1):
             lines.append(f"  {number}. Try {remedy.name}: {remedy.code} [{remedy.source}]")
         return "\n".join(lines)
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The report as JSON; written to a file if one is given."""
-        text = json.dumps(
-            {
-                "verdict": self.verdict,
-                "confidence": self.confidence,
-                "evidence": list(self.evidence),
-                "remedies": [
-                    {"name": remedy.name, "why": remedy.why, "source": remedy.source, "code": remedy.code}
-                    for remedy in self.remedies
-                ],
-                "quantities": plain(self.quantities.to_dict()),
-            },
-            indent=1,
-        )
-        if path is not None:
-            write_atomically(Path(path), text)
-        return text
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain Python numbers, lists and dicts."""
+        return {
+            "verdict": self.verdict,
+            "confidence": self.confidence,
+            "evidence": list(self.evidence),
+            "remedies": [
+                {"name": remedy.name, "why": remedy.why, "source": remedy.source, "code": remedy.code}
+                for remedy in self.remedies
+            ],
+            "quantities": plain(self.quantities.to_dict()),
+        }
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """The report as a page that needs no other file; written to a file if one is given."""
-        html = render(self.page())
-        if path is not None:
-            write_atomically(Path(path), html)
-        return html
+    def glance(self) -> list[Paragraph | Table]:
+        """The verdict and its evidence."""
+        return [Paragraph(self._summary), *map(Paragraph, self.evidence)]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the recorded curves: NLL, KL / N, -ELBO and accuracy, epoch by epoch.
@@ -118,9 +108,12 @@ class HealthReport:
 
         return health_curves(self.epochs, self.quantities.num_examples, ax)
 
-    def page(self) -> Page:
-        """The page's content."""
-        summary = f"{_title(self.verdict)} ({self.confidence}). {MEANINGS[self.verdict]}"
+    def page(self, title: str | None = None) -> Page:
+        """The page with all that was measured.
+
+        Args:
+            title: Its heading; None for the report's own.
+        """
         sections = [Section("Evidence", [Paragraph(sentence) for sentence in self.evidence])]
         if self.epochs:
             sections.append(Section("The training", self._figure()))
@@ -128,15 +121,19 @@ class HealthReport:
         if self.remedies:
             rows = [Row(remedy.name, [remedy.source], f"{remedy.code}. {remedy.why}") for remedy in self.remedies]
             sections.append(Section("What to do", [Table(["source"], rows, "The likeliest first.")]))
-        return Page(self.title, summary, sections, "Made by bdl.diagnostics.")
+        return Page(title or self.title, self._summary, sections, "Made by bdl.diagnostics.")
+
+    @property
+    def _summary(self) -> str:
+        return f"{self.verdict} ({self.confidence}): {MEANINGS[self.verdict]}"
 
     def _figure(self) -> list[Block]:
         try:
-            axes = self.plot()
+            self.plot()
         except ValueError as error:
             return [Paragraph(str(error))]
         caption = "NLL, KL / N and their sum, in nats per example; accuracy above."
-        return [Figure(axes, caption, f"Curves of {len(self.epochs)} recorded epochs.")]
+        return [Figure(self.plot, caption, _curves_in_words(self.epochs))]
 
     def _tables(self) -> list[Block]:
         q = self.quantities
@@ -194,15 +191,20 @@ def comparison(reports: dict[str, HealthReport]) -> Page:
         ),
         Row("epochs", [str(reports[name].quantities.epoch) for name in names]),
     ]
-    summary = " ".join(f"{name}: {report.verdict}." for name, report in reports.items())
+    summary = "\n".join(f"{name}: {report.verdict}." for name, report in reports.items())
     sections = [Section("Side by side", [Table(names, rows)])]
     for name, report in reports.items():
         sections += [Section(f"{name}: {section.title.lower()}", section.blocks) for section in report.page().sections]
     return Page("Training health", summary, sections, "Made by bdl.diagnostics.")
 
 
-def _title(verdict: str) -> str:
-    return verdict.replace("_", " ").capitalize()
+def _curves_in_words(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """What the curves show, for those who cannot see them: where each began and where it ended."""
+    said = []
+    for key, name in (("nll", "NLL"), ("val_nll", "validation NLL"), ("kl", "KL"), ("val_accuracy", "accuracy")):
+        values = [entry[key] for entry in epochs if entry.get(key) is not None]
+        said += [f"{name} from {values[0]:.4g} to {values[-1]:.4g}"] if values else []
+    return f"Curves of {len(epochs)} recorded epochs: {', '.join(said) or 'the loss only'}."
 
 
 def _row(name: str, value: float | None, meaning: str) -> Row | None:

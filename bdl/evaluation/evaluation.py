@@ -2,100 +2,87 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from bdl.calibration import Interval
 from bdl.evaluation.scores import ModelEvaluation
-from bdl.report import Page, Row, Table, render, write_atomically
+from bdl.report import Page, Paragraph, Report, Row, Table
 
 _MAX_JSON_POINTS = 200
+_NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """How a score is named in tables, and what it says."""
+    """How a score is named in tables, and what it says.
+
+    Args:
+        title: Its name.
+        text: A sentence that says how to read it.
+        best: Which value is best: the `"highest"`, the `"lowest"`, or the one that is nearest to a number; None where
+            the score has no order.
+    """
 
     title: str
     text: str
+    best: Literal["highest", "lowest"] | float | None = None
+
+    def loss(self, value: float) -> float:
+        """A number that is lower the better the value is; NaN where the score has no order."""
+        match self.best:
+            case "highest":
+                return -value
+            case "lowest":
+                return value
+            case None:
+                return math.nan
+            case goal:
+                return abs(value - goal)
 
 
 MEANINGS = {
-    "accuracy": Meaning("Accuracy", "Share of predictions that are right."),
-    "nll": Meaning("NLL [nats]", "Mean surprise at what came true, lower is better."),
-    "brier": Meaning("Brier score", "Squared distance between probabilities and truth, lower is better."),
+    "accuracy": Meaning("Accuracy", "Share of predictions that are right.", "highest"),
+    "nll": Meaning("NLL [nats]", "Mean surprise at what came true, lower is better.", "lowest"),
+    "brier": Meaning("Brier score", "Squared distance between probabilities and truth, lower is better.", "lowest"),
     "ece": Meaning(
         "ECE",
         "Mean gap between confidence and accuracy in bins. Chance alone makes it positive, so it has no interval.",
+        "lowest",
     ),
     "debiased_ce": Meaning(
         "Debiased RMS calibration error",
         "Root mean square gap without the part of chance: around 0 if calibrated, and significant if 0 is outside.",
     ),
-    "classwise_ece": Meaning("Classwise ECE", "The same gap for the probability of each class, averaged."),
-    "aurc": Meaning("AURC", "Mean error rate when the least certain are set aside, lower is better."),
-    "error_auroc": Meaning("AUROC of errors", "How often an error was less confident than a right prediction."),
+    "classwise_ece": Meaning("Classwise ECE", "The same gap for the probability of each class, averaged.", "lowest"),
+    "aurc": Meaning("AURC", "Mean error rate when the least certain are set aside, lower is better.", "lowest"),
+    "error_auroc": Meaning(
+        "AUROC of errors", "How often an error was less confident than a right prediction.", "highest"
+    ),
     "aleatoric": Meaning("Aleatoric [nats]", "Mean expected entropy: noise in the data."),
     "epistemic": Meaning("Epistemic [nats]", "Mean mutual information: doubt that more data could remove."),
-    "crps": Meaning("CRPS", "Distance between distribution and target, in its unit, lower is better."),
-    "rmse": Meaning("RMSE", "Root mean square error of the predictive mean."),
-    "coverage_50%": Meaning("Coverage of 50 % intervals", "Share of targets inside; should be 0.5."),
+    "crps": Meaning("CRPS", "Distance between distribution and target, in its unit, lower is better.", "lowest"),
+    "rmse": Meaning("RMSE", "Root mean square error of the predictive mean.", "lowest"),
+    "coverage_50%": Meaning("Coverage of 50 % intervals", "Share of targets inside; should be 0.5.", 0.5),
     "width_50%": Meaning("Width of 50 % intervals", "Mean width: narrower is better at equal coverage."),
-    "interval_score_50%": Meaning("Interval score, 50 %", "Width and misses in one, lower is better."),
-    "coverage_90%": Meaning("Coverage of 90 % intervals", "Share of targets inside; should be 0.9."),
+    "interval_score_50%": Meaning("Interval score, 50 %", "Width and misses in one, lower is better.", "lowest"),
+    "coverage_90%": Meaning("Coverage of 90 % intervals", "Share of targets inside; should be 0.9.", 0.9),
     "width_90%": Meaning("Width of 90 % intervals", "Mean width: narrower is better at equal coverage."),
-    "interval_score_90%": Meaning("Interval score, 90 %", "Width and misses in one, lower is better."),
-    "qce": Meaning("Quantile calibration error", "Mean gap between quantiles' levels and the share below them."),
-    "ence": Meaning("ENCE", "Relative gap between predicted and observed error, in bins of the scale."),
+    "interval_score_90%": Meaning("Interval score, 90 %", "Width and misses in one, lower is better.", "lowest"),
+    "qce": Meaning(
+        "Quantile calibration error", "Mean gap between quantiles' levels and the share below them.", "lowest"
+    ),
+    "ence": Meaning("ENCE", "Relative gap between predicted and observed error, in bins of the scale.", "lowest"),
     "sharpness": Meaning("Sharpness", "Root mean square predictive scale: what is claimed to be known."),
 }
 
 
-class Report:
-    """What can be saved as JSON and as a page; subclasses write `to_dict` and `page`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures as plain Python numbers, lists and dicts."""
-        raise NotImplementedError
-
-    def page(self, title: str) -> Page:
-        """The page with all figures.
-
-        Args:
-            title: Its heading.
-        """
-        raise NotImplementedError
-
-    def save_json(self, path: str | PathLike[str]) -> None:
-        """Writes `to_dict()` as JSON; the file appears whole or not at all.
-
-        JSON has no infinity and no NaN: an infinite figure is the string `"Infinity"` or `"-Infinity"`, which Python's
-        `float` and JavaScript's `Number` read, and what does not exist is `null`.
-
-        Args:
-            path: File to write; replaced if it exists.
-        """
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-
-    def save_html(self, path: str | PathLike[str], title: str = "How good is the uncertainty?") -> None:
-        """Writes one self-contained HTML page with all figures; the file appears whole or not at all.
-
-        Args:
-            path: File to write; replaced if it exists.
-            title: Heading of the page.
-        """
-        write_atomically(Path(path), render(self.page(title)))
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Report):
-    """What `evaluate` found.
+    """What `evaluate` found; `print` it for all scores with their intervals.
 
     Attributes:
         kind: `"classification"` or `"regression"` (real targets and counts).
@@ -114,20 +101,79 @@ class Evaluation(Report):
         (model,) = self.models.values()
         return model.scores[score].value
 
+    def best(self, score: str) -> list[str]:
+        """The models whose value of a score is best.
+
+        Args:
+            score: Its name, such as `"nll"`.
+
+        Returns:
+            Their names; several where their values read the same, and none where the score has no order, or all that
+            have it read the same.
+
+        Example:
+        >>> sure, unsure = [[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.4, 0.6]]
+        >>> bdl.evaluate([0, 1], {"sure": sure, "unsure": unsure}).best("nll")
+        ['sure']
+        """
+        values = {name: model.scores[score].value for name, model in self.models.items() if score in model.scores}
+        losses = {name: MEANINGS[score].loss(value) for name, value in values.items()}
+        ranked = {name: loss for name, loss in losses.items() if not math.isnan(loss)}
+        if not ranked:
+            return []
+        first = min(ranked, key=lambda name: ranked[name])
+        best = [name for name in ranked if f"{values[name]:.4g}" == f"{values[first]:.4g}"]
+        return best if len(best) < len(ranked) else []
+
     def table(self) -> Table:
-        """The scores, a column for each model."""
-        names = list(dict.fromkeys(name for model in self.models.values() for name in model.scores))
+        """The scores with their intervals, a column for each model; of several models the best are marked."""
         rows = [
-            Row(MEANINGS[name].title, [_shown(model.scores.get(name)) for model in self.models.values()],
-                MEANINGS[name].text)
-            for name in names
-        ]  # fmt: skip
-        return Table(
-            list(self.models),
-            rows,
-            f"{self.num_events:,} {'labels' if self.kind == 'classification' else 'targets'}; in brackets the "
-            f"{self.level:.0%} confidence interval of the score, where there is one.{self._left_out()}",
+            Row(
+                MEANINGS[score].title,
+                [_shown(model.scores.get(score)) for model in self.models.values()],
+                MEANINGS[score].text,
+                best=[place for place, name in enumerate(self.models) if name in self.best(score)],
+            )
+            for score in self._scores
+        ]
+        caption = (
+            f"{self._events}; in brackets the {self.level:.0%} confidence interval of the score, where there is one."
+            f"{self._left_out()}"
         )
+        return Table(list(self.models), rows, caption)
+
+    def glance(self) -> list[Paragraph | Table]:
+        """The models with the values of their scores; the best are marked."""
+        return [Paragraph(self._heading), self._values(self._scores)]
+
+    def __repr__(self) -> str:
+        """The first scores, which fit a terminal."""
+        scores = self._scores
+        few = self._values(scores[:_NUM_SHOWN])
+        return f"{self._heading}\n{few}\nThe first {_NUM_SHOWN} of {len(scores)} scores; print it for all."
+
+    def _values(self, scores: list[str]) -> Table:
+        rows = [
+            Row(
+                name,
+                [f"{model.scores[score].value:.4g}" if score in model.scores else "none" for score in scores],
+                best=[place for place, score in enumerate(scores) if name in self.best(score)],
+            )
+            for name, model in self.models.items()
+        ]
+        return Table(scores, rows)
+
+    @property
+    def _scores(self) -> list[str]:
+        return list(dict.fromkeys(name for model in self.models.values() for name in model.scores))
+
+    @property
+    def _heading(self) -> str:
+        return f"Evaluation: {self.kind}, {self._events}"
+
+    @property
+    def _events(self) -> str:
+        return f"{self.num_events:,} {'labels' if self.kind == 'classification' else 'targets'}"
 
     def _left_out(self) -> str:
         """Why scores are missing, in a sentence."""
@@ -149,18 +195,18 @@ class Evaluation(Report):
         }
         return _for_json(found)
 
-    def page(self, title: str) -> Page:
-        """The page with all figures."""
+    def page(self, title: str | None = None) -> Page:
+        """The page with all figures.
+
+        Args:
+            title: Its heading; None asks how good the uncertainty is.
+        """
         from bdl.evaluation.page import build_page
 
         return build_page(self, title)
 
     def __str__(self) -> str:
-        table = self.table()
-        rows = [["", *table.columns], *([row.name, *row.cells] for row in table.rows)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, table.caption])
+        return str(self.table())
 
 
 def _shown(interval: Interval | None) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bdl.evaluation.evaluation import Evaluation, Report
-from bdl.report import Page
+from bdl.evaluation.evaluation import Evaluation
+from bdl.report import Page, Paragraph, Report, Table
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OutputEvaluations(Report, Mapping[str, Evaluation]):
     """What `evaluate` found for several outputs: a mapping from their names to an `Evaluation` each.
 
@@ -35,11 +35,26 @@ class OutputEvaluations(Report, Mapping[str, Evaluation]):
         """All figures as plain Python numbers, lists and dicts, by output."""
         return {"outputs": {name: evaluation.to_dict() for name, evaluation in self.outputs.items()}}
 
-    def page(self, title: str) -> Page:
-        """One page with the sections of every output."""
+    def page(self, title: str | None = None) -> Page:
+        """One page with the sections of every output.
+
+        Args:
+            title: Its heading; None asks how good the uncertainty is.
+        """
         from bdl.evaluation.page import build_page_of_outputs
 
         return build_page_of_outputs(self.outputs, title)
+
+    def glance(self) -> list[Paragraph | Table]:
+        """Each output with the values of its scores."""
+        return [
+            block
+            for name, evaluation in self.outputs.items()
+            for block in (Paragraph(f"Output {name}"), *evaluation.glance())
+        ]
+
+    def __repr__(self) -> str:
+        return "\n\n".join(f"Output {name}\n{evaluation!r}" for name, evaluation in self.outputs.items())
 
     def __str__(self) -> str:
         return "\n\n".join(f"Output {name}\n{evaluation}" for name, evaluation in self.outputs.items())

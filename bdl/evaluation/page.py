@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bdl import plots
 from bdl.calibration.metrics import observed_coverage
-from bdl.evaluation.scores import ModelEvaluation, Surprise
+from bdl.evaluation.scores import COVERAGES, ModelEvaluation, Surprise
 from bdl.report import Block, Figure, Page, Paragraph, Row, Section, Table
 
 if TYPE_CHECKING:
     from bdl.evaluation.evaluation import Evaluation
 
+TITLE = "How good is the uncertainty?"
 
-def build_page(evaluation: Evaluation, title: str) -> Page:
+
+def build_page(evaluation: Evaluation, title: str | None = None) -> Page:
     """The whole page."""
     is_classification = evaluation.kind == "classification"
     sections = [Section("All scores", [evaluation.table()])]
@@ -28,68 +32,76 @@ def build_page(evaluation: Evaluation, title: str) -> Page:
     if split:
         sections.append(Section("What the uncertainty is made of", split))
     sections.append(_surprises(evaluation))
-    return Page(title, _summary(evaluation), sections, _footer())
+    in_words = _classes_in_words if is_classification else _targets_in_words
+    return Page(title or TITLE, _of_each(evaluation, in_words, between="\n"), sections, _footer())
 
 
-def build_page_of_outputs(evaluations: Mapping[str, Evaluation], title: str) -> Page:
+def build_page_of_outputs(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Page:
     """One page for several outputs: the sections of each, under its name."""
-    pages = {name: build_page(evaluation, title) for name, evaluation in evaluations.items()}
+    pages = {name: build_page(evaluation) for name, evaluation in evaluations.items()}
     sections = [
         Section(f"{name}: {section.title}", section.blocks) for name, page in pages.items() for section in page.sections
     ]
-    summary = " ".join(f"Output {name}. {page.summary}" for name, page in pages.items())
-    return Page(title, summary, sections, _footer())
+    summary = "\n".join(f"Output {name}. {page.summary}" for name, page in pages.items())
+    return Page(title or TITLE, summary, sections, _footer())
 
 
-def _summary(evaluation: Evaluation) -> str:
-    return " ".join(
-        (_classes_in_words if evaluation.kind == "classification" else _targets_in_words)(name, model, evaluation)
-        for name, model in evaluation.models.items()
-    )
+def _of_each(evaluation: Evaluation, in_words: Callable[[ModelEvaluation, Evaluation], str], between: str = " ") -> str:
+    """A sentence on each model, behind its name as it was given; without one if there is only one, which has none."""
+    sentences = {name: in_words(model, evaluation) for name, model in evaluation.models.items()}
+    if _names(evaluation) is None:
+        (sentence,) = sentences.values()
+        return sentence[:1].upper() + sentence[1:]
+    return between.join(f"{name}: {sentence}" for name, sentence in sentences.items())
 
 
-def _classes_in_words(name: str, model: ModelEvaluation, evaluation: Evaluation) -> str:
-    scores, bins = model.scores, model.bins
-    if bins is None:
-        return ""
-    confidence = float(np.nansum(bins.share * np.nan_to_num(bins.confidence)))
-    gap = confidence - scores["accuracy"].value
-    low = scores["debiased_ce"].low
-    if not low > 0:
-        verdict = "no miscalibration that these data could tell from chance"
-    elif gap > 0:
-        verdict = f"overconfident by {gap:.1%} on average"
-    else:
-        verdict = f"underconfident by {-gap:.1%} on average"
+def _classes_in_words(model: ModelEvaluation, evaluation: Evaluation) -> str:
+    accuracy, confidence = model.scores["accuracy"].value, _mean_confidence(model)
     return (
-        f"{_capital(name)}: right on {scores['accuracy'].value:.1%} of {evaluation.num_events:,} labels, "
-        f"with a mean confidence of {confidence:.1%}: {verdict}."
+        f"right on {accuracy:.1%} of {evaluation.num_events:,} labels, with a mean confidence of {confidence:.1%}: "
+        f"{_confidence_in_words(model)}."
     )
 
 
-def _targets_in_words(name: str, model: ModelEvaluation, evaluation: Evaluation) -> str:
+def _confidence_in_words(model: ModelEvaluation) -> str:
+    gap = _mean_confidence(model) - model.scores["accuracy"].value
+    if not model.scores["debiased_ce"].low > 0:
+        return "no miscalibration that these data could tell from chance"
+    return f"{'over' if gap > 0 else 'under'}confident by {abs(gap):.1%} on average"
+
+
+def _mean_confidence(model: ModelEvaluation) -> float:
+    bins = model.bins
+    return float("nan") if bins is None else float(np.nansum(bins.share * np.nan_to_num(bins.confidence)))
+
+
+def _targets_in_words(model: ModelEvaluation, evaluation: Evaluation) -> str:
     observed = model.scores["coverage_90%"]
-    if observed.low <= 0.9 <= observed.high:
+    if math.isnan(observed.low):
+        verdict = "without an interval that would say how much of that is chance"
+    elif observed.low <= 0.9 <= observed.high:
         verdict = "as promised, within chance"
     elif observed.value < 0.9:
         verdict = "fewer than promised: the uncertainty is too small"
     else:
         verdict = "more than promised: the uncertainty is too large"
-    return (
-        f"{_capital(name)}: 90 % intervals hold {observed.value:.1%} of {evaluation.num_events:,} targets, {verdict}."
-    )
+    return f"90 % intervals hold {observed.value:.1%} of {evaluation.num_events:,} targets, {verdict}."
 
 
 def _reliability(evaluation: Evaluation) -> Section:
     bins = [model.bins for model in evaluation.models.values() if model.bins is not None]
     diagram = Figure(
-        plots.reliability_diagram(bins, _names(evaluation), level=evaluation.level),
+        lambda: plots.reliability_diagram(bins, _names(evaluation), level=evaluation.level),
         "Accuracy against confidence. Probabilities that mean what they say lie on the diagonal; below it they are "
         f"overconfident, above it too modest. Whiskers are the {evaluation.level:.0%} interval of each bin's accuracy; "
         "a bin whose whiskers reach the diagonal does not contradict it. On top, how many labels each bin holds.",
-        "Reliability diagram with confidence bands and counts.",
+        "Reliability diagram. " + _of_each(evaluation, _reliability_in_words),
     )
     return Section("Do the probabilities mean what they say?", [diagram])
+
+
+def _reliability_in_words(model: ModelEvaluation, evaluation: Evaluation) -> str:
+    return f"ECE {model.scores['ece'].value:.3f}, {_confidence_in_words(model)}."
 
 
 def _calibration_of_targets(evaluation: Evaluation) -> Section:
@@ -97,11 +109,11 @@ def _calibration_of_targets(evaluation: Evaluation) -> Section:
     heights = [model.pit for model in evaluation.models.values() if model.pit is not None]
     figures: list[Block] = [
         Figure(
-            plots.pit_histogram(heights, count, names, level=evaluation.level),
+            lambda: plots.pit_histogram(heights, count, names, level=evaluation.level),
             "Where the targets fell in their predictive distributions. Flat is calibrated; a valley in the middle "
             "means distributions that are too narrow, a hill too wide ones, a slope a bias. The grey band is what "
             "chance does to a calibrated model.",
-            "Histogram of probability integral transforms.",
+            "Histogram of probability integral transforms. " + _of_each(evaluation, _transforms_in_words),
         )
     ]
     shares = [model.coverage for model in evaluation.models.values() if model.coverage is not None]
@@ -109,29 +121,50 @@ def _calibration_of_targets(evaluation: Evaluation) -> Section:
         levels = observed_coverage([0.5])[1]
         figures.append(
             Figure(
-                plots.interval_coverage(levels, shares, count, names, level=evaluation.level),
+                lambda: plots.interval_coverage(levels, shares, count, names, level=evaluation.level),
                 "The share of targets inside central intervals against the share promised, for every level. Below the "
                 "diagonal intervals are too narrow. The grey band is chance.",
-                "Observed against promised coverage of intervals.",
+                "Observed against promised coverage of intervals. " + _of_each(evaluation, _coverage_in_words),
             )
         )
     return Section("Do the intervals hold what they promise?", figures)
+
+
+def _transforms_in_words(model: ModelEvaluation, evaluation: Evaluation) -> str:
+    heights = model.pit if model.pit is not None else np.full(2, np.nan)
+    ends, lower = heights[0] + heights[-1], heights[: len(heights) // 2].sum()
+    return (
+        f"the two outermost of {len(heights)} bins hold {ends:.1%} of the targets, where {2 / len(heights):.0%} would "
+        f"be calibrated; the lower half holds {lower:.1%}."
+    )
+
+
+def _coverage_in_words(model: ModelEvaluation, evaluation: Evaluation) -> str:
+    half, most = (model.scores[f"coverage_{nominal:.0%}"].value for nominal in COVERAGES)
+    return f"50 % intervals hold {half:.1%} of the targets, 90 % intervals {most:.1%}."
 
 
 def _ranking(evaluation: Evaluation) -> Section:
     is_classification = evaluation.kind == "classification"
     kept_by = "1 - confidence" if is_classification else "the predictive standard deviation"
     curve = Figure(
-        plots.risk_coverage(
+        lambda: plots.risk_coverage(
             [model.risk_coverage for model in evaluation.models.values()],
             _names(evaluation),
             ylabel="error rate of those kept" if is_classification else "mean absolute error of those kept",
         ),
         f"What remains of the errors when the least certain predictions, by {kept_by}, are set aside: the further the "
         "curve falls to the left, the better the uncertainty ranks. Dotted is a perfect ranking of the same errors.",
-        "Risk against coverage.",
+        "Risk against coverage. " + _of_each(evaluation, _ranking_in_words),
     )
     return Section("Does the uncertainty know the errors?", [curve])
+
+
+def _ranking_in_words(model: ModelEvaluation, evaluation: Evaluation) -> str:
+    curve = model.risk_coverage
+    risk = "error rate" if evaluation.kind == "classification" else "mean absolute error"
+    half = curve.risk[np.searchsorted(curve.coverage, 0.5)]
+    return f"{risk} {curve.risk[-1]:.3g} of all, {half:.3g} of the more certain half; AURC {curve.area:.3g}."
 
 
 def _split(evaluation: Evaluation) -> list[Block]:
@@ -139,12 +172,14 @@ def _split(evaluation: Evaluation) -> list[Block]:
     unit = "nats" if evaluation.kind == "classification" else "standard deviation"
     for name, model in evaluation.models.items():
         if model.parts is not None:
+            of_model = f"{name}: " if _names(evaluation) else ""
+            noise, doubt = (float(np.mean(part)) for part in model.parts)
             blocks.append(
                 Figure(
-                    plots.uncertainty_split(*model.parts, unit=unit),
-                    f"{_capital(name)}: noise in the data, which no training removes, and doubt of the model, which "
-                    "more data could.",
-                    f"Aleatoric and epistemic uncertainty of {name}.",
+                    functools.partial(plots.uncertainty_split, *model.parts, unit=unit),
+                    f"{of_model}noise in the data, which no training removes, and doubt of the model, which more data "
+                    "could.",
+                    f"Aleatoric and epistemic uncertainty. {of_model}{noise:.3g} and {doubt:.3g} on average [{unit}].",
                 )
             )
     return blocks
@@ -154,12 +189,13 @@ def _surprises(evaluation: Evaluation) -> Section:
     is_classification = evaluation.kind == "classification"
     blocks: list[Block] = []
     for name, model in evaluation.models.items():
+        of_model = f"{name}: " if _names(evaluation) else ""
         rows = [_surprise_row(surprise, is_classification) for surprise in model.surprises]
         if not rows:
-            blocks.append(Paragraph(f"{_capital(name)} made no error."))
+            blocks.append(Paragraph(f"{of_model}no error."))
             continue
         columns = ("said", "is", "confidence") if is_classification else ("predicted", "is", "standard deviations off")
-        blocks.append(Table(columns, rows, f"{_capital(name)}. Rows are counted from 0."))
+        blocks.append(Table(columns, rows, f"{of_model}rows are counted from 0."))
     title = "The most confident errors" if is_classification else "The most surprising targets"
     return Section(title, blocks)
 
@@ -176,10 +212,6 @@ def _surprise_row(surprise: Surprise, is_classification: bool) -> Row:
 
 def _names(evaluation: Evaluation) -> list[str] | None:
     return None if list(evaluation.models) == ["model"] else list(evaluation.models)
-
-
-def _capital(name: str) -> str:
-    return name[:1].upper() + name[1:]
 
 
 def _footer() -> str:

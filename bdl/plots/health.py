@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bdl.plots._style import COLORS, INK, MUTED, axes_or_new, legend, tidy, tidy_strip
+from bdl.plots._style import (
+    COLORS,
+    LINESTYLES,
+    MUTED,
+    Entries,
+    axes_or_new,
+    ink,
+    legend,
+    letter_points,
+    strip_above,
+    tidy,
+)
 from bdl.plots.training import spans_decades
 
 if TYPE_CHECKING:
@@ -36,41 +47,43 @@ def health_curves(epochs: Sequence[Mapping[str, Any]], num_examples: int | None,
     'nats per example'
     """
     curves = {
-        "$-$ELBO": _curve(epochs, "elbo", -1.0),
+        "\N{MINUS SIGN}ELBO": _curve(epochs, "elbo", -1.0),
         "KL / N": _curve(epochs, "kl", 1.0 / num_examples) if num_examples else ([], []),
         "NLL": _curve(epochs, "nll"),
         "NLL, validation": _curve(epochs, "val_nll"),
     }
-    if len(curves["$-$ELBO"][1]) < len(epochs):  # a model whose log does not tell its parts
+    if len(curves["\N{MINUS SIGN}ELBO"][1]) < len(epochs):  # a model whose log does not tell its parts
         curves["loss, as compiled"] = _curve(epochs, "loss")
-    if not any(len(values) for _, values in curves.values()):
+    curves = {label: curve for label, curve in curves.items() if len(curve[1])}
+    if not curves:
         raise ValueError("`epochs` holds no loss, nll, kl or elbo. A record of TrainingHealth(data=...) does.")
-    ax = axes_or_new(ax, width=6.0, height=4.0)
-    styles = {
-        "$-$ELBO": (COLORS[2], "-", 3.2),
+    ax = axes_or_new(ax, width=4.8, height=3.6, labels=list(curves))
+    styles: dict[str, Any] = {
+        "\N{MINUS SIGN}ELBO": (COLORS[2], "-", 3.2),
         "KL / N": (COLORS[1], "-", 1.5),
         "NLL": (COLORS[0], "-", 1.5),
         "NLL, validation": (COLORS[0], "--", 1.5),
-        "loss, as compiled": (MUTED, ":", 1.5),
+        "loss, as compiled": (MUTED, LINESTYLES[3], 1.5),
     }
+    entries: Entries = []
     for label, (steps, values) in curves.items():
-        if len(values):
-            color, line, width = styles[label]
-            marker = "o" if len(values) == 1 else ""
-            ax.plot(steps, values, color=color, linestyle=line, linewidth=width, marker=marker, label=label)
+        color, dashes, width = styles[label]
+        marker = "o" if len(values) == 1 else ""
+        lines = ax.plot(steps, values, color=color, linestyle=dashes, linewidth=width, marker=marker)
+        entries += [(line, label) for line in lines]
     tidy(ax)
-    if spans_decades([values for _, values in curves.values() if len(values)]):
+    if spans_decades([values for _, values in curves.values()]):
         ax.set_yscale("log")
     ax.set(xlabel="epoch", ylabel="nats per example")
     ax.margins(x=0)
     ax.locator_params(axis="x", integer=True)
     steps, accuracy = _curve(epochs, "val_accuracy")
     if len(accuracy):
-        strip = ax.inset_axes((0, 1.04, 1, 0.14), sharex=ax)
-        strip.plot(steps, accuracy, color=INK, linewidth=1.4, marker="o" if len(accuracy) == 1 else "")
-        tidy_strip(strip)
-        strip.set(ylim=(0, 1.05), ylabel="accuracy")
-    legend(ax)
+        strip = strip_above(ax, height=0.14)
+        strip.plot(steps, accuracy, color=ink(ax), linewidth=1.4, marker="o" if len(accuracy) == 1 else "")
+        strip.set(ylim=(0, 1.05))
+        strip.set_title("accuracy", loc="left", color=ink(ax), fontsize=letter_points(ax))  # too long for its side
+    legend(ax, entries)
     return ax
 
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bdl.plots._style import INK, axes_or_new
+from bdl.plots._style import axes_or_new, ink, letter_points
+from bdl.report import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Titles in an image grid: the size of the text, and the height of a line of it.
-_TITLE_POINTS = 8
-_TITLE_LINE_INCHES = 1.25 * _TITLE_POINTS / 72
+# Of the size of the text: the height of a title's line, and the width of a character.
+_LINE_HEIGHT = 1.25
+_CHARACTER_WIDTH = 0.62
 
 
 def image_grid(images: ArrayLike, titles: Sequence[str], ax: Axes | None = None, columns: int | None = None) -> Axes:
@@ -50,10 +51,17 @@ def image_grid(images: ArrayLike, titles: Sequence[str], ax: Axes | None = None,
         raise ValueError(f"`columns` must be a positive integer or None, not {columns!r}. Pass None for a square.")
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    title_inches = _TITLE_LINE_INCHES * max(title.count("\n") + 1 for title in titles) + 0.08
-    if ax is None:
-        image_inches = 1.1 * pictures.shape[1] / pictures.shape[2]
-        ax = axes_or_new(None, width=1.17 * columns, height=(image_inches + title_inches) * rows + 0.04)
+    titles = [printable(title) for title in titles]
+    is_new = ax is None
+    ax = axes_or_new(ax, width=1, height=1)
+    letter_inches = letter_points(ax) / 72
+    title_inches = _LINE_HEIGHT * letter_inches * max(title.count("\n") + 1 for title in titles) + 0.08
+    figure = ax.get_figure(root=True)
+    if is_new and figure is not None:
+        longest = max(len(line) for title in titles for line in title.split("\n"))
+        width = max(1.17, _CHARACTER_WIDTH * letter_inches * longest + 0.06)
+        height = 0.94 * width * pictures.shape[1] / pictures.shape[2] + title_inches
+        figure.set_size_inches(width * columns, height * rows + 0.04)
         ax.set_position((0, 0, 1, 1))
     ax.set_axis_off()
 
@@ -67,7 +75,7 @@ def image_grid(images: ArrayLike, titles: Sequence[str], ax: Axes | None = None,
         left, bottom = (column + 0.03) * column_width, (rows - 1 - row + 0.02) * row_height
         cell = ax.inset_axes((left, bottom, 0.94 * column_width, 0.98 * image_height))
         cell.imshow(picture, interpolation="nearest", **grey_scale)
-        cell.set_title(title, fontsize=_TITLE_POINTS, color=INK, pad=3)
+        cell.set_title(title, fontsize=72 * letter_inches, color=ink(ax), pad=3, parse_math=False)
         cell.set_axis_off()
     return ax
 

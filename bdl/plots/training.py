@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl.plots._style import COLORS, INK, MUTED, axes_or_new, legend, tidy, tidy_strip
+from bdl.plots._style import COLORS, IDEAL, MUTED, Entries, axes_or_new, ink, legend, strip_above, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     """Draw what the ELBO is made of, epoch by epoch: NLL, KL / N and their sum -ELBO, in nats per example.
 
     -ELBO is the one at temperature 1; the temperature T by which the loss weighted the KL stands in the strip above,
-    where the dashed line at 1 is Bayes. Validation curves are dashed. The axis is logarithmic when all curves are
+    where the dotted line at 1 is Bayes. Validation curves are dashed. The axis is logarithmic when all curves are
     positive and span more than two decades.
 
     Args:
@@ -50,25 +50,26 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     blue, vermilion, green = COLORS[:3]
     # The sum comes first, and broad, so that a part that makes up nearly all of it still shows on top.
     curves = [
-        ("$-$ELBO", -values["elbo"], green, "-", 3.2),
+        ("\N{MINUS SIGN}ELBO", -values["elbo"], green, "-", 3.2),
         ("KL / N", values["kl"] / num_examples, vermilion, "-", 1.5),
         ("NLL", values["nll"], blue, "-", 1.5),
     ]
     if "val_elbo" in values:
-        curves.append(("$-$ELBO, validation", -values["val_elbo"], green, "--", 1.5))
+        curves.append(("\N{MINUS SIGN}ELBO, validation", -values["val_elbo"], green, "--", 1.5))
     if "val_nll" in values:
         curves.append(("NLL, validation", values["val_nll"], blue, "--", 1.5))
 
-    ax = axes_or_new(ax, width=6.0, height=4.0)
-    strip = ax.inset_axes((0, 1.04, 1, 0.14), sharex=ax)
+    ax = axes_or_new(ax, width=4.8, height=3.6, labels=[label for label, *_ in curves])
+    strip = strip_above(ax, height=0.14)
     epochs = np.arange(1, len(values["nll"]) + 1)
     marker = "o" if len(epochs) == 1 else ""  # a line through one point cannot be seen
+    entries: Entries = []
     for label, curve, color, linestyle, linewidth in curves:
-        ax.plot(epochs, curve, color=color, linestyle=linestyle, linewidth=linewidth, marker=marker, label=label)
-    strip.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    strip.plot(epochs, values["temperature"], color=INK, marker=marker, linewidth=1.4)
+        lines = ax.plot(epochs, curve, color=color, linestyle=linestyle, linewidth=linewidth, marker=marker)
+        entries += [(line, label) for line in lines]
+    strip.axhline(1, color=MUTED, **IDEAL, zorder=1)
+    strip.plot(epochs, values["temperature"], color=ink(ax), marker=marker, linewidth=1.4)
     tidy(ax)
-    tidy_strip(strip)
     if spans_decades([curve for _, curve, *_ in curves]):
         ax.set_yscale("log")
     ax.set(xlabel="epoch", ylabel="nats per example")
@@ -76,7 +77,7 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     strip.margins(x=0)
     ax.locator_params(axis="x", integer=True)
     strip.set(ylim=(0, 1.2 * np.nanmax([1.0, *values["temperature"]])), ylabel="T")
-    legend(ax)
+    legend(ax, entries)
     return ax
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bdl.calibration import ReliabilityBins, RiskCoverageCurve, out_of_distribution_auroc
 from bdl.calibration._validation import check_num_bins, check_scores
-from bdl.plots._style import COLORS, LINESTYLES, MARKERS, MUTED, axes_or_new, legend, tidy, tidy_strip
+from bdl.plots._style import COLORS, IDEAL, LINESTYLES, MARKERS, MUTED, Entries, axes_or_new, legend, strip_above, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,15 +49,18 @@ def reliability_diagram(
     """
     curves = [bins] if isinstance(bins, ReliabilityBins) else list(bins)
     names = _names_of("labels", labels, curves, "ReliabilityBins")
-    ax = axes_or_new(ax, width=4.2, height=4.8)
-    strip = ax.inset_axes((0, 1.04, 1, 0.16), sharex=ax)
-    ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    for i, (curve, name) in enumerate(zip(curves, names, strict=True)):
+    described = [
+        f"{name}  ECE {curve.expected_calibration_error:.3f}".strip() for curve, name in zip(curves, names, strict=True)
+    ]
+    ax = axes_or_new(ax, width=4.2, height=4.8, labels=described)
+    strip = strip_above(ax, height=0.16)
+    ax.plot([0, 1], [0, 1], color=MUTED, **IDEAL, zorder=1)
+    entries: Entries = []
+    for i, (curve, label) in enumerate(zip(curves, described, strict=True)):
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         share = curve.count / curve.count.sum()
         filled = curve.count > 0
         confidence, accuracy = curve.confidence[filled], curve.accuracy[filled]
-        label = f"{name}  ECE {curve.expected_calibration_error:.3f}".strip()
         ax.vlines(confidence, confidence, accuracy, color=color, linewidth=5, alpha=0.2, zorder=2)
         ax.plot(confidence, accuracy, color=color, linewidth=1.2, zorder=3)
         if level is not None:
@@ -65,13 +68,12 @@ def reliability_diagram(
             ax.vlines(confidence, low, high, color=color, linewidth=0.9, alpha=0.8, zorder=3)
         area = 18 + 160 * share[filled]
         ax.scatter(confidence, accuracy, s=area, c=color, marker=marker, linewidths=0, zorder=4, clip_on=False)
-        ax.plot([], [], color=color, marker=marker, linewidth=1.2, markersize=5, label=label)
+        entries += [(key, label) for key in ax.plot([], [], color=color, marker=marker, linewidth=1.2, markersize=5)]
         strip.stairs(curve.count, curve.edges, color=color, fill=len(curves) == 1, linewidth=1.2)
     tidy(ax)
-    tidy_strip(strip)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
     strip.set(ylim=(0, None), ylabel="count")
-    legend(ax)
+    legend(ax, entries)
     return ax
 
 
@@ -83,7 +85,7 @@ def risk_coverage(
 ) -> Axes:
     """Draw the risk of the most certain predictions against the share that is kept.
 
-    The dotted curve is a perfect ranking of the same losses. The legend gives the area under each curve.
+    A dotted curve is a perfect ranking of the same losses. The legend gives the area under each curve.
 
     Args:
         curves: `bdl.calibration.risk_coverage_curve(losses, uncertainty)`, or a sequence of them to compare.
@@ -104,16 +106,20 @@ def risk_coverage(
     """
     drawn = [curves] if isinstance(curves, RiskCoverageCurve) else list(curves)
     names = _names_of("labels", labels, drawn, "RiskCoverageCurve")
-    ax = axes_or_new(ax, width=5.0, height=3.2)
-    for i, (curve, name) in enumerate(zip(drawn, names, strict=True)):
+    described = [f"{name}  AURC {curve.area:.4f}".strip() for curve, name in zip(drawn, names, strict=True)]
+    ideal = "a perfect ranking of the same errors"
+    ax = axes_or_new(ax, width=4.8, height=3.2, labels=[*described, ideal])
+    entries: Entries = []
+    for i, (curve, label) in enumerate(zip(drawn, described, strict=True)):
         color, linestyle = COLORS[i % len(COLORS)], LINESTYLES[i % len(LINESTYLES)]
         shown = _thinned(len(curve.coverage))
-        label = f"{name}  AURC {curve.area:.4f}".strip()
-        ax.plot(curve.coverage[shown], curve.risk[shown], color=color, linestyle=linestyle, label=label)
-        ax.plot(curve.coverage[shown], curve.best_risk[shown], color=color, linewidth=0.9, linestyle=":")
+        lines = ax.plot(curve.coverage[shown], curve.risk[shown], color=color, linestyle=linestyle)
+        ax.plot(curve.coverage[shown], curve.best_risk[shown], color=color, **IDEAL)
+        entries += [(line, label) for line in lines]
+    entries += [(line, ideal) for line in ax.plot([], [], color=MUTED, **IDEAL)]
     tidy(ax)
     ax.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage", ylabel=ylabel)
-    legend(ax)
+    legend(ax, entries)
     return ax
 
 
@@ -153,15 +159,17 @@ def pit_histogram(
     num_bins = len(histograms[0])
     edges = np.arange(num_bins + 1) / num_bins
     low, high = (end * num_bins / num_targets for end in binom.interval(level, num_targets, 1 / num_bins))
-    ax = axes_or_new(ax, width=5.0, height=3.2)
-    ax.axhspan(low, high, color=MUTED, alpha=0.18, linewidth=0, label=f"calibrated, {level:.0%}")
-    ax.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    band = f"calibrated, {level:.0%}"
+    ax = axes_or_new(ax, width=4.8, height=3.2, labels=[band, *filter(None, names)])
+    entries: Entries = [(ax.axhspan(low, high, color=MUTED, alpha=0.18, linewidth=0), band)]
+    ax.axhline(1, color=MUTED, **IDEAL)
     for i, (histogram, name) in enumerate(zip(histograms, names, strict=True)):
         color, linestyle = COLORS[i % len(COLORS)], LINESTYLES[i % len(LINESTYLES)]
-        ax.stairs(histogram * num_bins, edges, color=color, linewidth=1.6, linestyle=linestyle, label=name or None)
+        steps = ax.stairs(histogram * num_bins, edges, color=color, linewidth=1.6, linestyle=linestyle)
+        entries += [(steps, name)] if name else []
     tidy(ax)
     ax.set(xlim=(0, 1), ylim=(0, None), xlabel="predictive probability below the target", ylabel="density")
-    legend(ax)
+    legend(ax, entries)
     return ax
 
 
@@ -201,15 +209,17 @@ def interval_coverage(
     curves = list(np.atleast_2d(np.asarray(shares, dtype=np.float64)))
     names = _names_of("labels", labels, curves, "curve of shares")
     low, high = (end / num_targets for end in binom.interval(level, num_targets, promised))
-    ax = axes_or_new(ax, width=4.2, height=4.2)
-    ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    ax.fill_between(promised, low, high, color=MUTED, alpha=0.18, linewidth=0, label=f"calibrated, {level:.0%}")
+    band = f"calibrated, {level:.0%}"
+    ax = axes_or_new(ax, width=4.2, height=4.2, labels=[band, *filter(None, names)])
+    ax.plot([0, 1], [0, 1], color=MUTED, **IDEAL)
+    entries: Entries = [(ax.fill_between(promised, low, high, color=MUTED, alpha=0.18, linewidth=0), band)]
     for i, (curve, name) in enumerate(zip(curves, names, strict=True)):
         color, linestyle = COLORS[i % len(COLORS)], LINESTYLES[i % len(LINESTYLES)]
-        ax.plot(promised, curve, color=color, linewidth=1.6, linestyle=linestyle, label=name or None)
+        lines = ax.plot(promised, curve, color=color, linewidth=1.6, linestyle=linestyle)
+        entries += [(line, name) for line in lines if name]
     tidy(ax)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="promised coverage", ylabel="observed coverage", aspect="equal")
-    legend(ax)
+    legend(ax, entries)
     return ax
 
 
@@ -243,20 +253,15 @@ def uncertainty_split(
     groups = np.array_split(np.argsort(noise + doubt, kind="stable"), min(check_num_bins(num_groups), len(noise)))
     lower, upper = (np.array([np.mean(part[group]) for group in groups]) for part in (noise, doubt))
     edges = np.cumsum([0, *(len(group) for group in groups)]) / len(noise)
-    ax = axes_or_new(ax, width=5.0, height=3.2)
-    ax.stairs(lower, edges, color=COLORS[0], fill=True, alpha=0.55, label="aleatoric: noise in the data")
-    ax.stairs(
-        lower + upper,
-        edges,
-        baseline=lower,
-        color=COLORS[1],
-        fill=True,
-        alpha=0.75,
-        label="epistemic: the model's doubt",
+    labels = ("aleatoric: noise in the data", "epistemic: the model's doubt")
+    ax = axes_or_new(ax, width=4.8, height=3.2, labels=labels)
+    parts = (
+        ax.stairs(lower, edges, color=COLORS[0], fill=True, alpha=0.55),
+        ax.stairs(lower + upper, edges, baseline=lower, color=COLORS[1], fill=True, alpha=0.75),
     )
     tidy(ax)
     ax.set(xlim=(0, 1), ylim=(0, None), xlabel="predictions, from the most certain", ylabel=f"uncertainty [{unit}]")
-    legend(ax)
+    legend(ax, list(zip(parts, labels, strict=True)))
     return ax
 
 
@@ -291,20 +296,24 @@ def score_histograms(
     if not samples:
         raise ValueError("`scores` must hold at least one array, not none. Pass for example {'test': entropy}.")
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=check_num_bins(num_bins))
-    ax = axes_or_new(ax, width=5.0, height=3.2)
-    familiar = next(iter(samples))
+    familiar, *_ = samples
+    described = {
+        name: name if name == familiar else f"{name}  AUROC {out_of_distribution_auroc(samples[familiar], sample):.3f}"
+        for name, sample in samples.items()
+    }
+    ax = axes_or_new(ax, width=4.8, height=3.2, labels=list(described.values()))
+    entries: Entries = []
     for i, (name, sample) in enumerate(samples.items()):
         density, _ = np.histogram(sample, bins=edges, density=True)
-        color = COLORS[i % len(COLORS)]
-        if name == familiar:
-            ax.stairs(density, edges, color=color, fill=True, alpha=0.35, label=name)
-        else:
-            label = f"{name}  AUROC {out_of_distribution_auroc(samples[familiar], sample):.3f}"
-            linestyle = LINESTYLES[(i - 1) % len(LINESTYLES)]
-            ax.stairs(density, edges, color=color, linewidth=1.6, linestyle=linestyle, label=label)
+        look = (
+            {"fill": True, "alpha": 0.35}
+            if name == familiar
+            else {"linewidth": 1.6, "linestyle": LINESTYLES[(i - 1) % len(LINESTYLES)]}
+        )
+        entries.append((ax.stairs(density, edges, color=COLORS[i % len(COLORS)], **look), described[name]))
     tidy(ax)
     ax.set(xlim=(edges[0], edges[-1]), ylim=(0, None), xlabel=xlabel, ylabel="density")
-    legend(ax)
+    legend(ax, entries)
     return ax
 
 

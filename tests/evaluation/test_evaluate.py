@@ -161,7 +161,7 @@ def test_the_page_shows_every_figure_and_table(tmp_path):
     samples = RANDOM.dirichlet(np.ones(3), size=(4, 200))
     bdl.evaluate(Y, {"one <b>": {"samples": samples}, "other": P}, **QUICK).save_html(tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
-    for description in ("Reliability diagram with", "Risk against coverage", "Aleatoric and epistemic"):
+    for description in ("Reliability diagram. one", "Risk against coverage", "Aleatoric and epistemic"):
         assert f'alt="{description}' in html
     assert "one &lt;b&gt;" in html
     assert "The most confident errors" in html

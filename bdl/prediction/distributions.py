@@ -1,22 +1,11 @@
-"""Monte Carlo prediction and the split of its uncertainty, for any Keras model.
-
-For each input the network is evaluated `num_samples` times. Class probabilities are averaged (never logits, and in
-log space, so that a log probability is right however small it is):
-
-    total = H[mean p],   aleatoric = mean H[p],   epistemic = total - aleatoric = mutual information   [nats]
-
-and for a real target with components `p(y | x, w_s)` of mean `m_s` and variance `v_s`
-
-    total = var,   aleatoric = mean v_s,   epistemic = var of m_s   (law of total variance).
-
-Sources: Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep learning", eq. 2-5; Kendall & Gal 2017.
-"""
+"""What was predicted: distributions over classes, and of real targets and counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -25,13 +14,14 @@ from numpy.typing import ArrayLike
 from bdl.likelihoods import Categorical, Likelihood, Mixture
 from bdl.likelihoods.base import check_entries, check_numbers
 from bdl.likelihoods.frozen_mixture import FrozenDistribution, mixture_quantile
-from bdl.likelihoods.heads import Likelihoods
-from bdl.sampling import Sampler, draw, label_entropy
+from bdl.report import Paragraph, Row, Shown, Table
+
+_NUM_SHOWN = 5
 
 
-@dataclass(frozen=True, eq=False)
-class ClassificationPrediction:
-    """Predictive distribution over classes.
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassificationPrediction(Shown):
+    """Predictive distribution over classes; it shows its first events.
 
     Args:
         likelihood: The likelihood of the labels.
@@ -43,6 +33,14 @@ class ClassificationPrediction:
         log_probabilities: Logarithms of the mean probabilities, `(n, ..., classes)`, in nats, exact also where a
             probability is too small for float32; for Bernoulli the outputs' shape with one more axis, of label 0 and
             label 1. None takes them from `probabilities`.
+
+    Example:
+    >>> p, total, noise = np.array([[0.9, 0.1], [0.5, 0.5]]), np.array([0.325, 0.693]), np.array([0.2, 0.693])
+    >>> ClassificationPrediction(bdl.likelihoods.Categorical(), p, total, noise, num_samples=64)
+    ClassificationPrediction: 2 events of Categorical with 2 classes, 64 samples
+             class  probability  total [nats]  aleatoric [nats]  epistemic [nats]
+    event 0  0      0.9          0.325         0.2               0.125
+    event 1  0      0.5          0.693         0.693             0
     """
 
     likelihood: Likelihood
@@ -62,6 +60,21 @@ class ClassificationPrediction:
     def mean(self) -> np.ndarray:
         """The mean probabilities."""
         return self.probabilities
+
+    def glance(self) -> list[Paragraph | Table]:
+        """What it is, and the predicted class of the first events with its uncertainty."""
+        p = self.probabilities
+        if self.likelihood.has_class_axis:
+            p = p.reshape(-1, p.shape[-1])[:_NUM_SHOWN]
+        else:
+            p = np.stack([1 - p.ravel()[:_NUM_SHOWN], p.ravel()[:_NUM_SHOWN]], axis=-1)
+        said = p.argmax(axis=-1)
+        uncertainty = {"total": self.total_uncertainty, "aleatoric": self.aleatoric, "epistemic": self.epistemic}
+        columns = {"class": said, "probability": np.take_along_axis(p, said[:, None], axis=-1)}
+        columns |= {f"{name} [nats]": values for name, values in uncertainty.items()}
+        shape = self.total_uncertainty.shape
+        what = f"{math.prod(shape):,} events of {_name(self.likelihood)} with {p.shape[-1]} classes"
+        return _glance(self, what, shape, columns)
 
     def log_prob(self, y: ArrayLike) -> np.ndarray:
         """Log predictive probability of labels.
@@ -96,19 +109,43 @@ class ClassificationPrediction:
         return np.where(is_missing, np.nan, chosen).astype(log_p.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class RegressionPrediction:
+@dataclass(frozen=True, eq=False, repr=False)
+class RegressionPrediction(Shown):
     """Predictive distribution of a real target or a count: an equal mixture of the samples' distributions.
+
+    It shows its first events.
 
     Args:
         likelihood: The likelihood of the components.
         parameters: The components' parameters by name, each `(num_samples, n, ...)`; a single target has no axis.
         outputs: Raw network outputs `(num_samples, n, ...)` if they were asked for, else None.
+
+    Example:
+    >>> parameters = {"loc": np.array([[1.0, 5.0], [3.0, 5.0]]), "scale": np.ones((2, 2))}
+    >>> RegressionPrediction(bdl.likelihoods.Normal(), parameters)
+    RegressionPrediction: 2 examples of Normal, 2 samples
+             mean  std    aleatoric std  epistemic std
+    event 0  2     1.414  1              1
+    event 1  5     1      1              0
     """
 
     likelihood: Likelihood
     parameters: dict[str, np.ndarray]
     outputs: np.ndarray | None = None
+
+    def glance(self) -> list[Paragraph | Table]:
+        """What it is, and mean and standard deviations of the first events."""
+        examples = next(iter(self.parameters.values())).shape[1]
+        few = self._first(-(-_NUM_SHOWN // max(self._first(1).mean.size, 1)))  # not all: there may be millions
+        mean, noise, doubt = few.mean, few.aleatoric, few.epistemic
+        columns = {
+            "mean": mean,
+            "std": np.sqrt(noise + doubt),
+            "aleatoric std": np.sqrt(noise),
+            "epistemic std": np.sqrt(doubt),
+        }
+        shape = (examples, *mean.shape[1:])
+        return _glance(self, f"{examples:,} examples of {_name(self.likelihood)}", shape, columns)
 
     @property
     def num_samples(self) -> int:
@@ -252,6 +289,9 @@ class RegressionPrediction:
         """Whether the targets are whole numbers."""
         return hasattr(self.components.dist, "pmf")
 
+    def _first(self, examples: int) -> RegressionPrediction:
+        return RegressionPrediction(self.likelihood, {name: v[:, :examples] for name, v in self.parameters.items()})
+
     def _quantile(self, level: float) -> np.ndarray:
         components = self.components
         return mixture_quantile(
@@ -262,128 +302,28 @@ class RegressionPrediction:
 Prediction = ClassificationPrediction | RegressionPrediction
 
 
-def predict_distribution(
-    model: keras.Model | Sequence[keras.Model],
-    x: Any,
-    likelihood: Likelihoods,
-    num_samples: int = 64,
-    batch_size: int = 32,
-    consistent: bool = False,
-    seed: int | None = None,
-    keep_outputs: bool = False,
-) -> Any:
-    """Predicts with uncertainty from any Keras model: variational, MC dropout, or a list of models (an ensemble).
-
-    Args:
-        model: A built Keras model, or a list of them that share the samples equally (each gets at least one).
-        x: Inputs, as `model.predict` takes them. Arrays: NumPy, tensors, pandas, scipy sparse matrices, plain lists of
-            numbers, on TensorFlow text; in a list or dict for several inputs, None for an optional one that is left
-            out. Or a data set, whose labels are ignored: `tf.data.Dataset`, `PyDataset`, Torch `DataLoader`, generator.
-        likelihood: What the outputs mean. `Categorical()` follows a network that visibly ends in softmax;
-            `Categorical(from_logits=False)` says that outputs are probabilities. For several outputs a dict by their
-            names, or a list in their order; one alone serves them all.
-        num_samples: Positive number of Monte Carlo samples.
-        batch_size: Positive number of inputs evaluated at a time; a data set comes in batches of its own.
-            Classification keeps running sums, so that memory does not grow with `num_samples`.
-        consistent: True to draw whole functions: sample s uses the same weights for all inputs, so that samples may
-            be compared across inputs (`keep_outputs`). False draws afresh for each batch.
-        seed: Integer to make the prediction repeatable; None goes on with the layers' own seeds.
-        keep_outputs: True to keep the raw network outputs as well, `(num_samples, n, ...)`.
-
-    Returns:
-        `ClassificationPrediction` or `RegressionPrediction`; of several outputs a dict or list of them, as `likelihood`
-        is, or as the outputs are where one likelihood serves all.
-
-    Raises:
-        ValueError: if an argument is out of range, an input is not finite, inputs differ in length, a data set never
-            ends, or outputs and likelihood do not fit.
-
-    Example:
-    >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
-    >>> prediction = predict_distribution(network, np.ones((5, 4)), bdl.likelihoods.Categorical(), num_samples=8)
-    >>> prediction.probabilities.shape, prediction.epistemic.shape
-    ((5, 3), (5,))
-    """
-    models = list(model) if isinstance(model, (list, tuple)) else [model]
-    if not models:
-        raise ValueError("`model` must be a Keras model or a list of at least one, not an empty list.")
-    samplers = [_sampler(member, likelihood) for member in models]
-    return predict_with(samplers, x, num_samples, batch_size, consistent, seed, keep_outputs)
+def _name(likelihood: Likelihood) -> str:
+    return type(likelihood).__name__
 
 
-def _sampler(model: keras.Model, likelihood: Likelihoods) -> Sampler:
-    """The model's own sampler, whose compiled functions are kept as long as the model and as the likelihood fits."""
-    kept = vars(model).get("_bdl_sampler")
-    if kept is None or not kept.serves(likelihood):
-        kept = Sampler(model, likelihood)
-        object.__setattr__(model, "_bdl_sampler", kept)  # not through Keras, which would track and save it
-    return kept
+def _glance(
+    prediction: Prediction, what: str, shape: tuple[int, ...], columns: Mapping[str, np.ndarray]
+) -> list[Paragraph | Table]:
+    """A heading, and the first events as rows."""
+    places = list(itertools.islice(np.ndindex(shape), _NUM_SHOWN))
+    cells = zip(*(np.ravel(values)[: len(places)] for values in columns.values()), strict=True)
+    rows = [
+        Row(f"event {place[0] if len(place) == 1 else place}", [_shown(value) for value in values])
+        for place, values in zip(places, cells, strict=True)
+    ]
+    left_out = math.prod(shape) - len(places)
+    caption = f"and {left_out:,} more events" if left_out else ""
+    heading = f"{type(prediction).__name__}: {what}, {prediction.num_samples} samples"
+    return [Paragraph(heading), Table(list(columns), rows, caption)]
 
 
-def mean_of_prediction(prediction: Any) -> Any:
-    """The predictive mean: class probabilities or the mean of targets; of several outputs in their structure."""
-    return keras.tree.map_structure(lambda part: None if part is None else part.mean, prediction)
-
-
-def predict_with(
-    samplers: Sequence[Sampler],
-    x: Any,
-    num_samples: int,
-    batch_size: int | None,
-    consistent: bool = False,
-    seed: int | None = None,
-    keep_outputs: bool = False,
-    steps: int | None = None,
-) -> Any:
-    """`predict_distribution` with samplers that keep their compiled functions between calls.
-
-    Args:
-        samplers: Of the networks.
-        x: As of `predict_distribution`, as are the others.
-        num_samples: Of all networks together.
-        batch_size: None for that of `steps`, or Keras' 32.
-        consistent: Whether to draw whole functions.
-        seed: Of the first network.
-        keep_outputs: Whether to keep the raw outputs.
-        steps: Number of batches of the data; None takes all.
-    """
-    arguments: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size, "steps": steps}
-    for argument, value in arguments.items():
-        is_left_out = value is None and argument != "num_samples"
-        if not is_left_out and (not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < 1):
-            raise ValueError(f"`{argument}` must be an integer of at least 1, not {value!r}.")
-    share = -(-int(num_samples) // len(samplers))
-    draws = draw(samplers, x, share, batch_size, consistent, seed, keep_outputs, steps)
-    heads = samplers[0].heads
-    predictions = {
-        name: _prediction(head, [draw[name] for draw in draws], share * len(samplers)) for name, head in heads.items()
-    }
-    return samplers[0].pack(predictions)
-
-
-def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_samples: int) -> Prediction:
-    """Joins the draws of the members of an ensemble."""
-    outputs = np.concatenate([draw["outputs"] for draw in draws]) if "outputs" in draws[0] else None
-    if likelihood.is_classifier:
-        log_sums = [draw["p_scale"] + np.log(draw["p_sum"], dtype=np.float64) for draw in draws]
-        with np.errstate(invalid="ignore"):  # of outputs that are NaN
-            log_p = (np.logaddexp.reduce(log_sums) - np.log(num_samples)).astype(np.float32)
-        p = np.exp(log_p if likelihood.has_class_axis else log_p[..., 1])
-        total = entropy(likelihood, log_p)
-        aleatoric = (np.sum([draw["entropy_sum"] for draw in draws], axis=0) / num_samples).reshape(total.shape)
-        return ClassificationPrediction(likelihood, p, total, aleatoric, num_samples, outputs, log_p)
-    names = [name for name in draws[0] if name != "outputs"]
-    joined = {name: np.concatenate([draw[name] for draw in draws]) for name in names}
-    is_single_target = all(value.ndim == 3 and value.shape[-1] == 1 for value in joined.values())
-    parameters = {name: value[..., 0] if is_single_target else value for name, value in joined.items()}
-    return RegressionPrediction(likelihood, parameters, outputs)
-
-
-def entropy(likelihood: Likelihood, log_p: np.ndarray) -> np.ndarray:
-    """Entropy of log probabilities over their last axis, in nats; a single label has no axis."""
-    values = keras.ops.convert_to_numpy(label_entropy(log_p))
-    is_single_label = not likelihood.has_class_axis and values.ndim == 2 and values.shape[-1] == 1
-    return values[..., 0] if is_single_label else values
+def _shown(value: np.number) -> str:
+    return f"{value:.4g}" if isinstance(value, np.floating) else f"{value}"
 
 
 def _expected(likelihood: Categorical, y: np.ndarray, log_p: np.ndarray) -> np.ndarray:
