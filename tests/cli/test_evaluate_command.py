@@ -152,7 +152,7 @@ def test_names_are_never_markup(name: str) -> None:
     assert list(scores()) == [shown]
 
 
-@pytest.mark.parametrize("name", ["[red]x", "a\x1b[31m", "<script>"])
+@pytest.mark.parametrize("name", ["[red]x", "a\x1b[31m", "<script>", "cost_$5_vs_$6", "_hidden", r"$\frac{$"])
 def test_names_are_never_markup_on_a_page(name: str) -> None:
     Path("network.npz").rename(f"{name}.npz")
     result = run(f"{name}.npz", "--labels", "y", "--num-resamples", "0", "-o", "page.html")
