@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bdl.calibration import metrics
+from bdl.calibration._classes import class_indices
 from bdl.calibration.bootstrap import Interval, bootstrap_interval
 from bdl.calibration.metrics import *  # noqa: F403
 from bdl.calibration.reliability import ReliabilityBins, reliability_bins
@@ -69,6 +70,7 @@ __all__ = [
     "VectorScaling",
     "bootstrap_interval",
     "class_conditional_coverage",
+    "class_indices",
     "coverage_of_sets",
     "mean_set_size",
     "metrics",

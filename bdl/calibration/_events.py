@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bdl.calibration._classes import are_column_numbers, column_names, label_array, label_columns
 from bdl.calibration._validation import (
     SUM_TOLERANCE,
     check_labels_and_probabilities,
@@ -63,18 +64,18 @@ def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None 
     """Yields checked blocks of the events that the mask keeps.
 
     Args:
-        y: Labels: the shape of `probabilities` without its last axis; or, binary or multilabel, its whole shape.
+        y: Labels: the shape of `probabilities` without its last axis; or, binary or multilabel, its whole shape. Class
+            indices, or what `class_indices` tells from the names of a table's columns or from the labels themselves.
         probabilities: `(..., classes)`, or of the shape of `y` the probability of label 1 of each.
-        mask: True where an event counts, of the shape of `y`.
+        mask: True where an event counts, of the shape of `y`. Masked entries of `y` and `probabilities` do not count.
 
     Raises:
         ValueError: if an argument is not valid, or nothing is left under the mask.
     """
-    labels, p = real_array("y", y), real_array("probabilities", probabilities)
-    is_binary = check_same_events(labels, p)
-    kept = None if mask is None else check_mask(mask, labels.shape).reshape(-1)
+    labels, p, kept, is_binary = events_of(y, probabilities, mask)
     num_classes = 2 if is_binary else int(p.shape[-1])
     labels = labels.reshape(-1)
+    kept = None if kept is None else kept.reshape(-1)
     p = p.reshape(-1) if is_binary else p.reshape(-1, num_classes)
     rows = max(1, BLOCK_SIZE // num_classes)
     for start in range(0, max(len(labels), 1), rows):
@@ -85,6 +86,40 @@ def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None 
             if not len(block):
                 continue
         yield _checked(block_labels, block, is_binary, (labels, p, kept))
+
+
+def events_of(
+    y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None = None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None, bool]:
+    """Labels as class indices where they count, probabilities, which events count, and whether these are of label 1.
+
+    Raises:
+        ValueError: if the shapes do not fit, or a label has no column.
+    """
+    names = column_names(probabilities)
+    labels, is_hidden = without_mask(label_array(y))
+    p, are_hidden = without_mask(np.asanyarray(probabilities))
+    p = real_array("probabilities", p)
+    kept = None if mask is None else check_mask(mask, labels.shape)
+    is_binary = check_same_events(labels, p, kept)
+    if are_hidden is not None:
+        are_hidden = are_hidden if is_binary else np.asarray(are_hidden.any(axis=-1))
+    for hidden in (is_hidden, are_hidden):
+        if hidden is not None:
+            kept = check_mask(~hidden if kept is None else kept & ~hidden, labels.shape)
+    num_classes = 2 if is_binary else p.shape[-1]
+    classes = None if is_binary else names  # columns of independent labels are no classes
+    if num_classes > 1 and (classes is not None or not are_column_numbers(labels, num_classes, kept)):
+        labels = label_columns(labels, num_classes, classes, kept)[1]
+    return labels, p, kept, is_binary
+
+
+def without_mask(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """The data of an array, and where `numpy.ma` masks them; None where it does not."""
+    if not isinstance(array, np.ma.MaskedArray):
+        return array, None
+    hidden = np.ma.getmaskarray(array)
+    return np.asarray(array.data), hidden if hidden.any() else None
 
 
 def event_mean(

@@ -96,8 +96,13 @@ def check_num_bins(num_bins: int) -> int:
     return int(num_bins)
 
 
-def check_same_events(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
+def check_same_events(y: NDArray[Any], probabilities: NDArray[Any], kept: NDArray[np.bool_] | None = None) -> bool:
     """Return whether the probabilities are those of label 1 alone, one for each label, or say what does not fit.
+
+    Args:
+        y: Labels.
+        probabilities: Of their shape, or with a last axis of classes.
+        kept: False where a label does not count and is not read, of the shape of `y`; None if all count.
 
     Raises:
         ValueError: if the shapes belong to different events.
@@ -109,7 +114,7 @@ def check_same_events(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
             "not shape (). Wrap a single probability in a list."
         )
     if y.shape == probabilities.shape:
-        if are_one_hot_labels(y, probabilities):
+        if are_one_hot_labels(y, probabilities, kept):
             raise ValueError(
                 f"`y` must have shape (n,), one class index an example, not shape {y.shape}. "
                 "`y.argmax(axis=-1)` if it is one-hot. (Independent labels, several of which may be 1, are allowed.)"
@@ -148,13 +153,23 @@ def check_mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return array.astype(bool)
 
 
-def are_one_hot_labels(y: NDArray[Any], probabilities: NDArray[Any]) -> bool:
-    """Whether labels of the probabilities' shape are one-hot, and not independent labels of 0 or 1."""
-    return bool(y.ndim >= 2 and y.shape[-1] > 1 and _is_one_hot(y) and _sum_to_one(probabilities))
+def are_one_hot_labels(
+    y: NDArray[Any], probabilities: NDArray[Any] | None = None, kept: NDArray[np.bool_] | None = None
+) -> bool:
+    """Whether labels of the probabilities' shape are one-hot, and not independent labels of 0 or 1.
 
-
-def _is_one_hot(y: NDArray[Any]) -> bool:
-    return bool(np.isin(y, (0, 1)).all() and (y.sum(axis=-1) == 1).all())
+    Args:
+        y: Labels.
+        probabilities: What tells one from the other, as rows that sum to 1 are of classes; None if it is not known.
+        kept: Labels, of the shape of `y`, or rows that are read; None for all.
+    """
+    if y.ndim < 2 or y.shape[-1] < 2 or y.dtype.kind not in "buif":
+        return False
+    if kept is not None:
+        rows = kept if kept.ndim < y.ndim else kept.all(axis=-1)
+        y, probabilities = y[rows], None if probabilities is None else probabilities[rows]
+    is_one_hot = bool(y.size and np.isin(y, (0, 1)).all() and (y.sum(axis=-1) == 1).all())
+    return is_one_hot and (probabilities is None or _sum_to_one(probabilities))
 
 
 def _sum_to_one(probabilities: NDArray[Any]) -> bool:
@@ -227,6 +242,16 @@ def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     if array.ndim != 1:
         cure = "`y.argmax(axis=-1)` if it is one-hot, `y.reshape(-1)` if it holds class indices"
         raise ValueError(f"`y` must have shape (n,), one class index an example, not shape {array.shape}. {cure}.")
+    check_class_numbers(array, num_classes)
+    return array.astype(np.int64)
+
+
+def check_class_numbers(array: NDArray[Any], num_classes: int) -> None:
+    """Say where a vector of numbers holds one that is no class index.
+
+    Raises:
+        ValueError: if a number is not finite, not whole or outside of the classes.
+    """
     _check_finite("y", array)
     fractional = array != np.floor(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
     if fractional.any():
@@ -239,22 +264,28 @@ def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     if outside.any():
         index = int(np.argmax(outside))
         raise ValueError(
-            f"`y` must hold class indices from 0 to {num_classes - 1}, as `probabilities` has {num_classes} classes, "
+            f"`y` must hold class indices from 0 to {num_classes - 1}, as there are {num_classes} classes, "
             f"not {array[index]} at index {index}. "
             f"Subtract 1 if the labels start at 1, pass mask=(y != {array[index]}) if it marks events without a label; "
-            "else encode them with `np.unique(y, return_inverse=True)[1]`."
+            "else say which class each column is, `bdl.calibration.class_indices(y, classes)`."
         )
-    return array.astype(np.int64)
 
 
 def real_array(name: str, values: ArrayLike) -> NDArray[Any]:
     """Return an array of real numbers, not copied if it is one already, or say what it is instead."""
     array = np.asanyarray(values)  # keeps a memory-mapped file one
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.getmaskarray(array).any():
+            raise ValueError(
+                f"`{name}` must hold no masked entries here, not {np.ma.count_masked(array)} of them. "
+                "Leave out the examples they belong to, in all arrays alike."
+            )
+        array = array.data
     if array.dtype.kind not in "buif":
         raise ValueError(
             f"`{name}` must hold real numbers of a NumPy type, not dtype {array.dtype}. "
             + (
-                "Encode names as class indices with `np.unique(y, return_inverse=True)[1]`."
+                "Encode names as class indices with `bdl.calibration.class_indices(y, classes)`."
                 if name == "y"
                 else f"Convert it first, for example with `np.asarray({name}).astype('float32')`."
             )

@@ -10,9 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl.calibration._events import Events, event_terms
+from bdl.calibration._events import Events, event_terms, events_of
 from bdl.calibration._validation import check_share
 from bdl.calibration.metrics import classification, intervals, ranking, regression
+
+
+def mean_of_events(terms: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> float:
+    """The mean of what each event adds to a metric.
+
+    Args:
+        terms: One number an event, of any shape.
+        mask: True where an event counts, of the shape of `terms`; None if all do.
+    """
+    return float(np.mean(terms if mask is None else terms[mask], dtype=np.float64))
+
 
 # Metrics that are means: resampling needs their terms only, computed once.
 _EVENT_TERMS: dict[Callable[..., float], Callable[[Events], NDArray[Any]]] = {
@@ -60,10 +71,11 @@ def bootstrap_interval(
 ) -> Interval:
     """Return a metric with the interval that resampling its examples gives.
 
-    Examples (rows, whole sequences) are drawn with replacement, the same ones of all arrays; familiar and unfamiliar
-    inputs of `out_of_distribution_auroc` and `_aupr` each on their own. For metrics that are means (negative log
-    likelihood, Brier score, accuracy, CRPS, pinball loss, interval score, coverage) the interval is the bias-corrected
-    and accelerated one (BCa; Efron 1987), whose error falls as `1/n`; for any other it is the percentile interval.
+    Examples (rows, whole sequences) are drawn with replacement, the same ones of all arrays, from those that have an
+    event under the mask; familiar and unfamiliar inputs of `out_of_distribution_auroc` and `_aupr` each on their own.
+    For metrics that are means (negative log likelihood, Brier score, accuracy, CRPS, pinball loss, interval score,
+    coverage) the interval is the bias-corrected and accelerated one (BCa; Efron 1987), whose error falls as `1/n`; for
+    any other it is the percentile interval.
 
     Do not ask it for the interval of a plain expected calibration error: chance makes that error too large, resampled
     data add the same once more, and the interval lies above the truth, almost surely for a calibrated model
@@ -93,10 +105,21 @@ def bootstrap_interval(
     if isinstance(num_resamples, bool) or not hasattr(num_resamples, "__index__") or num_resamples < 1:
         raise ValueError(f"`num_resamples` must be a positive integer, not {num_resamples!r}. Pass 1000.")
     random = np.random.default_rng(seed)
+    arrays, options = _plain_events(metric, arrays, options)
     terms = _terms(metric, arrays, options)
     if terms is not None:
         return _mean_interval(terms.astype(np.float64), level, int(num_resamples), random)
     return _percentile_interval(metric, arrays, options, level, int(num_resamples), random)
+
+
+def _plain_events(
+    metric: Callable[..., float], arrays: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Labels and probabilities as arrays, whose rows can be drawn: class indices, with what is masked in `mask`."""
+    if len(arrays) != 2 or _parameters(metric)[:2] != ["y", "probabilities"]:
+        return arrays, options
+    labels, p, kept, _ = events_of(*arrays, options.get("mask"))
+    return (labels, p), options if kept is None else {**options, "mask": kept}
 
 
 def _terms(metric: Callable[..., float], arrays: tuple[Any, ...], options: dict[str, Any]) -> NDArray[Any] | None:
@@ -104,6 +127,8 @@ def _terms(metric: Callable[..., float], arrays: tuple[Any, ...], options: dict[
     is_flat = len(arrays) > 0 and np.ndim(arrays[0]) == 1  # events of one sequence are not independent
     if not is_flat:
         return None
+    if metric is mean_of_events:
+        return arrays[0] if options.get("mask") is None else arrays[0][options["mask"]]
     if metric in _EVENT_TERMS:
         return event_terms(_EVENT_TERMS[metric], *arrays, **options)
     if metric in _TARGET_TERMS:
@@ -149,6 +174,12 @@ def _percentile_interval(
     others = {name: value for name, value in options.items() if name not in named}
     axes = [_example_axis(metric, number) for number in range(len(rows))]
     value = float(metric(*rows, **named, **others))
+    if "mask" in named:  # padding is no example: a sample of it alone would have no event
+        exists = named["mask"].reshape(len(named["mask"]), -1).any(axis=1)
+        rows = [
+            np.compress(exists, row, axis) if row.ndim > axis else row for row, axis in zip(rows, axes, strict=True)
+        ]
+        named = {"mask": named["mask"][exists]}
     if np.isinf(value):
         return _infinite(value, level)
     sizes = [row.shape[axis] for row, axis in zip(rows, axes, strict=True) if row.ndim > axis]
@@ -181,11 +212,16 @@ def _infinite(value: float, level: float) -> Interval:
 
 def _example_axis(metric: Callable[..., float], number: int) -> int:
     """0, but 1 for `samples`, whose first axis are the samples."""
-    try:
-        names = list(inspect.signature(metric).parameters)
-    except (TypeError, ValueError):
-        return 0
+    names = _parameters(metric)
     return int(number < len(names) and names[number] == "samples")
+
+
+def _parameters(metric: Callable[..., float]) -> list[str]:
+    """Names of a function's arguments, if it has a signature."""
+    try:
+        return list(inspect.signature(metric).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _resampled(n: int, num_resamples: int, random: np.random.Generator) -> Iterator[NDArray[np.int64]]:

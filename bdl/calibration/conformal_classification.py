@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from numbers import Integral, Real
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from bdl.calibration._classes import column_names, label_array, label_columns
 from bdl.calibration._conformal_quantile import calibration_size_needed, conformal_quantile, highest_coverage
-from bdl.calibration._events import BLOCK_SIZE
+from bdl.calibration._events import BLOCK_SIZE, without_mask
 from bdl.calibration._validation import (
     check_labels_and_probabilities,
     check_not_empty,
@@ -69,7 +70,8 @@ class SplitConformalClassifier(BaseEstimator):
     Attributes:
         scores_: Scores of the calibration labels, `(n,)`; for `"lac"` held as `-p(y)`, which rounding leaves apart
             where `1 - p(y)` would be 1 for every unlikely label.
-        labels_: The calibration labels, `(n,)`.
+        labels_: Columns of the calibration labels, `(n,)`.
+        classes_: The class of each column, `(classes,)`.
         num_classes_: Number of classes.
 
     Raises:
@@ -100,13 +102,16 @@ class SplitConformalClassifier(BaseEstimator):
         self.regularized_rank = regularized_rank
         self.seed = seed
 
-    def fit(self, probabilities: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, probabilities: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """Score the labels of a calibration set.
 
         Args:
             probabilities: Shape `(n, classes)`, or `(n,)` for the probability of class 1 of two; of examples that
                 the model was not trained, tuned or selected on.
-            y: Class indices, shape `(n,)`.
+            y: Labels, shape `(n,)`; those that `numpy.ma` masks are left out.
+            classes: The class of each column, in order, such as a classifier's `classes_`. None takes the names of a
+                table's columns, or labels as `bdl.evaluate` takes them: column numbers, or as many different ones as
+                columns in their sorted order.
 
         Returns:
             The estimator itself.
@@ -115,7 +120,8 @@ class SplitConformalClassifier(BaseEstimator):
             ValueError: if an argument, of this method or of the estimator, is not valid.
         """
         self._check_parameters()
-        labels, p = check_labels_and_probabilities(y, probabilities)
+        self.column_names_ = column_names(probabilities)
+        self.classes_, labels, p = _columns_of(y, probabilities, self.column_names_ if classes is None else classes)
         blocks = self._score_blocks(p, CALIBRATION_STREAM)
         self.scores_ = np.concatenate([scores[np.arange(len(scores)), labels[rows]] for rows, scores in blocks])
         self.labels_ = labels
@@ -138,7 +144,11 @@ class SplitConformalClassifier(BaseEstimator):
         """
         check_is_fitted(self, "scores_", msg="This %(name)s is not fitted. Call `fit(probabilities, y)` before.")
         thresholds = self._thresholds(check_share("coverage", coverage))
-        p = check_probabilities(probabilities)
+        p, names = check_probabilities(probabilities), column_names(probabilities)
+        if names is not None and self.column_names_ is not None and names != self.column_names_:
+            raise ValueError(
+                f"`probabilities` must have the columns of `fit`, {self.column_names_}, not {names}. Reorder them."
+            )
         if p.shape[1] != self.num_classes_:
             raise ValueError(
                 f"`probabilities` must have {self.num_classes_} classes, as in `fit`, not {p.shape[1]}. "
@@ -217,15 +227,17 @@ class SplitConformalClassifier(BaseEstimator):
             )
 
 
-def coverage_of_sets(y: ArrayLike, sets: ArrayLike) -> float:
+def coverage_of_sets(y: ArrayLike, sets: ArrayLike, classes: ArrayLike | None = None) -> float:
     """Return the share of examples whose label is in their prediction set.
 
     `1/n sum_i 1[y_i in C_i]`, to compare with the coverage asked for. On `m` test examples it scatters around the
     coverage of the calibration set at hand by `sqrt(coverage (1 - coverage) / m)`.
 
     Args:
-        y: Class indices, shape `(n,)`.
+        y: Labels, shape `(n,)`.
         sets: True where a class is in the set, shape `(n, classes)`.
+        classes: The class of each column, in order; None where labels are column numbers, or as many different ones as
+            columns in their sorted order.
 
     Returns:
         The share, from 0 to 1.
@@ -238,19 +250,21 @@ def coverage_of_sets(y: ArrayLike, sets: ArrayLike) -> float:
     >>> coverage_of_sets([0, 1, 2, 0], [[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 1, 1]])
     0.75
     """
-    labels, members = _check_labels_and_sets(y, sets)
+    labels, members = _check_labels_and_sets(y, sets, classes)
     return float(members[np.arange(len(labels)), labels].mean())
 
 
-def class_conditional_coverage(y: ArrayLike, sets: ArrayLike) -> NDArray[np.float64]:
+def class_conditional_coverage(y: ArrayLike, sets: ArrayLike, classes: ArrayLike | None = None) -> NDArray[np.float64]:
     """Return for each class the share of its examples whose label is in their prediction set.
 
     `1/n_c sum_{i: y_i = c} 1[c in C_i]` for class `c` with `n_c` examples. Sets calibrated over all classes together
     keep the coverage on average and may miss it on rare or hard classes; `class_conditional=True` keeps it on each.
 
     Args:
-        y: Class indices, shape `(n,)`.
+        y: Labels, shape `(n,)`.
         sets: True where a class is in the set, shape `(n, classes)`.
+        classes: The class of each column, in order; None where labels are column numbers, or as many different ones as
+            columns in their sorted order.
 
     Returns:
         Array `(classes,)`, from 0 to 1; NaN for a class without examples.
@@ -263,7 +277,7 @@ def class_conditional_coverage(y: ArrayLike, sets: ArrayLike) -> NDArray[np.floa
     >>> class_conditional_coverage([0, 1, 1, 0], [[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
     array([1. , 0.5, nan])
     """
-    labels, members = _check_labels_and_sets(y, sets)
+    labels, members = _check_labels_and_sets(y, sets, classes)
     num_classes = members.shape[1]
     covered = np.bincount(labels, weights=members[np.arange(len(labels)), labels], minlength=num_classes)
     count = np.bincount(labels, minlength=num_classes)
@@ -310,20 +324,31 @@ def _check_sets(sets: ArrayLike) -> NDArray[np.bool_]:
     return array.astype(bool)
 
 
-def _check_labels_and_sets(y: ArrayLike, sets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _columns_of(
+    y: ArrayLike, probabilities: ArrayLike, classes: ArrayLike | None
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]]:
+    """The class of each column, the columns of the labels, and the probabilities, without masked labels."""
+    p = check_probabilities(probabilities)
+    labels, hidden = without_mask(label_array(y))
+    if labels.shape != p.shape[:1]:
+        check_labels_and_probabilities(np.zeros(labels.shape, int), p)  # says what is wrong
+    kept = None if hidden is None else ~hidden
+    names, columns = label_columns(labels, p.shape[1], classes, kept)
+    if kept is None:
+        return names, columns, p
+    check_not_empty("y", columns[kept])
+    return names, columns[kept], p[kept]
+
+
+def _check_labels_and_sets(
+    y: ArrayLike, sets: ArrayLike, classes: ArrayLike | None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     members = _check_sets(sets)
-    labels = real_array("y", y)
+    labels, hidden = without_mask(label_array(y))
     if labels.shape != members.shape[:1]:
         raise ValueError(
             f"`y` must have shape ({len(members)},), one class index for each row of `sets`, "
             f"not shape {labels.shape}. `y.argmax(axis=-1)` if it is one-hot."
         )
-    valid = np.isin(labels, np.arange(members.shape[1]))
-    if not valid.all():
-        index = int(np.argmin(valid))
-        raise ValueError(
-            f"`y` must hold class indices from 0 to {members.shape[1] - 1}, as `sets` has {members.shape[1]} classes, "
-            f"not {labels[index]} at index {index}. "
-            "Encode labels as for the model, with `np.unique(y, return_inverse=True)[1]` if they are names."
-        )
-    return labels.astype(np.int64), members
+    kept = np.ones(len(labels), bool) if hidden is None else ~hidden
+    return label_columns(labels, members.shape[1], classes, kept)[1][kept], members[kept]

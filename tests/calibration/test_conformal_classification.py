@@ -245,7 +245,7 @@ def test_measures_count_by_hand() -> None:
         ([0, 3], np.ones((2, 3)), "`y` must hold class indices from 0 to 2.*not 3 at index 1"),
         ([np.nan, 1], np.ones((2, 3)), "not nan at index 0"),
         ([0, 0.5], np.ones((2, 3)), "not 0.5 at index 1"),
-        (["a", "b"], np.ones((2, 3)), "`y` must hold real numbers"),
+        (["a", "b"], np.ones((2, 3)), "`y` must hold .* a different name for each of the 3 classes, not 2"),
     ],
 )
 def test_measures_refuse(y: Any, sets: Any, message: str) -> None:

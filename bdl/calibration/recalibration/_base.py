@@ -11,6 +11,7 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
+from bdl.calibration._classes import column_names, label_array, label_columns
 from bdl.calibration._validation import check_probabilities, real_array
 
 SMALLEST = np.finfo(np.float64).tiny
@@ -25,16 +26,24 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
 
     from_logits: bool
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Self:
         """Learns the map from what was said to what was true.
 
         Args:
             X: Probabilities `(n, classes)`, or `(n,)` or `(n, 1)` for those of the second class; logits if
                 `from_logits`.
-            y: Labels `(n,)`: column numbers, or any labels of which there are as many different ones as columns,
-                in their sorted order.
+            y: Labels `(n,)`; those that `numpy.ma` masks are left out.
             sample_weight: How often each example counts, `(n,)`, at least 0; None for once. What weighs nothing is
                 as if it were not there, whatever its row and label hold.
+            classes: The class of each column, in order, such as a classifier's `classes_`. None takes the names of a
+                table's columns, or labels as `bdl.evaluate` takes them: column numbers, or as many different ones as
+                columns in their sorted order.
 
         Returns:
             The estimator.
@@ -45,9 +54,12 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
         """
         said = self._said(X, reset=True)
         counts = check_sample_weight(sample_weight, len(said))
+        if isinstance(y, np.ma.MaskedArray) and y.shape == counts.shape:
+            counts = np.where(np.ma.getmaskarray(y), 0.0, counts)
         kept = counts > 0
         scores = self._scores_of(said[kept])
-        self.classes_, labels = _columns_of(of_those_kept(y, kept), scores.shape[1])
+        classes = _column_names(X) if classes is None else classes
+        self.classes_, labels = _columns_of(of_those_kept(y, kept), scores.shape[1], classes)
         if len(labels) != len(scores):
             raise ValueError(
                 "`X` and `y` must have one row an example, not inconsistent numbers of samples, "
@@ -144,24 +156,22 @@ def log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def _columns_of(y: ArrayLike, num_classes: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
+def _columns_of(y: ArrayLike, num_classes: int, classes: ArrayLike | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Classes in the order of the columns, and each label's column."""
     if y is None:
         raise ValueError("`y` must hold the labels: fit requires y to be passed, but the target y is None.")
     labels = column_or_1d(y, warn=True)
     check_classification_targets(labels)
-    found, columns = np.unique(labels, return_inverse=True)
+    found = np.unique(labels)
     if len(found) == 1 and len(labels) > 0:
         raise ValueError(
             f"`y` must hold two classes or more, not one class, {found[0]!r} alone. Calibrate on data where the "
             "others occur, or their probabilities cannot be judged."
         )
-    is_number = labels.dtype.kind in "biu" or (labels.dtype.kind == "f" and np.array_equal(labels, labels.astype(int)))
-    if is_number and found[0] >= 0 and found[-1] < num_classes:
-        return np.arange(num_classes), labels.astype(np.intp)
-    if len(found) == num_classes:
-        return found, columns.astype(np.intp)
-    raise ValueError(
-        f"`y` must hold column numbers from 0 to {num_classes - 1}, or {num_classes} different labels, "
-        f"not {len(found)} different ones, from {found[0]!r} to {found[-1]!r}. Encode them as column numbers."
-    )
+    return label_columns(label_array(labels), num_classes, classes)
+
+
+def _column_names(X: ArrayLike) -> list[Any] | None:
+    """Names of the columns, if each is of a class."""
+    names = column_names(X)
+    return names if names is not None and len(names) > 1 else None

@@ -284,7 +284,7 @@ GOOD = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
         ([0, 2], [0.1, 0.9], r"`y` .* from 0 to 1.* not 2 at index 1"),
         ([0, 0.5], GOOD, r"`y` .* whole numbers.* not 0\.5 at index 1.*argmax"),
         ([0, np.nan], GOOD, r"`y` must be finite, not nan at index 1\."),
-        (["cat", "dog"], GOOD, r"`y` .* not dtype <U3.*np\.unique\(y, return_inverse=True\)"),
+        (["cat", "dog"], GOOD, r"`y` .* a different name for each of the 3 classes, not 2.*class_indices"),
         (np.eye(3)[:2], GOOD, r"`y` must have shape \(n,\).*not shape \(2, 3\)\. `y\.argmax\(axis=-1\)`"),
         ([[0], [1]], GOOD, r"`y` .*not shape \(2, 1\), with .*`y\.reshape\(-1\)`"),
         ([], GOOD, r"`y` and `probabilities`.*not 0 labels and 2 rows"),

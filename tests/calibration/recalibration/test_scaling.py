@@ -297,7 +297,7 @@ def test_it_clones_pickles_and_ends_a_pipeline(calibrator):
         ([[0.5, 0.6], [0.5, 0.5]], [0, 1], r"must sum to 1"),
         ([[2.0, -1.0], [0.5, 0.5]], [0, 1], r"must lie between 0 and 1"),
         ([[np.nan, 1.0], [0.5, 0.5]], [0, 1], r"NaN"),
-        ([[0.5, 0.5], [0.5, 0.5]], [0, 2, 1], r"`y` must hold column numbers|`X` and `y` must have one row"),
+        ([[0.5, 0.5], [0.5, 0.5]], [0, 2, 1], r"`y` must hold class indices|`X` and `y` must have one row"),
         ([[0.5, 0.5], [0.5, 0.5]], [1, 1], r"`y` must hold two classes or more"),
         ([[0.5, 0.5], [0.5, 0.5]], [0, 1, 1], r"`X` and `y` must have one row an example"),
         ([[0.5, 0.5], [0.5, 0.5]], [[0, 1], [1, 0]], r"y should be a 1d array"),
