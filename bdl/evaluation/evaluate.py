@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bdl.calibration._validation import check_num_bins, check_share, check_targets, real_array
+from bdl.evaluation.class_forecasts import Labels, OfClasses
 from bdl.evaluation.evaluation import Evaluation
-from bdl.evaluation.forecasts import FIELDS, ClassForecast, Forecast, forecasts_of, same_but_for_ones, told_by_labels
+from bdl.evaluation.forecasts import FIELDS, Forecast, forecasts_of, same_but_for_ones, told_by_labels
 from bdl.evaluation.outputs import OutputEvaluations, by_output
 from bdl.evaluation.scores import ModelEvaluation, Resampling, evaluate_classes, evaluate_targets
 from bdl.likelihoods.heads import Likelihoods, naming
@@ -25,7 +26,8 @@ def evaluate(
     *,
     mask: Any = None,
     likelihood: Likelihoods | None = None,
-    ignore_class: int | None = None,
+    ignore_class: int | str | None = None,
+    classes: Any = None,
     num_bins: int = 15,
     level: float = 0.95,
     num_resamples: int = 1000,
@@ -35,22 +37,28 @@ def evaluate(
     """Tells how good predictions and their uncertainty are, whoever made them.
 
     Args:
-        y: Labels (class indices) `(n,)` or `(...)`, or one-hot with the shape of the probabilities; targets or counts
-            for predictive distributions of such. For several outputs a dict of these by the outputs' names. None takes
-            the labels of a data set `x`.
+        y: Labels `(n,)` or `(...)`, or one-hot with the shape of the probabilities: class indices, or the classes
+            themselves (see `classes`); targets or counts for predictive distributions of such. For several outputs a
+            dict of these by the outputs' names. None takes the labels of a data set `x`.
         prediction: One of, or a dict of them by the models' names:
-            an array of class probabilities `(..., classes)`, or of the shape of `y` for label 1;
+            an array or table of class probabilities `(..., classes)`, or of the shape of `y` for label 1;
             a dict of arrays: `{"probabilities"}`, `{"logits"}`, `{"samples"}` (probabilities `(samples, n, classes)`,
-            or of the shape of `y` for label 1, or draws of targets `(samples, n)`), `{"mean", "scale"}`;
+            or of the shape of `y` for label 1, or draws of targets `(samples, n)`), `{"mean", "scale"}`. Logits with an
+            axis more than `y` are of classes, others of label 1 each. Besides them `"classes"` may name those of this
+            prediction;
             what `predict_distribution` returned;
             a `VariationalModel`, a Keras model or list of models (with `likelihood`), or a fitted scikit-learn
             classifier, all with `x`. For several outputs a model, what it predicted, or a dict of any of these
             predictions by the names in `y`.
         x: Inputs for models: whatever `predict_distribution` takes. A data set is read once, and for several models
             kept in memory; its sample weights are ignored.
-        mask: True where a label counts, shape of `y`; for several outputs a dict.
-        likelihood: What the outputs of Keras models mean.
+        mask: True where a label counts, shape of `y`; for several outputs a dict. Nor do masked entries of `numpy.ma`
+            count. What does not count may be anything, NaN included.
+        likelihood: What the outputs of Keras models mean, and logits whose shape leaves it open.
         ignore_class: Label of events that do not count, such as 255; None takes that of the models' `Categorical`.
+        classes: The class of each column, in order; for several outputs a dict. None takes what is known: a
+            classifier's `classes_`, the names of a table's columns (also with a common prefix: `p_cat`). Where nothing
+            is, labels are column numbers, or as many different ones as columns in sorted order (-1 and 1; names).
         num_bins: Bins of the calibration errors.
         level: Confidence level of the interval of each score. (Prediction intervals are judged at 50 % and 90 %.)
         num_resamples: Bootstrap samples behind the intervals; 0 for none. Above 200,000 examples there are none.
@@ -62,7 +70,8 @@ def evaluate(
         `OutputEvaluations`, the same by output (`evaluation["kind"]["nll"]`).
 
     Raises:
-        ValueError: if an argument is not valid, predictions and `y` do not fit, or models are of different kinds.
+        ValueError: if an argument is not valid, predictions and `y` do not fit, models are of different kinds, or it is
+            not certain which class a label or what a logit means.
 
     Example:
     >>> evaluation = evaluate([0, 1, 1, 0], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
@@ -87,25 +96,27 @@ def evaluate(
     if any(set(each) != set(found[0]) for each in found):
         raise ValueError(f"`prediction` must have the same outputs for all models, not {found}. Evaluate them apart.")
 
-    def one(output: str | None, y: Any, mask: Any) -> Evaluation:
+    def one(output: str | None, y: Any, mask: Any, classes: Any) -> Evaluation:
         chosen = {
             name: told_by_labels(of_outputs[output], y, mask, ignore_class) for name, of_outputs in forecasts.items()
         }
         # Of several outputs it is meant for those with classes.
-        is_for_it = output is None or any(isinstance(each, ClassForecast) for each in chosen.values())
+        is_for_it = output is None or any(isinstance(each, OfClasses) for each in chosen.values())
         void = ignore_class if is_for_it else None
-        return _evaluate(y, chosen, mask, void, num_bins, Resampling(level, int(num_resamples), seed))
+        return _evaluate(y, chosen, mask, void, classes, num_bins, Resampling(level, int(num_resamples), seed))
 
     if None in found[0]:
         if isinstance(y, Mapping):
             raise ValueError(f"`y` must be one array for a prediction of one output, not a dict of {list(y)}.")
-        return one(None, y, mask)
+        return one(None, y, mask, classes)
     names = [str(name) for name in found[0]]
     labels, masks = by_output(y, names, "y"), by_output(mask, names, "mask")
+    if classes is not None and not (isinstance(classes, Mapping) and set(classes) <= set(names)):
+        raise ValueError(f"`classes` must be a dict by the prediction's outputs, {names}, not {classes!r}.")
     evaluations = {}
     for name in names:
         with naming(name):
-            evaluations[name] = one(name, labels[name], masks[name])
+            evaluations[name] = one(name, labels[name], masks[name], (classes or {}).get(name))
     return OutputEvaluations(evaluations)
 
 
@@ -132,7 +143,7 @@ def _labels(y: Any, data: LabelledData | None) -> Any:
 
 
 def _kind(forecasts: Mapping[str, Forecast]) -> Literal["classification", "regression"]:
-    are_classes = {name: isinstance(forecast, ClassForecast) for name, forecast in forecasts.items()}
+    are_classes = {name: isinstance(forecast, OfClasses) for name, forecast in forecasts.items()}
     if len(set(are_classes.values())) > 1:
         raise ValueError(
             "`prediction` must be of class probabilities for all models, or of targets for all, not classes from "
@@ -146,45 +157,49 @@ def _evaluate(
     y: Any,
     forecasts: dict[str, Forecast],
     mask: Any,
-    ignore_class: int | None,
+    ignore_class: int | str | None,
+    classes: Any,
     num_bins: int,
     resampling: Resampling,
 ) -> Evaluation:
     """The scores of all models for one output."""
     kind = _kind(forecasts)
-    labels = real_array("y", y)
-    resampling = replace(resampling, examples=len(labels) if labels.ndim else 0)
     if kind == "regression":
+        if classes is not None:
+            raise ValueError("`classes` must be of labels, not of targets, which have none. Leave it out.")
+        targets = real_array("y", y)
+        resampling = replace(resampling, examples=len(targets) if targets.ndim else 0)
         models = {
-            name: _evaluate_targets(labels, each, mask, ignore_class, resampling) for name, each in forecasts.items()
+            name: _evaluate_targets(targets, each, mask, ignore_class, resampling) for name, each in forecasts.items()
         }
-        return Evaluation(kind, labels.size, resampling.level, models)
-    void = {each.ignore_class for each in forecasts.values() if isinstance(each, ClassForecast)} - {None}
+        return Evaluation(kind, targets.size, resampling.level, models)
+    labels = Labels.of(y, mask)
+    of_models = {name: each.for_labels(labels) for name, each in forecasts.items() if isinstance(each, OfClasses)}
+    void = {each.ignore_class for each in of_models.values()} - {None}
     if ignore_class is None and len(void) > 1:
         raise ValueError(f"`ignore_class` must be given where models disagree on it, {sorted(map(str, void))}.")
     if ignore_class is None and void:
         (ignore_class,) = void
-    models, num_events = {}, labels.size
-    for name, each in forecasts.items():
-        assert isinstance(each, ClassForecast)
-        classes, kept = each.labels(labels, mask, ignore_class)
-        num_events = classes.size if kept is None else int(np.sum(kept.astype(bool)))
-        _check_classes(labels, each)
-        models[name] = evaluate_classes(classes, each, kept, num_bins, resampling)
+    models, num_events = {}, 0
+    for name, forecast in of_models.items():
+        names, indices, kept = forecast.labels(labels, ignore_class, classes)
+        num_events = indices.size if kept is None else int(kept.sum())
+        resampling = replace(resampling, examples=_num_examples(indices, kept))
+        found = evaluate_classes(indices, forecast, kept, num_bins, resampling)
+        are_numbers = np.array_equal(names, np.arange(len(names)))
+        models[name] = found if are_numbers else replace(found, classes=tuple(names.tolist()))
     return Evaluation(kind, num_events, resampling.level, models)
 
 
-def _check_classes(y: np.ndarray, forecast: ClassForecast) -> None:
-    if y.dtype.kind == "f" and np.isfinite(y).all() and (y != np.floor(y)).any():
-        raise ValueError(
-            "`prediction` must say how sure it is of real targets, {'mean': ..., 'scale': ...} or "
-            f"{{'samples': ...}}, not be an array of shape {forecast.probabilities.shape}, which stands for class "
-            "probabilities: `y` has fractions."
-        )
+def _num_examples(indices: np.ndarray, kept: np.ndarray | None) -> int:
+    """Of how many examples an event counts; padding is none."""
+    if indices.ndim == 0 or kept is None:
+        return len(indices) if indices.ndim else 0
+    return int(kept.reshape(len(kept), -1).any(axis=1).sum())
 
 
 def _evaluate_targets(
-    y: np.ndarray, forecast: Any, mask: Any, ignore_class: int | None, resampling: Resampling
+    y: np.ndarray, forecast: Any, mask: Any, ignore_class: int | str | None, resampling: Resampling
 ) -> ModelEvaluation:
     for name, value in (("mask", mask), ("ignore_class", ignore_class)):
         if value is not None:

@@ -234,6 +234,8 @@ def _as_dict(model: ModelEvaluation) -> dict[str, Any]:
             "best_risk": curve.best_risk[points].tolist(),
         },
     }
+    if model.classes is not None:
+        found["classes"] = list(model.classes)
     if model.bins is not None:
         names = ("edges", "confidence", "accuracy", "count")
         found["reliability"] = {name: getattr(model.bins, name).tolist() for name in names}

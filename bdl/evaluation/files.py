@@ -39,7 +39,8 @@ class FilePrediction:
 
     def __str__(self) -> str:
         """Which columns were taken as what, in one line."""
-        taken = ", ".join(f"{name} from {', '.join(self.columns)}" if self.columns else name for name in self.arrays)
+        names = [name for name in self.arrays if name != "classes" or not self.columns]
+        taken = ", ".join(f"{name} from {', '.join(self.columns)}" if self.columns else name for name in names)
         left_out = ", ".join(f"{name or 'a column without a name'} ({why})" for name, why in self.left_out.items())
         return f"{taken}; left out: {left_out}" if left_out else taken
 
@@ -166,9 +167,9 @@ def take_prediction(
     """
     arrays = {name: array for name, array in content.items() if name != labels}
     named = {name: array for name, array in arrays.items() if name in FIELDS}
-    if named and form is None and not chosen:
-        for name, array in named.items():
-            _check_numbers(name, array, path)
+    if set(named) - {"classes"} and form is None and not chosen:
+        for name in set(named) - {"classes"}:
+            _check_numbers(name, named[name], path)
         return FilePrediction(named, left_out=_left_out(arrays, named))
     if chosen:
         names = _chosen(arrays, chosen, path)
@@ -189,7 +190,10 @@ def take_prediction(
     if len(names) == 1:
         return FilePrediction({form or "probabilities": arrays[names[0]]}, left_out=left_out)
     table = np.stack([arrays[name] for name in names], axis=1)
-    return FilePrediction({form or "probabilities": table.T if form == "samples" else table}, tuple(names), left_out)
+    if form == "samples":
+        return FilePrediction({form: table.T}, tuple(names), left_out)
+    found = {form or "probabilities": table, "classes": np.array(names)}
+    return FilePrediction(found, tuple(names), left_out)
 
 
 def by_output(content: Arrays) -> dict[str | None, dict[str, NDArray[Any]]]:
@@ -256,7 +260,7 @@ def _class_columns(columns: Arrays, form: str | None, path: Path, y: NDArray[Any
     real = [name for name in varying if len(whole) == len(numeric) or name not in whole]
     named = [name for name in numeric if name in classes]
     sets = [*numbered, *prefixed, named if len(named) > 1 else [], real, numeric]
-    sets = [names for number, names in enumerate(sets) if names and names not in sets[:number]]
+    sets = [names for number, names in enumerate(sets) if names and set(names) not in map(set, sets[:number])]
     fitting = sets
     if form in (None, "probabilities") and len(sets) > 1:
         fitting = [names for names in sets if _are_probabilities([columns[name] for name in names])]

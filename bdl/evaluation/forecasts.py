@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
@@ -14,71 +13,18 @@ from bdl.calibration import (
     count_probability_integral_transform,
     normal_probability_integral_transform,
 )
-from bdl.calibration._validation import (
-    SUM_TOLERANCE,
-    are_one_hot_labels,
-    check_positive,
-    check_targets,
-    real_array,
-)
+from bdl.calibration._classes import column_names
+from bdl.calibration._validation import SUM_TOLERANCE, check_positive, check_targets, real_array
 from bdl.calibration.metrics.regression import normal_crps_terms, normal_log_losses, sample_crps_terms
+from bdl.evaluation.class_forecasts import ClassForecast, Labels, LogitForecast
 from bdl.evaluation.samples import SampleForecast
-from bdl.likelihoods import Mixture
+from bdl.likelihoods import Likelihood, Mixture
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.model import VariationalModel
 from bdl.prediction import ClassificationPrediction, Prediction, RegressionPrediction, predict_distribution
 
-FIELDS = ("probabilities", "logits", "samples", "mean", "scale", "std")
-"""Names of arrays that make a prediction."""
-
-
-@dataclass(frozen=True, eq=False)
-class ClassForecast:
-    """Class probabilities, and the parts of their uncertainty where samples stand behind them.
-
-    Attributes:
-        probabilities: `(..., classes)`, or the shape of the labels for the probability of label 1.
-        aleatoric: Expected entropy, `(...)`, in nats, or None.
-        epistemic: Mutual information, `(...)`, in nats, or None.
-        is_categorical: Whether the last axis is known to hold classes, which arrays alone do not say.
-        ignore_class: Label of events that do not count, or None.
-    """
-
-    probabilities: NDArray[Any]
-    aleatoric: NDArray[Any] | None = None
-    epistemic: NDArray[Any] | None = None
-    is_categorical: bool = False
-    ignore_class: int | None = None
-
-    def labels(
-        self, y: NDArray[Any], mask: ArrayLike | None, ignore_class: int | None
-    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """Class indices, and which of them count; None for all.
-
-        Args:
-            y: Class indices, or one-hot labels: those of the probabilities' shape, if their last axis holds classes.
-            mask: True where an event counts, or None.
-            ignore_class: Label of events that do not count, or None.
-
-        Raises:
-            ValueError: if labels with an axis of classes are not one-hot, or the mask has another shape.
-        """
-        p = self.probabilities
-        kept = None if mask is None else np.asarray(mask)
-        may_be_one_hot = y.shape == p.shape and p.ndim >= 2 and p.shape[-1] > 1
-        if not may_be_one_hot or not (self.is_categorical or are_one_hot_labels(y, p)):
-            return (y, kept) if ignore_class is None else (y, _both(y != ignore_class, kept))
-        is_void = (y == 0).all(axis=-1)
-        if ignore_class is not None and 0 <= ignore_class < y.shape[-1]:
-            is_void |= y[..., ignore_class] == 1
-        if ignore_class is None or not is_void.any():
-            is_void = np.zeros(is_void.shape, dtype=bool)
-        if not (np.isin(y, (0, 1)).all() and (is_void | (y.sum(axis=-1) == 1)).all()):
-            raise ValueError(
-                f"`y` must hold one-hot labels, one 1 in each row, where it has the shape of the probabilities, "
-                f"{p.shape}. Soft labels have no class to score: take y.argmax(-1), or the mean of `log_prob(y)`."
-            )
-        return y.argmax(axis=-1), kept if not is_void.any() else _both(~is_void, kept)
+FIELDS = ("probabilities", "logits", "samples", "mean", "scale", "std", "classes")
+"""Names of arrays that make a prediction; the last alone does not."""
 
 
 class TargetForecast(Protocol):
@@ -190,7 +136,7 @@ class _Counts:
         self.logpmf = prediction.log_prob
 
 
-Forecast = ClassForecast | NormalForecast | SampleForecast | MixtureForecast
+Forecast = ClassForecast | LogitForecast | NormalForecast | SampleForecast | MixtureForecast
 
 
 def forecasts_of(
@@ -202,7 +148,7 @@ def forecasts_of(
         prediction: As of `forecast_of`; a model, also of several outputs: `VariationalModel`, Keras model, list of
             Keras models, scikit-learn estimator; or what `predict_distribution` returned for several outputs.
         x: Inputs of a model.
-        likelihood: What the outputs of a Keras model mean; a `VariationalModel` knows.
+        likelihood: What the outputs of a Keras model, or logits, mean; a `VariationalModel` knows.
         outputs: Names of several outputs, where predictions are by these.
         **options: Further arguments of `predict_distribution`.
 
@@ -219,16 +165,19 @@ def forecasts_of(
         bool(set(prediction) & set(outputs or ())) or any(isinstance(each, Prediction) for each in prediction.values())
     )
     if is_by_output:
-        return {name: forecast_of(each) for name, each in prediction.items() if each is not None}
-    return {None: prediction if isinstance(prediction, Forecast) else forecast_of(prediction)}
+        of_outputs = likelihood if isinstance(likelihood, Mapping) else dict.fromkeys(prediction, likelihood)
+        found = {name: each for name, each in prediction.items() if each is not None}
+        return {name: forecast_of(each, of_outputs.get(name)) for name, each in found.items()}
+    return {None: prediction if isinstance(prediction, Forecast) else forecast_of(prediction, likelihood)}
 
 
-def forecast_of(prediction: Any) -> Forecast:
+def forecast_of(prediction: Any, likelihood: Any = None) -> Forecast:
     """What a prediction of one output says.
 
     Args:
-        prediction: Probabilities as an array; a mapping of arrays by the names in `FIELDS`; or what
+        prediction: Probabilities as an array or table; a mapping of arrays by the names in `FIELDS`; or what
             `predict_distribution` returned.
+        likelihood: What logits mean, or None if their shape and the labels tell.
 
     Raises:
         ValueError: if it is none of these, or does not fit.
@@ -239,28 +188,44 @@ def forecast_of(prediction: Any) -> Forecast:
         likelihood = likelihood.component if isinstance(likelihood, Mixture) else likelihood
         p = p if likelihood.has_class_axis else p.reshape(epistemic.shape)
         ignore_class = getattr(likelihood, "ignore_class", None)
-        return ClassForecast(p, prediction.aleatoric, epistemic, likelihood.has_class_axis, ignore_class)
+        scores = prediction.log_probabilities
+        return ClassForecast(
+            p,
+            prediction.aleatoric,
+            epistemic,
+            likelihood.has_class_axis,
+            ignore_class,
+            scores=None if scores is None else scores.reshape(*epistemic.shape, scores.shape[-1]),
+        )
     if isinstance(prediction, RegressionPrediction):
         return MixtureForecast(prediction)
     if isinstance(prediction, Mapping):
-        return _of_arrays(prediction)
-    return ClassForecast(real_array("prediction", prediction))
+        return _of_arrays(prediction, likelihood)
+    return ClassForecast(real_array("prediction", prediction), classes=_class_names(prediction))
 
 
-def _of_arrays(arrays: Mapping[str, ArrayLike]) -> Forecast:
-    names = set(arrays)
+def _of_arrays(arrays: Mapping[str, ArrayLike], likelihood: Any) -> Forecast:
+    names = set(arrays) - {"classes"}
+    classes: Any = arrays.get("classes")
     if names == {"probabilities"}:
-        return ClassForecast(real_array("probabilities", arrays["probabilities"]))
+        p = arrays["probabilities"]
+        return ClassForecast(real_array("probabilities", p), classes=_class_names(p) if classes is None else classes)
     if names == {"logits"}:
-        return ClassForecast(_softmax(real_array("logits", arrays["logits"])))
+        z = arrays["logits"]
+        return LogitForecast(
+            real_array("logits", z),
+            _class_names(z) if classes is None else classes,
+            likelihood.has_class_axis if isinstance(likelihood, Likelihood) else None,
+            getattr(likelihood, "ignore_class", None),
+        )
     if names == {"samples"}:
         samples = real_array("samples", arrays["samples"])
-        return _of_class_samples(samples) if _are_classes(samples) else SampleForecast(samples)
+        return _of_class_samples(samples, classes) if _are_classes(samples) else SampleForecast(samples)
     if names in ({"mean", "scale"}, {"mean", "std"}):
         return NormalForecast(arrays["mean"], arrays["scale" if "scale" in arrays else "std"])
     raise ValueError(
         "`prediction` must hold probabilities, logits, samples, or mean and scale, "
-        f"not the names {sorted(map(str, names))}. Rename them, or give each model a mapping of its own."
+        f"not the names {sorted(map(str, arrays))}. Rename them, or give each model a mapping of its own."
     )
 
 
@@ -269,43 +234,38 @@ def _are_classes(samples: NDArray[Any]) -> bool:
     return samples.ndim >= 3 and bool(np.all(np.abs(samples.sum(axis=-1, dtype=np.float64) - 1) <= SUM_TOLERANCE))
 
 
-def _of_class_samples(samples: NDArray[Any]) -> ClassForecast:
+def _of_class_samples(samples: NDArray[Any], classes: Any = None) -> ClassForecast:
     """Mean probabilities of samples `(samples, ..., classes)`, and the parts of their uncertainty."""
     p = samples.astype(np.float64)
     mean = p.mean(axis=0)
     aleatoric = _entropy(p).mean(axis=0)
-    return ClassForecast(mean, aleatoric, np.maximum(_entropy(mean) - aleatoric, 0.0))
+    return ClassForecast(mean, aleatoric, np.maximum(_entropy(mean) - aleatoric, 0.0), classes=classes)
 
 
-def told_by_labels(forecast: Forecast, y: Any, mask: ArrayLike | None, ignore_class: int | None) -> Forecast:
+def told_by_labels(forecast: Forecast, y: Any, mask: ArrayLike | None, ignore_class: Any) -> Forecast:
     """The forecast, or where samples are probabilities of label 1, as of a sigmoid, that of these labels.
 
-    Samples between 0 and 1 are such where the labels are 0 and 1. (Draws of labels are whole numbers, and stay draws.)
+    Samples between 0 and 1 are such where the labels are 0 and 1, or -1 and 1. (Draws of labels are whole numbers, and
+    stay draws.)
 
     Args:
         forecast: What was said.
         y: Labels or targets.
         mask: True where one counts, or None.
         ignore_class: Label of events that do not count, or None.
-
-    Raises:
-        ValueError: if the labels are -1 and 1.
     """
-    labels = np.asarray(y)
-    if not isinstance(forecast, SampleForecast) or labels.dtype.kind not in "buif" or not forecast.are_probabilities():
+    if not isinstance(forecast, SampleForecast) or not forecast.are_probabilities():
         return forecast
-    kept = (
-        np.asarray(mask, bool) if mask is not None and np.shape(mask) == labels.shape else np.ones(labels.shape, bool)
-    )
-    found = set(np.unique(labels[kept & (labels != ignore_class)]).tolist())
-    if found == {-1, 1}:
-        raise ValueError(
-            "`y` must hold the labels 0 and 1, not -1 and 1, where `samples` lie between 0 and 1 as probabilities do. "
-            "Pass (y + 1) // 2."
-        )
-    if not found or not found <= {0, 1} or not same_but_for_ones(labels.shape, forecast.mean.shape):
+    labels = Labels.of(y, mask)
+    shape, kept = labels.values.shape, labels.kept
+    if labels.values.dtype.kind not in "buif" or (kept is not None and kept.shape != shape):
         return forecast
-    p = forecast.samples.reshape(-1, *labels.shape)
+    counted = labels.values if kept is None else labels.values[kept]
+    found = set(np.unique(counted[counted != ignore_class]).tolist())
+    is_of_labels = bool(found) and (found <= {0, 1} or found == {-1, 1})
+    if not is_of_labels or not same_but_for_ones(shape, forecast.mean.shape):
+        return forecast
+    p = forecast.samples.reshape(-1, *shape)
     of_classes = _of_class_samples(np.stack([1 - p, p], axis=-1))
     return ClassForecast(of_classes.probabilities[..., 1], of_classes.aleatoric, of_classes.epistemic)
 
@@ -322,8 +282,10 @@ def _of_model(model: Any, x: Any, likelihood: Likelihoods | None, **options: Any
     if isinstance(model, VariationalModel):
         return _by_output(model.predict_distribution(x, **options), model.likelihood, model)
     if hasattr(model, "predict_proba"):
-        p = np.asarray(model.predict_proba(x))
-        return ClassForecast(p[:, 1] if p.ndim == 2 and p.shape[1] == 2 else p)
+        p, classes = np.asarray(model.predict_proba(x)), getattr(model, "classes_", None)
+        if getattr(model, "multilabel_", False):
+            return ClassForecast(p)
+        return ClassForecast(p[:, 1] if p.ndim == 2 and p.shape[1] == 2 else p, classes=classes)
     if likelihood is None:
         raise ValueError(
             "`likelihood` must say what the outputs of a Keras model mean, not be None. Pass for example "
@@ -337,21 +299,10 @@ def _by_output(predictions: Any, likelihood: Likelihoods, network: Any) -> Any:
     return Heads(likelihood, network).flat(predictions) if isinstance(predictions, list) else predictions
 
 
-def _both(one: NDArray[np.bool_], other: NDArray[Any] | None) -> NDArray[np.bool_]:
-    """A mask that is True where two are; the second may be missing."""
-    if other is not None and other.shape != one.shape:
-        raise ValueError(f"`mask` must have the shape of the labels, {one.shape}, not {other.shape}.")
-    return one if other is None else one & other.astype(bool)
-
-
-def _softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    if logits.ndim == 1:
-        from scipy.special import expit
-
-        return expit(logits)
-    from scipy.special import softmax
-
-    return softmax(logits, axis=-1)
+def _class_names(table: Any) -> list[Any] | None:
+    """Names of a table's columns, if there are several."""
+    names = column_names(table)
+    return names if names is not None and len(names) > 1 else None
 
 
 def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:

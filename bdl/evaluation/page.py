@@ -190,7 +190,7 @@ def _surprises(evaluation: Evaluation) -> Section:
     blocks: list[Block] = []
     for name, model in evaluation.models.items():
         of_model = f"{name}: " if _names(evaluation) else ""
-        rows = [_surprise_row(surprise, is_classification) for surprise in model.surprises]
+        rows = [_surprise_row(surprise, is_classification, model.classes) for surprise in model.surprises]
         if not rows:
             blocks.append(Paragraph(f"{of_model}no error."))
             continue
@@ -200,9 +200,12 @@ def _surprises(evaluation: Evaluation) -> Section:
     return Section(title, blocks)
 
 
-def _surprise_row(surprise: Surprise, is_classification: bool) -> Row:
+def _surprise_row(surprise: Surprise, is_classification: bool, classes: Sequence[object] | None) -> Row:
     if is_classification:
-        cells: Sequence[str] = (f"{surprise.said:.0f}", f"{surprise.truth:.0f}", f"{surprise.confidence:.4f}")
+        said, truth = (
+            int(column) if classes is None else classes[int(column)] for column in (surprise.said, surprise.truth)
+        )
+        cells: Sequence[str] = (f"{said}", f"{truth}", f"{surprise.confidence:.4f}")
     else:
         has_spread = surprise.confidence > 0
         off = f"{(surprise.truth - surprise.said) / surprise.confidence:+.1f}" if has_spread else "no spread"

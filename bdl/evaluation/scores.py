@@ -32,8 +32,10 @@ from bdl.calibration import (
     sharpness,
 )
 from bdl.calibration._events import event_blocks
+from bdl.calibration.bootstrap import mean_of_events
 from bdl.calibration.metrics import observed_coverage
-from bdl.evaluation.forecasts import ClassForecast, TargetForecast
+from bdl.evaluation.class_forecasts import ClassForecast
+from bdl.evaluation.forecasts import TargetForecast
 
 MAX_RESAMPLED_EVENTS = 200_000
 """Intervals of more events would take minutes, and be narrower than the digits shown."""
@@ -49,8 +51,8 @@ class Surprise:
 
     Attributes:
         index: Its place among the events (rows; where there is a mask, all of them are counted).
-        truth: Its label or target.
-        said: The predicted class, or the predictive mean.
+        truth: The column of its label, or its target.
+        said: The column of the predicted class, or the predictive mean.
         confidence: Probability of the predicted class; of a target, the predictive standard deviation.
     """
 
@@ -72,6 +74,7 @@ class ModelEvaluation:
         pit: Shares of probability integral transforms in bins, of targets, else None.
         coverage: Shares of targets inside central intervals of the levels 0.01 to 0.99, else None.
         parts: Aleatoric and epistemic uncertainty of each event, or None.
+        classes: The label of each column, which `surprises` number; None of targets, and where labels are the numbers.
         left_out: Why a score cannot be had, by its name.
     """
 
@@ -82,6 +85,7 @@ class ModelEvaluation:
     pit: NDArray[np.float64] | None = None
     coverage: NDArray[np.float64] | None = None
     parts: tuple[NDArray[Any], NDArray[Any]] | None = None
+    classes: tuple[Any, ...] | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -108,7 +112,7 @@ class Resampling:
 
 
 def evaluate_classes(
-    y: ArrayLike, forecast: ClassForecast, mask: ArrayLike | None, num_bins: int, resampling: Resampling
+    y: NDArray[np.int64], forecast: ClassForecast, mask: NDArray[np.bool_] | None, num_bins: int, resampling: Resampling
 ) -> ModelEvaluation:
     """Scores of class probabilities; those of ranks and bins have intervals only where resampling gives right ones."""
     p = forecast.probabilities
@@ -118,7 +122,7 @@ def evaluate_classes(
     doubt = 1 - events.confidence
     scores = {
         "accuracy": resampling.of(accuracy, y, p, mask=mask),
-        "nll": resampling.of(negative_log_likelihood, y, p, mask=mask),
+        "nll": _nll(y, forecast, mask, resampling),
         "brier": resampling.of(brier_score, y, p, mask=mask),
         "ece": resampling.without(expected_calibration_error(y, p, num_bins, mask=mask)),
         "debiased_ce": Interval(
@@ -136,6 +140,16 @@ def evaluate_classes(
         scores["aleatoric"] = resampling.without(float(np.mean(parts[0])))
         scores["epistemic"] = resampling.without(float(np.mean(parts[1])))
     return ModelEvaluation(scores, events.surprises(), risk_coverage_curve(errors, doubt), bins=bins, parts=parts)
+
+
+def _nll(
+    y: NDArray[np.int64], forecast: ClassForecast, mask: NDArray[np.bool_] | None, resampling: Resampling
+) -> Interval:
+    """The negative log likelihood: of logits or log probabilities where these are known, which no rounding ends."""
+    losses = forecast.log_losses(y)
+    if losses is None:
+        return resampling.of(negative_log_likelihood, y, forecast.probabilities, mask=mask)
+    return resampling.of(mean_of_events, losses, mask=mask)
 
 
 @np.errstate(over="ignore")  # what is too large for a float is infinite

@@ -76,7 +76,7 @@ def test_page_and_json_hold_every_output(tmp_path):
         (KIND, network("dict"), {"x": X}, r"`y` must be a dict by the prediction's outputs, .* not a ndarray"),
         (Y, P, {}, r"`y` must be one array for a prediction of one output, not a dict of \['kind', 'size'\]"),
         (Y, PREDICTIONS, {"mask": np.ones(N)}, r"`mask` must be a dict by the prediction's outputs"),
-        ({**Y, "kind": KIND + 9}, PREDICTIONS, {}, r"Output 'kind': `y` must hold class indices"),
+        ({**Y, "kind": KIND + 2}, PREDICTIONS, {}, r"Output 'kind': `y` must hold class indices"),
         (KIND, PREDICTIONS, {}, r"let `y` be a dict by the same names"),
     ],
 )

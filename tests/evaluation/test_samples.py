@@ -143,10 +143,11 @@ def test_labels_that_do_not_count_do_not_make_it_a_regression():
 def test_what_the_labels_do_not_tell_is_asked_or_stays_a_regression():
     random = np.random.default_rng(2)
     samples, y = random.uniform(size=(4, 60)), random.integers(0, 2, 60)
-    with pytest.raises(
-        ValueError, match=r"`y` must hold the labels 0 and 1, not -1 and 1, where `samples` lie between"
-    ):
-        bdl.evaluate(2 * y - 1, {"samples": samples}, **QUICK)
+    expected = bdl.evaluate(y, {"samples": samples}, **QUICK)["nll"]
+    assert bdl.evaluate(2 * y - 1, {"samples": samples}, **QUICK)["nll"] == expected
+    masked = np.ma.array(np.append(y, -100), mask=np.arange(61) == 60)
+    longer = np.concatenate([samples, samples[:, :1]], axis=1)
+    assert_allclose(bdl.evaluate(masked, {"samples": longer}, **QUICK)["nll"], expected)
     assert bdl.evaluate(random.uniform(size=60), {"samples": samples}, **QUICK).kind == "regression"
     assert bdl.evaluate(y, {"samples": 3 * samples}, **QUICK).kind == "regression"
     draws = (random.uniform(size=(4, 60)) < 0.5).astype(int)  # of labels, and so of counts

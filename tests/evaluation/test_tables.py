@@ -34,8 +34,8 @@ DIALECTS = {
 NAMES = {
     "p0": ["p0", "p1", "p2"],
     "numbers": ["0", "1", "2"],
-    "words": ["cat", "dog", "a cow"],
-    "class 1": ["class 1", "class 2", "class 10"],
+    "words": ["a cow", "cat", "dog"],
+    "class 0": ["class 0", "class 1", "class 2"],
 }
 INDEXES = {
     "none": None,
