@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from bdl.calibration._validation import SUM_TOLERANCE
-from bdl.keras_internals import keras_mask
+from bdl.keras_internals import is_concrete, keras_mask
 from bdl.random import Tensor
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+"""What a probability of zero counts as where its logarithm is taken: 87.3 nats. Logits have no such end."""
 
 
 class Sums:
@@ -50,63 +56,162 @@ def standard_name(metric: keras.metrics.Metric) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__).lower()
 
 
+@dataclass(frozen=True)
+class Events:
+    """The events of a batch; those that do not count have a weight of 0, label 0 and equal probabilities.
+
+    Attributes:
+        labels: Class indices `(n,)`, int32.
+        p: Probabilities `(n, classes)`, float32; NaN where the label is no class.
+        log_p: Their logarithms, in nats, of logits without a detour over the probabilities.
+        weight: `(n,)`, float32.
+    """
+
+    labels: Tensor
+    p: Tensor
+    log_p: Tensor
+    weight: Tensor
+
+
 def flat_events(
-    y_true: Any, y_pred: Any, sample_weight: Any, from_logits: bool, sparse: bool, ignore_class: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels `(n,)` int32, probabilities `(n, classes)` float32 and weights `(n,)` float32 of a batch.
+    y_true: Any,
+    y_pred: Any,
+    sample_weight: Any,
+    from_logits: bool,
+    sparse: bool,
+    ignore_class: int | None = None,
+    reads_labels: bool = True,
+) -> Events:
+    """The events of a batch.
 
     Args:
         y_true: Class indices, one-hot rows if not `sparse`, or 0 and 1 of the shape of `y_pred` for binary labels.
         y_pred: `(..., classes)`, or binary: `(..., 1)` or the shape of `y_true`.
         sample_weight: That broadcasts to the labels, or None.
         from_logits: Whether `y_pred` are logits.
-        sparse: Whether labels are indices. One-hot labels that are taken for independent ones give NaN.
+        sparse: Whether labels are indices.
         ignore_class: Label of events that get a weight of 0, as those do which a Keras mask on `y_pred` hides; None for
             no such label. Of one-hot rows, those of zeros and of this class.
+        reads_labels: Whether labels must be classes.
+
+    Raises:
+        ValueError: if there is not one label for each event, or, where values can be read, if a label that counts is no
+            class. Compiled code cannot raise: there the probabilities become NaN, and every metric with them.
     """
-    p = ops.cast(y_pred, "float32")
-    y = ops.convert_to_tensor(y_true)
-    if len(y.shape) == len(p.shape) and y.shape[-1] == 1 and p.shape[-1] != 1:
+    outputs, y = ops.cast(y_pred, "float32"), ops.convert_to_tensor(y_true)
+    if len(y.shape) == len(outputs.shape) and y.shape[-1] == 1 and outputs.shape[-1] != 1:
         y = y[..., 0]
-    is_binary = sparse and (p.shape[-1] == 1 or len(y.shape) == len(p.shape))
-    if is_binary:
-        event_shape = ops.shape(p)[:-1] if p.shape[-1] == 1 else ops.shape(p)
-        p = ops.sigmoid(p) if from_logits else p
-        if p.shape[-1] != 1 and len(p.shape) > 1:
-            p = ops.where(_are_one_hot(y, p), float("nan"), p)
-        flat = ops.reshape(p, (-1,))
-        p = ops.stack([1.0 - flat, flat], axis=-1)
-        y = ops.reshape(y, (-1,))
+    is_column = sparse and outputs.shape[-1] == 1
+    is_independent = sparse and not is_column and len(y.shape) == len(outputs.shape)
+    event_axes = len(outputs.shape) - (not is_independent)
+    event_shape = ops.shape(outputs)[:event_axes]
+    _check_labels_fit(y.shape, outputs.shape, outputs.shape[:event_axes], sparse)
+    if sparse:
+        numbers = ops.reshape(ops.reshape(y, event_shape), (-1,))  # also where sizes are known only when it runs
     else:
-        event_shape = ops.shape(p)[:-1]
-        p = ops.softmax(p, axis=-1) if from_logits else p
-        p = ops.reshape(p, (-1, p.shape[-1]))
-        y = ops.reshape(y, (-1,) if sparse else (-1, p.shape[-1]))
-        if not sparse:
-            y = ops.argmax(y, axis=-1) if ignore_class is None else _class_or(ignore_class, y)
-    labels = ops.cast(y, "int32")
+        one_hot = ops.reshape(y, (-1, outputs.shape[-1]))
+        numbers = ops.argmax(one_hot, axis=-1) if ignore_class is None else _class_or(ignore_class, one_hot)
+    labels = ops.cast(numbers, "int32")
     weight = _masked(_flat_weights(sample_weight, event_shape), keras_mask(y_pred), event_shape)
     if ignore_class is not None:
         weight = ops.where(labels == ignore_class, 0.0, weight)
-    # What does not count may hold any label; it must not be looked up, for 0 * nan is nan.
-    return ops.where(weight == 0, 0, labels), p, weight
+    if is_column or is_independent:
+        p, log_p = _of_label_1(ops.reshape(outputs, (-1,)), from_logits)
+    else:
+        p, log_p = _of_classes(ops.reshape(outputs, (-1, outputs.shape[-1])), from_logits)
+    counts = weight != 0
+    is_class = _are_classes(numbers, labels, p.shape[-1]) | ~counts if reads_labels else ops.ones_like(counts)
+    is_class = _asserted(is_class, f"`y_true` must hold class indices from 0 to {p.shape[-1] - 1}, not another number")
+    if is_independent and len(outputs.shape) > 1:
+        shape = ops.shape(outputs)
+        one_hot = _are_one_hot(ops.reshape(numbers, shape), ops.reshape(p[:, 1], shape), ops.reshape(counts, shape))
+        is_class = is_class & _asserted(
+            ~one_hot,
+            "`y_true` must hold class indices, or independent labels of 0 and 1, not one-hot labels, which are those "
+            "of `sparse=False`",
+        )
+    # What does not count may be anything. It must not be looked up, and 0 * nan is nan.
+    uniform = 1 / p.shape[-1]
+    p = ops.where(counts[:, None], ops.where(is_class[:, None], p, float("nan")), uniform)
+    log_p = ops.where(counts[:, None], ops.where(is_class[:, None], log_p, float("nan")), math.log(uniform))
+    return Events(ops.where(counts & is_class, labels, 0) if reads_labels else ops.zeros_like(labels), p, log_p, weight)
 
 
-def flat_targets(y_true: Any, sample_weight: Any, mask: Any = None) -> tuple[Tensor, Tensor]:
-    """Targets and weights, `(n,)` float32; what the mask hides weighs nothing, and may hold any target."""
-    y = ops.cast(y_true, "float32")
-    weight = _masked(_flat_weights(sample_weight, ops.shape(y)), mask, ops.shape(y))
-    return ops.where(weight == 0, 0.0, ops.reshape(y, (-1,))), weight
+def flat_targets(y_true: Any, y_pred: Any, sample_weight: Any, shape: Any, mask: Any = None) -> list[Tensor]:
+    """Targets, each prediction and the weights, `(n,)` float32; what weighs nothing may be anything, and becomes 1.
 
+    Args:
+        y_true: Targets.
+        y_pred: Predictions of the targets' shape, in a list.
+        sample_weight: That broadcasts to the targets, or None.
+        shape: Of the targets that belong to the predictions.
+        mask: True where a target counts, or None.
 
-def _are_one_hot(y: Tensor, p: Tensor) -> Tensor:
-    """Whether labels are one-hot and no independent ones, which `sparse=False` should have said: a scalar.
-
-    The NumPy functions raise here; compiled code cannot, and gives NaN.
+    Raises:
+        ValueError: if there is not one target for each prediction.
     """
+    y = ops.cast(y_true, "float32")
+    _check_labels_fit(y.shape, shape, shape, sparse=True)
+    weight = _masked(_flat_weights(sample_weight, ops.shape(y)), mask, ops.shape(y))
+    flat = [ops.reshape(ops.reshape(y, ops.shape(y_pred[0])), (-1,)), *(ops.reshape(each, (-1,)) for each in y_pred)]
+    return [*(ops.where(weight == 0, 1.0, each) for each in flat), weight]
+
+
+def _of_classes(outputs: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
+    """Probabilities and their logarithms, `(n, classes)`."""
+    if from_logits:
+        return ops.softmax(outputs, axis=-1), ops.log_softmax(outputs, axis=-1)
+    return outputs, ops.log(ops.maximum(outputs, _SMALLEST))
+
+
+def _of_label_1(outputs: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
+    """Those of label 0 and label 1, `(n, 2)`."""
+    if from_logits:
+        log_p = ops.stack([-ops.softplus(outputs), -ops.softplus(-outputs)], axis=-1)
+        return ops.stack([ops.sigmoid(-outputs), ops.sigmoid(outputs)], axis=-1), log_p
+    return _of_classes(ops.stack([1.0 - outputs, outputs], axis=-1), False)
+
+
+def _are_classes(numbers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Which labels are class indices: whole and within the classes."""
+    is_whole = ops.cast(numbers, "float32") == ops.cast(labels, "float32")
+    return (labels >= 0) & (labels < num_classes) & is_whole
+
+
+def _check_labels_fit(y_shape: Any, output_shape: Any, event_shape: Any, sparse: bool) -> None:
+    """Refuses labels of another number than the events, which would broadcast to a figure of nothing in particular."""
+    wanted = tuple(event_shape) if sparse else tuple(output_shape)
+    if sparse and None not in (*y_shape, *wanted):
+        fits = math.prod(y_shape) == math.prod(wanted)
+    else:
+        pairs = list(zip(y_shape, wanted, strict=False))
+        fits = len(y_shape) == len(wanted) or sparse
+        fits = fits and (len(y_shape) != len(wanted) or all(a == b or None in (a, b) for a, b in pairs))
+    if not sparse and output_shape[-1] == 1:
+        raise ValueError("`y_pred` must have a column for each class where `sparse=False`, not a last axis of size 1.")
+    if not fits:
+        kind = "one label for each event" if sparse else "one-hot labels, as `sparse=False` says,"
+        raise ValueError(f"`y_true` must hold {kind} of `y_pred`, shape {wanted}, not shape {tuple(y_shape)}.")
+
+
+def _asserted(is_right: Tensor, message: str) -> Tensor:
+    """The same truth values, if they cannot be read now or are all true.
+
+    Raises:
+        ValueError: if one is false.
+    """
+    if is_concrete(is_right) and not bool(np.all(ops.convert_to_numpy(is_right))):
+        raise ValueError(f"{message}. Events without a label need a weight of 0, a mask or `ignore_class`.")
+    return is_right
+
+
+def _are_one_hot(y: Tensor, p: Tensor, counts: Tensor) -> Tensor:
+    """Whether labels are one-hot and no independent ones, which `sparse=False` should have said: a scalar."""
     y = ops.cast(y, "float32")
-    is_one = ops.logical_and(ops.sum(y, axis=-1) == 1, ops.max(y, axis=-1) == 1)
-    return ops.all(ops.logical_and(is_one, ops.abs(ops.sum(p, axis=-1) - 1.0) <= SUM_TOLERANCE))
+    is_row = ops.any(counts, axis=-1)
+    is_one = (ops.sum(y, axis=-1) == 1) & (ops.max(y, axis=-1) == 1) & (ops.min(y, axis=-1) == 0)
+    is_distribution = ops.abs(ops.sum(p, axis=-1) - 1.0) <= SUM_TOLERANCE
+    return ops.any(is_row) & ops.all((is_one & is_distribution) | ~is_row)
 
 
 def _class_or(ignore_class: int, one_hot: Tensor) -> Tensor:

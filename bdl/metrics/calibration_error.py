@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from bdl.metrics._sums import Sums
+from bdl.metrics._sums import Events, Sums
 from bdl.metrics.classification import SERIALIZABLE, ClassMetric
 from bdl.random import Tensor
 
@@ -37,7 +37,8 @@ class _BinMetric(ClassMetric):
 
     def _add_pairs(self, groups: Tensor | int, forecasts: Tensor, outcomes: Tensor, weight: Tensor) -> None:
         """Adds a batch of events `(n,)`."""
-        outcomes = ops.cast(outcomes, "float32")
+        # What is no number, as where a label is no class, has no outcome either.
+        outcomes = ops.where(ops.isnan(forecasts), float("nan"), ops.cast(outcomes, "float32"))
         inner = (np.arange(1, self.num_bins) / self.num_bins).astype("float32")
         bins = ops.sum(ops.cast(forecasts[:, None] > ops.convert_to_tensor(inner), "int32"), axis=-1)
         index = bins + groups * self.num_bins
@@ -75,9 +76,9 @@ class _ConfidenceMetric(_BinMetric):
     ) -> None:
         super().__init__(num_bins, 1, from_logits, sparse, name, dtype, ignore_class)
 
-    def _update(self, labels: Tensor, p: Tensor, weight: Tensor) -> None:
-        predicted = ops.cast(ops.argmax(p, axis=-1), "int32")
-        self._add_pairs(0, ops.max(p, axis=-1), predicted == labels, weight)
+    def _update(self, events: Events) -> None:
+        predicted = ops.cast(ops.argmax(events.p, axis=-1), "int32")
+        self._add_pairs(0, ops.max(events.p, axis=-1), predicted == events.labels, events.weight)
 
 
 @SERIALIZABLE
@@ -209,6 +210,13 @@ class _GroupMetric(_BinMetric):
         self.num_classes = int(num_classes)
         super().__init__(num_bins, self.num_classes, from_logits, sparse, name, dtype, ignore_class)
 
+    def _check_num_classes(self, events: Events) -> None:
+        if events.p.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"`num_classes` must be the number of classes of `y_pred`, {events.p.shape[-1]}, not "
+                f"{self.num_classes}. It is the size of the network's output, 2 for one of size 1."
+            )
+
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {**super().get_config(), "num_classes": self.num_classes}
@@ -235,9 +243,10 @@ class TopLabelCalibrationError(_GroupMetric):
     0.125
     """
 
-    def _update(self, labels: Tensor, p: Tensor, weight: Tensor) -> None:
-        predicted = ops.cast(ops.argmax(p, axis=-1), "int32")
-        self._add_pairs(predicted, ops.max(p, axis=-1), predicted == labels, weight)
+    def _update(self, events: Events) -> None:
+        self._check_num_classes(events)
+        predicted = ops.cast(ops.argmax(events.p, axis=-1), "int32")
+        self._add_pairs(predicted, ops.max(events.p, axis=-1), predicted == events.labels, events.weight)
 
     def result(self) -> Tensor:
         """The error; 0 before any batch."""
@@ -269,11 +278,13 @@ class ClasswiseCalibrationError(_GroupMetric):
     0.2
     """
 
-    def _update(self, labels: Tensor, p: Tensor, weight: Tensor) -> None:
-        is_class = ops.one_hot(labels, self.num_classes, dtype="float32")
-        groups = ops.broadcast_to(ops.arange(self.num_classes, dtype="int32"), ops.shape(p))
-        weights = ops.broadcast_to(weight[:, None], ops.shape(p))
-        flat = [ops.reshape(each, (-1,)) for each in (groups, p, is_class, weights)]
+    def _update(self, events: Events) -> None:
+        self._check_num_classes(events)
+        shape = ops.shape(events.p)
+        is_class = ops.one_hot(events.labels, self.num_classes, dtype="float32")
+        groups = ops.broadcast_to(ops.arange(self.num_classes, dtype="int32"), shape)
+        weights = ops.broadcast_to(events.weight[:, None], shape)
+        flat = [ops.reshape(each, (-1,)) for each in (groups, events.p, is_class, weights)]
         self._add_pairs(*flat)
 
     def result(self) -> Tensor:

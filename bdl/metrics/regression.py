@@ -40,7 +40,7 @@ class _NormalMetric(keras.metrics.Metric):
             sample_weight: Weights of the targets. Those that a Keras mask on `y_pred` hides have none.
 
         Raises:
-            ValueError: if the last axis is not of size 2 where it should be.
+            ValueError: if the last axis is not of size 2 where it should be, or there is not one target for each mean.
         """
         prediction = ops.cast(y_pred, "float32")
         if self.scale is None:
@@ -49,12 +49,10 @@ class _NormalMetric(keras.metrics.Metric):
                     "`y_pred` must hold mean and scale on its last axis, of size 2, "
                     f"not shape {tuple(prediction.shape)}. Stack them, or give a fixed `scale`."
                 )
-            mean, scale = ops.reshape(prediction[..., 0], (-1,)), ops.reshape(prediction[..., 1], (-1,))
+            mean, scale = prediction[..., 0], prediction[..., 1]
         else:
-            mean = ops.reshape(prediction, (-1,))
-            scale = self.scale * ops.ones_like(mean)
-        target, weight = flat_targets(y_true, sample_weight, keras_mask(y_pred))
-        self._update(target, mean, scale, weight)
+            mean, scale = prediction, self.scale * ops.ones_like(prediction)
+        self._update(*flat_targets(y_true, [mean, scale], sample_weight, mean.shape, keras_mask(y_pred)))
 
     def _update(self, target: Tensor, mean: Tensor, scale: Tensor, weight: Tensor) -> None:
         raise NotImplementedError
@@ -292,8 +290,9 @@ class PinballLoss(keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch of targets and quantiles, with weights of the targets."""
-        target, weight = flat_targets(y_true, sample_weight, keras_mask(y_pred))
-        over = target - ops.reshape(ops.cast(y_pred, "float32"), (-1,))
+        quantile = ops.cast(y_pred, "float32")
+        target, quantile, weight = flat_targets(y_true, [quantile], sample_weight, quantile.shape, keras_mask(y_pred))
+        over = target - quantile
         self._sum.add(ops.sum(weight * ops.maximum(self.level * over, (self.level - 1) * over)))
         self._weight.add(ops.sum(weight))
 
