@@ -50,8 +50,15 @@ def evaluate(
             show_default="those whose names or sums tell it",
         ),
     ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The class of each column of the predictions, in order. May be repeated.",
+            show_default="the columns' names; else labels are column numbers, or in sorted order",
+        ),
+    ] = None,
     ignore_class: Annotated[
-        int | None,
+        str | None,
         typer.Option("--ignore-class", help="Label of events that do not count.", show_default="none is ignored"),
     ] = None,
     num_bins: Annotated[int, typer.Option("--num-bins", min=1, help="Bins of the calibration errors.")] = 15,
@@ -81,7 +88,8 @@ def evaluate(
         evaluation = bdl.evaluate(
             y,
             predictions,
-            ignore_class=ignore_class,
+            ignore_class=ignore_class if ignore_class is None or not _is_whole(ignore_class) else int(ignore_class),
+            classes=classes or None,
             num_bins=num_bins,
             level=level,
             num_resamples=num_resamples,
@@ -94,6 +102,10 @@ def evaluate(
             if path is not None:
                 save(path)
                 say(f"Written: {path.resolve()}")
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def _read(files: list[Path], labels: str, form: Form | None, columns: list[str]) -> tuple[Any, dict[str, Any]]:

@@ -241,3 +241,50 @@ def test_a_damaged_file_is_evaluated_or_refused(folder: Path, file: tuple[str, b
         assert figures["num_events"] > 0
         Path("figures.json").unlink()
     assert digests(folder) == before
+
+
+# Which class is which
+
+
+NAMES = np.array(["emu", "cat", "dog"])
+
+
+@pytest.mark.parametrize("labels", [NAMES, np.array([3, 1, 2]), np.array([-1, 0, 1])], ids=["text", "1 to 3", "signs"])
+@pytest.mark.parametrize("prefix", ["", "p_", "P of "])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_columns_named_after_the_classes_are_these(labels: Any, prefix: str, suffix: str) -> None:
+    table = pd.DataFrame(P, columns=[f"{prefix}{label}" for label in labels]).assign(y=labels[Y])
+    table = table[RANDOM.permutation(table.columns)]
+    for part in (slice(None), Y != 0):  # a class may be absent
+        getattr(table[part], f"to_{suffix}")(f"table.{suffix}", index=False)
+        result = run(f"table.{suffix}", *QUICK, "--overwrite")
+        assert result.exit_code == 0, result.stderr
+        assert scores()["table"] == pytest.approx(-np.mean(np.log(P[np.arange(60), Y][part])))
+
+
+def test_classes_of_columns_without_their_names_are_asked_for() -> None:
+    pd.DataFrame(P, columns=["a", "b", "c"]).assign(y=NAMES[Y]).to_csv("table.csv", index=False)
+    result = run("table.csv", *QUICK)
+    assert result.exit_code == 1
+    assert re.search(
+        r"`--labels` must hold the classes \['a', 'b', 'c'\], not '\w+'. .* by `--classes`", message(result)
+    )
+    given = [word for name in NAMES for word in ("--classes", name)]
+    result = run("table.csv", *QUICK, *given)
+    assert result.exit_code == 0, result.stderr
+    assert scores()["table"] == pytest.approx(NLL)
+    np.savez("named.npz", probabilities=P, y=np.where(Y == 0, "void", NAMES[Y]), classes=NAMES)
+    result = run("named.npz", *QUICK, "--overwrite", "--ignore-class", "void")
+    assert result.exit_code == 0, result.stderr
+    assert scores()["named"] == pytest.approx(-np.mean(np.log(P[np.arange(60), Y][Y != 0])))
+
+
+def test_logits_of_one_column_and_of_several_labels() -> None:
+    z, y = RANDOM.normal(size=(60, 3)), RANDOM.integers(0, 2, (60, 3))
+    expected = np.mean(np.logaddexp(0, np.where(y == 1, -z, z)), axis=0)
+    np.savez("one.npz", logits=z[:, :1], y=y[:, 0])
+    np.savez("several.npz", logits=z, y=y)
+    for name, value in (("one", expected[0]), ("several", expected.mean())):
+        result = run(f"{name}.npz", *QUICK, "--overwrite")
+        assert result.exit_code == 0, result.stderr
+        assert scores()[name] == pytest.approx(value)
