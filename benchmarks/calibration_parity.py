@@ -3,7 +3,8 @@
 Networks: three trained on scikit-learn's digits (a small, a wide and an overtrained one); classifiers and regressors on
 scikit-learn's bundled sets (breast cancer, wine, diabetes). For each metric that netcal, torchmetrics, scikit-learn,
 uncertainty-toolbox, scoringrules or TensorFlow Probability also has: the largest absolute difference over all
-predictions. Libraries that are not installed are left out.
+predictions; the same for weights, masks, logits and names of classes (calibration_labels.py). Libraries that are not
+installed are left out, and named.
 
     pip install -e . torch==2.13.0 torchmetrics netcal uncertainty-toolbox scoringrules
     python benchmarks/calibration_parity.py
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import calibration_labels
 import numpy as np
 import typer
 from rich.console import Console
@@ -325,6 +327,7 @@ FAMILIES: list[tuple[str, bool, Callable[[], list[Comparison]]]] = [
     ("netcal", False, netcal_regression_comparisons),
     ("uncertainty_toolbox", False, uncertainty_toolbox_comparisons),
     ("scoringrules", False, scoringrules_comparisons),
+    *calibration_labels.FAMILIES,
 ]
 
 
@@ -332,8 +335,10 @@ def main(output: Annotated[Path | None, typer.Option(help="JSON file for the dif
     """Compare and print the table."""
     problems = {True: [*digits_networks(), *classifiers()], False: list(regressors())}
     differences: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    missing: set[str] = set()
     for module, is_classification, comparisons in FAMILIES:
         if importlib.util.find_spec(module) is None:
+            missing.add(module)
             continue
         for metric, library, compare in comparisons():
             for problem in problems[is_classification]:
@@ -345,6 +350,8 @@ def main(output: Annotated[Path | None, typer.Option(help="JSON file for the dif
         name, largest = max(found, key=lambda each: each[1])
         table.add_row(metric, library, f"{largest:.1e}", name if largest > 1e-6 else f"all {len(found)}")
     Console(width=110).print(table)
+    if missing:
+        Console(width=110).print(f"Not installed, and left out: {', '.join(sorted(missing))}.")
     if output is not None:
         rows = [{"metric": m, "library": lib, "differences": dict(found)} for (m, lib), found in differences.items()]
         output.write_text(json.dumps(rows, indent=1) + "\n")
