@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.likelihoods import constants
 from bdl.likelihoods.endings import Ending
 from bdl.likelihoods.frozen_mixture import FrozenDistribution
 from bdl.random import Tensor
@@ -74,6 +75,16 @@ class Likelihood(keras.layers.Layer):
     def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """The frozen scipy.stats distribution with these parameters (not for classifiers)."""
         raise NotImplementedError
+
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """NLL of each example under the best constant outputs, `(n,)`, in nats: what ignoring the inputs can reach.
+
+        A likelihood that does not say it has that of class frequencies, or of a Gaussian.
+
+        Args:
+            y: Labels `(n, ...)`; of classes their numbers, or distributions over them.
+        """
+        return constants.frequencies(y) if self.is_classifier else constants.gaussian(y)
 
     def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
         """Checks labels against the shape of the network's outputs.

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.likelihoods import constants
 from bdl.likelihoods.base import Likelihood, check_entries, check_numbers, check_shape, density_of_labels
 from bdl.likelihoods.endings import Ending
 from bdl.random import Tensor
@@ -218,6 +219,10 @@ class Categorical(Classifier):
             " Where an event has no label, use Categorical(ignore_class=...), a `sample_weight` of 0 or a Keras mask.",
         )
 
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """`-log` of the frequency of each label; the same frequencies at every place."""
+        return constants.frequencies(y, self.ignore_class)
+
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
         return {**super().get_config(), "ignore_class": self.ignore_class}
@@ -302,3 +307,7 @@ class Bernoulli(Classifier):
         check_shape(y, output_shape, "Bernoulli", "one label for each output")
         check_numbers(y, "0 or 1 for Bernoulli")
         check_entries(y, (y == 0) | (y == 1), "0 or 1 (Categorical() is for more classes)")
+
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """That of the frequency of label 1, of each output its own."""
+        return constants.bernoulli(y)

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from bdl import priors
+from bdl.likelihoods import constants
 from bdl.likelihoods.base import (
     LEARNED_SPEED,
     MIN_LIKELIHOOD_SCALE,
@@ -157,6 +158,10 @@ class Normal(_LocationScale):
         z = (y - values["loc"]) / values["scale"]
         return -0.5 * ops.square(z) - ops.log(values["scale"]) - 0.5 * math.log(2 * math.pi)
 
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """That of the mean of each output, with the given scale or a fitted one: shared, or predicted for each."""
+        return constants.gaussian(y, self.scale, is_shared=not self.heteroscedastic)
+
     def variance(self, outputs: Tensor) -> Tensor:
         """The squared scale."""
         return ops.square(self.parameters(outputs)["scale"])
@@ -210,6 +215,10 @@ class StudentT(_LocationScale):
         z = (y - values["loc"]) / values["scale"]
         constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
         return constant - ops.log(values["scale"]) - 0.5 * (df + 1) * ops.log1p(ops.square(z) / df)
+
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """That of one location for each output, with the given scale or a fitted one: shared, or predicted for each."""
+        return constants.student_t(y, self.degrees_of_freedom, self.scale, is_shared=not self.heteroscedastic)
 
     def variance(self, outputs: Tensor) -> Tensor:
         """`scale^2 df / (df - 2)`."""

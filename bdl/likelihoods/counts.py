@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.likelihoods import constants
 from bdl.likelihoods.base import (
     LEARNED_SPEED,
     MIN_LIKELIHOOD_SCALE,
@@ -63,6 +64,10 @@ class Poisson(Likelihood):
     def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
         """Checks that labels are counts, one for each output."""
         _check_counts(y, output_shape, "Poisson")
+
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """That of the mean count, of each output its own."""
+        return constants.poisson(y)
 
 
 @_register
@@ -134,6 +139,10 @@ class NegativeBinomial(Likelihood):
     def check_labels(self, y: np.ndarray, output_shape: tuple[int | None, ...]) -> None:
         """Checks that labels are counts, one for each output."""
         _check_counts(y, output_shape, "NegativeBinomial")
+
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """That of the mean count, of each output its own, and of the total count, fitted where it is learned."""
+        return constants.negative_binomial(y, self.total_count)
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""

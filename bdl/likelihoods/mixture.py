@@ -121,6 +121,10 @@ class Mixture(Likelihood):
         """The component's."""
         return self.component.penalty()
 
+    def null_nll(self, y: np.ndarray) -> np.ndarray:
+        """The component's: constant outputs are the same whatever the alignment."""
+        return self.component.null_nll(y)
+
     def posterior(self, y: Tensor, outputs: Tensor) -> Tensor:
         """`p(z | x, y)`, proportional to `p(z | x) p(y | z, x)`: the alignment given the observed event too.
 
