@@ -136,6 +136,11 @@ class VariationalModel(keras.Model):
         return self.progress.num_examples
 
     @property
+    def measured_examples(self) -> int | None:
+        """Number of examples in the data of the last `fit`, whatever `num_examples` was given; None if not known."""
+        return self.progress.measured_examples
+
+    @property
     def step(self) -> int:
         """Training steps done so far."""
         return self.progress.step
@@ -411,7 +416,9 @@ class VariationalModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
+        differs = self.progress.is_size_given and self.measured_examples not in (None, self.num_examples)
         return {
+            **({"measured_examples": self.measured_examples} if differs else {}),
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
             "likelihood": keras.saving.serialize_keras_object(self.likelihood),
@@ -437,9 +444,12 @@ class VariationalModel(keras.Model):
                 f"This model was saved in format {version}, newer than format {FORMAT_VERSION} of this bdl. "
                 "Upgrade bdl to load it."
             )
+        measured = config.pop("measured_examples", None)
         for name in ("network", "likelihood", "kl_weight"):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
-        return cls(**config)
+        model = cls(**config)
+        model.progress.measured_examples = measured
+        return model
 
     def build_on(self, inputs: Any) -> None:
         """Builds the network, if it is not, by calling it on inputs."""

@@ -18,6 +18,7 @@ class Progress:
     """Number of examples, count of steps and schedule of T of one model.
 
     The numbers are variables of the model, so that they are saved, and so that compiled functions follow a change.
+    `measured_examples` is what the last fit's data held, where it could be told, whatever the model was given.
 
     Args:
         model: The model that is trained.
@@ -35,6 +36,7 @@ class Progress:
         self.schedule: KLSchedule | None = schedule if isinstance(schedule, KLSchedule) else None
         self.is_size_given = num_examples is not None
         given_size = 0 if num_examples is None else check_num_examples(num_examples)
+        self.measured_examples: int | None = None
         self._num_examples = _counter(model, "num_examples", given_size)
         self._step = _counter(model, "step", 0)
         self._total_steps = _counter(model, "total_steps", 0)
@@ -136,6 +138,7 @@ class Progress:
         Raises:
             ValueError: if neither is known.
         """
+        self.measured_examples = measured or self.measured_examples
         if self.is_size_given:
             if measured is not None and measured != self.num_examples:
                 warnings.warn(
