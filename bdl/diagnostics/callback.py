@@ -13,14 +13,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, present_temperature, with_counts
-from bdl.diagnostics.measure import ProbeData, measure, posteriors_of, take_probe
+from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, size_of
+from bdl.diagnostics.finding import HOPELESS, Finding
+from bdl.diagnostics.journal import Journal, interrupted_run
+from bdl.diagnostics.measure import ProbeData, measure, network_of, posteriors_of, take_probe
 from bdl.diagnostics.pacing import Budget, is_due, looks_wrong
 from bdl.diagnostics.quantities import Quantities
-from bdl.diagnostics.record import FORMAT, append
+from bdl.diagnostics.reading import read_foreign
+from bdl.diagnostics.record import FORMAT, RunRecord
+from bdl.diagnostics.run import Run, as_number, complete, steps_of
 from bdl.diagnostics.trends import measure_trends
-from bdl.diagnostics.verdict import HOPELESS, Finding, judge
-from bdl.diagnostics.weights import WeightPosterior, layer_health, start_scales
+from bdl.diagnostics.verdict import judge
+from bdl.diagnostics.weights import start_scales
 from bdl.likelihoods import Likelihood
 from bdl.protocols import HasTemperature
 
@@ -38,14 +42,16 @@ class TrainingHealth(keras.callbacks.Callback):
     It works on `VariationalModel` and on plain Keras models, with bdl's layers or another library's. It measures on a
     probe, a fixed sample of the data that it is given, and leaves weights, seeds and metrics as they were, so that a
     training with it ends where one without it does. It spends at most `max_cost` of the training's time: where epochs
-    are short, it measures fewer of them. An error inside it is a warning; it never breaks a training.
+    are short, it measures fewer of them. An error inside it is a warning; it never breaks a training. A model that is
+    fitted again with the same callback, or with the same record file, goes on with the run that it began.
 
     Args:
         data: Training data `(x, y)`, arrays; N is their length. None judges by the logs alone, and then no verdict on
             predictions is given.
         validation_data: Data not trained on, `(x, y)`; what predictions are judged by.
         likelihood: `bdl.likelihoods.Likelihood` of the labels. None takes the model's, or that of the compiled loss.
-        num_examples: Number of training examples, where `data` is a part of them.
+        num_examples: Number of training examples; None takes what `fit` measured or the model was told, else the length
+            of `data`.
         record: File to append the record to, as JSON lines.
         tensorboard: Folder to write TensorBoard scalars to; needs TensorFlow.
         on_verdict: `"warn"`; `"stop"`, which also ends the training on a verdict that more epochs cannot mend
@@ -102,7 +108,16 @@ class TrainingHealth(keras.callbacks.Callback):
         self._budget = Budget(max_cost)
         self._is_broken = False
         self._said: set[str] = set()
-        self._state: _Run | None = None
+        self._state: Run | None = None
+
+    def as_record(self) -> RunRecord:
+        """What was recorded so far, as `read_record` would read it."""
+        run = self._state
+        probes = [] if self.quantities is None else [self.quantities]
+        start = {} if run is None else run.start_event(self._planned)
+        end = {"event": "end"} if run is not None and run.is_over else {}
+        identity = "live" if run is None else run.journal.run
+        return RunRecord(identity, start, list(self.epochs), probes, list(self.verdicts), end)
 
     @property
     def own_seconds(self) -> float:
@@ -147,27 +162,44 @@ class TrainingHealth(keras.callbacks.Callback):
             print(f"\n{message}", flush=True)
 
     def _begin(self) -> None:
-        self.finding, self.quantities, self.epochs, self.verdicts = None, None, [], []
-        self._said.clear()
         likelihood = likelihood_of(self.model, self._likelihood)
         train = self._probe(self._data, "data", likelihood)
         validation = self._probe(self._validation_data, "validation_data", likelihood)
-        size = self._given_size or getattr(self.model, "num_examples", None)
+        size = size_of(self.model, self._given_size)
         if size is None and self._data is not None:
-            size = len(np.asarray(self._data[1]))
-        self._state = _Run(uuid.uuid4().hex, likelihood, size, train, validation)
-        self._write(
+            size = len(self._data[1])
+        run = Run(Journal(uuid.uuid4().hex, self._path, self._board_folder), likelihood, size, train, validation)
+        run.steps = self.params.get("steps")
+        self._go_on_from(run, steps_of(self.model))
+        self._state = run
+        self._write_start(run)
+        self._read_model()
+
+    def _write_start(self, run: Run) -> None:
+        run.journal.write(
             {
                 "event": "start",
                 "format": FORMAT,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "model": self.model.name,
                 "backend": keras.backend.backend(),
-                "num_examples": size,
-                "planned_epochs": self.params.get("epochs"),
+                **run.start_event(self._planned),
             }
         )
-        self._read_model()
+
+    def _go_on_from(self, run: Run, step: int) -> None:
+        """Takes over what is known of the training so far, if the model was trained before; else begins anew."""
+        before = self._state
+        if before is not None and before.model_id == id(self.model) and 0 < before.last_step == step:
+            run.go_on_from(before, self.epochs)
+            return
+        self.finding, self.quantities, self.epochs, self.verdicts = None, None, [], []
+        self._said.clear()
+        run.model_id = id(self.model)
+        recorded = interrupted_run(self._path, step)
+        if recorded is not None:  # of another process; where its scales began is not known any more
+            run.go_on_from(recorded, recorded.epochs)
+            self.epochs, self.verdicts = list(recorded.epochs), list(recorded.verdicts)
 
     def _probe(self, data: Any, argument: str, likelihood: Likelihood) -> ProbeData | None:
         return None if data is None else take_probe(data, self._probe_size, likelihood, argument, self.model)
@@ -180,9 +212,10 @@ class TrainingHealth(keras.callbacks.Callback):
             return
         run.is_read = True
         posteriors = posteriors_of(self.model)
-        run.start = start_scales(posteriors)
+        if not run.is_resumed:
+            run.start = start_scales(posteriors)
         if posteriors and isinstance(self.model, HasTemperature):
-            self._take_accounting(Accounting.by_construction(self.model), posteriors)
+            self._take_accounting(Accounting.by_construction(self.model, run.size))
         run.has_posteriors = bool(posteriors)
         run.needs_accounting = bool(posteriors) and run.accounting is None and run.train is not None
         steps = (self.params.get("steps") or 0) * (self._planned or 1)
@@ -198,37 +231,49 @@ class TrainingHealth(keras.callbacks.Callback):
         assert run.train is not None
         run.needs_accounting = False
         with self._budget.measuring("accounting"):
-            found = measure_accounting(self.model, run.train.x, run.train.y, run.likelihood, run.size)
-            self._take_accounting(found, posteriors_of(self.model))
+            run.readings = read_foreign(network_of(self.model), run.train.x)
+            batch_size = run.size / run.steps if run.steps else None
+            probe, given = run.train, (run.likelihood, run.size, batch_size, run.readings)
+            self._take_accounting(measure_accounting(self.model, probe.x, probe.y, *given))
 
-    def _take_accounting(self, accounting: Accounting | None, posteriors: list[WeightPosterior]) -> None:
+    def _take_accounting(self, accounting: Accounting | None) -> None:
         run = self._state
         assert run is not None
         run.accounting = accounting
         if accounting is not None:
             epoch = self.epochs[-1]["epoch"] if self.epochs else 0
-            self._judge(Quantities(epoch, self._planned, run.size, **_counts(run, self.model, posteriors)), epoch)
+            counts = run.counts(self.model)
+            self._judge(Quantities(epoch, self._planned, num_examples=run.size, **counts), epoch)
 
     @property
     def _planned(self) -> int | None:
-        return self.params.get("epochs")
+        """Epochs that the whole training is to have, with those of the fits before."""
+        planned, run = self.params.get("epochs"), self._state
+        return planned if planned is None or run is None else planned + run.offset
 
     def _end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         run = self._state
         if run is None:
             return
+        if run.is_first and self.epochs:  # this fit may count from 1 again
+            run.offset = max(0, self.epochs[-1]["epoch"] + 1 - epoch)
+            self._write_start(run)  # again, for now it is known how many epochs are planned in all
+        run.is_first = False
+        epoch += run.offset
         if "nll" not in logs and run.is_read and not run.has_posteriors:
             logs["nll"] = logs.get("loss")  # a plain model's loss is all there is
-        entry = {"epoch": epoch, **{key: _number(value) for key, value in logs.items()}}
+        entry = {"epoch": epoch, **{key: as_number(value) for key, value in logs.items()}}
         self.epochs.append(entry)
-        entry["seconds"] = self._budget.elapsed()
+        entry["seconds"] = run.seconds_before + self._budget.elapsed()
+        entry["step"] = run.last_step = steps_of(self.model)
         loss = logs.get("loss", logs.get("nll"))
         if loss is not None and not np.isfinite(loss):
-            self._judge(Quantities(epoch, self._planned, run.size, finite=False), epoch)
+            self._judge(Quantities(epoch, self._planned, num_examples=run.size, finite=False), epoch)
         elif run.train is not None or run.validation is not None:
             self._measure_if_paid(epoch)
-        self._write({"event": "epoch", "epoch": epoch, "logs": {k: v for k, v in entry.items() if k != "epoch"}})
-        self._to_board(epoch, entry)
+        logs = {key: value for key, value in entry.items() if key != "epoch"}
+        run.journal.write({"event": "epoch", "epoch": epoch, "logs": logs})
+        run.journal.plot(epoch, entry, self.quantities)
 
     def _measure_if_paid(self, epoch: int) -> None:
         """Measures within the budget; what the logs call for may spend all of it."""
@@ -249,6 +294,9 @@ class TrainingHealth(keras.callbacks.Callback):
     def _probe_now(self, epoch: int) -> None:
         run = self._state
         assert run is not None
+        probe = run.validation or run.train
+        if run.readings is None and probe is not None:
+            run.readings = read_foreign(network_of(self.model), probe.x)
         measured = measure(
             self.model,
             run.likelihood,
@@ -259,33 +307,20 @@ class TrainingHealth(keras.callbacks.Callback):
             run.accounting,
             run.start,
             self._num_samples,
+            readings=run.readings,
         )
-        self._complete(self.epochs[-1], measured)
+        complete(self.epochs[-1], measured)
         measured = dataclasses.replace(
             measured,
             epoch=epoch,
             planned_epochs=self._planned,
-            present_temperature=self._present_temperature(),
+            is_over=run.is_over,
+            has_data=True,
+            present_temperature=run.present_temperature(self.model, self.epochs[-1]),
             trends=measure_trends(self.epochs, run.size),
         )
         self._judge(measured, epoch)
         run.last_probe = epoch
-
-    def _complete(self, entry: dict[str, Any], q: Quantities) -> None:
-        """Adds what the model does not log itself; plain Keras models know neither NLL nor KL apart."""
-        for key, value in (
-            ("nll", q.train.nll_gibbs if q.train else None),
-            ("kl", q.kl),
-            ("val_nll", q.validation.nll_gibbs if q.validation else None),
-        ):
-            if value is not None and entry.get(key) is None:
-                entry[key] = value
-        if q.judged is not None:
-            entry.setdefault("val_accuracy", q.judged.accuracy)
-        if entry.get("elbo") is None and q.train is not None and q.rate is not None:
-            entry["elbo"] = -(entry["nll"] + q.rate)
-        if entry.get("temperature") is None:
-            entry["temperature"] = q.temperature
 
     def _judge(self, quantities: Quantities, epoch: int) -> None:
         finding = judge(quantities)
@@ -293,8 +328,9 @@ class TrainingHealth(keras.callbacks.Callback):
         self.quantities, self.finding = quantities, finding
         if is_blank:
             return
+        assert self._state is not None
         self.verdicts.append((epoch, finding.verdict, finding.confidence))
-        self._write(
+        self._state.journal.write(
             {
                 "event": "probe",
                 "epoch": epoch,
@@ -305,7 +341,7 @@ class TrainingHealth(keras.callbacks.Callback):
             }
         )
         self._say(finding, epoch)
-        if self.on_verdict == "stop" and finding.verdict in HOPELESS and finding.confidence == "certain":
+        if self.on_verdict == "stop" and finding.verdict in HOPELESS and finding.confidence != "possible":
             self.model.stop_training = True
 
     def _say(self, finding: Finding, epoch: int) -> None:
@@ -322,97 +358,36 @@ class TrainingHealth(keras.callbacks.Callback):
         run = self._state
         if run is None:
             return
+        run.is_over = True
         self._last_look()
         last = self.epochs[-1]["epoch"] if self.epochs else 0
-        self._write(
-            {
-                "event": "end",
-                "epoch": last,
-                "seconds": self._budget.elapsed(),
-                "own_seconds": self.own_seconds,
-            }
-        )
+        seconds = {"seconds": self._budget.elapsed(), "own_seconds": self.own_seconds}
+        run.journal.write({"event": "end", "epoch": last, **seconds})
 
     def _last_look(self) -> None:
         """Measures the end, where the whole training pays for it."""
         run = self._state
         assert run is not None
         last = self.epochs[-1]["epoch"] if self.epochs else 0
-        is_finite = self.quantities is None or self.quantities.finite
-        if not self.epochs or not is_finite or run.last_probe == last or not (run.train or run.validation):
+        q = self.quantities
+        if not self.epochs or not (q is None or q.finite) or not (run.train or run.validation):
             return
-
+        if run.last_probe == last:  # measured; what stopped early ended here
+            if q is not None and self._planned is not None and last < self._planned:
+                self._judge(dataclasses.replace(q, is_over=True), last)
+            return
         elapsed = self._budget.elapsed()
         if run.needs_accounting and self._budget.pays("accounting", elapsed):
             self._measure_accounting()
         if self._budget.pays("probe", elapsed):
             self._probe_now(last)
-        elif self.quantities is not None:  # the last measurement, with what logs and weights say since
+        elif q is not None:  # the last measurement, with what logs and weights say since
             trends = measure_trends(self.epochs, run.size)
-            layers = layer_health(self.model, posteriors_of(self.model), run.start)
-            layers = with_counts(layers, run.accounting)
-            present = self._present_temperature()
+            layers = run.layers(self.model, run.start)
+            present = run.present_temperature(self.model, self.epochs[-1])
             self._judge(
                 dataclasses.replace(
-                    self.quantities, epoch=last, trends=trends, layers=layers, present_temperature=present
+                    q, epoch=last, is_over=True, trends=trends, layers=layers, present_temperature=present
                 ),
                 last,
             )
-
-    def _present_temperature(self) -> float | None:
-        """That of the model as it stands, which may be of an earlier epoch, restored; else that of the last logs."""
-        own = present_temperature(self.model)
-        return self.epochs[-1].get("temperature") if own is None else own
-
-    def _write(self, event: dict[str, Any]) -> None:
-        if self._path is not None and self._state is not None:
-            append(self._path, {**event, "run": self._state.identity})
-
-    def _to_board(self, epoch: int, entry: dict[str, Any]) -> None:
-        if self._board_folder is None:
-            return
-        import tensorflow as tf
-
-        assert self._state is not None
-        if self._state.board is None:
-            self._state.board = tf.summary.create_file_writer(str(self._board_folder))
-        with self._state.board.as_default():
-            for key, value in entry.items():
-                if isinstance(value, (int, float)) and key != "epoch":
-                    tf.summary.scalar(f"health/{key}", value, step=epoch)
-            for layer in self.quantities.layers if self.quantities else ():
-                if layer.kl is not None:
-                    tf.summary.scalar(f"health/kl/{layer.name}", layer.kl, step=epoch)
-        self._state.board.flush()
-
-
-@dataclasses.dataclass(eq=False)
-class _Run:
-    """State of the run that is being watched."""
-
-    identity: str
-    likelihood: Likelihood
-    size: int | None
-    train: ProbeData | None
-    validation: ProbeData | None
-    accounting: Accounting | None = None
-    start: dict[str, np.ndarray] | None = None
-    is_read: bool = False
-    has_posteriors: bool = False
-    needs_accounting: bool = False
-    last_probe: int = 0
-    board: Any = None
-
-
-def _counts(run: _Run, model: keras.Model, posteriors: list[WeightPosterior]) -> dict[str, Any]:
-    """What is known before the first step."""
-    assert run.accounting is not None
-    return {
-        "temperature": run.accounting.temperature,
-        "declared_temperature": run.accounting.declared,
-        "layers": with_counts(layer_health(model, posteriors), run.accounting),
-    }
-
-
-def _number(value: Any) -> Any:
-    return float(value) if hasattr(value, "__float__") else value

@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from bdl.diagnostics.accounting import likelihood_of, measure_accounting
+from bdl.diagnostics.accounting import likelihood_of, measure_accounting, size_of
+from bdl.diagnostics.callback import TrainingHealth
 from bdl.diagnostics.family_gap import check_refits, refit
-from bdl.diagnostics.measure import ProbeData, measure, take_probe
+from bdl.diagnostics.finding import Finding
+from bdl.diagnostics.measure import ProbeData, measure, network_of, take_probe
 from bdl.diagnostics.quantities import Fit, Quantities
+from bdl.diagnostics.reading import read_foreign
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.report import HealthReport
 from bdl.diagnostics.symptoms import refit_cause
+from bdl.diagnostics.tf_keras_model import as_keras3
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.twin import fit_of_twin, train_twin
-from bdl.diagnostics.verdict import Finding, judge
+from bdl.diagnostics.verdict import judge
 from bdl.likelihoods import Likelihood
 
+_BATCH_SIZE = 64  # of the trainings of twin and refits, where the training's is not known
 _TWIN_EPOCHS = 50  # where no record tells how long the model was trained
 _NO_NOTHING = "`diagnose` needs a model or a record: diagnose(model, x, y) or diagnose(record='run.jsonl')."
 
@@ -38,7 +42,7 @@ def diagnose(
     family_gap: bool = False,
     num_samples: int = 32,
     probe_size: int = 1000,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> HealthReport:
     """Says whether a trained network has learned from its data or slid to its prior.
@@ -54,13 +58,15 @@ def diagnose(
         validation_data: Data not trained on, `(x, y)`: what predictions are judged by. Without it they are judged by
             the training data, and say nothing about overfitting.
         likelihood: Of the labels; None takes the model's, or that of the compiled loss.
-        num_examples: Number of training examples; None takes the model's, else the length of `y`.
+        num_examples: Number of training examples; None takes what the model's `fit` measured or the model was told,
+            else the length of `y`.
         family_gap: Whether to train the network on, four times for some 200 steps, to tell whether its family, its
             prior or its optimizer holds the ELBO back (Q20). bdl's layers only. Of a prior centred on the posterior
             means, such as the default, the ELBO cannot judge; family and optimizer then remain.
         num_samples: Whole functions to draw.
         probe_size: Examples of each set to measure on.
-        batch_size: For the trainings of twin and refits.
+        batch_size: That of the training, on which T depends where the compiled loss is a sum over the batch; None takes
+            the record's. The trainings of twin and refits have it, too, else 64.
         seed: For the trainings of twin and refits, which set Keras' global seed to it.
 
     Returns:
@@ -89,17 +95,25 @@ def diagnose(
     if family_gap:
         check_refits(model, x)
     likelihood = likelihood_of(model, likelihood)
+    model = as_keras3(model)
     first = model[0] if isinstance(model, (list, tuple)) else model
     train = None if x is None else take_probe((x, y), probe_size, likelihood, "x, y", model)
     held = validation_data
     validation = None if held is None else take_probe(held, probe_size, likelihood, "validation_data", model)
     some = train or validation
     assert some is not None
-    size = num_examples or getattr(first, "num_examples", None)
-    size = size or len(np.asarray(y if y is not None else validation_data[1]))
+    size = size_of(first, num_examples) or len(y if y is not None else validation_data[1])
+    steps = run.start.get("steps") if run is not None else None
+    trained_with = batch_size or (size / steps if steps else None)
+    batch_size = batch_size or _BATCH_SIZE
     is_compiled = getattr(first, "compiled", False) and not isinstance(model, (list, tuple))
-    accounting = measure_accounting(first, some.x, some.y, likelihood, size) if is_compiled else None
-    measured = measure(model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True)
+    readings = read_foreign(network_of(first), some.x)
+    accounting = None
+    if is_compiled:
+        accounting = measure_accounting(first, some.x, some.y, likelihood, size, trained_with, readings)
+    measured = measure(
+        model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True, readings=readings
+    )
     measured = _with_record(measured, run)
     if twin is not None:
         budget = measured.planned_epochs or _TWIN_EPOCHS
@@ -173,20 +187,15 @@ def _as_run(record: Any) -> RunRecord | None:
         return record
     if isinstance(record, (str, Path)):
         return read_record(record)[-1]
-    if hasattr(record, "epochs") and hasattr(record, "quantities"):  # the callback
-        probes = [record.quantities] if record.quantities is not None else []
-        start = {
-            "planned_epochs": (record.params or {}).get("epochs"),
-            "num_examples": getattr(probes[0], "num_examples", None) if probes else None,
-        }
-        return RunRecord("live", start, list(record.epochs), probes, list(record.verdicts))
+    if isinstance(record, TrainingHealth):
+        return record.as_record()
     raise ValueError(f"`record` must be a file, a RunRecord or a TrainingHealth callback, not {record!r}.")
 
 
 def _with_record(measured: Quantities, run: RunRecord | None) -> Quantities:
     """What only the training's record knows: epochs, trends, and which scales never moved."""
     if run is None:
-        return measured
+        return dataclasses.replace(measured, is_over=True, has_data=True)
     last = run.probes[-1] if run.probes else Quantities()
     recorded = run.epochs[-1].get("temperature") if run.epochs else None
     stuck = {layer.name: layer.stuck for layer in last.layers}
@@ -201,6 +210,8 @@ def _with_record(measured: Quantities, run: RunRecord | None) -> Quantities:
         measured,
         epoch=run.epochs[-1]["epoch"] if run.epochs else 0,
         planned_epochs=run.start.get("planned_epochs"),
+        is_over=run.is_complete,
+        has_data=True,
         present_temperature=_known(measured.present_temperature, recorded),
         trends=measure_trends(run.epochs, measured.num_examples),
         layers=tuple(layers),
@@ -224,6 +235,8 @@ def _from_record(run: RunRecord) -> HealthReport:
         last,
         epoch=epoch,
         planned_epochs=run.start.get("planned_epochs"),
+        is_over=run.is_complete,
+        has_data=run.start.get("has_data"),
         num_examples=size,
         finite=last.finite and None not in losses,
         present_temperature=run.epochs[-1].get("temperature") if run.epochs else None,

@@ -16,6 +16,8 @@ from bdl.elbo import kl_divergence
 from bdl.latents import without_local_kl
 from bdl.likelihoods import Likelihood
 
+_EXAMPLES = 512  # that the gradient of the NLL is a mean over at most
+
 
 def with_gradients(
     layers: tuple[LayerHealth, ...],
@@ -31,7 +33,8 @@ def with_gradients(
     With respect to means and untransformed scales, for one draw of the noise. Layers of other libraries, whose KL is
     known to their own loss only, are returned as they are.
     """
-    x, y = keras.tree.map_structure(ops.convert_to_tensor, x), ops.convert_to_tensor(y)
+    x = keras.tree.map_structure(lambda leaf: ops.convert_to_tensor(np.asarray(leaf)[:_EXAMPLES]), x)
+    y = ops.convert_to_tensor(np.asarray(y)[:_EXAMPLES])
     variables = list(network.trainable_variables)
     nll = _gradients(lambda: ops.mean(likelihood.nll(y, network(x, training=True))), variables)
     kl = _gradients(lambda: kl_divergence(network) / num_examples, variables)
@@ -76,7 +79,8 @@ def _gradients(value: Callable[[], Any], variables: list[keras.Variable]) -> lis
     if backend == "jax":
         import jax
 
-        return [np.asarray(gradient) for gradient in jax.grad(of_values)(values)]
+        # Compiled as one: op by op, each operation of each shape is a compilation of its own.
+        return [np.asarray(gradient) for gradient in jax.jit(jax.grad(of_values))(values)]
     import torch
 
     values = [value.detach().requires_grad_() for value in values]

@@ -12,15 +12,17 @@ from keras import ops
 
 from bdl.convert.rewiring import ConvertedModel
 from bdl.diagnostics import probe
-from bdl.diagnostics.accounting import Accounting, present_temperature, with_counts
+from bdl.diagnostics.accounting import Accounting, present_temperature, told_examples, with_counts
 from bdl.diagnostics.gradients import with_gradients
 from bdl.diagnostics.local import local_latents
 from bdl.diagnostics.noise import is_near_prior
-from bdl.diagnostics.quantities import Fit, LayerHealth, Quantities, null_nll
+from bdl.diagnostics.quantities import Fit, LayerHealth, Quantities
+from bdl.diagnostics.reading import Readings, read_foreign
 from bdl.diagnostics.weights import (
     WeightPosterior,
     dropout_rates,
     has_fitted_means,
+    is_rank1,
     layer_health,
     penalty_of_point_estimates,
     weight_posteriors,
@@ -28,29 +30,36 @@ from bdl.diagnostics.weights import (
 from bdl.keras_internals import flatten_layers
 from bdl.likelihoods import Likelihood
 from bdl.protocols import HasTemperature
+from bdl.training.data import as_arrays
 
+_NULL_ROWS = 20_000  # labels that the null model is fitted to
 _IDENTICAL = 1e-6  # relative spread of repeated predictions below which they are the same
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeData:
-    """Inputs and labels to measure on, and the null model of the whole set that they come from.
+    """Inputs and labels to measure on, and the null model of the set that they come from.
 
     Args:
         x: Inputs, a sample of at most the probe's size.
         y: Their labels as they were given, which is what a compiled loss takes.
         labels: Their labels as a likelihood takes them: class numbers where `y` is one-hot.
-        nll_null: NLL_null of the whole set.
+        null: NLL of each under the likelihood's best constant of the set, in nats.
     """
 
     x: Any
     y: np.ndarray
     labels: np.ndarray
-    nll_null: float
+    null: np.ndarray
+
+    @property
+    def nll_null(self) -> float:
+        """Its mean, nats per example (Q3)."""
+        return float(self.null.mean())
 
 
 def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str, model: Any = None) -> ProbeData:
-    """A fixed random sample of `(x, y)` arrays.
+    """A fixed random sample of `(x, y)` arrays; of long ones no more than some rows are read.
 
     Args:
         data: The arrays.
@@ -64,18 +73,42 @@ def take_probe(data: Any, size: int, likelihood: Likelihood, argument: str, mode
     """
     if not isinstance(data, (tuple, list)) or len(data) < 2:
         raise ValueError(f"`{argument}` must be a pair (x, y) of arrays, not {type(data).__name__}.")
-    x, y = data[0], np.asarray(data[1])
-    lengths = {len(np.asarray(leaf)) for leaf in keras.tree.flatten(x)} | {len(y)}
+    x, y = as_arrays(data[0], argument), as_arrays(data[1], argument)
+    lengths = {len(leaf) for leaf in keras.tree.flatten(x)} | {len(y)}
     if len(lengths) != 1 or not len(y):
         raise ValueError(f"`{argument}` must hold as many inputs as labels, at least one, not {sorted(lengths)}.")
-    rows = np.sort(np.random.default_rng(0).permutation(len(y))[:size])
-    labels = probe.class_numbers(y, likelihood, _output_rank(model))
+    # The null model is fitted to more examples than are measured, among which these are.
+    known = sample_of(len(y), max(_NULL_ROWS, size))
+    of_known = np.sort(np.random.default_rng(0).permutation(len(known))[:size])
+    rows = known[of_known]
+    labels = probe.class_numbers(take_rows(y, known), likelihood, _output_rank(model))
     return ProbeData(
-        keras.tree.map_structure(lambda leaf: np.asarray(leaf)[rows], x),
-        y[rows],
-        labels[rows],
-        null_nll(labels, likelihood.is_classifier),
+        keras.tree.map_structure(lambda leaf: take_rows(leaf, rows), x),
+        take_rows(y, rows),
+        labels[of_known],
+        likelihood.null_nll(labels)[of_known],
     )
+
+
+def sample_of(num_rows: int, size: int) -> np.ndarray:
+    """Places of a fixed random sample of at most so many rows, in order; the cost depends on the sample alone.
+
+    Example:
+    >>> sample_of(3, 5).tolist(), len(sample_of(10**9, 5))
+    ([0, 1, 2], 5)
+    """
+    if num_rows <= size:
+        return np.arange(num_rows)
+    return np.sort(np.random.default_rng(0).choice(num_rows, size, replace=False, shuffle=False))
+
+
+def take_rows(values: Any, rows: np.ndarray) -> np.ndarray:
+    """Rows of an array of any kind, which alone are copied from a device or a file."""
+    if ops.is_tensor(values):
+        return ops.convert_to_numpy(ops.take(values, rows, axis=0))
+    if hasattr(values, "iloc"):  # of pandas
+        return np.asarray(values.iloc[rows])
+    return np.asarray(values[rows]) if hasattr(values, "shape") else np.asarray(values)[rows]
 
 
 def measure(
@@ -88,6 +121,7 @@ def measure(
     start: dict[str, np.ndarray] | None = None,
     num_samples: int = 8,
     is_thorough: bool = False,
+    readings: Readings | None = None,
 ) -> Quantities:
     """Measures a model; it is left as it was, and other threads see nothing of it.
 
@@ -101,16 +135,19 @@ def measure(
         start: Scales before training.
         num_samples: Whole functions to draw.
         is_thorough: Whether to measure what costs more: the prior's functions, gradients, unit activity.
+        readings: Posteriors of layers of other libraries; None reads them.
     """
     members = list(model) if isinstance(model, (list, tuple)) else [model]
     networks = [network_of(member) for member in members]
-    posteriors = [weight_posteriors(network) for network in networks]
-    layers = layer_health(networks[0], posteriors[0], start)
+    judged = validation or train
+    if readings is None:
+        readings = Readings() if judged is None else read_foreign(networks[0], judged.x)
+    posteriors = weight_posteriors(networks[0], readings.posteriors)
+    layers = layer_health(networks[0], posteriors, start)
     kl = sum(layer.kl or 0.0 for layer in layers) if layers else None  # without any posterior a zero is no measurement
     local = None
     fits: dict[str, Fit] = {}
     quantities: dict[str, Any] = {}
-    judged = validation or train
     for name, data in (("train", train), ("validation", validation)):
         if data is None:
             continue
@@ -119,7 +156,7 @@ def measure(
         mean = (
             probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_thorough and len(networks) == 1 else None
         )
-        fits[name] = probe.fit_of(draws, data.labels, likelihood, data.nll_null, mean)
+        fits[name] = probe.fit_of(draws, data.labels, likelihood, data.null, mean)
         if data is judged:
             spread = float(draws.means.std(axis=0).max()) if len(draws.means) > 1 else None
             size = max(float(np.abs(draws.means).max()), 1e-12)
@@ -131,16 +168,16 @@ def measure(
                 active.pop(last)  # its units are the outputs, which Q13 judges
                 layers = tuple(dataclasses.replace(layer, active_units=active.get(layer.name)) for layer in layers)
             local = local_latents(networks[0], data.x)
-            if is_thorough and posteriors[0] and len(networks) == 1:
-                prior = probe.prior_draws(networks[0], posteriors[0], data.x, data.labels, likelihood, num_samples)
+            if is_thorough and posteriors and len(networks) == 1:
+                prior = probe.prior_draws(networks[0], posteriors, data.x, data.labels, likelihood, num_samples)
                 quantities["nll_prior"] = _finite(float(np.mean(prior.nll)))
                 variance = probe.function_variance(prior)
                 quantities["function_variance"] = probe.function_variance(draws) / variance if variance > 0 else None
                 quantities["pruned_accuracy"] = probe.pruned_accuracy(
-                    networks[0], posteriors[0], data.x, data.labels, likelihood
+                    networks[0], posteriors, data.x, data.labels, likelihood
                 )
     if is_thorough and train is not None and len(networks) == 1 and layers:
-        layers = with_gradients(layers, posteriors[0], networks[0], train.x, train.labels, likelihood, num_examples)
+        layers = with_gradients(layers, posteriors, networks[0], train.x, train.labels, likelihood, num_examples)
         layers = _with_noise_costs(layers, networks[0], train, fits["train"], likelihood, num_samples)
     finite = all(np.all(np.isfinite(value)) for value in _weights(networks)) and all(
         np.isfinite(fit.nll_gibbs) for fit in fits.values()
@@ -150,10 +187,13 @@ def measure(
         finite=bool(finite),
         temperature=accounting.temperature if accounting else None,
         declared_temperature=accounting.declared if accounting else None,
-        present_temperature=present_temperature(members[0]),
+        present_temperature=present_temperature(members[0], num_examples),
+        told_examples=told_examples(getattr(members[0], "num_examples", None), num_examples),
+        unread=_unread(accounting, readings, quantities.get("has_noise"), layers, local, networks),
         kl=kl,
         penalty=penalty_of_point_estimates(networks[0]),
         has_fitted_means=has_fitted_means(networks[0]),
+        is_rank1=is_rank1(networks[0]),
         train=fits.get("train"),
         validation=fits.get("validation"),
         layers=with_counts(layers, accounting),
@@ -162,6 +202,17 @@ def measure(
         num_members=len(members),
         **quantities,
     )
+
+
+def _unread(
+    accounting: Accounting | None, readings: Readings, has_noise: bool | None, layers: Any, local: Any, networks: Any
+) -> tuple[str, ...]:
+    """What could not be read, and noise of which nothing could."""
+    unread = readings.unread if accounting is None else accounting.unread
+    is_known = layers or local is not None or len(networks) > 1 or dropout_rates(networks[0])
+    if has_noise and not is_known and not unread:
+        return (f"Predictions of {networks[0].name!r} vary, by noise whose KL cannot be read: T is not known.",)
+    return unread
 
 
 def _with_noise_costs(

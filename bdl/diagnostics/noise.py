@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from bdl.diagnostics.quantities import LayerHealth, Quantities
-from bdl.diagnostics.symptoms import accuracy_gap, is_behind, is_done, unit
+from bdl.diagnostics.symptoms import is_behind, is_done, is_less_accurate, unit
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
 READABLE = 0.1
@@ -74,8 +74,7 @@ def is_drowned(q: Quantities) -> bool:
     fit = q.judged
     if fit is None or not drowning_layers(q) or not is_done(q):
         return False
-    less_accurate = accuracy_gap(q) > max(LIMIT.accuracy_gap, LIMIT.errors * (fit.accuracy_error or 0.0))
-    return is_behind(q, LIMIT.drowned_gap) and less_accurate
+    return is_behind(q, LIMIT.drowned_gap) and is_less_accurate(q, LIMIT.accuracy_gap)
 
 
 def explained(layer: LayerHealth, q: Quantities) -> str:

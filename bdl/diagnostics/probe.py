@@ -1,14 +1,16 @@
 """Function-space figures of a network on a probe set: a few whole functions, evaluated op by op.
 
-Nothing is compiled here: a callback pays for a handful of forward passes, not for a compilation.
+Nothing is compiled here: a callback pays for a handful of forward passes, not for a compilation. JAX is the exception,
+which compiles each operation for each shape by itself, some hundred of them: there a pass is compiled once, and kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import keras
 import numpy as np
@@ -17,9 +19,11 @@ from keras import ops
 from bdl.diagnostics.quantities import Fit, fit_figures
 from bdl.diagnostics.weights import WeightPosterior, aside, at_prior, without_weakest
 from bdl.estimators.weights import whole_functions
-from bdl.keras_internals import flatten_layers, without_gradients
+from bdl.keras_internals import compiled, current_value, flatten_layers, without_gradients
+from bdl.latents import without_local_kl
 from bdl.layers import mean_weights
 from bdl.likelihoods import Likelihood
+from bdl.uncounted import counted
 
 ACTIVE_SIGNAL = 0.05
 """Share of a unit's variance that must come from the input for it to count as active."""
@@ -57,25 +61,27 @@ def draw(
         layers: Names of layers whose units' values to keep; of a Functional or Sequential network only.
     """
     members = networks if isinstance(networks, (list, tuple)) else [networks]
-    share = max(1, num_samples // len(members))
+    share, n = max(1, num_samples // len(members)), len(np.asarray(y))
     nll, means, hidden = [], [], []
     for member in members:
         network, names = _with_hidden(member, layers)
+        evaluate = _compiled_evaluation(network, likelihood) if keras.backend.backend() == "jax" else _evaluate
         with aside(member), whole_functions(), without_gradients():
             for _ in range(share):
-                parts = [_evaluate(network, likelihood, a, b) for a, b in _batches(x, y)]
-                nll.append(np.concatenate([part[0] for part in parts]))
-                means.append(np.concatenate([part[1] for part in parts]))
-                hidden.append([np.concatenate([part[2][i] for part in parts]) for i in range(len(names))])
+                parts = [evaluate(network, likelihood, a, b) for a, b in _batches(x, y)]
+                nll.append(np.concatenate([part[0] for part in parts])[:n])
+                means.append(np.concatenate([part[1] for part in parts])[:n])
+                hidden.append([np.concatenate([part[2][i] for part in parts])[:n] for i in range(len(names))])
     by_layer = {name: np.stack([values[i] for values in hidden]) for i, name in enumerate(names)}
     return Draws(np.stack(nll), np.stack(means), by_layer)
 
 
 def fit_of(
-    draws: Draws, y: Any, likelihood: Likelihood, nll_null: float | None = None, nll_mean: float | None = None
+    draws: Draws, y: Any, likelihood: Likelihood, null: np.ndarray | None = None, nll_mean: float | None = None
 ) -> Fit:
-    """The figures of a fit."""
+    """The figures of a fit; `null` is the NLL of each example under the best constant, that of these labels if None."""
     mean = draws.means.mean(axis=0)
+    nll_null = likelihood.null_nll(np.asarray(y)) if null is None else null
     return fit_figures(draws.nll, y, mean, likelihood.is_classifier, nll_mean, nll_null)
 
 
@@ -219,19 +225,54 @@ def _with_hidden(network: Any, layers: tuple[str, ...]) -> tuple[Any, list[str]]
 
 
 def _evaluate(network: Any, likelihood: Likelihood, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    outputs = network(keras.tree.map_structure(ops.convert_to_tensor, x), training=False)
-    hidden: list[Any] = []
-    if isinstance(outputs, (list, tuple)):
-        outputs, *hidden = outputs
-    nll = likelihood.nll(ops.convert_to_tensor(np.asarray(y)), outputs)
-    means = likelihood.mean(outputs)
+    x = keras.tree.map_structure(ops.convert_to_tensor, x)
+    nll, means, hidden = _outputs(network, likelihood, x, ops.convert_to_tensor(np.asarray(y)))
     return _numpy(nll), _numpy(means), [_numpy(values) for values in hidden]
 
 
+def _outputs(network: Any, likelihood: Likelihood, x: Any, y: Any) -> tuple[Any, Any, list[Any]]:
+    outputs = network(x, training=False)
+    hidden: list[Any] = []
+    if isinstance(outputs, (list, tuple)):
+        outputs, *hidden = outputs
+    return likelihood.nll(y, outputs), likelihood.mean(outputs), hidden
+
+
+_COMPILED: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
+"""Compiled passes by network and likelihood, so that a training's later measurements find them."""
+
+
+def _compiled_evaluation(network: Any, likelihood: Likelihood) -> Callable[..., Any]:
+    """`_evaluate` for one network, as a compiled function of the values of all variables, within whole functions."""
+    known = _COMPILED.setdefault(network, {})
+    variables = [*network.variables, *likelihood.variables]
+    held = ref(network)  # for what is kept must not keep the network
+
+    def of_values(values: list[Any], x: Any, y: Any) -> Any:
+        scope = keras.StatelessScope(list(zip(variables, values, strict=True)), collect_losses=True)
+        with scope, without_local_kl(), counted():
+            found = _outputs(held(), likelihood, x, y)
+            return found, [scope.get_current_value(variable) for variable in variables]
+
+    function = known.setdefault(id(likelihood), compiled(of_values))
+
+    def evaluate(_: Any, __: Likelihood, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        values = [current_value(variable) for variable in variables]
+        (nll, means, hidden), after = function(values, x, np.asarray(y))
+        for variable, value in zip(variables, after, strict=True):
+            if not variable.trainable:  # seeds, which have moved on
+                variable.assign(value)
+        return _numpy(nll), _numpy(means), [_numpy(each) for each in hidden]
+
+    return evaluate
+
+
 def _batches(x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
+    """Batches of one size, the last filled up with the first rows: each shape costs compilations of its own."""
     n = len(np.asarray(y))
-    for start in range(0, n, _BATCH_SIZE):
-        rows = slice(start, start + _BATCH_SIZE)
+    size = min(n, _BATCH_SIZE)
+    for start in range(0, n, size):
+        rows = np.arange(start, start + size) % n
         yield keras.tree.map_structure(lambda leaf, rows=rows: np.asarray(leaf)[rows], x), np.asarray(y)[rows]
 
 

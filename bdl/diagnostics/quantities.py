@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bdl.diagnostics.schema import checked
+from bdl.likelihoods import constants
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,13 @@ class Trends:
         window: Number of recorded epochs in it.
         elbo_change: Of the ELBO.
         elbo_p: Its significance.
-        nll_change: Of the training NLL.
-        nll_p: Its significance.
+        nll_change: Of the training NLL; of a run of two to four epochs, what the last of them changed it by.
+        nll_p: Its significance; None of so few epochs.
+        nll_rise: Training NLL, mean of its last epochs, above its best smoothed value.
+        nll_rise_errors: The same in standard errors of the epochs' scatter.
+        kl_fall: KL / N at the best smoothed training NLL, above that of the last epochs.
+        val_nll_change: Of the validation NLL.
+        val_nll_p: Its significance.
         val_nll_rise: Validation NLL, mean of its last epochs, above its best smoothed value.
         val_nll_rise_errors: The same in standard errors of the epochs' scatter.
         accuracy_drop: Accuracy (of validation data if there are any) below its best smoothed value.
@@ -113,6 +119,11 @@ class Trends:
     elbo_p: float | None = None
     nll_change: float | None = None
     nll_p: float | None = None
+    nll_rise: float | None = None
+    nll_rise_errors: float | None = None
+    kl_fall: float | None = None
+    val_nll_change: float | None = None
+    val_nll_p: float | None = None
     val_nll_rise: float | None = None
     val_nll_rise_errors: float | None = None
     accuracy_drop: float | None = None
@@ -160,7 +171,10 @@ class Quantities:
     Args:
         epoch: Epochs trained, from 1; 0 before training.
         planned_epochs: Epochs that were asked for.
-        num_examples: Training examples, N.
+        is_over: Whether the training is known to have ended, by itself or by early stopping.
+        num_examples: Training examples, N: what `fit` measured, where it did.
+        told_examples: What the model's `num_examples` says instead, which its objective divides by; None if the same.
+        has_data: Whether data were given to measure on; None if unknown.
         finite: Whether loss and weights are finite.
         temperature: Effective temperature T at the end of the schedule, measured from the compiled loss (Q1).
         declared_temperature: The T that the user asked for, where there is one to declare; else None.
@@ -168,6 +182,8 @@ class Quantities:
             stands, else of the last recorded epoch.
         kl: Closed-form divergence of all weights, in nats, total; with it the `penalty`.
         penalty: The part of `kl` that point estimates pay for their own prior (MAP), in nats, total.
+        unread: Sentences on what could not be read, such as posteriors of other libraries.
+        is_rank1: Whether every posterior is one of rank-1 factors.
         has_fitted_means: Whether posterior means are point estimates (`TiedMean`: variational EM), so that `kl` leaves
             out what they say.
         train: Fit to training data.
@@ -189,13 +205,18 @@ class Quantities:
 
     epoch: int = 0
     planned_epochs: int | None = None
+    is_over: bool | None = None
     num_examples: int | None = None
+    told_examples: int | None = None
+    has_data: bool | None = None
     finite: bool = True
     temperature: float | None = None
     declared_temperature: float | None = None
     present_temperature: float | None = None
     kl: float | None = None
     penalty: float | None = None
+    unread: tuple[str, ...] = ()
+    is_rank1: bool | None = None
     has_fitted_means: bool | None = None
     train: Fit | None = None
     validation: Fit | None = None
@@ -257,31 +278,6 @@ class Quantities:
         return checked(cls, dict(values))
 
 
-def null_nll(y: ArrayLike, is_classifier: bool) -> float:
-    """NLL of the best model that ignores the inputs (Q3).
-
-    Args:
-        y: Labels `(n, ...)` or targets `(n,)` or `(n, targets)`.
-        is_classifier: Whether they are labels.
-
-    Returns:
-        Entropy of the label frequencies, or of a Gaussian with each target's variance; summed over the events of an
-        example, in nats per example.
-
-    Example:
-    >>> round(null_nll([0, 1, 0, 1], is_classifier=True), 4)
-    0.6931
-    """
-    y = np.asarray(y)
-    y = y.reshape(len(y), -1)
-    if is_classifier:
-        counts = np.unique(y, return_counts=True)[1]
-        frequencies = counts / counts.sum()
-        return float(-np.sum(frequencies * np.log(frequencies))) * y.shape[1]
-    variances = np.maximum(y.astype("float64").var(axis=0), 1e-12)
-    return float(np.sum(0.5 * np.log(2 * math.pi * math.e * variances)))
-
-
 def data_gain(nll_bma: float, nll_null: float, is_classifier: bool, num_events: int = 1) -> float:
     """What the data taught (Q6): 0 for a model that ignores the inputs, 1 for perfect predictions.
 
@@ -303,7 +299,7 @@ def fit_figures(
     mean: ArrayLike,
     is_classifier: bool,
     nll_mean: float | None = None,
-    nll_null: float | None = None,
+    nll_null: ArrayLike | None = None,
 ) -> Fit:
     """All figures of a fit from the NLLs of weight samples.
 
@@ -313,7 +309,8 @@ def fit_figures(
         mean: Predictive mean, `(n, ...)`; of a classifier its class probabilities `(n, ..., classes)`, or of label 1.
         is_classifier: Whether `y` are labels.
         nll_mean: NLL of the posterior mean, nats per example.
-        nll_null: NLL of a model that ignores the inputs; None takes it from `y`.
+        nll_null: NLL of a model that ignores the inputs: of each example, `(n,)`, so that the error of the gain is
+            that of a difference, or one number. None takes class frequencies, or a Gaussian.
 
     Example:
     >>> figures = fit_figures(np.full((4, 2), 0.1), [0, 1], np.eye(2), is_classifier=True)
@@ -325,7 +322,9 @@ def fit_figures(
     with np.errstate(invalid="ignore"):  # of a network that diverged everything is NaN, which is its verdict
         bma = -(np.logaddexp.reduce(-nll, axis=0) - math.log(num_samples))
     if nll_null is None:
-        nll_null = null_nll(y, is_classifier)
+        nll_null = constants.frequencies(y) if is_classifier else constants.gaussian(y)
+    null = np.broadcast_to(np.asarray(nll_null, "float64"), (n,))
+    nll_null = float(null.mean())
     events = y.reshape(n, -1).shape[1]
     nll_bma = float(bma.mean())
     gain = data_gain(nll_bma, nll_null, is_classifier, events)
@@ -334,12 +333,12 @@ def fit_figures(
     error = math.sqrt(max(n - 1, 1))
     return Fit(
         num_examples=n,
-        nll_null=float(nll_null),
+        nll_null=nll_null,
         nll_gibbs=float(nll.mean()),
         nll_bma=nll_bma,
         nll_mean=nll_mean,
         gain=gain,
-        gain_error=float(slope * bma.std() / error),
+        gain_error=float(slope * (bma - null).std() / error),
         accuracy=float(correct.mean()),
         accuracy_error=float(correct.std() / error),
         disagreement=float(nll.mean(axis=1).std(ddof=1)) if num_samples > 1 else 0.0,

@@ -1,6 +1,6 @@
 """The record of a run: one JSON object a line, appended as training goes, so that a killed run has said all it knew.
 
-{"event": "start", "format": 1, "run": ..., "model": ..., "num_examples": ..., "planned_epochs": ...}
+{"event": "start", "format": 1, "run": ..., "model": ..., "num_examples": ..., "planned_epochs": ..., "steps": ...}
 {"event": "epoch", "epoch": 1, "logs": {...}, "seconds": ...}
 {"event": "probe", "epoch": 1, "quantities": {...}, "verdict": ..., "confidence": ..., "evidence": [...]}
 {"event": "end", "epoch": ..., "seconds": ..., "own_seconds": ...}
@@ -28,6 +28,8 @@ class _Start:
     run: str | None = None
     num_examples: int | None = None
     planned_epochs: int | None = None
+    steps: int | None = None
+    has_data: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,12 @@ def _take(runs: list[RunRecord], event: Any, values: dict[str, Any]) -> None:
     """Adds an event to the run that it is of."""
     if isinstance(event, _Start):
         known = {name: value for name, value in asdict(event).items() if name in values}
-        runs.append(RunRecord(str(event.run), {**values, **known}))
+        start = {**values, **known}
+        resumed = next((run for run in reversed(runs) if event.run is not None and run.run == event.run), None)
+        if resumed is None:
+            runs.append(RunRecord(str(event.run), start))
+        else:  # it goes on: one training is one run
+            resumed.start, resumed.end = {**resumed.start, **start}, {}
         return
     # Two runs may write to one file at a time: each line says whose it is.
     run = next((run for run in reversed(runs) if run.run == event.run), runs[-1])

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bdl.diagnostics.finding import Finding
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.record import plain
 from bdl.diagnostics.remedies import Remedy, remedies_of
-from bdl.diagnostics.verdict import Finding
 from bdl.report import Block, Figure, Page, Paragraph, Report, Row, Section, Table
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ MEANINGS = {
     "diverged": "The training produced numbers that are not finite.",
     "accounting_error": "The loss does not contain each layer's KL exactly once, so it is not an ELBO.",
     "mis_scaled_kl": "The KL has the wrong weight against the likelihood: the effective temperature is not 1.",
+    "no_signal": "Nothing about the labels was found in the inputs, with or without a posterior.",
     "still_training": "The ELBO still rises: nothing can be said about the posterior yet.",
     "underfitting": "The posterior slid towards its prior, or stayed there, for that is cheap; predictions pay for it.",
     "collapsed": "The posterior equals the prior, and the predictions ignore the inputs.",

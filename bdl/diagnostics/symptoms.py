@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from bdl.diagnostics.quantities import LocalLatents, Quantities, Refit
+from bdl.diagnostics.quantities import LocalLatents, Quantities, Refit, Trends
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
 
 def is_done(q: Quantities, share: float = 1.0) -> bool:
     """Whether the run (or this share of it) is over; some verdicts would be premature before."""
-    return q.planned_epochs is None or q.epoch >= share * q.planned_epochs
+    return bool(q.is_over) or q.planned_epochs is None or q.epoch >= share * q.planned_epochs
 
 
 def is_declared_one(q: Quantities) -> bool:
@@ -28,6 +28,12 @@ def is_warming_up(q: Quantities) -> bool:
     if q.temperature is None or q.present_temperature is None or not q.layers:
         return False
     return q.present_temperature < (1.0 - LIMIT.count_tolerance) * q.temperature
+
+
+def is_stopped_cold(q: Quantities) -> bool:
+    """Whether the training is over, and ended far below its final T: by early stopping in a warm-up, for example."""
+    is_low = (q.present_temperature or 0.0) < LIMIT.temperature_low * (q.temperature or 0.0)
+    return bool(q.is_over) and is_warming_up(q) and is_low
 
 
 def unit(nll_null: float) -> float:
@@ -69,12 +75,46 @@ def is_unpaid(q: Quantities) -> bool:
     return is_cold(q) and not is_frozen and not is_declared_cold(q) and not is_collapsed(q)
 
 
+def is_rising(trend: Trends) -> bool:
+    """Whether the ELBO rose over the window, beyond chance (Q15)."""
+    return trend.elbo_p is not None and trend.elbo_p < LIMIT.significance and (trend.elbo_change or 0.0) > 0.0
+
+
+def still_learns(q: Quantities) -> bool:
+    """Whether the training NLL still falls by much, and the fall is news (Q15).
+
+    It is none where the twin is reached, where validation got worse, or, without a twin, where the validation NLL does
+    not fall with it.
+    """
+    trend, fit = q.trends, q.train or q.validation
+    if trend is None or fit is None or trend.nll_p is None or trend.nll_p >= LIMIT.significance:
+        return False
+    material = LIMIT.material_nll_fall * unit(fit.nll_null)
+    if (trend.val_nll_rise or 0.0) >= LIMIT.overfit_rise * unit(fit.nll_null):
+        return False
+    is_news = True
+    if q.twin_gap is not None:
+        is_news = q.twin_gap > LIMIT.twin_reached
+    elif trend.val_nll_p is not None:
+        is_news = trend.val_nll_p < LIMIT.significance and -(trend.val_nll_change or 0.0) > material
+    return is_news and -(trend.nll_change or 0.0) > material
+
+
 def accuracy_gap(q: Quantities) -> float:
     """Accuracy of the twin above the network's; 0 where one is not known."""
     fit = q.judged
     if fit is None or q.twin is None or fit.accuracy is None or q.twin.accuracy is None:
         return 0.0
     return q.twin.accuracy - fit.accuracy
+
+
+def is_less_accurate(q: Quantities, gap: float) -> bool:
+    """Whether the network is less accurate than its twin, by so much and by two standard errors (Q14)."""
+    fit = q.judged
+    if fit is None or q.twin is None:
+        return False
+    error = math.hypot(fit.accuracy_error or 0.0, q.twin.accuracy_error or 0.0)
+    return accuracy_gap(q) > max(gap, LIMIT.errors * error)
 
 
 def is_behind(q: Quantities, gap: float) -> bool:
@@ -84,13 +124,27 @@ def is_behind(q: Quantities, gap: float) -> bool:
 
 
 def forgot(q: Quantities) -> bool:
-    """The ELBO rose by a smaller KL while the accuracy fell from its best (Q15)."""
+    """The accuracy fell from its best, and the KL with it (Q15).
+
+    Either the ELBO rose by the smaller KL, or the network unlearned its training data while the KL fell: by then the
+    ELBO may stand still, or fall.
+    """
     fit, trend = q.judged, q.trends
-    if fit is None or trend is None or trend.accuracy_drop is None or trend.elbo_p is None:
+    if fit is None or trend is None or trend.accuracy_drop is None:
         return False
     fell = trend.accuracy_drop > max(LIMIT.accuracy_drop, LIMIT.errors * (fit.accuracy_error or 0.0))
-    rose = trend.elbo_p < LIMIT.significance and (trend.elbo_change or 0.0) > 0.0
-    return fell and rose and (trend.kappa or 0.0) > LIMIT.kappa
+    bought = is_rising(trend) and (trend.kappa or 0.0) > LIMIT.kappa
+    rise = trend.nll_rise or 0.0
+    is_risen = rise > LIMIT.material_nll_fall * unit(fit.nll_null)
+    unlearned = is_risen and (trend.nll_rise_errors or 0.0) > LIMIT.errors and (trend.kl_fall or 0.0) > rise
+    return fell and (bought or unlearned)
+
+
+def is_over_pruned(q: Quantities) -> bool:
+    """Most units of a layer carry noise, and the twin is ahead (Q12, Q14)."""
+    if not pruned_layers(q) or not is_done(q) or is_collapsed(q):
+        return False
+    return is_behind(q, LIMIT.pruned_gap) and is_less_accurate(q, 0.0)
 
 
 def pruned_layers(q: Quantities) -> dict[str, float]:

@@ -29,6 +29,8 @@ class Thresholds:
         twin_gap: Gain below the twin's from which a network underfits. Zoo: default mean-field layers on small data
             stay up to 0.15 below their twins and are healthy.
         accuracy_gap: The same for accuracy (explained variance).
+        accuracy_alone: Accuracy below the twin's that is evidence by itself, whatever the gain, where nothing more
+            specific was found: twice `accuracy_gap`.
         accuracy_drop: Accuracy below its best from which a network forgets; a warm-up costs a tenth. Zoo.
         near_prior: Contraction below which the data have hardly narrowed a layer: its median scale is more than half
             of its prior's. From the definition.
@@ -36,7 +38,8 @@ class Thresholds:
         drowned_gap: Gain below the twin's that a layer's noise must have cost; so little is enough because the layer
             is known. Zoo.
         twin_reached: Gap to the twin below which a falling NLL is no news. Zoo.
-        collapsed_gain: G below it has learned nothing.
+        collapsed_gain: G below it has learned nothing. Where it lies within two standard errors of G, and the two
+            sides have different verdicts, neither is given.
         collapsed_rate: R below it, as a share of NLL_null: the posterior says next to nothing. Zoo.
         collapsed_signal: rho below it ignores the inputs.
         active_units: Share of a layer's units below which it is over-pruned.
@@ -64,6 +67,7 @@ class Thresholds:
     kappa: float = 0.8
     twin_gap: float = 0.2
     accuracy_gap: float = 0.04
+    accuracy_alone: float = 0.08
     accuracy_drop: float = 0.2
     near_prior: float = 0.75
     noise_cost: float = 0.1

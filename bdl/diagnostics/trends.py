@@ -20,7 +20,8 @@ def measure_trends(epochs: Sequence[Mapping[str, float]], num_examples: int | No
         num_examples: N, which turns `kl` into nats per example.
 
     Returns:
-        The trends, or None with fewer than five epochs.
+        The trends. With two to four epochs, which no rank test can judge, only what the last of them changed the NLL
+        by, without a significance; None with fewer, or without an NLL.
 
     Sources: Theil 1950, Sen 1968 (slopes); Mann 1945, Kendall 1975 (significance).
 
@@ -31,7 +32,7 @@ def measure_trends(epochs: Sequence[Mapping[str, float]], num_examples: int | No
     (0.4, 1.0)
     """
     if len(epochs) < _LEAST_EPOCHS:
-        return None
+        return _of_few(epochs)
     window = max(_LEAST_EPOCHS, len(epochs) // 3)
     curves = {key: _curve(epochs, key) for key in ("elbo", "nll", "kl", "val_nll")}
     accuracy = _curve(epochs, "val_accuracy")
@@ -39,7 +40,9 @@ def measure_trends(epochs: Sequence[Mapping[str, float]], num_examples: int | No
     elbo_change, elbo_p = _trend(curves["elbo"], window)
     nll_change, nll_p = _trend(curves["nll"], window)
     kl_change, _ = _trend(curves["kl"], window)
+    val_nll_change, val_nll_p = _trend(curves["val_nll"], window)
     rise, errors = _rise(curves["val_nll"], window)
+    nll_rise, nll_errors = _rise(curves["nll"], window)
     drop, _ = _rise(None if accuracy is None else -accuracy, window)
     return Trends(
         window=window,
@@ -47,11 +50,23 @@ def measure_trends(epochs: Sequence[Mapping[str, float]], num_examples: int | No
         elbo_p=elbo_p,
         nll_change=nll_change,
         nll_p=nll_p,
+        nll_rise=nll_rise,
+        nll_rise_errors=nll_errors,
+        kl_fall=_kl_fall(curves["nll"], curves["kl"], window, num_examples),
+        val_nll_change=val_nll_change,
+        val_nll_p=val_nll_p,
         val_nll_rise=rise,
         val_nll_rise_errors=errors,
         accuracy_drop=drop,
         kappa=_kappa(kl_change, nll_change, num_examples),
     )
+
+
+def _of_few(epochs: Sequence[Mapping[str, float]]) -> Trends | None:
+    values = [epoch["nll"] for epoch in epochs if epoch.get("nll") is not None]
+    if len(values) < 2 or not np.all(np.isfinite(values)):
+        return None
+    return Trends(window=len(values), nll_change=float(values[-1] - values[-2]))
 
 
 def _curve(epochs: Sequence[Mapping[str, float]], key: str) -> np.ndarray | None:
@@ -76,12 +91,25 @@ def _rise(curve: np.ndarray | None, window: int) -> tuple[float | None, float | 
     """How far the end of a curve lies above its best, both smoothed, and that in standard errors."""
     if curve is None:
         return None, None
-    width = max(3, min(window, len(curve) // 5))
-    smooth = np.convolve(curve, np.full(width, 1.0 / width), "valid")
+    smooth, width = _smoothed(curve, window)
     rise = float(smooth[-1] - smooth.min())
     # Scatter of single epochs about the trend, from differences of neighbours, which a trend does not enter.
     scatter = float(np.std(np.diff(curve)) / np.sqrt(2.0))
-    return rise, rise / max(scatter * np.sqrt(2.0 / width), 1e-12)
+    return rise, float(rise / max(scatter * np.sqrt(2.0 / width), 1e-12))
+
+
+def _smoothed(curve: np.ndarray, window: int) -> tuple[np.ndarray, int]:
+    """Means of neighbouring epochs, and of how many."""
+    width = max(3, min(window, len(curve) // 5))
+    return np.convolve(curve, np.full(width, 1.0 / width), "valid"), width
+
+
+def _kl_fall(nll: np.ndarray | None, kl: np.ndarray | None, window: int, num_examples: int | None) -> float | None:
+    """How far KL / N fell since the best smoothed NLL; None where the two were not recorded together."""
+    if nll is None or kl is None or len(nll) != len(kl) or not num_examples:
+        return None
+    smooth_nll, smooth_kl = _smoothed(nll, window)[0], _smoothed(kl, window)[0]
+    return float(smooth_kl[smooth_nll.argmin()] - smooth_kl[-1]) / num_examples
 
 
 def _kappa(kl_change: float | None, nll_change: float | None, num_examples: int | None) -> float | None:

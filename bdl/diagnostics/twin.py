@@ -7,15 +7,17 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from bdl.convert import to_deterministic, to_mc_dropout, to_variational
 from bdl.convert.mc_dropout import DecorativeDropoutWarning, decorative_dropout
 from bdl.convert.rewiring import ConvertedModel
-from bdl.diagnostics.measure import ProbeData, network_of
+from bdl.diagnostics.measure import ProbeData, network_of, sample_of, take_rows
 from bdl.diagnostics.probe import draw, fit_of
 from bdl.diagnostics.quantities import Fit
 from bdl.diagnostics.weights import drawn_weights, weight_posteriors
+from bdl.elbo import ELBO
 from bdl.keras_internals import flatten_layers
 from bdl.layers import InputFactors
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
@@ -24,7 +26,11 @@ from bdl.model import VariationalModel
 from bdl.posteriors import AnyPosterior
 from bdl.priors import Moped, Prior
 from bdl.recipes import instead_of_ensemble
+from bdl.training.data import as_arrays
 
+_HELD_OUT = 0.2  # of the training data, which choose the twin's epoch
+_TWIN_ROWS = 50_000  # examples that a twin is trained on at most
+_LEAST_PATIENCE = 5  # epochs
 _LEAST_RATE = 1e-3  # Adam's default
 _POINT_PRIORS = ("mean_prior", "kernel_prior")  # of weights that are point estimates: `TiedMean`'s and `Rank1`'s
 
@@ -61,25 +67,69 @@ def _forget_factors(fresh: keras.Model, network: keras.Model) -> None:
 
 
 def train_twin(
-    model: keras.Model, x: Any, y: Any, likelihood: Likelihood, epochs: int, batch_size: int, seed: int
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    likelihood: Likelihood,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    held_out: float = _HELD_OUT,
 ) -> Any:
     """Trains the twin of a model by maximum likelihood for the same budget, by the model's own optimizer.
 
-    Adam's default rate takes the place of a lower one: the twin shows what the network could learn.
+    Adam's default rate takes the place of a lower one: the twin shows what the network could learn. Trained to the end
+    it would overfit, and so lose to any network in NLL: it goes back to its best epoch, by the NLL of a part of the
+    training data that it is not trained on. Of very many examples it sees a sample.
+
+    Args:
+        model: The model.
+        x: Training inputs.
+        y: Training labels.
+        likelihood: Of the labels.
+        epochs: At most so many; it stops where its best epoch is long past.
+        batch_size: Of the training.
+        seed: Of initial weights, order and split; Keras' global seed is set to it.
+        held_out: Share of the data that choose the epoch; 0 trains to the end.
     """
     keras.utils.set_random_seed(seed)
     optimizer = keras.optimizers.get(own_optimizer(model))
     rate = ops.convert_to_numpy(optimizer.learning_rate)
     twin = compiled(plain_network(model), likelihood, None, "adam" if rate < _LEAST_RATE else optimizer)
-    twin.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0)
+    rows = np.random.default_rng(seed).permutation(sample_of(len(y), _TWIN_ROWS))
+    num_held = int(held_out * len(rows))
+    chosen, rest = np.sort(rows[:num_held]), np.sort(rows[num_held:])
+    if not num_held:
+        twin.fit(_part(x, rest), _part(y, rest), batch_size=batch_size, epochs=epochs, verbose=0)
+        return twin
+    best = keras.callbacks.EarlyStopping(
+        "val_nll", mode="min", patience=max(_LEAST_PATIENCE, epochs // 4), restore_best_weights=True
+    )
+    held = (_part(x, chosen), _part(y, chosen))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fit ended at T")  # of a network without any KL
+        twin.fit(
+            _part(x, rest),
+            _part(y, rest),
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=0,
+            validation_data=held,
+            callbacks=[best],
+        )
     return twin
+
+
+def _part(values: Any, rows: np.ndarray) -> Any:
+    """Rows of arrays, or of plain lists of numbers."""
+    return keras.tree.map_structure(lambda leaf: take_rows(leaf, rows), as_arrays(values, "x"))
 
 
 def fit_of_twin(twin: keras.Model, data: ProbeData, likelihood: Likelihood) -> Fit:
     """How well a twin predicts a probe; `likelihood` reads its outputs unless it has its own."""
     own = getattr(twin, "likelihood", None)
     likelihood = own if isinstance(own, Likelihood) else likelihood
-    return fit_of(draw(network_of(twin), data.x, data.labels, likelihood, 1), data.labels, likelihood, data.nll_null)
+    return fit_of(draw(network_of(twin), data.x, data.labels, likelihood, 1), data.labels, likelihood, data.null)
 
 
 def rebuilt(
@@ -126,7 +176,7 @@ def rebuilt(
 
 def burnt_in(model: Any, likelihood: Likelihood, data: Any, epochs: int = 50, batch_size: int = 64) -> VariationalModel:
     """The same architecture with posteriors around the weights of its deterministic twin, trained first on `data`."""
-    twin = train_twin(model, data[0], data[1], likelihood, epochs, batch_size, seed=0)
+    twin = train_twin(model, data[0], data[1], likelihood, epochs, batch_size, seed=0, held_out=0.0)
     bayesian = to_variational(twin.network, prior="moped")
     return compiled(bayesian, likelihood, kl_weight=1.0, **own_objective(model))
 
@@ -151,14 +201,30 @@ def redropped(model: Any, likelihood: Likelihood, data: Any = None, rate: float 
 
 
 def restarted(
-    model: Any, likelihood: Likelihood, data: Any = None, kl_weight: Any = None, free_bits: float | None = None
+    model: Any,
+    likelihood: Likelihood,
+    data: Any = None,
+    kl_weight: Any = None,
+    free_bits: float | None = None,
+    optimizer: Any = "adam",
 ) -> VariationalModel:
     """The same network, its layers as they are, with new weights and another objective; None keeps its free bits.
 
     Free bits are defined for the ELBO alone, which is what they are then given with.
     """
     changed = {} if free_bits is None else {"free_bits": free_bits, "objective": "elbo"}
-    return compiled(_cloned(network_of(model)), likelihood, kl_weight, **(own_objective(model) | changed))
+    return compiled(_cloned(network_of(model)), likelihood, kl_weight, optimizer, **(own_objective(model) | changed))
+
+
+def trained_anew(model: Any, likelihood: Likelihood, data: Any = None, optimizer: Any = "adam") -> keras.Model:
+    """The same network and objective with new weights and an optimizer: Adam at its default rate, unless given."""
+    if isinstance(model, VariationalModel):
+        return restarted(model, likelihood, kl_weight=model.kl_weight, optimizer=optimizer)
+    again = _cloned(model)
+    if isinstance(model.loss, ELBO):
+        return compiled(again, likelihood, model.loss.kl_weight, optimizer)
+    again.compile(keras.optimizers.get(optimizer), loss=model.loss)
+    return again
 
 
 def compiled(

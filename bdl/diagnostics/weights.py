@@ -1,26 +1,26 @@
 """The weight posteriors of any Keras model, ours or another library's: means, scales, priors, divergences.
 
-Layers of bdl are read by what they are. Layers of other libraries are read by their variables: a pair of one shape of
-which one holds an untransformed scale (`*_rho`, `*untransformed_scale`, `*_sigma`, `*_logvar`).
+Layers of bdl are read by what they are. Those of other libraries are guessed from their variables' names (`foreign`),
+and a guess counts where `reading` found it to agree with what the layer adds to the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from bdl.convert.mc_dropout import MCDropoutModel
+from bdl.diagnostics.foreign import guessed, in_order, is_foreign
 from bdl.diagnostics.quantities import LayerHealth
+from bdl.diagnostics.weight_posterior import WeightPosterior, to_numpy
 from bdl.elbo import kl_divergence
 from bdl.estimators.linear import Scale
 from bdl.estimators.weights import FactoredWeight, SampledWeight
-from bdl.keras_internals import current_value, direct_layers, flatten_layers, take_losses
+from bdl.keras_internals import current_value, flatten_layers, take_losses
 from bdl.latents import without_local_kl
 from bdl.layers.variational import Variational
 from bdl.posteriors import Component, LowRankNormal, MatrixNormal, MeanFieldNormal
@@ -34,68 +34,15 @@ STUCK_CHANGE = 0.05
 """Relative change of a scale below which it counts as still at its start."""
 
 
-@dataclass(frozen=True, eq=False)
-class WeightPosterior:
-    """Gaussian posterior and prior of one tensor, weight by weight, and the variables behind it.
+def weight_posteriors(
+    model: keras.Layer, foreign: Mapping[int, tuple[WeightPosterior, ...]] | None = None
+) -> list[WeightPosterior]:
+    """Every Gaussian weight posterior of a built model, in the order of its layers.
 
     Args:
-        layer: Path of the layer.
-        mean_variable: Holds the means.
-        scale_variables: Hold what the scales are made of.
-        read_scale: The standard deviation of each weight, from the values of those variables.
-        write_scale: Values of those variables that make the weights independent with given standard deviations.
-        prior_mean: Prior means, broadcastable; those of `Prior.parameters`, where the prior is not Gaussian.
-        prior_scale: Prior standard deviations, broadcastable; likewise.
-        rest: Mean and standard deviation at which the prior alone would hold each weight (`Prior.resting_place`).
-        is_factor: Whether it multiplies entries of the layer's inputs or outputs one by one.
-    """
-
-    layer: str
-    mean_variable: keras.Variable
-    scale_variables: tuple[keras.Variable, ...]
-    read_scale: Callable[..., np.ndarray]
-    write_scale: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    prior_mean: Any
-    prior_scale: Any
-    rest: tuple[Any, Any]
-    is_factor: bool = False
-
-    @property
-    def variables(self) -> tuple[keras.Variable, ...]:
-        """All variables of the posterior, the means first."""
-        return (self.mean_variable, *self.scale_variables)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Posterior means."""
-        return _numpy(self.mean_variable)
-
-    @property
-    def scale(self) -> np.ndarray:
-        """Posterior standard deviations."""
-        return self.read_scale(*(_numpy(variable) for variable in self.scale_variables))
-
-    def excess(self) -> np.ndarray:
-        """How far each weight by itself is from where its prior alone would hold it, in nats (Q9).
-
-        That is the divergence of one Gaussian from the other. Where the prior is Gaussian their sum over independent
-        weights is the KL; of other priors, and of correlated weights, only the layer knows it.
-        """
-        rest_mean, rest_scale = self.rest
-        ratio, shift = self.scale / rest_scale, (self.mean - rest_mean) / rest_scale
-        return 0.5 * (ratio**2 + shift**2 - 1.0) - np.log(ratio)
-
-    def assign(self, mean: Any, scale: Any) -> None:
-        """Sets the posterior to independent Gaussians."""
-        shape = tuple(self.mean_variable.shape)
-        scale = np.broadcast_to(np.asarray(scale, "float32"), shape)
-        self.mean_variable.assign(np.broadcast_to(np.asarray(mean, "float32"), shape))
-        for variable, value in zip(self.scale_variables, self.write_scale(scale), strict=True):
-            variable.assign(value)
-
-
-def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
-    """Every Gaussian weight posterior of a built model, in the order of its layers.
+        model: The model.
+        foreign: Posteriors of layers of other libraries by the layers' `id`, as `bdl.diagnostics.reading` found them;
+            None guesses them from names.
 
     Example:
     >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3, name="hidden")])
@@ -103,14 +50,16 @@ def weight_posteriors(model: keras.Layer) -> list[WeightPosterior]:
     [('hidden', (4, 3))]
     """
     found: list[WeightPosterior] = []
-    for layer in _in_order(model):
+    for layer in in_order(model):
         if isinstance(layer, Variational):
             for weight in layer.sampled_weights.values():
                 is_factor = isinstance(weight, FactoredWeight) or isinstance(layer.layer, Scale)
                 for part in weight.components():
                     found.extend(_of_component(layer.name, part, is_factor))
-        elif layer.built and not hasattr(layer, "noise_strength"):  # bdl's dropout has noise, but no scales of weights
-            found.extend(_of_variables(layer))
+        elif foreign is not None:
+            found.extend(foreign.get(id(layer), ()))
+        elif is_foreign(layer):
+            found.extend(guessed(layer))
     return found
 
 
@@ -122,7 +71,7 @@ def layer_health(
     Args:
         model: A built model.
         posteriors: Its, from `weight_posteriors`.
-        start: Scales before training, from `start_scales`.
+        start: What they were made of before training, from `start_scales`.
     """
     return tuple(
         _health(name, kl, [part for part in posteriors if part.layer == name], start)
@@ -132,11 +81,11 @@ def layer_health(
 
 def _divergences(model: keras.Layer, posteriors: list[WeightPosterior]) -> dict[str, float]:
     """KL of each layer: its own where it knows it, which the loss counts; otherwise that of Gaussians."""
-    layers = _in_order(model)
+    layers = in_order(model)
     found: dict[str, float] = {}
     for layer in layers:
         if isinstance(layer, HasKL) and layer.built:
-            found[layer.name] = found.get(layer.name, 0.0) + float(_numpy(layer.kl_divergence()))
+            found[layer.name] = found.get(layer.name, 0.0) + float(to_numpy(layer.kl_divergence()))
     for name in dict.fromkeys(part.layer for part in posteriors):
         if name not in found:
             found[name] = float(sum(part.excess().sum() for part in posteriors if part.layer == name))
@@ -144,8 +93,8 @@ def _divergences(model: keras.Layer, posteriors: list[WeightPosterior]) -> dict[
 
 
 def start_scales(posteriors: list[WeightPosterior]) -> dict[str, np.ndarray]:
-    """Scales by the path of their first variable, to be compared with later ones."""
-    return {posterior.scale_variables[0].path: posterior.scale for posterior in posteriors}
+    """What scales are made of, by the variables' paths, to be compared with later ones."""
+    return {variable.path: to_numpy(variable) for part in posteriors for variable in part.scale_variables}
 
 
 def total_divergence(model: keras.Layer, posteriors: list[WeightPosterior]) -> float:
@@ -160,13 +109,19 @@ def has_fitted_means(model: keras.Layer) -> bool:
     return any(isinstance(weight.prior, TiedMean) for weight in drawn_weights(model))
 
 
+def is_rank1(model: keras.Layer) -> bool | None:
+    """Whether every weight that is drawn has rank-1 factors; None without any."""
+    drawn = [isinstance(weight, FactoredWeight) for weight in drawn_weights(model)]
+    return all(drawn) if drawn else None
+
+
 def penalty_of_point_estimates(model: keras.Layer) -> float:
     """The part of the KL that is no divergence: what point estimates pay for their own prior, in nats."""
     total = 0.0
     for weight in drawn_weights(model):
         if weight.point_prior is not None:
             mean = ops.cast(ops.convert_to_tensor(weight.mean), "float32")
-            total += float(_numpy(weight.point_prior.penalty(mean, weight.input_axes, weight.prior_variables)))
+            total += float(to_numpy(weight.point_prior.penalty(mean, weight.input_axes, weight.prior_variables)))
     return total
 
 
@@ -235,15 +190,6 @@ def dropout_rates(model: keras.Layer) -> tuple[float, ...]:
     return tuple(rates)
 
 
-def _in_order(layer: keras.Layer) -> list[keras.Layer]:
-    """The layer and every layer inside it, each once, in the order in which they are held, at any depth."""
-    found = {id(layer): layer}
-    for inner in direct_layers(layer):
-        for each in _in_order(inner):
-            found.setdefault(id(each), each)
-    return list(found.values())
-
-
 def _of_component(name: str, part: Component, is_factor: bool) -> Iterator[WeightPosterior]:
     """A component as a Gaussian, where its family is one of bdl's, whose variables can be written."""
     family, variables = part.posterior, part.variables
@@ -257,7 +203,7 @@ def _of_component(name: str, part: Component, is_factor: bool) -> Iterator[Weigh
     shapes = {key: tuple(variable.shape) for key, variable in variables.items()}
 
     def read_scale(*values: np.ndarray) -> np.ndarray:
-        return _numpy(family.scale(dict(zip(variables, values, strict=True))))
+        return to_numpy(family.scale(dict(zip(variables, values, strict=True))))
 
     def write_scale(scale: np.ndarray) -> tuple[np.ndarray, ...]:
         return _independent(np.log(scale) / speed, shapes)
@@ -268,9 +214,9 @@ def _of_component(name: str, part: Component, is_factor: bool) -> Iterator[Weigh
         scale_variables=tuple(variables.values()),
         read_scale=read_scale,
         write_scale=write_scale,
-        prior_mean=_numpy(prior_mean),
-        prior_scale=_numpy(prior_scale),
-        rest=(_numpy(rest_mean), _numpy(rest_scale)),
+        prior_mean=to_numpy(prior_mean),
+        prior_scale=to_numpy(prior_scale),
+        rest=(to_numpy(rest_mean), to_numpy(rest_scale)),
         is_factor=is_factor,
     )
 
@@ -286,72 +232,6 @@ def _independent(rho: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tuple[n
     return tuple(np.zeros(shape, "float32") if key == "factor" else rho for key, shape in shapes.items())
 
 
-def _softplus(raw: np.ndarray) -> np.ndarray:
-    return np.logaddexp(raw, 0.0)
-
-
-def _inverse_softplus(scale: np.ndarray) -> np.ndarray:
-    return scale + np.log(-np.expm1(-scale))
-
-
-# Endings of the names of third-party scale variables, how to read them, and how to write them.
-_FOREIGN_SCALES: tuple[tuple[str, Any, Any], ...] = (
-    ("rho", _softplus, _inverse_softplus),
-    ("untransformed_scale", _softplus, _inverse_softplus),
-    ("log_sigma", np.exp, np.log),
-    ("log_scale", np.exp, np.log),
-    ("logvar", lambda raw: np.exp(0.5 * raw), lambda scale: 2.0 * np.log(scale)),
-    ("log_var", lambda raw: np.exp(0.5 * raw), lambda scale: 2.0 * np.log(scale)),
-    ("sigma", np.abs, lambda scale: scale),
-)
-_FOREIGN_PRIOR_SCALES = ("prior_scale", "prior_sigma", "prior_std", "prior_stddev")
-
-
-def _of_variables(layer: keras.Layer) -> Iterator[WeightPosterior]:
-    """Posteriors of a layer of another library, by the names of the variables that it holds itself."""
-    inner = {id(weight) for part in flatten_layers(layer) if part is not layer for weight in part.weights}
-    own = [weight for weight in layer.weights if id(weight) not in inner]
-    means = [variable for variable in own if not _foreign_scale(variable)]
-    given = next((getattr(layer, name) for name in _FOREIGN_PRIOR_SCALES if hasattr(layer, name)), 1.0)
-    prior_scale = float(np.mean(_numpy(given)))
-    for variable in own:
-        reading = _foreign_scale(variable)
-        stem = _stem(variable.name)
-        same = [mean for mean in means if tuple(mean.shape) == tuple(variable.shape)]
-        named = [mean for mean in same if _stem(mean.name) == stem or mean.name == stem]
-        if reading is None or not (named or same):
-            continue
-        mean = (named or same)[0]
-        read, write = reading
-        yield WeightPosterior(
-            layer=layer.name,
-            mean_variable=mean,
-            scale_variables=(variable,),
-            read_scale=read,
-            write_scale=_as_only_variable(write),
-            prior_mean=0.0,
-            prior_scale=prior_scale,
-            rest=(0.0, prior_scale),
-        )
-
-
-def _as_only_variable(write: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
-    def write_scale(scale: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (write(scale),)
-
-    return write_scale
-
-
-def _foreign_scale(variable: keras.Variable) -> tuple[Any, Any] | None:
-    name = variable.name.lower()
-    return next(((read, write) for ending, read, write in _FOREIGN_SCALES if name.endswith(ending)), None)
-
-
-def _stem(name: str) -> str:
-    """A variable's name without the word for mean or scale: `kernel_rho` and `kernel_mu` are both `kernel`."""
-    return name.lower().rsplit("_", 1)[0].removesuffix("_untransformed").removesuffix("_posterior")
-
-
 def _health(name: str, kl: float, parts: list[WeightPosterior], start: dict[str, np.ndarray] | None) -> LayerHealth:
     if not parts:
         return LayerHealth(name, kl=kl)
@@ -360,8 +240,10 @@ def _health(name: str, kl: float, parts: list[WeightPosterior], start: dict[str,
     ratio = np.concatenate([(part.scale / part.prior_scale).ravel() for part in parts])
     signal = np.concatenate([(np.abs(part.mean) / part.scale).ravel() for part in parts])
     stuck = None
-    if start is not None and all(part.scale_variables[0].path in start for part in parts):
-        first = np.concatenate([start[part.scale_variables[0].path].ravel() for part in parts])
+    paths = [[variable.path for variable in part.scale_variables] for part in parts]
+    if start is not None and all(path in start for each in paths for path in each):
+        scales = [part.read_scale(*(start[path] for path in each)) for part, each in zip(parts, paths, strict=True)]
+        first = np.concatenate([values.ravel() for values in scales])
         stuck = float(np.mean(np.abs(scale / first - 1.0) < STUCK_CHANGE))
     return LayerHealth(
         name=name,
@@ -373,9 +255,3 @@ def _health(name: str, kl: float, parts: list[WeightPosterior], start: dict[str,
         stuck=stuck,
         draws_factors=all(part.is_factor for part in parts),
     )
-
-
-def _numpy(value: Any) -> np.ndarray:
-    if isinstance(value, (float, int, np.ndarray)):
-        return np.asarray(value)
-    return ops.convert_to_numpy(ops.convert_to_tensor(value))

@@ -127,3 +127,98 @@ def test_a_missing_metric_is_no_error(data):
 def test_bad_arguments_are_named(argument, value):
     with pytest.raises(ValueError, match=f"`{argument}`"):
         TrainingHealth(**{argument: value})
+
+
+def test_data_that_were_given_and_not_measured_are_said_to_be(data):
+    health = TrainingHealth(data, on_verdict="record", max_cost=1e-6)
+    variational().fit(*data, epochs=1, verbose=0, callbacks=[health])
+    report = diagnose(record=health)
+    assert report.verdict == "inconclusive"
+    assert "Data were given" in report.evidence[0]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("counts_on", [True, False])
+def test_a_resumed_training_is_one_run(data, tmp_path, counts_on):
+    path = tmp_path / "run.jsonl"
+    model = variational()
+    health = TrainingHealth(data, data, record=path, on_verdict="record", max_cost=1.0)
+    model.fit(*data, epochs=4, verbose=0, callbacks=[health])
+    start = health.quantities.layers[0].stuck
+    again = {"initial_epoch": 4, "epochs": 8} if counts_on else {"epochs": 4}
+    model.fit(*data, verbose=0, callbacks=[health], **again)
+    (run,) = read_record(path)
+    assert [entry["epoch"] for entry in run.epochs] == list(range(1, 9))
+    assert [entry["epoch"] for entry in health.epochs] == list(range(1, 9))
+    assert run.start["planned_epochs"] == 8
+    assert run.is_complete
+    report = diagnose(record=path)
+    assert report.quantities.epoch == 8
+    assert report.quantities.trends.window == 5
+    assert health.quantities.layers[0].stuck <= start  # from where the first fit began
+
+
+def test_another_process_goes_on_with_the_record(data, tmp_path):
+    path, kept = tmp_path / "run.jsonl", tmp_path / "model.keras"
+    model = variational()
+    model.fit(*data, epochs=3, verbose=0, callbacks=[TrainingHealth(data, record=path, on_verdict="record")])
+    model.save(kept)
+    loaded = keras.saving.load_model(kept)
+    health = TrainingHealth(data, record=path, on_verdict="record", max_cost=1.0)
+    loaded.fit(*data, initial_epoch=3, epochs=6, verbose=0, callbacks=[health])
+    (run,) = read_record(path)
+    assert [entry["epoch"] for entry in run.epochs] == [1, 2, 3, 4, 5, 6]
+    assert health.quantities.layers[0].stuck is None  # where the scales began is not known any more
+
+
+def test_another_model_is_another_run(data, tmp_path):
+    path = tmp_path / "run.jsonl"
+    health = TrainingHealth(data, record=path, on_verdict="record")
+    for _ in range(2):
+        variational().fit(*data, epochs=2, verbose=0, callbacks=[health])
+    assert [len(run.epochs) for run in read_record(path)] == [2, 2]
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:num_examples=1, but fit was given 120")
+def test_what_fit_measured_about_the_data_counts(data, tmp_path):
+    network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseReparameterization(2)])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), num_examples=1, kl_weight=1.0)
+    model.compile("adam")
+    health = TrainingHealth(data, on_verdict="record")
+    model.fit(*data, epochs=1, verbose=0, callbacks=[health])
+    assert health.finding.verdict == "mis_scaled_kl"
+    assert health.quantities.temperature == 120.0
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        report = diagnose(each, *data, num_samples=2)
+        assert report.verdict == "mis_scaled_kl"
+        assert report.quantities.temperature == pytest.approx(120.0, rel=5e-3)
+        assert "num_examples=1, and fit was given 120" in report.evidence[1]
+
+
+class Counted:
+    """An array that counts the rows that are read of it."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.read = values, values.shape, 0
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, rows):
+        found = self.values[rows]
+        self.read += len(found)
+        return found
+
+
+def test_what_is_read_does_not_grow_with_the_data():
+    from bdl.diagnostics.measure import take_probe
+
+    x = Counted(np.zeros((300_000, 1), "float32"))
+    y = Counted(np.arange(300_000) % 3)
+    probe = take_probe((x, y), 256, CATEGORICAL, "data")
+    assert len(probe.x) == len(probe.y) == len(probe.labels) == 256
+    assert x.read == 256
+    assert y.read <= 256 + 20_000
+    assert probe.nll_null == pytest.approx(np.log(3), rel=1e-2)

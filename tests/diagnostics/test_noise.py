@@ -26,7 +26,7 @@ INPUTS = LayerHealth("inputs", 3072, kl=160.0, contraction=0.1, signal_to_noise=
 BEHIND = Fit(
     500, nll_null=2.3, nll_gibbs=2.1, nll_bma=2.06, gain=0.104, gain_error=0.01, accuracy=0.3, accuracy_error=0.02
 )
-TWIN = dataclasses.replace(BEHIND, nll_gibbs=1.76, nll_bma=1.76, gain=0.235, accuracy=0.39)
+TWIN = dataclasses.replace(BEHIND, nll_gibbs=1.76, nll_bma=1.76, gain=0.235, accuracy=0.37)
 PHOTOGRAPHS = Quantities(
     num_examples=3200, kl=400.0, train=BEHIND, validation=BEHIND, twin=TWIN, function_signal=0.3, layers=(INPUTS,)
 )
@@ -103,7 +103,7 @@ def test_broad_input_factors_are_named_with_their_price():
     assert "KL 0.05 nats per example" in finding.evidence[0]
     assert "noise of 2.9 times their factors' mean" in finding.evidence[0]
     assert "the labels hold 2.3" in finding.evidence[0]
-    assert "accuracy 0.390" in finding.evidence[1]
+    assert "accuracy 0.370" in finding.evidence[1]
     assert remedies_of("underfitting", PHOTOGRAPHS)[0] is NARROW_FACTORS
 
 
@@ -152,7 +152,7 @@ def test_a_collapse_names_what_the_data_could_not_pay_for():
     q = but(train=null, validation=null, kl=10.0, function_signal=0.01, twin=None)
     finding = judge(q)
     assert finding.verdict == "collapsed"
-    assert explained(q.layers[0], q) == finding.evidence[-1]
+    assert explained(q.layers[0], q) in finding.evidence
     assert remedies_of("collapsed", q)[0] is NARROW_FACTORS
 
 

@@ -7,21 +7,7 @@ import numpy as np
 import pytest
 
 from bdl.diagnostics import Fit, LayerHealth, Quantities, Trends
-from bdl.diagnostics.quantities import data_gain, fit_figures, null_nll
-
-
-def test_null_nll_is_the_entropy_of_the_labels():
-    frequencies = np.array([0.5, 0.25, 0.25])
-    expected = -np.sum(frequencies * np.log(frequencies))
-    assert null_nll([0, 0, 1, 2], is_classifier=True) == pytest.approx(expected, rel=1e-12)
-
-
-def test_null_nll_of_targets_is_the_best_gaussian_s():
-    from scipy import stats
-
-    y = np.random.default_rng(0).normal(3.0, 2.0, size=500)
-    expected = -stats.norm(y.mean(), y.std()).logpdf(y).mean()
-    assert null_nll(y, is_classifier=False) == pytest.approx(expected, rel=1e-12)
+from bdl.diagnostics.quantities import data_gain, fit_figures
 
 
 def test_gain_of_a_regression_is_the_explained_variance():
@@ -53,6 +39,17 @@ def test_gain_error_is_the_standard_error_over_examples():
     assert figures.gain_error == pytest.approx(nll.std(ddof=1) / np.sqrt(400) / np.log(4.0), rel=1e-9)
 
 
+def test_gain_error_is_that_of_the_difference_to_the_null_model():
+    """A network that predicts what the null model does has no gain, and no doubt about it."""
+    y = np.random.default_rng(4).normal(size=100)
+    null = 0.5 * y**2 + 0.5 * np.log(2 * np.pi)
+    figures = fit_figures(null[None], y, np.zeros(100), is_classifier=False, nll_null=null)
+    assert (figures.gain, figures.gain_error) == (0.0, 0.0)
+    worse = fit_figures(null[None] + 0.1 * y, y, np.zeros(100), is_classifier=False, nll_null=null)
+    slope = 2 * (1 - worse.gain)
+    assert worse.gain_error == pytest.approx(slope * 0.1 * y.std(ddof=1) / 10, rel=1e-9)
+
+
 def test_information_excess_follows_its_definition():
     fit = Fit(10, nll_null=2.3, nll_gibbs=0.4, nll_bma=0.3)
     q = Quantities(num_examples=100, kl=250.0, nll_prior=2.4, train=fit)
@@ -68,6 +65,7 @@ def test_json_round_trip():
         epoch=3,
         kl=2.0,
         penalty=0.5,
+        unread=("a",),
         has_fitted_means=True,
         train=Fit(10, 2.3, 0.4, 0.3),
         layers=(LayerHealth("a", 4, stuck=0.5),),

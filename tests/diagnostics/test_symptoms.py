@@ -11,6 +11,8 @@ from bdl.diagnostics.symptoms import (
     is_behind,
     is_cold,
     is_collapsed,
+    is_done,
+    is_less_accurate,
     is_local_collapse,
     is_unpaid,
     is_warming_up,
@@ -184,3 +186,35 @@ def test_a_warm_up_is_not_guessed(missing):
     q = Quantities(temperature=1.0, present_temperature=0.5, layers=(LAYER,))
     assert is_warming_up(q)
     assert not is_warming_up(dataclasses.replace(q, **missing))
+
+
+UNLEARNED = {"elbo_p": 0.9, "kappa": None, "nll_rise": 1.0, "nll_rise_errors": 9.0, "kl_fall": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "cases"),
+    [
+        ("nll_rise", fires_above(THRESHOLDS.material_nll_fall * NULL)),
+        ("nll_rise_errors", fires_above(THRESHOLDS.errors)),
+        ("kl_fall", fires_above(1.0)),  # by more than the NLL rose
+        *((name, [(None, False)]) for name in ("nll_rise", "nll_rise_errors", "kl_fall")),
+    ],
+)
+def test_forgetting_is_also_a_rise_of_the_training_nll_that_bought_a_smaller_kl(name, cases):
+    for value, expected in cases:
+        trends = dataclasses.replace(FORGETTING.trends, **{**UNLEARNED, name: value})
+        assert forgot(dataclasses.replace(FORGETTING, trends=trends)) == expected
+
+
+@pytest.mark.parametrize(("errors", "least"), [((0.0, 0.0), 0.04), ((0.03, 0.04), 0.1)])
+def test_less_accurate_by_the_gap_and_by_two_errors_of_both(errors, least):
+    fit, twin = (dataclasses.replace(LEARNED_NOTHING, accuracy=0.0, accuracy_error=error) for error in errors)
+    for accuracy, expected in fires_above(least):
+        q = Quantities(train=fit, twin=dataclasses.replace(twin, accuracy=accuracy))
+        assert is_less_accurate(q, 0.04) == expected
+    assert not is_less_accurate(Quantities(train=fit), 0.0)
+
+
+@pytest.mark.parametrize(("is_over", "expected"), [(True, True), (False, False), (None, False)])
+def test_what_has_ended_is_done(is_over, expected):
+    assert is_done(Quantities(epoch=1, planned_epochs=9, is_over=is_over)) == expected

@@ -46,3 +46,27 @@ def test_rise_of_validation_nll_from_its_best():
 
 def test_few_epochs_have_no_trend():
     assert measure_trends(epochs(4, elbo=np.arange(4)), None) is None
+
+
+def test_of_a_few_epochs_only_the_last_change_is_known():
+    trends = measure_trends(epochs(3, nll=np.array([2.0, 1.5, 1.2])), None)
+    assert (trends.window, trends.nll_p, trends.elbo_p) == (3, None, None)
+    assert trends.nll_change == pytest.approx(-0.3)
+    assert measure_trends(epochs(1, nll=np.array([2.0])), None) is None
+
+
+def test_rise_of_the_training_nll_and_fall_of_the_kl_since():
+    nll = np.concatenate([np.linspace(2, 1, 10), np.linspace(1, 2, 10)])
+    kl = np.linspace(1000, 0, 20)
+    trends = measure_trends(epochs(20, nll=nll, kl=kl), num_examples=10)
+    width = 4
+    smooth = np.convolve(nll, np.full(width, 1 / width), "valid")
+    assert trends.nll_rise == pytest.approx(smooth[-1] - smooth.min())
+    since = len(smooth) - 1 - smooth.argmin()
+    assert trends.kl_fall == pytest.approx(since * (1000 / 19) / 10)
+
+
+def test_validation_has_a_trend_of_its_own():
+    trends = measure_trends(epochs(30, val_nll=2.0 - 0.01 * np.arange(30)), None)
+    assert trends.val_nll_change == pytest.approx(-0.01 * (trends.window - 1))
+    assert trends.val_nll_p < 0.05

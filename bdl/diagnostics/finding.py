@@ -1,0 +1,39 @@
+"""What a verdict is: its name, how sure it is, and what it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VERDICTS = (
+    "diverged",
+    "accounting_error",
+    "mis_scaled_kl",
+    "no_signal",
+    "still_training",
+    "underfitting",
+    "collapsed",
+    "over_pruned",
+    "variance_saturated",
+    "scales_not_learned",
+    "near_deterministic",
+    "overfitting",
+    "healthy",
+    "inconclusive",
+)
+HOPELESS = ("diverged", "accounting_error", "mis_scaled_kl", "collapsed")
+"""Verdicts on which going on with the same run is a waste."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict with what it rests on.
+
+    Args:
+        verdict: One of `VERDICTS`.
+        confidence: `"certain"`, `"probable"` or `"possible"`.
+        evidence: Sentences with numbers.
+    """
+
+    verdict: str
+    confidence: str
+    evidence: tuple[str, ...]
