@@ -30,7 +30,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from data import folder_of
-from zoo_cases import Case, build, cases, data_of
+from zoo_cases import OF_THEIR_DATA, Case, build, cases, data_of
 from zoo_remedies import WHICH, Trial, attempt, trials
 
 app = typer.Typer(add_completion=False)
@@ -48,13 +48,14 @@ def twin_of(case: Case, data: tuple[np.ndarray, ...], likelihood: Any) -> Any:
     from bdl.diagnostics.measure import take_probe
     from bdl.diagnostics.twin import fit_of_twin, train_twin
 
-    share = case.kind if case.kind in ("rank1_tiny", "rank1_noisy", "overfit", "features", "saturated") else ""
+    share = case.kind if case.kind in OF_THEIR_DATA else ""
     depth = 1 if case.kind == "pruned" else 2
     key = (share, depth, case.data, case.width, case.activation, case.seed)
     if key not in _TWINS:
         x, y, x_test, y_test = data
         # The code's twin and that of layers of other libraries are the dense network of the same width.
-        kind = share if share in ("features", "saturated") else "pruned" if depth == 1 else "default"
+        is_of_its_own = share in ("features", "saturated") or share.startswith(("count", "student"))
+        kind = share if is_of_its_own else "pruned" if depth == 1 else "default"
         plain = Case(kind, (), case.data, case.width, case.activation, case.seed)
         keras.utils.set_random_seed(case.seed)
         model, own = build(plain, x.shape[1], len(x))

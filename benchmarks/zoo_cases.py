@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import data as real_data
 import numpy as np
+from zoo_layers import add_loss_layer, code_layer, foreign_layer
 
 DATA_SETS = ("digits", "breast_cancer", "wine", "diabetes")
 REAL_DATA_SETS = ("concrete", "energy", "fashion_mnist")
@@ -32,11 +33,17 @@ ADD_LOSS = {
     "tenth": (0.1, 0.1, 0.1),
     "thousandth": (1e-3, 1e-3, 1e-3),
     "foreign_times_N": (1.0, 1.0, 1.0),
+    "foreign_one": (1.0, 1.0, 1.0),
+    "foreign_log_std_times_N": (1.0, 1.0, 1.0),
+    "foreign_mixture": (1.0, 1.0, 1.0),
     "missing": (0.0, 0.0, 0.0),
     "doubled": (2.0, 2.0, 2.0),
     "one_missing": (1.0, 0.0, 1.0),
     "one_doubled": (1.0, 2.0, 1.0),
 }
+# Kinds whose data, and so whose twin, are their own.
+OF_THEIR_DATA = ("rank1_tiny", "rank1_noisy", "overfit", "features", "saturated", "shuffled", "count", "student")
+OF_THEIR_DATA += ("count_shuffled", "student_shuffled")
 _ACCOUNTING = ("missing", "doubled", "one_missing", "one_doubled")
 
 
@@ -93,6 +100,7 @@ def cases(seeds: Iterable[int], folder: Path | None = None) -> Iterator[Case]:
             yield from (replace(case, activation=activation) for case in _healthy(data, seed))
             yield from _faulty(data, seed)
         yield from _faulty_by_width(seed)
+        yield from _by_likelihood(seed)
         for data in REAL_DATA_SETS if folder is not None else ():
             yield from _on_real_data(data, seed)
 
@@ -122,7 +130,8 @@ def _healthy(data: str, seed: int) -> Iterator[Case]:
 def _faulty(data: str, seed: int) -> Iterator[Case]:
     if data in ("breast_cancer", "diabetes"):
         for kind in ADD_LOSS:
-            yield Case(kind, ("accounting_error",) if kind in _ACCOUNTING else ("mis_scaled_kl",), data, 32, seed=seed)
+            right = ("accounting_error",) if kind in _ACCOUNTING else ("mis_scaled_kl",)
+            yield Case(kind, WIDE if kind in ("foreign_one", "foreign_mixture") else right, data, 32, seed=seed)
         yield Case("declared_10", ("mis_scaled_kl",), data, 32, seed=seed)
         yield Case("nan", ("diverged",), data, 32, seed=seed)
     # At a rate of 1e-5 the scales are where they were as well.
@@ -134,6 +143,15 @@ def _faulty(data: str, seed: int) -> Iterator[Case]:
         yield Case("dead_dropout", ("near_deterministic",), data, 32, seed=seed)
     if data != "diabetes":
         yield Case("overfit", ("overfitting",), data, 256, seed=seed)
+
+
+def _by_likelihood(seed: int) -> Iterator[Case]:
+    """Counts and heavy tails, and labels that were dealt out anew: no network can learn anything from these."""
+    for kind in ("count", "student"):
+        yield Case(kind, WIDE, "diabetes", 64, seed=seed)
+        yield Case(f"{kind}_shuffled", ("no_signal",), "diabetes", 64, seed=seed)
+    for data in ("digits", "breast_cancer"):
+        yield Case("shuffled", ("no_signal",), data, 64, seed=seed)
 
 
 def _faulty_by_width(seed: int) -> Iterator[Case]:
@@ -210,6 +228,10 @@ def data_of(case: Case, folder: Path | None = None) -> tuple[np.ndarray, ...]:
     if case.kind in ("rank1_noisy", "overfit"):
         wrong = random.random(len(y)) < 0.2
         y = np.where(wrong, random.permutation(y), y)
+    if case.kind.startswith("count"):  # of a target of unit variance
+        y, y_test = (np.round(np.exp(1.0 + 0.7 * part)).astype(int) for part in (y, y_test))
+    if case.kind.endswith("shuffled"):
+        y, y_test = random.permutation(y), random.permutation(y_test)
     if case.kind in ("features", "saturated"):
         weights = random.normal(size=(x.shape[1], case.width)) / np.sqrt(x.shape[1])
         phase = random.uniform(0.0, 2.0 * np.pi, case.width)
@@ -226,7 +248,10 @@ def build(case: Case, num_inputs: int, num_examples: int) -> tuple[Any, Any]:
     import bdl
 
     kind = case.kind
-    likelihood = bdl.likelihoods.Normal() if case.is_regression else bdl.likelihoods.Categorical()
+    likelihoods = bdl.likelihoods
+    likelihood: Any = likelihoods.Normal() if case.is_regression else likelihoods.Categorical()
+    if kind.startswith(("count", "student")):
+        likelihood = likelihoods.NegativeBinomial() if kind.startswith("count") else likelihoods.StudentT()
     rate = {"slow": 1e-5, "overfit": 3e-3, "features": 1e-2, "saturated": 1e-2}.get(kind, 1e-3)
     optimizer = keras.optimizers.Adam(rate)
     if kind in ADD_LOSS:
@@ -289,7 +314,10 @@ def _add_loss_network(case: Case, num_inputs: int, num_examples: int) -> Any:
 
     weights = ADD_LOSS[case.kind]
     factor = float(num_examples) if case.kind.endswith("times_N") else 1.0
-    layer = _foreign_layer() if case.kind.startswith("foreign") else _add_loss_layer()
+    layer: Any = add_loss_layer()
+    if case.kind.startswith("foreign"):
+        kind = next((kind for kind in ("log_std", "mixture") if kind in case.kind), "rho")
+        layer = partial(foreign_layer(), kind=kind)
     units = (case.width, case.width, _outputs(case))
     stack: list[Any] = [keras.Input((num_inputs,))]
     for number, (width, weight) in enumerate(zip(units, weights, strict=True)):
@@ -305,82 +333,7 @@ def _code_network(case: Case, num_inputs: int) -> Any:
 
     inputs = keras.Input((num_inputs,))
     hidden = keras.layers.Dense(case.width, case.activation)(inputs)
-    code = _code_layer()()(keras.layers.Dense(16)(hidden))
+    code = code_layer()()(keras.layers.Dense(16)(hidden))
     seen = keras.layers.Concatenate()([inputs, code]) if case.kind == "code_collapse" else code
     outputs = keras.layers.Dense(_outputs(case))(keras.layers.Dense(case.width, case.activation)(seen))
     return keras.Model(inputs, outputs)
-
-
-@lru_cache(maxsize=1)
-def _add_loss_layer() -> Any:
-    """A layer that adds its KL by `add_loss` with a weight of the user's, as other libraries do."""
-    import bdl
-
-    class AddLossDense(bdl.layers.DenseReparameterization):
-        def __init__(self, units: int, kl_weight: float = 1.0, **kwargs: Any) -> None:
-            super().__init__(units, kernel_prior=bdl.priors.EmpiricalBayes(), **kwargs)
-            self.kl_weight = kl_weight
-
-        def call(self, *args: Any, **kwargs: Any) -> Any:
-            self.add_loss(self.kl_weight * self.kl_divergence())
-            return super().call(*args, **kwargs)
-
-    return AddLossDense
-
-
-@lru_cache(maxsize=1)
-def _foreign_layer() -> Any:
-    """A layer as another library writes it: `kernel_mu`, `kernel_rho`, and the KL of one sample by `add_loss`."""
-    import keras
-    from keras import ops
-
-    class ForeignDense(keras.layers.Layer):
-        def __init__(self, units: int, kl_weight: float = 1.0, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            self.units, self.kl_weight, self.prior_sigma = units, kl_weight, 1.0
-            self.seed_generator = keras.random.SeedGenerator()
-
-        def build(self, shape: Any) -> None:
-            rho = keras.initializers.Constant(-3.0)
-            self.kernel_mu = self.add_weight(shape=(shape[-1], self.units), name="kernel_mu")
-            self.kernel_rho = self.add_weight(shape=(shape[-1], self.units), name="kernel_rho", initializer=rho)
-
-        def call(self, inputs: Any) -> Any:
-            scale = ops.softplus(self.kernel_rho)
-            noise = keras.random.normal(self.kernel_mu.shape, seed=self.seed_generator)
-            weight = self.kernel_mu + scale * noise
-            log_ratio = -ops.log(scale) - 0.5 * noise**2 + 0.5 * weight**2
-            self.add_loss(self.kl_weight * ops.sum(log_ratio))
-            return ops.matmul(inputs, weight)
-
-        def get_config(self) -> dict[str, Any]:
-            return {**super().get_config(), "units": self.units, "kl_weight": self.kl_weight}
-
-    return ForeignDense
-
-
-@lru_cache(maxsize=1)
-def _code_layer() -> Any:
-    """A Gaussian code `q(z | x)` with prior N(0, 1): a local latent variable, whose KL it adds for each example."""
-    import keras
-    from keras import ops
-
-    import bdl
-
-    class Code(keras.layers.Layer):
-        def __init__(self, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            self.seed_generator = keras.random.SeedGenerator()
-
-        def call(self, inputs: Any) -> Any:
-            mean, raw = ops.split(inputs, 2, axis=-1)
-            scale = ops.softplus(raw) + 1e-3
-            kl = 0.5 * (ops.square(mean) + ops.square(scale) - 1.0) - ops.log(scale)
-            bdl.layers.add_local_kl(self, ops.sum(kl, axis=-1))
-            bdl.layers.report_latent(self, bdl.layers.GaussianCode(mean=mean, scale=scale))
-            return mean + scale * keras.random.normal(ops.shape(mean), seed=self.seed_generator)
-
-        def compute_output_shape(self, shape: Any) -> Any:
-            return (*shape[:-1], shape[-1] // 2)
-
-    return Code

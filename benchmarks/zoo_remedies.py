@@ -14,11 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from zoo_cases import Case, build, data_of
+from zoo_cases import OF_THEIR_DATA, Case, build, data_of
 
 WHICH = ("first", "all")
 # Kinds whose remedied network depends on the kind: on its data or on its architecture.
-OF_THEIR_OWN = ("rank1_tiny", "rank1_noisy", "overfit", "features", "saturated", "pruned", "code", "code_collapse")
+OF_THEIR_OWN = (*OF_THEIR_DATA, "pruned", "code", "code_collapse")
 # So far apart that splits of one run are those of no other, and as even or odd as its seed, which is its half.
 _BETWEEN_SPLITS = 1000
 

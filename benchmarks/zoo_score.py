@@ -18,8 +18,8 @@ from zoo_remedies import applicable, case_of, read_trials, trial_key
 from bdl.diagnostics import Quantities, judge
 
 _HALVES = {"calibration": (0,), "scoring": (1,), "all": (0, 1)}
-# Verdicts about the budget itself can only be given when it is spent.
-_AT_THE_END = ("slow", "few_steps")
+# Verdicts about the budget itself can only be given when it is spent, and one about the signal needs the twin.
+_AT_THE_END = ("slow", "few_steps", "shuffled", "count_shuffled", "student_shuffled")
 _POINT = 0.01
 
 Result = dict[str, Any]
