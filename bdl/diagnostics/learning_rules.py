@@ -29,11 +29,12 @@ def no_signal(q: Quantities) -> Finding | None:
     fit, twin = q.judged, q.twin
     if fit is None or twin is None or fit.gain >= LIMIT.collapsed_gain:
         return None
-    if twin.gain + LIMIT.errors * twin.gain_error >= LIMIT.collapsed_gain:
+    if twin.gain >= LIMIT.collapsed_gain:
         return None
+    is_sure = twin.gain + LIMIT.errors * twin.gain_error < LIMIT.collapsed_gain
     return Finding(
         "no_signal",
-        "probable",
+        "probable" if is_sure else "possible",
         (
             f"The deterministic twin gains {twin.gain:.3f} ± {twin.gain_error:.3f} at its best epoch, this network "
             f"{fit.gain:.3f} ± {fit.gain_error:.3f}: the labels do not follow from the inputs as far as this "
@@ -161,10 +162,15 @@ def collapsed(q: Quantities) -> Finding | None:
         f"{q.function_signal:.3f} of what the labels do.",
         *(explained(layer, q) for layer in broad_layers(q)),
     ]
-    has_signal = q.twin is not None or forgot(q)
+    twin = q.twin
+    if twin is not None:
+        evidence.append(_behind_the_twin(twin, fit))
+    is_ahead = twin is not None and twin.gain - LIMIT.errors * twin.gain_error >= LIMIT.collapsed_gain
+    has_signal = is_ahead or forgot(q)
     if not has_signal:
         evidence.append(
-            'Data without a signal end like this as well: diagnose(..., twin="auto") tells one from the other.'
+            'Data without a signal end like this as well: diagnose(..., twin="auto") on enough validation_data tells '
+            "one from the other."
         )
     return Finding("collapsed", "certain" if has_signal else "probable", tuple(evidence))
 

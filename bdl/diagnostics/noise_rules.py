@@ -5,7 +5,7 @@ from __future__ import annotations
 from bdl.diagnostics.finding import Finding
 from bdl.diagnostics.noise import drowning_layers, explained
 from bdl.diagnostics.quantities import Quantities
-from bdl.diagnostics.symptoms import is_cold, is_declared_cold, is_done, is_stopped_cold, unit
+from bdl.diagnostics.symptoms import is_cold, is_collapsed, is_declared_cold, is_done, is_stopped_cold, unit
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
 
@@ -16,8 +16,10 @@ def variance_saturated(q: Quantities) -> Finding | None:
     the data ask for, and only what it costs counts.
     """
     fit = q.judged
-    if fit is None or fit.gain < LIMIT.collapsed_gain or not is_done(q) or q.kl is None:
+    if fit is None or not is_done(q) or q.kl is None:
         return None
+    if fit.gain < LIMIT.collapsed_gain and (q.twin is None or is_collapsed(q)):
+        return None  # where nothing was learned that is the news, unless the twin learns no more
     disagreement = (fit.nll_gibbs - fit.nll_bma) / unit(fit.nll_null)
     variance = None if q.has_fitted_means else q.function_variance
     by_variance = variance is not None and variance > LIMIT.saturated_variance

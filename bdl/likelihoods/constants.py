@@ -55,7 +55,8 @@ def gaussian(y: ArrayLike, scale: float | None = None, is_shared: bool = False) 
 
     Args:
         y: Targets.
-        scale: Standard deviation; None fits it.
+        scale: Standard deviation where it is fixed; None fits it. Draws of a network that ignores its inputs may
+            differ, and their mixture is then wider than this: it is the least one.
         is_shared: Whether a fitted one is the same for all outputs.
 
     Example:
@@ -64,7 +65,7 @@ def gaussian(y: ArrayLike, scale: float | None = None, is_shared: bool = False) 
     """
     targets = _columns(y)
     squares = (targets - targets.mean(axis=0)) ** 2
-    s = scale or np.maximum(np.sqrt(squares.mean(axis=None if is_shared else 0)), _LEAST_SCALE)
+    s = np.maximum(np.sqrt(squares.mean(axis=None if is_shared else 0)), scale or _LEAST_SCALE)
     return _sum(0.5 * squares / s**2 + np.log(s) + 0.5 * math.log(2 * math.pi), y)
 
 
@@ -74,19 +75,19 @@ def student_t(y: ArrayLike, df: float, scale: float | None = None, is_shared: bo
     Args:
         y: Targets.
         df: Degrees of freedom.
-        scale: None fits it.
+        scale: As of `gaussian`.
         is_shared: Whether a fitted one is the same for all outputs.
     """
     targets = _columns(y)
     axis = None if is_shared else 0
     location = np.median(targets, axis=0)
-    s = np.asarray(scale or np.maximum(targets.std(axis=axis), _LEAST_SCALE))
+    least = scale or _LEAST_SCALE
+    s = np.maximum(targets.std(axis=axis), least)
     for _ in range(_EM_STEPS):
         weight = (df + 1) / (df + ((targets - location) / s) ** 2)
         before = location, s
         location = (weight * targets).sum(axis=0) / weight.sum(axis=0)
-        if scale is None:
-            s = np.maximum(np.sqrt((weight * (targets - location) ** 2).mean(axis=axis)), _LEAST_SCALE)
+        s = np.maximum(np.sqrt((weight * (targets - location) ** 2).mean(axis=axis)), least)
         moved = np.abs(location - before[0]) / s + np.abs(s / before[1] - 1.0)
         if np.max(moved) < _TOLERANCE:
             break

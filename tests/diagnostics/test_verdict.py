@@ -190,6 +190,13 @@ def test_a_gain_within_its_error_of_the_line_decides_nothing(value, error, verdi
         assert "collapsed below it and variance_saturated above" in finding.evidence[0]
 
 
+def test_a_twin_that_gains_as_little_decides_in_its_place():
+    """Counts of the zoo: G = .18 ± .075, the twin's .17: functions that vary as the prior's do so on either side."""
+    fit = dataclasses.replace(POOR, gain=0.18, gain_error=0.075)
+    q = but(validation=fit, train=fit, twin=dataclasses.replace(fit, gain=0.17), function_variance=0.95)
+    assert judge(q).verdict == "variance_saturated"
+
+
 def test_a_gain_that_does_not_matter_leaves_the_verdict():
     assert judge(gain(0.05, 0.02, temperature=1000.0)).verdict == "mis_scaled_kl"
 
@@ -246,6 +253,21 @@ def test_live_after_the_fact_and_from_the_model_agree_or_say_why(tmp_path):
     assert alone.verdict == "inconclusive"
     assert "collapsed below it and variance_saturated above" in alone.evidence[0]
     assert "record=" in alone.evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "found"),
+    [
+        (0.0, 0.01, ("no_signal", "probable")),
+        (0.0, 0.1, ("no_signal", "possible")),
+        (0.1, 0.1, ("collapsed", "probable")),
+        (0.1, 0.01, ("collapsed", "certain")),
+    ],
+)
+def test_signal_or_collapse_is_as_sure_as_the_twin(gain, error, found):
+    twin = dataclasses.replace(NULL, gain=gain, gain_error=error)
+    finding = judge(but(validation=NULL, train=NULL, kl=1.0, function_signal=0.01, twin=twin))
+    assert (finding.verdict, finding.confidence) == found
 
 
 def test_a_network_that_overfits_has_not_forgotten():
