@@ -70,7 +70,7 @@ def test_a_collapsed_alignment_is_seen_named_and_mended_by_warm_up():
     assert [remedy.name for remedy in report.remedies] == ["KL warm-up", "free bits"]
 
     mended = compiled(report.remedies[0].apply(model))
-    assert mended.kl_weight is None  # the default schedule, LinearWarmup
+    assert mended.kl_weight == bdl.elbo.LinearWarmup(0.85)
     history, (kl, entropy, information) = trained(mended)
     assert history["temperature"][-1] == 1.0
     assert kl > 0.1
