@@ -285,7 +285,7 @@ def test_remedies_of_a_code_that_the_outputs_can_do_without():
     assert report.verdict == "collapsed"
     assert [remedy.name for remedy in report.remedies] == ["KL warm-up", "free bits"]
     warm, free = (remedy.apply(model) for remedy in report.remedies)
-    assert warm.kl_weight is None
+    assert warm.kl_weight == bdl.elbo.LinearWarmup(0.85)
     free.compile(keras.optimizers.Adam(0.03))
     free.fit(x, y, epochs=40, verbose=0)
     mended = diagnose(free, x, y)
