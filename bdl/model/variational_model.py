@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,13 +11,11 @@ from keras import ops
 
 from bdl.arguments import check_free_bits, check_num_samples, check_objective
 from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
-from bdl.export import export_distribution
 from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take_losses
 from bdl.latents import keep_local_kl, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
-from bdl.prediction import mean_of_prediction, predict_with
+from bdl.model.predicting import Predicting
 from bdl.random import Tensor
-from bdl.sampling import Sampler
 from bdl.training import data as training_data
 from bdl.training import refit
 from bdl.training.batches import known_inputs
@@ -27,6 +23,7 @@ from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.soundness import checked_data
+from bdl.training.steps import build_optimizer, locked, strategy_scope
 from bdl.uncounted import counted
 
 FORMAT_VERSION = 1
@@ -37,7 +34,7 @@ _is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=Fal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class VariationalModel(keras.Model):
+class VariationalModel(Predicting, keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
@@ -123,9 +120,8 @@ class VariationalModel(keras.Model):
         self._latent_trackers = latent_trackers(network)
         check_estimators(network, self.objective)
         self._loss_weights: Any = None
-        self._sampler: Sampler | None = None
         # A training step and a copy of the weights for a prediction exclude each other.
-        self._weights_lock = threading.RLock()
+        self._begin_predicting(threading.RLock())
         if network.built:
             warn_if_deterministic(network)
             self.built = True
@@ -218,7 +214,7 @@ class VariationalModel(keras.Model):
         """Compiles again after loading."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
-            self._build_optimizer()
+            build_optimizer(self)
 
     def make_train_function(self, force: bool = False) -> Any:
         """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps.
@@ -226,12 +222,12 @@ class VariationalModel(keras.Model):
         The optimizer is built first: TensorFlow traces a step twice if it creates variables.
         """
         if self.network.built:
-            self._build_optimizer()
+            build_optimizer(self)
         before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
         made: Any = getattr(self, "train_function", None)
         if made is not before:
-            self.train_function = _locked(made, self._weights_lock)
+            self.train_function = locked(made, self._weights_lock)
 
     def fit(
         self,
@@ -312,64 +308,6 @@ class VariationalModel(keras.Model):
         self.progress.require_num_examples()
         self.progress.require_length("train_on_batch")
         return super().train_on_batch(*args, **kwargs)
-
-    def predict(
-        self,
-        x: Any,
-        batch_size: int | None = None,
-        verbose: Any = "auto",
-        steps: int | None = None,
-        callbacks: Any = None,
-        num_samples: int = 64,
-    ) -> Any:
-        """The predictive mean over weight samples: class probabilities, or the mean of the targets.
-
-        Args:
-            x: Inputs, as `bdl.predict_distribution` takes them: arrays of any kind or a data set.
-            batch_size: Number of inputs evaluated at a time; a data set comes in batches of its own.
-            verbose: Accepted for Keras' sake; there is no progress display.
-            steps: Number of batches; None takes all.
-            callbacks: Not supported.
-            num_samples: Number of Monte Carlo samples.
-
-        Returns:
-            Array `(n, ...)`; several outputs in the structure of `likelihood`. `predict_distribution` gives the
-            uncertainty as well.
-        """
-        if callbacks:
-            raise ValueError("`callbacks` are not supported by predict: all samples of a batch are one compiled loop.")
-        return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, batch_size, steps=steps))
-
-    def predict_on_batch(self, x: Any, num_samples: int = 64) -> Any:
-        """`predict` of inputs that are evaluated together: the predictive mean, not the outputs of one draw."""
-        rows = training_data.check_lengths({"x": x})
-        return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, rows))
-
-    def predict_distribution(
-        self,
-        x: Any,
-        num_samples: int = 64,
-        batch_size: int = 32,
-        consistent: bool = False,
-        seed: int | None = None,
-        keep_outputs: bool = False,
-    ) -> Any:
-        """Predicts with uncertainty; arguments, result and errors as `bdl.predict_distribution`."""
-        sampler = self._own_sampler()
-        return predict_with([sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
-
-    def _own_sampler(self) -> Sampler:
-        if self._sampler is None:
-            self._sampler = Sampler(self.network, self.likelihood, self._weights_lock)
-        return self._sampler
-
-    def export(self, filepath: Any, format: str = "tf_saved_model", verbose: Any = None, **kwargs: Any) -> None:
-        """Exports the prediction with its uncertainty; arguments, outputs and errors as `bdl.export_distribution`.
-
-        `model.network.export` exports raw outputs of one draw instead.
-        """
-        with self._weights_lock:
-            export_distribution(self.network, self.likelihood, filepath, format, verbose=verbose, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -454,7 +392,7 @@ class VariationalModel(keras.Model):
     def build_on(self, inputs: Any) -> None:
         """Builds the network, if it is not, by calling it on inputs."""
         if not self.network.built:
-            with self._strategy_scope():
+            with strategy_scope(self):
                 self(
                     keras.tree.map_structure(lambda each: None if each is None else ops.convert_to_tensor(each), inputs)
                 )
@@ -462,22 +400,3 @@ class VariationalModel(keras.Model):
     def _draws(self, outputs: Any) -> list[Any]:
         """What `call` returned, one entry for each draw of the network."""
         return list(outputs) if self.num_samples > 1 and _is_training_step.get() else [outputs]
-
-    def _build_optimizer(self) -> None:
-        """Makes the optimizer's variables, if it has none yet."""
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None and not optimizer.built:
-            with self._strategy_scope():
-                optimizer.build(self.trainable_variables)
-
-    def _strategy_scope(self) -> Any:
-        strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's trainer alone has one
-        return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return function(*args, **kwargs)
-
-    return run
