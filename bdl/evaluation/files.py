@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bdl.calibration._validation import SUM_TOLERANCE
 from bdl.evaluation.forecasts import FIELDS
-from bdl.evaluation.tables import TABLE_SUFFIXES, UNNAMED_INDEX, read_table
+from bdl.evaluation.tables import TABLE_SUFFIXES, UNNAMED_INDEX, is_number, read_table
 
 SUFFIXES = (".npz", ".npy", *TABLE_SUFFIXES)
 
@@ -318,21 +318,13 @@ def _check_readable(name: str, column: NDArray[Any], path: Path) -> None:
     """Raises ValueError for a column of numbers with some that are none, which is damaged rather than text."""
     if column.dtype.kind != "O":
         return
-    is_number = np.array([_is_number(value) for value in column])
-    if 0.5 < is_number.mean() < 1:
-        row = int(np.argmin(is_number))
+    are_numbers = np.array([is_number(value) for value in column])
+    if 0.5 < are_numbers.mean() < 1:
+        row = int(np.argmin(are_numbers))
         raise ValueError(
             f"{path} has a number in most rows of column {name!r}, but {column[row]!r} in row {row}. Mend it, or name "
             "the columns to take with `--columns`."
         )
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _check_numbers(name: str, array: NDArray[Any], path: Path) -> None:

@@ -101,14 +101,15 @@ def _check_names(names: list[str]) -> None:
     if len(set(known)) < len(known):
         raise ValueError(f"its columns must have different names, not {names}.")
     is_counting = all(name.isdecimal() for name in known) and known == sorted(known, key=int)
-    if not known or (all(map(_is_number, known)) and not is_counting):
+    if not known or (all(map(is_number, known)) and not is_counting):
         raise ValueError(f"its first line must name the columns, such as y,p0,p1, not be {names}.")
 
 
-def _is_number(text: str) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether Python reads a value, text above all, as a number."""
     try:
-        float(text)
-    except ValueError:
+        float(value)
+    except (TypeError, ValueError):
         return False
     return True
 

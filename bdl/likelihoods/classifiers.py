@@ -309,5 +309,5 @@ class Bernoulli(Classifier):
         check_entries(y, (y == 0) | (y == 1), "0 or 1 (Categorical() is for more classes)")
 
     def null_nll(self, y: np.ndarray) -> np.ndarray:
-        """That of the frequency of label 1, of each output its own."""
+        """Takes the frequency of label 1 for the constant, of each output its own."""
         return constants.bernoulli(y)

@@ -159,7 +159,7 @@ class Normal(_LocationScale):
         return -0.5 * ops.square(z) - ops.log(values["scale"]) - 0.5 * math.log(2 * math.pi)
 
     def null_nll(self, y: np.ndarray) -> np.ndarray:
-        """That of each output's mean and a fitted scale, shared or predicted for each; a given one is the least."""
+        """Takes each output's mean and fits a scale, shared or predicted for each; a given one is the least."""
         return constants.gaussian(y, self.scale, is_shared=self.scale is None and not self.heteroscedastic)
 
     def variance(self, outputs: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class StudentT(_LocationScale):
         return constant - ops.log(values["scale"]) - 0.5 * (df + 1) * ops.log1p(ops.square(z) / df)
 
     def null_nll(self, y: np.ndarray) -> np.ndarray:
-        """That of each output's location and a fitted scale, shared or predicted for each; a given one is the least."""
+        """Fits each output's location and a scale, shared or predicted for each; a given one is the least."""
         is_shared = self.scale is None and not self.heteroscedastic
         return constants.student_t(y, self.degrees_of_freedom, self.scale, is_shared)
 

@@ -66,7 +66,7 @@ class Poisson(Likelihood):
         _check_counts(y, output_shape, "Poisson")
 
     def null_nll(self, y: np.ndarray) -> np.ndarray:
-        """That of the mean count, of each output its own."""
+        """Takes the mean count for the constant, of each output its own."""
         return constants.poisson(y)
 
 
@@ -141,7 +141,7 @@ class NegativeBinomial(Likelihood):
         _check_counts(y, output_shape, "NegativeBinomial")
 
     def null_nll(self, y: np.ndarray) -> np.ndarray:
-        """That of the mean count, of each output its own, and of the total count, fitted where it is learned."""
+        """Takes the mean count for the constant, of each output its own; fits the total count where it is learned."""
         return constants.negative_binomial(y, self.total_count)
 
     def get_config(self) -> dict[str, Any]:

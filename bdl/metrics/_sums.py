@@ -165,7 +165,7 @@ def _of_classes(outputs: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
 
 
 def _of_label_1(outputs: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
-    """Those of label 0 and label 1, `(n, 2)`."""
+    """Probabilities of label 0 and label 1 and their logarithms, `(n, 2)`."""
     if from_logits:
         log_p = ops.stack([-ops.softplus(outputs), -ops.softplus(-outputs)], axis=-1)
         return ops.stack([ops.sigmoid(-outputs), ops.sigmoid(outputs)], axis=-1), log_p

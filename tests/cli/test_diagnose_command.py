@@ -2,12 +2,12 @@
 
 import json
 import re
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzzed
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -202,13 +202,7 @@ def damaged(draw: st.DrawFn) -> str:
     return text[:start] + text[start + length :]
 
 
-@settings(
-    max_examples=80,
-    deadline=timedelta(seconds=10),
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@fuzzed
 @given(damaged())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_damaged_record_is_diagnosed_or_refused(folder: Path, text: str) -> None:

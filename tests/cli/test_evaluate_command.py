@@ -5,14 +5,14 @@ import io
 import json
 import re
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzzed
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -216,13 +216,7 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, bytes(data)
 
 
-@settings(
-    max_examples=80,
-    deadline=timedelta(seconds=10),
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@fuzzed
 @given(damaged())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_damaged_file_is_evaluated_or_refused(folder: Path, file: tuple[str, bytes]) -> None:

@@ -6,22 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
+from metric_pairs import PAIRS
 from numpy.testing import assert_allclose
 
 from bdl import calibration, metrics
 from bdl.keras_internals import with_mask
 
 CLASSES = 4
-PAIRS = {
-    metrics.NegativeLogLikelihood: calibration.negative_log_likelihood,
-    metrics.BrierScore: calibration.brier_score,
-    metrics.ExpectedCalibrationError: calibration.expected_calibration_error,
-    metrics.MaximumCalibrationError: calibration.maximum_calibration_error,
-    metrics.RootMeanSquareCalibrationError: calibration.root_mean_square_calibration_error,
-    metrics.DebiasedCalibrationError: calibration.debiased_calibration_error,
-    metrics.TopLabelCalibrationError: calibration.top_label_calibration_error,
-    metrics.ClasswiseCalibrationError: calibration.classwise_calibration_error,
-}
 every_metric = pytest.mark.parametrize(("metric", "function"), PAIRS.items())
 
 

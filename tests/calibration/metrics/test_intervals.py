@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from regression_problem import problem, quick, seeds
 from scipy import stats
 from sklearn.metrics import mean_pinball_loss
 
@@ -17,15 +18,6 @@ from bdl.calibration import (
     quantile_calibration_error,
 )
 from bdl.calibration.metrics import observed_coverage
-
-quick = settings(max_examples=30, deadline=None, derandomize=True)
-seeds = st.integers(0, 2**32 - 1)
-
-
-def problem(seed, n=30):
-    random = np.random.default_rng(seed)
-    mean, scale = random.normal(size=n), random.uniform(0.2, 3, size=n)
-    return mean + scale * random.normal(size=n), mean, scale
 
 
 @given(seeds, st.floats(0.01, 0.99))
