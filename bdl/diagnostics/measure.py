@@ -145,37 +145,22 @@ def measure(
     posteriors = weight_posteriors(networks[0], readings.posteriors)
     layers = layer_health(networks[0], posteriors, start)
     kl = sum(layer.kl or 0.0 for layer in layers) if layers else None  # without any posterior a zero is no measurement
-    local = None
     fits: dict[str, Fit] = {}
-    quantities: dict[str, Any] = {}
+    functions: dict[str, Any] = {}
     for name, data in (("train", train), ("validation", validation)):
         if data is None:
             continue
         wanted = tuple(layer.name for layer in layers if layer.num_weights) if is_thorough and data is judged else ()
         draws = probe.draw(networks, data.x, data.labels, likelihood, num_samples, wanted)
-        mean = (
-            probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_thorough and len(networks) == 1 else None
-        )
+        is_one = is_thorough and len(networks) == 1
+        mean = probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_one else None
         fits[name] = probe.fit_of(draws, data.labels, likelihood, data.null, mean)
         if data is judged:
-            spread = float(draws.means.std(axis=0).max()) if len(draws.means) > 1 else None
-            size = max(float(np.abs(draws.means).max()), 1e-12)
-            quantities["has_noise"] = None if spread is None else spread > _IDENTICAL * size
-            quantities["function_signal"] = probe.function_signal(draws, data.labels, likelihood)
-            if draws.hidden:
-                active = {layer: probe.active_units(values) for layer, values in draws.hidden.items()}
-                last = list(active)[-1]
-                active.pop(last)  # its units are the outputs, which Q13 judges
-                layers = tuple(dataclasses.replace(layer, active_units=active.get(layer.name)) for layer in layers)
-            local = local_latents(networks[0], data.x)
-            if is_thorough and posteriors and len(networks) == 1:
-                prior = probe.prior_draws(networks[0], posteriors, data.x, data.labels, likelihood, num_samples)
-                quantities["nll_prior"] = _finite(float(np.mean(prior.nll)))
-                variance = probe.function_variance(prior)
-                quantities["function_variance"] = probe.function_variance(draws) / variance if variance > 0 else None
-                quantities["pruned_accuracy"] = probe.pruned_accuracy(
-                    networks[0], posteriors, data.x, data.labels, likelihood
-                )
+            layers = _with_activity(layers, draws)
+            functions = _of_functions(draws, data, likelihood)
+            if is_one and posteriors:
+                functions |= _beside_the_prior(networks[0], posteriors, draws, data, likelihood)
+    local = None if judged is None else local_latents(networks[0], judged.x)
     if is_thorough and train is not None and len(networks) == 1 and layers:
         layers = with_gradients(layers, posteriors, networks[0], train.x, train.labels, likelihood, num_examples)
         layers = _with_noise_costs(layers, networks[0], train, fits["train"], likelihood, num_samples)
@@ -189,7 +174,7 @@ def measure(
         declared_temperature=accounting.declared if accounting else None,
         present_temperature=present_temperature(members[0], num_examples),
         told_examples=told_examples(getattr(members[0], "num_examples", None), num_examples),
-        unread=_unread(accounting, readings, quantities.get("has_noise"), layers, local, networks),
+        unread=_unread(accounting, readings, functions.get("has_noise"), layers, local, networks),
         kl=kl,
         penalty=penalty_of_point_estimates(networks[0]),
         has_fitted_means=has_fitted_means(networks[0]),
@@ -200,8 +185,37 @@ def measure(
         local=local,
         dropout_rates=dropout_rates(networks[0]),
         num_members=len(members),
-        **quantities,
+        **functions,
     )
+
+
+def _with_activity(layers: tuple[LayerHealth, ...], draws: probe.Draws) -> tuple[LayerHealth, ...]:
+    """How many units of each layer depend on the input; not of the last, which are the outputs that Q13 judges."""
+    active = {name: probe.active_units(values) for name, values in list(draws.hidden.items())[:-1]}
+    return tuple(dataclasses.replace(layer, active_units=active.get(layer.name)) for layer in layers)
+
+
+def _of_functions(draws: probe.Draws, data: ProbeData, likelihood: Likelihood) -> dict[str, Any]:
+    """Whether the drawn functions differ, and how much they say about the labels."""
+    spread = float(draws.means.std(axis=0).max()) if len(draws.means) > 1 else None
+    size = max(float(np.abs(draws.means).max()), 1e-12)
+    return {
+        "has_noise": None if spread is None else spread > _IDENTICAL * size,
+        "function_signal": probe.function_signal(draws, data.labels, likelihood),
+    }
+
+
+def _beside_the_prior(
+    network: Any, posteriors: list[WeightPosterior], draws: probe.Draws, data: ProbeData, likelihood: Likelihood
+) -> dict[str, Any]:
+    """The drawn functions compared with those of the prior, and what pruned weights do to the accuracy."""
+    prior = probe.prior_draws(network, posteriors, data.x, data.labels, likelihood, len(draws.nll))
+    variance = probe.function_variance(prior)
+    return {
+        "nll_prior": _finite(float(np.mean(prior.nll))),
+        "function_variance": probe.function_variance(draws) / variance if variance > 0 else None,
+        "pruned_accuracy": probe.pruned_accuracy(network, posteriors, data.x, data.labels, likelihood),
+    }
 
 
 def _unread(

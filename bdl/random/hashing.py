@@ -17,6 +17,7 @@ Tensor = Any
 Draw = Callable[[Sequence[Any], Any], Any]
 """A kind of noise: from a shape and a key."""
 
+_SMALL = 4096  # numbers
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive integers over all 32 bits
 
 
@@ -107,9 +108,43 @@ def fused(draw: Draw, shape: Sequence[int | Tensor], key: Tensor, first: Tensor 
     """
     if not _may_compile():
         return _drawn(draw, tuple(shape), key, first)
+    if _is_small(shape, key):
+        return _cut_from_larger(draw, shape, key, first)
     known = tuple(size if isinstance(size, int) else None for size in shape)
     unknown = [size for size in shape if not isinstance(size, int)]
     return _compiled(draw, known)(unknown, key, first)
+
+
+def _is_small(shape: Sequence[int | Tensor], key: Tensor) -> bool:
+    """Whether few numbers are drawn eagerly: to compile a kernel for their shape would take most of the time."""
+    import tensorflow as tf
+
+    return tf.executing_eagerly() and math.prod(int(size) for size in shape) <= _SMALL and len(key.shape) == 1
+
+
+def _cut_from_larger(draw: Draw, shape: Sequence[int | Tensor], key: Tensor, first: Tensor | None) -> Tensor:
+    """The same numbers, cut from a draw whose sizes are powers of two, so that a few kernels serve all small shapes.
+
+    Without XLA they would differ in the last digit: TensorFlow's logarithm depends on a number's place in its array.
+    """
+    import tensorflow as tf
+
+    larger, begin, size, wanted = _cut(tuple(int(size) for size in shape), 0 if first is None else 1)
+    return tf.reshape(tf.slice(_compiled(draw, larger)([], key, first), begin, size), wanted)
+
+
+@functools.cache
+def _cut(shape: tuple[int, ...], num_streams: int) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
+    """The larger shape, and begin, size and shape of the cut as tensors, which are slow to make."""
+    import tensorflow as tf
+
+    flat = (*shape[:num_streams], math.prod(shape[num_streams:]))
+    larger = tuple(_power_of_two(size) for size in flat)
+    return larger, tf.zeros(len(flat), "int32"), tf.constant(flat, "int32"), tf.constant(shape, "int32")
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def _may_compile() -> bool:
