@@ -1,6 +1,7 @@
 """`evaluate` of several outputs, of labels that do not count, and of one-hot labels."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -113,9 +114,9 @@ def test_one_hot_labels_are_told_by_their_shape():
 
 def test_arrays_of_a_file_belong_to_the_output_before_the_slash():
     content = {"kind/probabilities": P, "kind/y": KIND, "size/mean": SIZE}
-    assert {output: list(arrays) for output, arrays in by_output(content).items()} == {
+    assert {output: list(arrays) for output, arrays in by_output(content, Path("a.npz")).items()} == {
         "kind": ["probabilities", "y"],
         "size": ["mean"],
     }
-    with pytest.raises(ValueError, match=r"must name the output of each array, as in 'kind/probabilities', not 'y'"):
-        by_output({"kind/probabilities": P, "y": KIND})
+    with pytest.raises(ValueError, match=r"a\.npz must name the output of each array, as in 'kind/prob.*not have 'y'"):
+        by_output({"kind/probabilities": P, "y": KIND}, Path("a.npz"))
