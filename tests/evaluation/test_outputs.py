@@ -69,6 +69,12 @@ def test_page_and_json_hold_every_output(tmp_path):
     assert str(evaluation).startswith("Output kind\n")
 
 
+def test_each_sentence_on_a_page_names_its_output():
+    page = bdl.evaluate(Y, {"a": PREDICTIONS, "b": PREDICTIONS}, **QUICK).page()
+    beginnings = [line.split(":")[0] for line in page.summary.split("\n")]
+    assert beginnings == ["Output kind. a", "Output kind. b", "Output size. a", "Output size. b"]
+
+
 @pytest.mark.parametrize(
     ("y", "prediction", "options", "message"),
     [
