@@ -189,11 +189,13 @@ def test_a_summary_has_a_paragraph_a_line() -> None:
         ([INTERVAL] * 4, "", True),
         (["1234567.5"] * 4, "", True),
         (["3", "5", "0.9998"], "", False),
+        (["a cat", "a dog", "0.9998"], "", False),
+        (["a rather long name of a class"] * 2 + ["0.9998"], "", True),  # would take a line a word
         (["3", "5", "0.9998"], "A sentence, which needs room.", True),
         (["0.9998"], "A sentence, which needs room.", False),
     ],
 )
-def test_columns_stand_below_each_other_on_a_phone_where_a_number_would_have_to_break(
+def test_columns_stand_below_each_other_on_a_phone_where_a_cell_would_be_broken_up(
     cells: list[str], meaning: str, is_stacked: bool
 ) -> None:
     table = Table([f"m{i}" for i in range(len(cells))], [Row("Accuracy", cells, meaning)])
