@@ -202,6 +202,15 @@ def by_torchmetrics() -> list[Comparison]:
 
         return compared
 
+    def masked_sequences(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+        even, num_classes = len(y) // 2 * 2, p.shape[1]
+        void, nan, kept = (part[:even] for part in padded(y, off_edges(p)))
+        shape = even // 2, 2
+        said = off_edges(p)[:even].reshape(*shape, num_classes).transpose(0, 2, 1)  # classes before time
+        theirs = by_torchmetrics_with(num_classes=num_classes)(void.reshape(shape), said)
+        nan, kept = nan.reshape(*shape, num_classes), kept.reshape(shape)
+        return calibration.expected_calibration_error(void.reshape(shape), nan, mask=kept), theirs
+
     def masked_class(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
         void, nan, kept = padded((y == 1).astype(int), off_edges(p))
         ours = calibration.classwise_calibration_error(void, nan[:, 1], mask=kept)
@@ -227,6 +236,7 @@ def by_torchmetrics() -> list[Comparison]:
         ("ECE, mask", "torchmetrics", masked(calibration.expected_calibration_error, "l1")),
         ("MCE, mask", "torchmetrics", masked(calibration.maximum_calibration_error, "max")),
         ("RMS-CE, mask", "torchmetrics", masked(calibration.root_mean_square_calibration_error, "l2")),
+        ("ECE, mask of sequences", "torchmetrics", masked_sequences),
         ("binary ECE, mask", "torchmetrics", masked_class),
         ("accuracy, mask", "torchmetrics", masked_accuracy),
         ("ECE, weights", "torchmetrics", repeated(bdl.metrics.ExpectedCalibrationError, "l1")),

@@ -360,7 +360,7 @@ def main(output: Annotated[Path | None, typer.Option(help="JSON file for the dif
         Console(width=110).print(f"Not installed, and left out: {', '.join(sorted(missing))}.")
     if output is not None:
         rows = [{"metric": m, "library": lib, "differences": dict(found)} for (m, lib), found in differences.items()]
-        output.write_text(json.dumps(rows, indent=1) + "\n")
+        output.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
