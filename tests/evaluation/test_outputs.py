@@ -84,6 +84,19 @@ def test_each_sentence_on_a_page_names_its_output():
         (Y, P, {}, r"`y` must be one array for a prediction of one output, not a dict of \['kind', 'size'\]"),
         (Y, PREDICTIONS, {"mask": np.ones(N)}, r"`mask` must be a dict by the prediction's outputs"),
         ({**Y, "kind": KIND + 2}, PREDICTIONS, {}, r"Output 'kind': `y` must hold class indices"),
+        (
+            Y,
+            {**PREDICTIONS, "size": {"mean": SIZE, "scale": -np.ones(N)}},
+            {},
+            r"Output 'size': `scale` must be positive",
+        ),
+        (Y, {"a": PREDICTIONS, "b": {**PREDICTIONS, "size": {"mean": SIZE}}}, {}, r"Model 'b': Output 'size': `pred"),
+        (
+            Y,
+            {"a": PREDICTIONS, "b": {**PREDICTIONS, "kind": 0.9 * P}},
+            {},
+            r"Output 'kind': Model 'b': `probabilities`",
+        ),
         (KIND, PREDICTIONS, {}, r"let `y` be a dict by the same names"),
     ],
 )
