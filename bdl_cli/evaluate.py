@@ -113,7 +113,7 @@ def _read(files: list[Path], labels: str, form: Form | None, columns: list[str])
     from bdl.evaluation.files import by_output, read_arrays, read_common_labels, take_prediction
     from bdl.evaluation.forecasts import FIELDS
 
-    parts = {path: by_output(read_arrays(path)) for path in files}
+    parts = {path: by_output(read_arrays(path), path) for path in files}
     y = {
         output: read_common_labels(labels, {path: arrays.get(output, {}) for path, arrays in parts.items()})
         for output in parts[files[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,14 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as TerminalTable
 
     from bdl.report import Table
 
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, halves of characters, ends of lines
+
+
+_NAME_WIDTH = 20  # of a line of a name: fewer make it hard to read, more leave no room for numbers
 
 
 def printable(name: str) -> str:
@@ -45,18 +50,45 @@ def warn(text: str) -> None:
 
 
 def print_table(table: Table, title: str) -> None:
-    """Prints a report's table, without the explanations that the page gives."""
+    """Prints a report's table, without the explanations that the page gives.
+
+    No cell is broken: columns that do not fit beside each other stand in tables below each other.
+    """
+    from rich.text import Text
+
+    terminal = console()
+    any_width = terminal.options.update(width=sys.maxsize)
+
+    def fits(part: TerminalTable) -> bool:
+        return terminal.measure(part, options=any_width).minimum <= terminal.width
+
+    terminal.print(Text(title))
+    first, end = 0, len(table.columns)
+    while first < end:
+        last = first + 1
+        while last < end and fits(_part(table, first, last + 1)):
+            last += 1
+        terminal.print(_part(table, first, last), crop=False)
+        first = last
+
+
+def _part(table: Table, first: int, last: int) -> TerminalTable:
+    """Some columns of a table. Names may be broken at spaces, and those of the columns anywhere."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table as TerminalTable
     from rich.text import Text
 
-    terminal = TerminalTable(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
-    terminal.add_column("")
-    for column in table.columns:
-        terminal.add_column(Text(printable(column)), justify="right")
+    part = TerminalTable(box=box.SIMPLE_HEAD)
+    part.add_column(min_width=_NAME_WIDTH if last - first > 1 else None)
+    for place in range(first, last):
+        name = printable(table.columns[place])
+        width = max([min(cell_len(name), _NAME_WIDTH), *(cell_len(row.cells[place]) for row in table.rows)])
+        part.add_column(Text(name, overflow="fold"), justify="right", width=width)
     for row in table.rows:
-        terminal.add_row(*(Text(cell) for cell in (row.name, *row.cells)))  # as Text: [nats] is no markup
-    console().print(terminal)
+        # As Text: [nats] is no markup.
+        part.add_row(Text(row.name), *(Text(cell) for cell in row.cells[first:last]))
+    return part
 
 
 @contextmanager

@@ -31,6 +31,11 @@ def padded(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return np.where(kept, y, -100), np.where(kept[:, None], p, np.nan), kept
 
 
+def off_edges(p: np.ndarray) -> np.ndarray:
+    """Probabilities mixed with a little of the uniform distribution, so that none lies on an edge of a bin or is 1."""
+    return (1 - 1e-3) * p + 1e-3 / p.shape[1]
+
+
 def logits_of(p: np.ndarray, scale: float) -> np.ndarray:
     """Logits whose softmax the probabilities are, times a factor."""
     return scale * np.log(np.maximum(p, 1e-12))
@@ -54,8 +59,8 @@ def ece_by_force(y: np.ndarray, p: np.ndarray, weight: np.ndarray) -> float:
         if w > 0:
             confidence = float(max(row))
             sums = bins.setdefault(int(np.ceil(confidence * NUM_BINS)), [0.0, 0.0])
-            sums[0] += w * (float(row.argmax() == label) - confidence)
-            sums[1] += w
+            sums[0] += float(w) * (float(row.argmax() == label) - confidence)
+            sums[1] += float(w)
     return sum(abs(gap) for gap, _ in bins.values()) / sum(total for _, total in bins.values())
 
 
@@ -79,14 +84,7 @@ def by_force() -> list[Comparison]:
         void, nan, kept = padded(y, p)
         return evaluated(np.ma.array(void, mask=~kept), nan, "ece"), ece_by_force(y, p, kept)
 
-    def weighted_temperature(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
-        weight = weights_of(y).astype(int)
-        ours = bdl.calibration.TemperatureScaling().fit(p, y, sample_weight=weight).temperature_
-        repeated = np.repeat(np.arange(len(y)), weight)
-        return np.log(ours), np.log(bdl.calibration.TemperatureScaling().fit(p[repeated], y[repeated]).temperature_)
-
     return [
-        ("log temperature, weights", "repetition", weighted_temperature),
         ("ECE, weights", "brute force", weighted_ece),
         ("ECE, mask", "brute force", masked_ece),
         ("ECE, numpy.ma", "brute force", hidden_ece),
@@ -176,18 +174,75 @@ def by_torch() -> list[Comparison]:
     return [("NLL of logits, ignore_index", "Torch", masked), ("NLL of a logit", "Torch", binary)]
 
 
-def by_torchmetrics() -> list[Comparison]:
-    """Torchmetrics with `ignore_index`."""
+def by_torchmetrics_with(**options: Any) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Torchmetrics' calibration error, in which a label of -100 does not count."""
     import torch
     from torchmetrics.functional import calibration_error
 
-    def masked(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
-        void, nan, kept = padded(y, p)
-        options = {"task": "multiclass", "num_classes": p.shape[1], "n_bins": NUM_BINS, "ignore_index": -100}
-        theirs = calibration_error(torch.as_tensor(p), torch.as_tensor(void), **options)
-        return bdl.calibration.expected_calibration_error(void, nan, mask=kept), float(theirs)
+    def computed(y: np.ndarray, p: np.ndarray) -> float:
+        task = {"task": "multiclass", "num_classes": p.shape[-1], "n_bins": NUM_BINS, "ignore_index": -100, **options}
+        return float(calibration_error(torch.as_tensor(p.copy()), torch.as_tensor(y), **task))
 
-    return [("ECE, mask", "torchmetrics", masked)]
+    return computed
+
+
+def by_torchmetrics() -> list[Comparison]:
+    """Torchmetrics with `ignore_index`, and with repeated events for weights, off the edges of its bins."""
+    import torch
+    from torchmetrics import functional
+
+    from bdl import calibration
+
+    def masked(ours: Callable[..., float], norm: str) -> Callable[[np.ndarray, np.ndarray], tuple[float, float]]:
+        theirs = by_torchmetrics_with(norm=norm)
+
+        def compared(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+            void, nan, kept = padded(y, off_edges(p))
+            return ours(void, nan, mask=kept), theirs(void, off_edges(p))
+
+        return compared
+
+    def masked_sequences(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+        even, num_classes = len(y) // 2 * 2, p.shape[1]
+        void, nan, kept = (part[:even] for part in padded(y, off_edges(p)))
+        shape = even // 2, 2
+        said = off_edges(p)[:even].reshape(*shape, num_classes).transpose(0, 2, 1)  # classes before time
+        theirs = by_torchmetrics_with(num_classes=num_classes)(void.reshape(shape), said)
+        nan, kept = nan.reshape(*shape, num_classes), kept.reshape(shape)
+        return calibration.expected_calibration_error(void.reshape(shape), nan, mask=kept), theirs
+
+    def masked_class(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+        void, nan, kept = padded((y == 1).astype(int), off_edges(p))
+        ours = calibration.classwise_calibration_error(void, nan[:, 1], mask=kept)
+        return ours, by_torchmetrics_with(task="binary")(void, off_edges(p)[:, 1])
+
+    def masked_accuracy(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+        void, nan, kept = padded(y, p)
+        options = {"task": "multiclass", "num_classes": p.shape[1], "average": "micro", "ignore_index": -100}
+        theirs = functional.accuracy(torch.as_tensor(p.argmax(axis=1)), torch.as_tensor(void), **options)
+        return calibration.accuracy(void, nan, mask=kept), float(theirs)
+
+    def repeated(ours: Any, norm: str) -> Callable[[np.ndarray, np.ndarray], tuple[float, float]]:
+        theirs = by_torchmetrics_with(norm=norm)
+
+        def compared(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+            weight, p = weights_of(y), off_edges(p).astype("float32")
+            copies = np.repeat(np.arange(len(y)), weight.astype(int))
+            return of_keras(ours(), y, p, weight), theirs(y[copies], p[copies])
+
+        return compared
+
+    return [
+        ("ECE, mask", "torchmetrics", masked(calibration.expected_calibration_error, "l1")),
+        ("MCE, mask", "torchmetrics", masked(calibration.maximum_calibration_error, "max")),
+        ("RMS-CE, mask", "torchmetrics", masked(calibration.root_mean_square_calibration_error, "l2")),
+        ("ECE, mask of sequences", "torchmetrics", masked_sequences),
+        ("binary ECE, mask", "torchmetrics", masked_class),
+        ("accuracy, mask", "torchmetrics", masked_accuracy),
+        ("ECE, weights", "torchmetrics", repeated(bdl.metrics.ExpectedCalibrationError, "l1")),
+        ("MCE, weights", "torchmetrics", repeated(bdl.metrics.MaximumCalibrationError, "max")),
+        ("RMS-CE, weights", "torchmetrics", repeated(bdl.metrics.RootMeanSquareCalibrationError, "l2")),
+    ]
 
 
 FAMILIES: list[tuple[str, bool, Callable[[], list[Comparison]]]] = [

@@ -3,8 +3,9 @@
 Networks: three trained on scikit-learn's digits (a small, a wide and an overtrained one); classifiers and regressors on
 scikit-learn's bundled sets (breast cancer, wine, diabetes). For each metric that netcal, torchmetrics, scikit-learn,
 uncertainty-toolbox, scoringrules or TensorFlow Probability also has: the largest absolute difference over all
-predictions; the same for weights, masks, logits and names of classes (calibration_labels.py). Libraries that are not
-installed are left out, and named.
+predictions; the same for weights, masks, logits and names of classes (calibration_labels.py) and for weights in
+recalibrators (calibration_weights.py). Where another library defines a figure otherwise, a loop with its definition
+stands beside it, too (calibration_definitions.py). Libraries that are not installed are left out, and named.
 
     pip install -e . torch==2.13.0 torchmetrics netcal uncertainty-toolbox scoringrules
     python benchmarks/calibration_parity.py
@@ -20,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import calibration_definitions
 import calibration_labels
+import calibration_weights
 import numpy as np
 import typer
 from rich.console import Console
@@ -327,7 +330,9 @@ FAMILIES: list[tuple[str, bool, Callable[[], list[Comparison]]]] = [
     ("netcal", False, netcal_regression_comparisons),
     ("uncertainty_toolbox", False, uncertainty_toolbox_comparisons),
     ("scoringrules", False, scoringrules_comparisons),
+    *calibration_definitions.FAMILIES,
     *calibration_labels.FAMILIES,
+    *calibration_weights.FAMILIES,
 ]
 
 
@@ -344,7 +349,8 @@ def main(output: Annotated[Path | None, typer.Option(help="JSON file for the dif
             for problem in problems[is_classification]:
                 prediction = problem.prediction[0] if is_classification else problem.prediction
                 ours, theirs = compare(problem.y, prediction)
-                differences[metric, library].append((problem.name, abs(ours - theirs)))
+                difference = float(abs(np.float64(ours) - np.float64(theirs)))
+                differences[metric, library].append((problem.name, np.inf if np.isnan(difference) else difference))
     table = Table("metric", "library", "largest difference", "on")
     for (metric, library), found in differences.items():
         name, largest = max(found, key=lambda each: each[1])
@@ -354,7 +360,7 @@ def main(output: Annotated[Path | None, typer.Option(help="JSON file for the dif
         Console(width=110).print(f"Not installed, and left out: {', '.join(sorted(missing))}.")
     if output is not None:
         rows = [{"metric": m, "library": lib, "differences": dict(found)} for (m, lib), found in differences.items()]
-        output.write_text(json.dumps(rows, indent=1) + "\n")
+        output.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import pytest
 from contrast import contrast
 
 import bdl
-from bdl.diagnostics import HealthReport
+from bdl.diagnostics import HealthReport, comparison
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.verdict import Finding
 from bdl.evaluation import Evaluation
@@ -189,11 +189,13 @@ def test_a_summary_has_a_paragraph_a_line() -> None:
         ([INTERVAL] * 4, "", True),
         (["1234567.5"] * 4, "", True),
         (["3", "5", "0.9998"], "", False),
+        (["a cat", "a dog", "0.9998"], "", False),
+        (["a rather long name of a class"] * 2 + ["0.9998"], "", True),  # would take a line a word
         (["3", "5", "0.9998"], "A sentence, which needs room.", True),
         (["0.9998"], "A sentence, which needs room.", False),
     ],
 )
-def test_columns_stand_below_each_other_on_a_phone_where_a_number_would_have_to_break(
+def test_columns_stand_below_each_other_on_a_phone_where_a_cell_would_be_broken_up(
     cells: list[str], meaning: str, is_stacked: bool
 ) -> None:
     table = Table([f"m{i}" for i in range(len(cells))], [Row("Accuracy", cells, meaning)])
@@ -286,6 +288,18 @@ def test_a_diagnosis_names_its_verdict_as_it_is_and_says_what_its_curves_show() 
     assert "mis_scaled_kl (certain): The KL has the wrong weight" in html
     alts = [attributes["alt"] for tag, attributes in Elements(html).tags if tag == "img"]
     assert alts == ["Curves of 2 recorded epochs: NLL from 0.9 to 0.25, accuracy from 0.5 to 0.75."]
+
+
+def test_a_caption_speaks_of_what_is_drawn_and_a_comparison_of_what_was_recorded() -> None:
+    finding, epochs = Finding("healthy", "possible", ()), [{"epoch": 1, "nll": 0.5}, {"epoch": 2, "nll": 0.25}]
+    assert "accuracy above." in health().to_html()
+    assert "accuracy above." not in HealthReport.of(finding, Quantities(), epochs).to_html()
+    page = comparison(
+        {"record": HealthReport.of(finding, Quantities(epoch=2)), "model": HealthReport.of(finding, Quantities())}
+    )
+    (table,) = page.sections[0].blocks
+    assert isinstance(table, Table)
+    assert {row.name: row.cells for row in table.rows}["epochs"] == ["2", "none"]
 
 
 # Files

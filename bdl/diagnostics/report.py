@@ -133,7 +133,8 @@ class HealthReport(Report):
             self.plot()
         except ValueError as error:
             return [Paragraph(str(error))]
-        caption = "NLL, KL / N and their sum, in nats per example; accuracy above."
+        has_accuracy = any(entry.get("val_accuracy") is not None for entry in self.epochs)
+        caption = f"NLL, KL / N and their sum, in nats per example{'; accuracy above' if has_accuracy else ''}."
         return [Figure(self.plot, caption, _curves_in_words(self.epochs))]
 
     def _tables(self) -> list[Block]:
@@ -190,7 +191,7 @@ def comparison(reports: dict[str, HealthReport]) -> Page:
             Row(label, [_cell(getattr(reports[name].quantities.judged, key, None)) for name in names])
             for label, key in (("data gain G", "gain"), ("NLL [nats]", "nll_bma"), ("accuracy", "accuracy"))
         ),
-        Row("epochs", [str(reports[name].quantities.epoch) for name in names]),
+        Row("epochs", [str(report.quantities.epoch or "none") for report in reports.values()]),
     ]
     summary = "\n".join(f"{name}: {report.verdict}." for name, report in reports.items())
     sections = [Section("Side by side", [Table(names, rows)])]

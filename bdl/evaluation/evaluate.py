@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from bdl.calibration._validation import check_num_bins, check_share, check_targets, real_array
-from bdl.evaluation.class_forecasts import Labels, OfClasses
+from bdl.evaluation.class_forecasts import ClassForecast, Labels, OfClasses
 from bdl.evaluation.evaluation import Evaluation
 from bdl.evaluation.forecasts import FIELDS, Forecast, forecasts_of, same_but_for_ones, told_by_labels
 from bdl.evaluation.outputs import OutputEvaluations, by_output
@@ -17,6 +17,9 @@ from bdl.evaluation.scores import ModelEvaluation, Resampling, evaluate_classes,
 from bdl.likelihoods.heads import Likelihoods, naming
 from bdl.training.batches import LabelledData
 from bdl.training.data import is_data_set
+
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 
 
 def evaluate(
@@ -87,19 +90,15 @@ def evaluate(
     if x is not None:
         options.setdefault("seed", seed)
     data = LabelledData(x, num_readings=len(named)) if is_data_set(x) else None
-    forecasts = {
-        name: forecasts_of(each, x if data is None else data.inputs(), likelihood, outputs, **options)
-        for name, each in named.items()
-    }
+    inputs = (lambda: x) if data is None else data.inputs
+    forecasts = _of_each(named, lambda each: forecasts_of(each, inputs(), likelihood, outputs, **options))
     y = _labels(y, data)
     found = [list(of_outputs) for of_outputs in forecasts.values()]
     if any(set(each) != set(found[0]) for each in found):
         raise ValueError(f"`prediction` must have the same outputs for all models, not {found}. Evaluate them apart.")
 
     def one(output: str | None, y: Any, mask: Any, classes: Any) -> Evaluation:
-        chosen = {
-            name: told_by_labels(of_outputs[output], y, mask, ignore_class) for name, of_outputs in forecasts.items()
-        }
+        chosen = _of_each(forecasts, lambda each: told_by_labels(each[output], y, mask, ignore_class))
         # Of several outputs it is meant for those with classes.
         is_for_it = output is None or any(isinstance(each, OfClasses) for each in chosen.values())
         void = ignore_class if is_for_it else None
@@ -130,6 +129,15 @@ def _by_name(prediction: Any, outputs: list[str] | None) -> dict[str, Any]:
     if isinstance(prediction, Mapping) and not prediction:
         raise ValueError("`prediction` must hold at least one prediction, not be an empty dict.")
     return {"model": prediction}
+
+
+def _of_each(models: Mapping[str, _Given], judge: Callable[[_Given], _Found]) -> dict[str, _Found]:
+    """What is found of each model; an error about one of several says which."""
+    found = {}
+    for name, model in models.items():
+        with naming(name if len(models) > 1 else None, "Model"):
+            found[name] = judge(model)
+    return found
 
 
 def _labels(y: Any, data: LabelledData | None) -> Any:
@@ -169,26 +177,38 @@ def _evaluate(
             raise ValueError("`classes` must be of labels, not of targets, which have none. Leave it out.")
         targets = real_array("y", y)
         resampling = replace(resampling, examples=len(targets) if targets.ndim else 0)
-        models = {
-            name: _evaluate_targets(targets, each, mask, ignore_class, resampling) for name, each in forecasts.items()
-        }
+        models = _of_each(forecasts, lambda each: _evaluate_targets(targets, each, mask, ignore_class, resampling))
         return Evaluation(kind, targets.size, resampling.level, models)
     labels = Labels.of(y, mask)
-    of_models = {name: each.for_labels(labels) for name, each in forecasts.items() if isinstance(each, OfClasses)}
+    of_classes = {name: each for name, each in forecasts.items() if isinstance(each, OfClasses)}
+    of_models = _of_each(of_classes, lambda each: each.for_labels(labels))
     void = {each.ignore_class for each in of_models.values()} - {None}
     if ignore_class is None and len(void) > 1:
         raise ValueError(f"`ignore_class` must be given where models disagree on it, {sorted(map(str, void))}.")
     if ignore_class is None and void:
         (ignore_class,) = void
-    models, num_events = {}, 0
-    for name, forecast in of_models.items():
-        names, indices, kept = forecast.labels(labels, ignore_class, classes)
-        num_events = indices.size if kept is None else int(kept.sum())
-        resampling = replace(resampling, examples=_num_examples(indices, kept))
-        found = evaluate_classes(indices, forecast, kept, num_bins, resampling)
-        are_numbers = np.array_equal(names, np.arange(len(names)))
-        models[name] = found if are_numbers else replace(found, classes=tuple(names.tolist()))
-    return Evaluation(kind, num_events, resampling.level, models)
+    evaluated = _of_each(
+        of_models, lambda each: _evaluate_classes(labels, each, ignore_class, classes, num_bins, resampling)
+    )
+    num_events = [number for number, _ in evaluated.values()][-1]
+    return Evaluation(kind, num_events, resampling.level, {name: found for name, (_, found) in evaluated.items()})
+
+
+def _evaluate_classes(
+    y: Labels,
+    forecast: ClassForecast,
+    ignore_class: int | str | None,
+    classes: Any,
+    num_bins: int,
+    resampling: Resampling,
+) -> tuple[int, ModelEvaluation]:
+    """How many labels count, and the scores of one model."""
+    names, indices, kept = forecast.labels(y, ignore_class, classes)
+    resampling = replace(resampling, examples=_num_examples(indices, kept))
+    found = evaluate_classes(indices, forecast, kept, num_bins, resampling)
+    are_numbers = np.array_equal(names, np.arange(len(names)))
+    num_events = indices.size if kept is None else int(kept.sum())
+    return num_events, found if are_numbers else replace(found, classes=tuple(names.tolist()))
 
 
 def _num_examples(indices: np.ndarray, kept: np.ndarray | None) -> int:

@@ -151,7 +151,9 @@ def take_prediction(
     Arrays under the names of `evaluate` are taken as these. Else it is the only array; or the columns of a table: those
     that were chosen, or columns with one name and different numbers (p0, p1, ...), or those with one prefix (p_cat),
     named after labels, of real numbers that vary, or of numbers. Where these are several sets, the probabilities are
-    the one that sums to 1 in each row.
+    the one that sums to 1 in each row. Logits and samples have no such sum, and another number may stand beside them:
+    they are taken by their names alone, or if each of three or more columns has its label (two may be a single logit
+    and another number).
 
     Args:
         content: Arrays or columns of the file, by name.
@@ -175,7 +177,7 @@ def take_prediction(
         names = _chosen(arrays, chosen, path)
     elif len(arrays) == 1:
         names = list(arrays)
-    elif all(array.ndim == 1 for array in arrays.values()):
+    elif len({array.shape for array in arrays.values()}) == 1 and next(iter(arrays.values())).ndim == 1:
         names = _class_columns(arrays, form, path, y)
     else:
         names = []
@@ -186,6 +188,7 @@ def take_prediction(
         )
     for name in names:
         _check_numbers(name, arrays[name], path)
+    _check_lengths(names, arrays, path)
     left_out = _left_out(arrays, names)
     if len(names) == 1:
         return FilePrediction({form or "probabilities": arrays[names[0]]}, left_out=left_out)
@@ -196,17 +199,19 @@ def take_prediction(
     return FilePrediction(found, tuple(names), left_out)
 
 
-def by_output(content: Arrays) -> dict[str | None, dict[str, NDArray[Any]]]:
+def by_output(content: Arrays, path: Path) -> dict[str | None, dict[str, NDArray[Any]]]:
     """Arrays of each output, which stands before a slash in their names (`kind/probabilities`); None for one output.
 
     Args:
         content: Arrays or columns of a file, by name.
+        path: The file, for messages.
 
     Raises:
         ValueError: if some names have a slash and some have none.
 
     Example:
-    >>> arrays = by_output({"kind/logits": np.zeros((2, 3)), "kind/y": np.zeros(2), "size/mean": np.zeros(2)})
+    >>> content = {"kind/logits": np.zeros((2, 3)), "kind/y": np.zeros(2), "size/mean": np.zeros(2)}
+    >>> arrays = by_output(content, Path("predictions.npz"))
     >>> {output: list(names) for output, names in arrays.items()}
     {'kind': ['logits', 'y'], 'size': ['mean']}
     """
@@ -219,7 +224,7 @@ def by_output(content: Arrays) -> dict[str | None, dict[str, NDArray[Any]]]:
         output, slash, rest = name.partition("/")
         if not slash:
             raise ValueError(
-                f"A file of several outputs must name the output of each array, as in 'kind/probabilities', not "
+                f"{path} must name the output of each array, as in 'kind/probabilities', or of none, not have "
                 f"{name!r} alone. Rename it."
             )
         outputs.setdefault(output, {})[rest] = array
@@ -265,13 +270,22 @@ def _class_columns(columns: Arrays, form: str | None, path: Path, y: NDArray[Any
     if form in (None, "probabilities") and len(sets) > 1:
         fitting = [names for names in sets if _are_probabilities([columns[name] for name in names])]
     first = [names for names in fitting if names in numbered] or fitting
-    if len(first) == 1 or not sets:
-        return first[0] if first else []
+    if not sets:
+        return []
+    if len(first) == 1:
+        is_told = first[0] in [*numbered, *prefixed, named] or form in (None, "probabilities") or len(first[0]) == 1
+        if is_told or (form == "logits" and len(first[0]) > 2 and _has_all_columns(y, len(first[0]))):
+            return first[0]
     raise ValueError(
         f"{path} does not say which columns of numbers are the {form or 'probabilities'}: "
         f"{' or '.join(', '.join(names) for names in (first or sets))}. Name them with `--columns`"
         + ("." if form else ", or say with `--as` what else they are.")
     )
+
+
+def _has_all_columns(y: NDArray[Any] | None, num_classes: int) -> bool:
+    """Whether each column's number is a label, and nothing else is."""
+    return y is not None and np.array_equal(np.unique(y), np.arange(num_classes))
 
 
 def _families(names: list[str], pattern: str) -> list[list[str]]:
@@ -330,6 +344,17 @@ def _check_readable(name: str, column: NDArray[Any], path: Path) -> None:
 def _check_numbers(name: str, array: NDArray[Any], path: Path) -> None:
     if not _is_numeric(array):
         raise ValueError(f"{path} must hold numbers in {name!r}, not {_kind(array)}, such as {array.item(0)!r}.")
+
+
+def _check_lengths(names: list[str], arrays: Arrays, path: Path) -> None:
+    """Raises ValueError unless columns are such, of one length; a single array may have any shape."""
+    shapes = {name: arrays[name].shape for name in names}
+    if len(names) > 1 and (len(set(shapes.values())) > 1 or len(shapes[names[0]]) != 1):
+        found = ", ".join(f"{shape} in {name!r}" for name, shape in shapes.items())
+        raise ValueError(
+            f"{path} must hold columns of one length, not shapes {found}. Name one array with `--columns`, or columns "
+            "of the same examples."
+        )
 
 
 def _left_out(arrays: Arrays, taken: Any) -> dict[str, str]:

@@ -19,7 +19,7 @@ from bdl.calibration.metrics.regression import normal_crps_terms, normal_log_los
 from bdl.evaluation.class_forecasts import ClassForecast, Labels, LogitForecast
 from bdl.evaluation.samples import SampleForecast
 from bdl.likelihoods import Likelihood, Mixture
-from bdl.likelihoods.heads import Heads, Likelihoods
+from bdl.likelihoods.heads import Heads, Likelihoods, naming
 from bdl.model import VariationalModel
 from bdl.prediction import ClassificationPrediction, Prediction, RegressionPrediction, predict_distribution
 
@@ -166,8 +166,12 @@ def forecasts_of(
     )
     if is_by_output:
         of_outputs = likelihood if isinstance(likelihood, Mapping) else dict.fromkeys(prediction, likelihood)
-        found = {name: each for name, each in prediction.items() if each is not None}
-        return {name: forecast_of(each, of_outputs.get(name)) for name, each in found.items()}
+        forecasts = {}
+        for name, each in prediction.items():
+            with naming(name):
+                if each is not None:
+                    forecasts[name] = forecast_of(each, of_outputs.get(name))
+        return forecasts
     return {None: prediction if isinstance(prediction, Forecast) else forecast_of(prediction, likelihood)}
 
 

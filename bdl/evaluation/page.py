@@ -42,8 +42,8 @@ def build_page_of_outputs(evaluations: Mapping[str, Evaluation], title: str | No
     sections = [
         Section(f"{name}: {section.title}", section.blocks) for name, page in pages.items() for section in page.sections
     ]
-    summary = "\n".join(f"Output {name}. {page.summary}" for name, page in pages.items())
-    return Page(title or TITLE, summary, sections, _footer())
+    lines = [f"Output {name}. {line}" for name, page in pages.items() for line in page.summary.split("\n")]
+    return Page(title or TITLE, "\n".join(lines), sections, _footer())
 
 
 def _of_each(evaluation: Evaluation, in_words: Callable[[ModelEvaluation, Evaluation], str], between: str = " ") -> str:
@@ -189,13 +189,13 @@ def _surprises(evaluation: Evaluation) -> Section:
     is_classification = evaluation.kind == "classification"
     blocks: list[Block] = []
     for name, model in evaluation.models.items():
-        of_model = f"{name}: " if _names(evaluation) else ""
         rows = [_surprise_row(surprise, is_classification, model.classes) for surprise in model.surprises]
-        if not rows:
-            blocks.append(Paragraph(f"{of_model}no error."))
-            continue
+        if _names(evaluation):
+            blocks.append(Paragraph(f"{name}:" if rows else f"{name}: no error."))
+        elif not rows:
+            blocks.append(Paragraph("No error."))
         columns = ("said", "is", "confidence") if is_classification else ("predicted", "is", "standard deviations off")
-        blocks.append(Table(columns, rows, f"{of_model}rows are counted from 0."))
+        blocks += [Table(columns, rows, "Rows are counted from 0.")] if rows else []
     title = "The most confident errors" if is_classification else "The most surprising targets"
     return Section(title, blocks)
 
@@ -209,8 +209,8 @@ def _surprise_row(surprise: Surprise, is_classification: bool, classes: Sequence
     else:
         has_spread = surprise.confidence > 0
         off = f"{(surprise.truth - surprise.said) / surprise.confidence:+.1f}" if has_spread else "no spread"
-        cells = (f"{surprise.said:.4g} ± {surprise.confidence:.2g}", f"{surprise.truth:.4g}", off)
-    return Row(f"row {surprise.index:,}", cells)
+        cells = (f"{surprise.said:.4g}\u00a0±\u00a0{surprise.confidence:.2g}", f"{surprise.truth:.4g}", off)
+    return Row(f"row\u00a0{surprise.index:,}", cells)
 
 
 def _names(evaluation: Evaluation) -> list[str] | None:

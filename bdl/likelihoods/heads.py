@@ -266,14 +266,14 @@ class Heads:
 
 
 @contextlib.contextmanager
-def naming(name: Name) -> Iterator[None]:
-    """Errors within this context say which of several outputs they are about."""
+def naming(name: Name, kind: str = "Output") -> Iterator[None]:
+    """Errors within this context say which of several outputs, or things of another kind, they are about."""
     try:
         yield
     except ValueError as error:
         if name is None:
             raise
-        raise ValueError(f"Output {name!r}: {error}") from error
+        raise ValueError(f"{kind} {name!r}: {error}") from error
 
 
 def present(

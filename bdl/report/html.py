@@ -111,12 +111,17 @@ def _table(table: Table) -> str:
 
 
 def _fits_a_phone(table: Table) -> bool:
-    """Whether the longest words of all columns stand beside each other there, so that no number has to break."""
+    """Whether all columns stand beside each other there with no number broken and no cell of more than two lines."""
     lines = [["", *table.columns], *([row.name, *row.cells] for row in table.rows)]
-    longest = [max(len(word) for cell in column for word in cell.split(" ")) for column in zip(*lines, strict=True)]
+    widths = [max(map(_least_width, column)) for column in zip(*lines, strict=True)]
     if any(row.meaning for row in table.rows):
-        longest[0] = max(longest[0], _MEANING_CHARACTERS)
-    return sum(longest) + 2 * len(table.columns) <= _PHONE_CHARACTERS
+        widths[0] = max(widths[0], _MEANING_CHARACTERS)
+    return sum(widths) + 2 * len(table.columns) <= _PHONE_CHARACTERS
+
+
+def _least_width(cell: str) -> int:
+    """Characters of the longest word, or of half the cell, which stands in two lines."""
+    return max(*map(len, cell.split(" ")), (len(cell) + 1) // 2)
 
 
 def _row(row: Row, columns: Sequence[str]) -> str:

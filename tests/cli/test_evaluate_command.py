@@ -234,6 +234,10 @@ def test_a_damaged_file_is_evaluated_or_refused(folder: Path, file: tuple[str, b
         figures = json.loads(Path("figures.json").read_text(), parse_constant=pytest.fail)
         assert figures["num_events"] > 0
         Path("figures.json").unlink()
+    else:
+        result = run("network.npz", name, "--labels", labels, "--num-resamples", "0")
+        assert result.exit_code == 1
+        assert re.search(rf"{re.escape(name)}|Model '{name.split('.')[0]}'", message(result)), result.stderr
     assert digests(folder) == before
 
 

@@ -42,6 +42,24 @@ def test_names_are_no_markup(name: str, capsys: pytest.CaptureFixture[str], monk
     assert printed.count(name) == 5
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_numbers_are_never_broken(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    models = ["network", "an ensemble of five networks", "forest", "a_name_without_a_space_that_is_longer_than_a_cell"]
+    numbers = {
+        f"{model} {score}": f"0.{len(model)}{score} (0.1\u00a0to\u00a00.9)" for model in models for score in "12"
+    }
+    rows = [Row(f"Debiased RMS error {score}", [numbers[f"{model} {score}"] for model in models]) for score in "12"]
+    print_table(Table(models, rows), title="1,797 labels")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert [sum(number in line for line in lines) for number in numbers.values()] == [1] * 8
+    models_beside = max(sum(number in line for number in numbers.values()) for line in lines)
+    assert models_beside == {40: 1, 60: 1, 80: 2, 100: 3, 200: 4}[width]
+
+
 def test_messages_name_options_for_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     parameters = context(
         ("files", ["files"], "FILE..."), ("num_bins", ["--num-bins"], None), ("out", ["-o", "--out"], None)

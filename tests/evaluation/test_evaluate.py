@@ -213,6 +213,27 @@ def test_bad_arguments_are_refused_with_the_cure(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("y", "sound", "faulty"),
+    [
+        (Y, P, P * 0.9),
+        (Y, P, P[:100]),
+        (Y, P, {"logits": P[:, :2]}),
+        (Y, P, {"probabilities": P, "classes": ["a", "b"]}),
+        (Y, P, LogisticRegression()),
+        (TARGET, {"mean": MEAN, "scale": SCALE}, {"mean": MEAN, "scale": -SCALE}),
+        (TARGET, {"mean": MEAN, "scale": SCALE}, {"mean": MEAN[:9], "scale": SCALE[:9]}),
+        (TARGET, {"mean": MEAN, "scale": SCALE}, {"samples": MEAN}),
+    ],
+)
+def test_an_error_about_one_of_several_models_names_it(y, sound, faulty):
+    with pytest.raises(ValueError, match=r"^(?!Model)") as alone:
+        bdl.evaluate(y, {"faulty": faulty})
+    with pytest.raises(ValueError, match=r"^Model 'faulty': ") as beside:
+        bdl.evaluate(y, {"sound": sound, "faulty": faulty})
+    assert str(beside.value) == f"Model 'faulty': {alone.value}"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"level": 95}, r"`level` must be between 0 and 1"),

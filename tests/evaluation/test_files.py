@@ -99,8 +99,10 @@ ZERO, ONE = np.zeros(3), np.ones(3)
         ({"age": AGE}, None, "cat dog age"),  # one set of columns, whose sums `evaluate` refuses
         ({"sex": SEX}, None, "cat dog"),
         ({"": ROW, "name": NAMES, "when": DATES}, None, "cat dog"),
-        ({"row": ROW}, "logits", "cat dog"),
-        ({"__index_level_0__": AGE}, "logits", "cat dog"),
+        ({"row": ROW}, "logits", None),
+        ({"__index_level_0__": AGE}, "samples", None),
+        ({"age": AGE}, "logits", None),
+        ({"age": AGE}, "samples", None),
         ({"one": ONE}, None, "cat dog"),
         ({"p1": COLUMNS["dog"], "p0": COLUMNS["cat"]}, "logits", "p0 p1"),
         ({"p1": COLUMNS["dog"], "p0": COLUMNS["cat"], "p2": ZERO}, None, "p0 p1 p2"),
@@ -133,6 +135,41 @@ def test_a_prefix_or_the_labels_tell_classes_from_other_numbers(tmp_path):
     for content in (prefixed, named):  # logits have no sum that could tell
         with pytest.raises(ValueError, match="does not say which columns of numbers are the logits"):
             take_prediction(content, path, "y", "logits", y=y)
+
+
+def test_logits_without_telling_names_are_taken_if_each_column_has_its_label(tmp_path):
+    path, content = tmp_path / "a.csv", {**COLUMNS, "emu": AGE, "y": np.arange(3)}
+
+    def taken(y, form="logits"):
+        return take_prediction(content, path, "y", form, y=np.array(y)).columns
+
+    assert taken([2, 0, 1]) == ("cat", "dog", "emu")
+    assert taken(["dog", "cat", "emu"]) == ("cat", "dog", "emu")
+    for y in ([0, 1, 1], [0, 1, 3], [0.5, 1, 2], ["a", "b", "c"]):  # a column may be another number, such as an age
+        with pytest.raises(
+            ValueError, match=r"which columns of numbers are the logits: cat, dog, emu\. Name them with"
+        ):
+            taken(y)
+    with pytest.raises(ValueError, match="which columns of numbers are the samples: cat, dog, emu"):
+        taken([2, 0, 1], "samples")
+    del content["emu"]
+    with pytest.raises(ValueError, match="which columns of numbers are the logits: cat, dog"):
+        taken([0, 1, 1])  # a logit and another number
+    del content["cat"]
+    content["name"] = NAMES
+    assert take_prediction(content, path, "y", "logits").left_out == {"name": "text"}
+
+
+def test_columns_are_of_one_length(tmp_path):
+    path, content = tmp_path / "a.npz", {"p0": AGE, "p1": AGE[:2], "y": SEX}
+    with pytest.raises(ValueError, match=r"a\.npz must hold arrays named probabilities"):
+        take_prediction(content, path, "y")
+    with pytest.raises(
+        ValueError, match=r"a\.npz must hold columns of one length, not shapes \(3,\) in 'p0', \(2,\) in"
+    ):
+        take_prediction(content, path, "y", chosen=["p*"])
+    with pytest.raises(ValueError, match="must hold columns of one length"):
+        take_prediction({"a": P, "b": P, "y": Y}, path, "y", chosen=["*"])
 
 
 def test_columns_may_be_chosen_by_name_and_pattern(tmp_path):

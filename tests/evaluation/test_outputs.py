@@ -1,6 +1,7 @@
 """`evaluate` of several outputs, of labels that do not count, and of one-hot labels."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -68,6 +69,12 @@ def test_page_and_json_hold_every_output(tmp_path):
     assert str(evaluation).startswith("Output kind\n")
 
 
+def test_each_sentence_on_a_page_names_its_output():
+    page = bdl.evaluate(Y, {"a": PREDICTIONS, "b": PREDICTIONS}, **QUICK).page()
+    beginnings = [line.split(":")[0] for line in page.summary.split("\n")]
+    assert beginnings == ["Output kind. a", "Output kind. b", "Output size. a", "Output size. b"]
+
+
 @pytest.mark.parametrize(
     ("y", "prediction", "options", "message"),
     [
@@ -77,6 +84,19 @@ def test_page_and_json_hold_every_output(tmp_path):
         (Y, P, {}, r"`y` must be one array for a prediction of one output, not a dict of \['kind', 'size'\]"),
         (Y, PREDICTIONS, {"mask": np.ones(N)}, r"`mask` must be a dict by the prediction's outputs"),
         ({**Y, "kind": KIND + 2}, PREDICTIONS, {}, r"Output 'kind': `y` must hold class indices"),
+        (
+            Y,
+            {**PREDICTIONS, "size": {"mean": SIZE, "scale": -np.ones(N)}},
+            {},
+            r"Output 'size': `scale` must be positive",
+        ),
+        (Y, {"a": PREDICTIONS, "b": {**PREDICTIONS, "size": {"mean": SIZE}}}, {}, r"Model 'b': Output 'size': `pred"),
+        (
+            Y,
+            {"a": PREDICTIONS, "b": {**PREDICTIONS, "kind": 0.9 * P}},
+            {},
+            r"Output 'kind': Model 'b': `probabilities`",
+        ),
         (KIND, PREDICTIONS, {}, r"let `y` be a dict by the same names"),
     ],
 )
@@ -113,9 +133,9 @@ def test_one_hot_labels_are_told_by_their_shape():
 
 def test_arrays_of_a_file_belong_to_the_output_before_the_slash():
     content = {"kind/probabilities": P, "kind/y": KIND, "size/mean": SIZE}
-    assert {output: list(arrays) for output, arrays in by_output(content).items()} == {
+    assert {output: list(arrays) for output, arrays in by_output(content, Path("a.npz")).items()} == {
         "kind": ["probabilities", "y"],
         "size": ["mean"],
     }
-    with pytest.raises(ValueError, match=r"must name the output of each array, as in 'kind/probabilities', not 'y'"):
-        by_output({"kind/probabilities": P, "y": KIND})
+    with pytest.raises(ValueError, match=r"a\.npz must name the output of each array, as in 'kind/prob.*not have 'y'"):
+        by_output({"kind/probabilities": P, "y": KIND}, Path("a.npz"))

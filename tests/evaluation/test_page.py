@@ -8,7 +8,7 @@ from scipy import stats
 
 import bdl
 from bdl.evaluation import MEANINGS
-from bdl.report import Figure, Table
+from bdl.report import Figure, Paragraph, Table
 
 RANDOM = np.random.default_rng(0)
 P = RANDOM.dirichlet(np.ones(3), size=400)
@@ -99,8 +99,16 @@ def test_names_are_as_they_were_given(evaluation):
     for name in evaluation.models:
         assert f"{name}: " in page.summary
         assert all(f"{name}: " in figure.description for figure in figures(evaluation))
-    captions = [block.caption for section in page.sections[1:] for block in section.blocks if isinstance(block, Table)]
-    assert captions == [f"{name}: rows are counted from 0." for name in evaluation.models]
+    above_tables = [block.text for block in page.sections[-1].blocks if isinstance(block, Paragraph)]
+    assert above_tables == [f"{name}:" for name in evaluation.models]
+
+
+@pytest.mark.parametrize("evaluation", [CLASSES, TARGETS], ids=["classes", "targets"])
+def test_numbers_and_their_errors_stay_on_a_line(evaluation):
+    tables = [block for section in evaluation.page().sections for block in section.blocks if isinstance(block, Table)]
+    cells = [cell for table in tables for row in table.rows for cell in (row.name, *row.cells)]
+    assert any("\u00a0" in cell for cell in cells)
+    assert not [cell for cell in cells if re.search(r"\d to | to \d|\d ±|± \d|row \d", cell)]
 
 
 def test_a_single_model_has_no_name():

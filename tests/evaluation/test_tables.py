@@ -121,10 +121,10 @@ def test_parquet_holds_what_was_written(tmp_path, index, labels):
 
 def test_an_index_that_other_libraries_wrote_is_no_class(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    columns = {"cat": P[:, 0], "dog": 1 - P[:, 0], "y": LABELS["truth"], "__index_level_0__": RANDOM.permutation(N)}
+    columns = {"p_cat": P[:, 0], "p_dog": 1 - P[:, 0], "y": LABELS["truth"], "__index_level_0__": RANDOM.permutation(N)}
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     found = take_prediction(read_arrays(tmp_path / "a.parquet"), tmp_path, "y", "logits")
-    assert found.columns == ("cat", "dog")
+    assert found.columns == ("p_cat", "p_dog")
     assert found.left_out == {"__index_level_0__": "numbers the rows"}
 
 

@@ -24,15 +24,30 @@ def binary(seed=0, n=500):
     return p, (random.uniform(size=n) < expit(0.5 * logit(p) - 0.3)).astype(int)
 
 
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.filterwarnings("ignore:Since FrozenEstimator")  # weights are for the calibration alone, as meant
 @pytest.mark.parametrize(("ours", "theirs"), [(PlattScaling, "sigmoid"), (IsotonicCalibration, "isotonic")])
-def test_binary_calibration_is_that_of_scikit_learn(ours, theirs):
+def test_binary_calibration_is_that_of_scikit_learn(ours, theirs, is_weighted):
     x, y = load_breast_cancer(return_X_y=True)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     model = LogisticRegression(C=1.0).fit(x[:300, :4], y[:300])
-    expected = CalibratedClassifierCV(FrozenEstimator(model), method=theirs).fit(x[300:, :4], y[300:])
+    weights = 1 + np.arange(len(y) - 300) % 3 if is_weighted else None
+    expected = CalibratedClassifierCV(FrozenEstimator(model), method=theirs)
+    expected = expected.fit(x[300:, :4], y[300:], sample_weight=weights)
     odds = model.decision_function(x[300:, :4])
-    fitted = ours(from_logits=True).fit(odds, y[300:])
+    fitted = ours(from_logits=True).fit(odds, y[300:], sample_weight=weights)
     assert_allclose(fitted.predict_proba(odds), expected.predict_proba(x[300:, :4]), atol=1e-4)
+
+
+def test_beta_calibration_with_weights_is_scikit_learns_logistic_regression():
+    p, y = binary(5)
+    weights = 1 + np.arange(len(p)) % 3
+    features = np.stack([np.log(p), -np.log1p(-p)], axis=1)
+    expected = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(features, y, sample_weight=weights)
+    assert (expected.coef_ > 0).all()  # where beta calibration allows the free minimum
+    found = BetaCalibration().fit(p, y, sample_weight=weights).predict_proba(p)
+    assert_allclose(found, expected.predict_proba(features), atol=1e-7)
+    assert np.abs(found - BetaCalibration().fit(p, y).predict_proba(p)).max() > 1e-3
 
 
 def test_platt_scaling_recovers_a_logistic_distortion():

@@ -66,13 +66,25 @@ def test_temperature_scaling_recovers_the_temperature(temperature):
     assert abs(found / temperature - 1) < 4 / np.sqrt(information)
 
 
-def test_the_temperature_is_that_of_scikit_learn():
+@pytest.mark.parametrize("weights", [None, 1 + np.arange(600) % 3])
+@pytest.mark.filterwarnings("ignore:Since FrozenEstimator")  # weights are for the calibration alone, as meant
+def test_the_temperature_is_that_of_scikit_learn(weights):
     x, y = load_digits(return_X_y=True)
     model = LogisticRegression(max_iter=500, C=10).fit(x[:600], y[:600])
-    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(x[600:1200], y[600:1200])
-    (fitted,) = theirs.calibrated_classifiers_
-    ours = TemperatureScaling(from_logits=True).fit(model.decision_function(x[600:1200]), y[600:1200])
-    assert_allclose(1 / ours.temperature_, fitted.calibrators[0].beta_, rtol=1e-3)
+    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature")
+    (fitted,) = theirs.fit(x[600:1200], y[600:1200], sample_weight=weights).calibrated_classifiers_
+    logits = model.decision_function(x[600:1200])
+    ours = TemperatureScaling(from_logits=True).fit(logits, y[600:1200], sample_weight=weights)
+    assert_allclose(1 / ours.temperature_, fitted.calibrators[0].beta_, rtol=1e-6)
+
+
+def test_a_free_matrix_with_weights_is_scikit_learns_logistic_regression():
+    logits, y = classified(16, 300, 3)
+    weights = 1 + np.arange(300) % 3
+    expected = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(logits, y, sample_weight=weights)
+    free = MatrixScaling(from_logits=True, regularization=0.0)
+    assert_allclose(free.fit(logits, y, weights).predict_proba(logits), expected.predict_proba(logits), atol=1e-6)
+    assert np.abs(free.fit(logits, y).predict_proba(logits) - expected.predict_proba(logits)).max() > 1e-3
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.floats(0.05, 20))
