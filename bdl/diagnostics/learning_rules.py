@@ -1,4 +1,4 @@
-"""Rules about what was learned: is there a signal, was there time, and did the KL cost it (rungs 2 to 5 and 9)."""
+"""Rules about what was learned: is there a signal, was there time, and did the KL cost it (rungs 2, 4 to 6 and 9)."""
 
 from __future__ import annotations
 
@@ -48,19 +48,20 @@ def still_training(q: Quantities) -> Finding | None:
     trend, fit = q.trends, q.train or q.validation
     if fit is None or not is_done(q):
         return None
-    if trend is None or trend.elbo_p is None:
+    if trend is None or (trend.elbo_p is None and trend.nll_p is None):
         return _hardly_begun(q, fit, trend)
-    if not is_rising(trend) or forgot(q):
+    is_elbo_known = trend.elbo_p is not None  # not where a KL cannot be read: then the NLL alone says it
+    if (is_elbo_known and not is_rising(trend)) or forgot(q):
         return None  # what rises while the network forgets is not on its way to anything better
     nats = unit(fit.nll_null)
     dominated = q.rate is not None and fit.gain < LIMIT.collapsed_gain and q.rate > LIMIT.dominated_rate * nats
     dominated = dominated and not is_collapsed(q)  # what is left of R is on its way out, and buys nothing
     if not (still_learns(q) or dominated or is_unpaid(q)):
         return None
-    evidence = [
-        f"Over the last {trend.window} recorded epochs the ELBO rose by {trend.elbo_change:.3g} nats per example "
-        f"(p = {trend.elbo_p:.2g}) and the NLL changed by {trend.nll_change or 0.0:+.3g}."
-    ]
+    moved = [f"the ELBO rose by {trend.elbo_change:.3g} (p = {trend.elbo_p:.2g})"] if is_elbo_known else []
+    if trend.nll_p is not None:
+        moved.append(f"the NLL changed by {trend.nll_change:+.3g} (p = {trend.nll_p:.2g})")
+    evidence = [f"Over the last {trend.window} recorded epochs, in nats per example, {' and '.join(moved)}."]
     if is_unpaid(q):
         evidence.append(f"R = {q.rate:.3g} nats per example is more than an optimum at T = 1 would pay.")
     if dominated:
@@ -87,7 +88,7 @@ def _hardly_begun(q: Quantities, fit: Fit, trend: Trends | None) -> Finding | No
 
 
 def underfitting(q: Quantities) -> Finding | None:
-    """Rung 3: the KL was saved, and the predictions pay for it: in training (Q15), or in a layer's noise (Q14, Q21)."""
+    """Rung 4: the KL was saved, and the predictions pay for it: in training (Q15), or in a layer's noise (Q14, Q21)."""
     fit = q.judged
     if fit is None or q.kl is None:
         return None
@@ -98,10 +99,12 @@ def underfitting(q: Quantities) -> Finding | None:
     has_drowned = is_drowned(q)
     if q.twin is None and not has_forgotten:
         return None
-    if q.twin is not None and not has_drowned:
+    if q.twin is not None and has_forgotten and not has_drowned and not is_behind(q, LIMIT.drowned_gap):
+        return None  # the twin reaches no more
+    if q.twin is not None and not has_forgotten and not has_drowned:
         if not (is_behind(q, LIMIT.twin_gap) and is_less_accurate(q, LIMIT.accuracy_gap) and q.trends is not None):
             return None
-        if pruned_layers(q) and not has_forgotten:
+        if pruned_layers(q):
             return None  # units that never took part are a cause of their own, named below
     evidence = [explained(layer, q) for layer in drowning_layers(q)] if has_drowned else []
     if has_forgotten:
@@ -134,7 +137,7 @@ def _behind_the_twin(twin: Fit, fit: Fit) -> str:
 
 
 def collapsed(q: Quantities) -> Finding | None:
-    """Rung 4: the posterior is the prior and the mean ignores the inputs (Q6, Q8, Q13), or the codes do (Q19)."""
+    """Rung 5: the posterior is the prior and the mean ignores the inputs (Q6, Q8, Q13), or the codes do (Q19)."""
     if q.local is not None and is_local_collapse(q.local) and is_done(q, share=LIMIT.local_share):
         local = q.local
         return Finding(
@@ -176,7 +179,7 @@ def collapsed(q: Quantities) -> Finding | None:
 
 
 def over_pruned(q: Quantities) -> Finding | None:
-    """Rung 5: most units of a layer are noise, and it costs (Q12, Q14)."""
+    """Rung 6: most units of a layer are noise, and it costs (Q12, Q14)."""
     fit = q.judged
     if not is_over_pruned(q) or fit is None or q.twin is None:
         return None

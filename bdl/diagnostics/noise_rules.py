@@ -1,16 +1,16 @@
-"""Rules about the posterior's spread: too wide, never moved, or next to none (rungs 6 to 8)."""
+"""Rules about the posterior's spread: too wide, never moved, or next to none (rungs 3, 7 and 8)."""
 
 from __future__ import annotations
 
 from bdl.diagnostics.finding import Finding
 from bdl.diagnostics.noise import drowning_layers, explained
 from bdl.diagnostics.quantities import Quantities
-from bdl.diagnostics.symptoms import is_cold, is_collapsed, is_declared_cold, is_done, is_stopped_cold, unit
+from bdl.diagnostics.symptoms import is_cold, is_collapsed, is_declared_cold, is_done, is_stopped_cold, stuck_layers, unit
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
 
 def variance_saturated(q: Quantities) -> Finding | None:
-    """Rung 6: the mean fits, but functions vary as if there were no data (Q4, Q13).
+    """Rung 7: the mean fits, but functions vary as if there were no data (Q4, Q13).
 
     Functions of a prior centred on fitted means vary around what the data taught: to vary as they do may be all that
     the data ask for, and only what it costs counts.
@@ -33,10 +33,10 @@ def variance_saturated(q: Quantities) -> Finding | None:
 
 
 def scales_not_learned(q: Quantities) -> Finding | None:
-    """Rung 7: most scales of a layer are where they started (Q17)."""
-    stuck = {layer.name: layer.stuck for layer in q.layers if layer.stuck is not None and layer.stuck > LIMIT.stuck}
-    if not stuck or not is_done(q, share=0.5):
-        return None
+    """Rung 3: most scales of a layer are where they started (Q17): what else is wrong may follow from that."""
+    stuck = stuck_layers(q)
+    if not stuck or not is_done(q, share=0.5) or is_collapsed(q):
+        return None  # a posterior that is the prior is that, wherever its scales started
     found = ", ".join(f"{name} {share:.0%}" for name, share in stuck.items())
     return Finding("scales_not_learned", "certain", (f"Scales within 5 % of their start: {found}.",))
 

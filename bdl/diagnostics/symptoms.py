@@ -71,8 +71,12 @@ def is_cold(q: Quantities) -> bool:
 
 def is_unpaid(q: Quantities) -> bool:
     """Q7 is violated, and neither frozen scales nor a declared T explain it."""
-    is_frozen = any(layer.stuck is not None and layer.stuck > LIMIT.stuck for layer in q.layers)
-    return is_cold(q) and not is_frozen and not is_declared_cold(q) and not is_collapsed(q)
+    return is_cold(q) and not stuck_layers(q) and not is_declared_cold(q) and not is_collapsed(q)
+
+
+def stuck_layers(q: Quantities) -> dict[str, float]:
+    """Share of scales that are where they started, of the layers in which most are (Q17)."""
+    return {layer.name: layer.stuck for layer in q.layers if layer.stuck is not None and layer.stuck > LIMIT.stuck}
 
 
 def is_rising(trend: Trends) -> bool:
@@ -83,20 +87,22 @@ def is_rising(trend: Trends) -> bool:
 def still_learns(q: Quantities) -> bool:
     """Whether the training NLL still falls by much, and the fall is news (Q15).
 
-    It is none where the twin is reached, where validation got worse, or, without a twin, where the validation NLL does
-    not fall with it.
+    It is none where validation gets worse, or where the twin is reached, within the errors unless the validation NLL
+    falls, too; nor, without a twin, where the validation NLL does not fall with it.
     """
     trend, fit = q.trends, q.train or q.validation
     if trend is None or fit is None or trend.nll_p is None or trend.nll_p >= LIMIT.significance:
         return False
     material = LIMIT.material_nll_fall * unit(fit.nll_null)
-    if (trend.val_nll_rise or 0.0) >= LIMIT.overfit_rise * unit(fit.nll_null):
+    is_trend = trend.val_nll_p is not None and trend.val_nll_p < LIMIT.significance
+    val_change = (trend.val_nll_change or 0.0) if is_trend else 0.0
+    if val_change > 0.0 or (trend.val_nll_rise or 0.0) >= LIMIT.overfit_rise * unit(fit.nll_null):
         return False
-    is_news = True
+    is_news = -val_change > material
     if q.twin_gap is not None:
-        is_news = q.twin_gap > LIMIT.twin_reached
-    elif trend.val_nll_p is not None:
-        is_news = trend.val_nll_p < LIMIT.significance and -(trend.val_nll_change or 0.0) > material
+        is_news = q.twin_gap > LIMIT.twin_reached and (is_news or is_behind(q, LIMIT.twin_reached))
+    elif trend.val_nll_p is None:
+        is_news = True
     return is_news and -(trend.nll_change or 0.0) > material
 
 

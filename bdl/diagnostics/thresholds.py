@@ -35,8 +35,8 @@ class Thresholds:
         near_prior: Contraction below which the data have hardly narrowed a layer: its median scale is more than half
             of its prior's. From the definition.
         noise_cost: NLL that a layer's noise costs, as a share of NLL_null, that counts as large. Zoo.
-        drowned_gap: Gain below the twin's that a layer's noise must have cost; so little is enough because the layer
-            is known. Zoo.
+        drowned_gap: Gain below the twin's that a layer's noise, or forgetting, must have cost; so little is enough
+            because the cause is known. Zoo.
         twin_reached: Gap to the twin below which a falling NLL is no news. Zoo.
         collapsed_gain: G below it has learned nothing. Where it lies within two standard errors of G, and the two
             sides have different verdicts, neither is given.

@@ -139,6 +139,20 @@ def test_forgetting_is_named_before_pruned_units():
     assert judge(but(validation=POOR, train=POOR, layers=PRUNED, trends=FORGETTING)).verdict == "underfitting"
 
 
+def test_scales_that_never_moved_are_named_before_what_follows_from_them():
+    """The network pays for a posterior that is too wide by giving up its means, and units with them."""
+    stuck = layer(stuck=1.0, active_units=0.2)
+    assert judge(but(validation=POOR, train=POOR, layers=stuck, trends=FORGETTING)).verdict == "scales_not_learned"
+    nothing = but(validation=NULL, train=NULL, kl=1.0, function_signal=0.01, layers=stuck)
+    assert judge(nothing).verdict == "collapsed"  # it started at the prior, and is there
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.85, "underfitting"), (0.93, "healthy")])
+def test_forgetting_counts_with_a_twin_that_is_ahead_by_little(gain, verdict):
+    worse = dataclasses.replace(GOOD, gain=gain, gain_error=0.03)
+    assert judge(but(validation=worse, trends=FORGETTING)).verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("changes", "verdict"),
     [
@@ -317,6 +331,30 @@ STILL_FALLING = dataclasses.replace(RISING, val_nll_change=-0.3, val_nll_p=1e-6)
 def test_without_a_twin_the_validation_nll_says_whether_a_fall_is_news(trends, verdict, confidence):
     finding = judge(but(trends=trends, twin=None))
     assert (finding.verdict, finding.confidence) == (verdict, confidence)
+
+
+@pytest.mark.parametrize(
+    ("error", "val_change", "verdict"),
+    [
+        (0.01, None, "still_training"),
+        (0.06, None, "healthy"),  # the twin is within two errors
+        (0.06, -0.3, "still_training"),  # but the validation NLL falls, too
+        (0.01, 0.3, "healthy"),  # it rises: more training is no help
+    ],
+)
+def test_with_a_twin_a_fall_is_news_where_there_is_more_to_reach(error, val_change, verdict):
+    fit = dataclasses.replace(GOOD, gain=GOOD.gain - 0.1, gain_error=error)
+    trends = RISING if val_change is None else dataclasses.replace(RISING, val_nll_change=val_change, val_nll_p=1e-6)
+    assert judge(but(validation=fit, trends=trends)).verdict == verdict
+
+
+def test_where_the_kl_cannot_be_read_the_nll_alone_says_that_training_goes_on():
+    trends = dataclasses.replace(STILL_FALLING, elbo_change=None, elbo_p=None)
+    unread = {"kl": None, "temperature": None, "layers": (), "trends": trends, "unread": ("no KL.",)}
+    finding = judge(but(**unread, twin=None))
+    assert finding.verdict == "still_training"
+    assert "ELBO" not in finding.evidence[0]
+    assert judge(but(**unread)).verdict == "healthy"  # it has reached its twin
 
 
 def test_a_few_epochs_that_still_fall_are_not_healthy():
