@@ -5,7 +5,15 @@ from __future__ import annotations
 from bdl.diagnostics.finding import Finding
 from bdl.diagnostics.noise import drowning_layers, explained
 from bdl.diagnostics.quantities import Quantities
-from bdl.diagnostics.symptoms import is_cold, is_collapsed, is_declared_cold, is_done, is_stopped_cold, stuck_layers, unit
+from bdl.diagnostics.symptoms import (
+    is_cold,
+    is_collapsed,
+    is_declared_cold,
+    is_done,
+    is_stopped_cold,
+    stuck_layers,
+    unit,
+)
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
 
