@@ -616,3 +616,19 @@ def test_the_training_step_is_traced_once(use_ema, monkeypatch):
     model.compile(keras.optimizers.Adam(use_ema=use_ema))
     model.fit(np.ones((N, 4), "float32"), Y, batch_size=N, epochs=2, verbose=0)
     assert len(traces) == 1
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras chooses before elsewhere, for any model")
+def test_a_callback_may_choose_what_is_trained_when_fit_begins():
+    model = build()
+    layer = model.network.layers[0]
+    layer.trainable = False
+    model.compile("adam")
+
+    def unfreeze(logs):
+        layer.trainable = True
+        unfreeze.before = values(layer)
+
+    model.fit(X, Y, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_begin=unfreeze)])
+    assert all(np.any(a != b) for a, b in zip(unfreeze.before, values(layer), strict=True))

@@ -23,7 +23,7 @@ from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.soundness import checked_data
-from bdl.training.steps import build_optimizer, locked, strategy_scope
+from bdl.training.steps import build_optimizer, prepared, strategy_scope
 from bdl.uncounted import counted
 
 FORMAT_VERSION = 1
@@ -217,17 +217,12 @@ class VariationalModel(Predicting, keras.Model):
             build_optimizer(self)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps.
-
-        The optimizer is built first: TensorFlow traces a step twice if it creates variables.
-        """
-        if self.network.built:
-            build_optimizer(self)
+        """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps."""
         before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
         made: Any = getattr(self, "train_function", None)
         if made is not before:
-            self.train_function = locked(made, self._weights_lock)
+            self.train_function = prepared(made, self, self._weights_lock)
 
     def fit(
         self,

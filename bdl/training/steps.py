@@ -21,11 +21,16 @@ def strategy_scope(model: Any) -> Any:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
-def locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
-    """The function, run while it holds a lock."""
+def prepared(step: Callable[..., Any], model: Any, lock: Any) -> Callable[..., Any]:
+    """The training step of a model, with the optimizer built before the first one; it runs while it holds a lock.
+
+    Not built before: a callback may still choose which layers are trained when `fit` begins.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if model.network.built:
+            build_optimizer(model)
         with lock:
-            return function(*args, **kwargs)
+            return step(*args, **kwargs)
 
     return run
