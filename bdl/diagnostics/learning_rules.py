@@ -194,7 +194,8 @@ def over_pruned(q: Quantities) -> Finding | None:
 def overfitting(q: Quantities) -> Finding | None:
     """Rung 9: the training NLL falls while the validation NLL has risen from its best (Q15).
 
-    Recorded validation NLLs are those of one weight sample: what their mixture takes back was noise, not overfitting.
+    Recorded validation NLLs are those of one weight sample: what their mixture takes back was noise, not overfitting. A
+    small rise is enough where the twin, at its best epoch, is ahead.
     """
     trend, fit = q.trends, q.validation
     if trend is None or fit is None or trend.val_nll_rise is None or trend.val_nll_rise_errors is None:
@@ -202,7 +203,8 @@ def overfitting(q: Quantities) -> Finding | None:
     if is_warming_up(q):
         return None  # the KL that will mend it does not count in full yet
     rise = trend.val_nll_rise - (fit.nll_gibbs - fit.nll_bma)
-    is_material = rise > LIMIT.overfit_rise * unit(fit.nll_null) and trend.val_nll_rise_errors > LIMIT.errors
+    share = LIMIT.material_nll_fall if is_behind(q, LIMIT.drowned_gap) else LIMIT.overfit_rise
+    is_material = rise > share * unit(fit.nll_null) and trend.val_nll_rise_errors > LIMIT.errors
     if not is_material or (trend.nll_change or 0.0) > 0.0:
         return None
     return Finding(

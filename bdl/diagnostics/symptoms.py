@@ -87,22 +87,20 @@ def is_rising(trend: Trends) -> bool:
 def still_learns(q: Quantities) -> bool:
     """Whether the training NLL still falls by much, and the fall is news (Q15).
 
-    It is none where validation gets worse, or where the twin is reached, within the errors unless the validation NLL
-    falls, too; nor, without a twin, where the validation NLL does not fall with it.
+    It is none where the twin is reached, or where the validation NLL does not fall with it; where that is not known, a
+    twin must be ahead beyond the errors.
     """
     trend, fit = q.trends, q.train or q.validation
     if trend is None or fit is None or trend.nll_p is None or trend.nll_p >= LIMIT.significance:
         return False
     material = LIMIT.material_nll_fall * unit(fit.nll_null)
-    is_trend = trend.val_nll_p is not None and trend.val_nll_p < LIMIT.significance
-    val_change = (trend.val_nll_change or 0.0) if is_trend else 0.0
-    if val_change > 0.0 or (trend.val_nll_rise or 0.0) >= LIMIT.overfit_rise * unit(fit.nll_null):
+    if (trend.val_nll_rise or 0.0) >= LIMIT.overfit_rise * unit(fit.nll_null):
         return False
-    is_news = -val_change > material
-    if q.twin_gap is not None:
-        is_news = q.twin_gap > LIMIT.twin_reached and (is_news or is_behind(q, LIMIT.twin_reached))
-    elif trend.val_nll_p is None:
-        is_news = True
+    is_news = q.twin_gap is None or q.twin_gap > LIMIT.twin_reached
+    if trend.val_nll_p is not None:
+        is_news = is_news and trend.val_nll_p < LIMIT.significance and -(trend.val_nll_change or 0.0) > material
+    elif q.twin_gap is not None:
+        is_news = is_behind(q, LIMIT.twin_reached)
     return is_news and -(trend.nll_change or 0.0) > material
 
 

@@ -23,7 +23,7 @@ class Thresholds:
         significance: Of a trend, two-sided.
         errors: Standard errors that a difference needs (Q18).
         material_nll_fall: NLL that the last third of training still took off, as a share of NLL_null, above which a run
-            is not done. Zoo.
+            is not done; and rise of the validation NLL that is overfitting where the twin is ahead. Zoo.
         dominated_rate: R above it times NLL_null, with nothing learned, is a start that the KL dominates. Zoo.
         kappa: Share of the ELBO's gain bought by the KL. Proposed in the design, kept by the zoo.
         twin_gap: Gain below the twin's from which a network underfits. Zoo: default mean-field layers on small data
@@ -35,8 +35,8 @@ class Thresholds:
         near_prior: Contraction below which the data have hardly narrowed a layer: its median scale is more than half
             of its prior's. From the definition.
         noise_cost: NLL that a layer's noise costs, as a share of NLL_null, that counts as large. Zoo.
-        drowned_gap: Gain below the twin's that a layer's noise, or forgetting, must have cost; so little is enough
-            because the cause is known. Zoo.
+        drowned_gap: Gain below the twin's that a layer's noise, forgetting or overfitting must have cost; so little is
+            enough because the cause is known. Zoo.
         twin_reached: Gap to the twin below which a falling NLL is no news. Zoo.
         collapsed_gain: G below it has learned nothing. Where it lies within two standard errors of G, and the two
             sides have different verdicts, neither is given.

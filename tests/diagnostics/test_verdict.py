@@ -168,6 +168,15 @@ def test_overfitting_is_neither_warm_up_nor_weight_noise(changes, verdict):
 
 
 @pytest.mark.parametrize(
+    ("gain", "errors", "verdict"), [(0.85, 9.0, "overfitting"), (0.85, 1.0, "healthy"), (0.95, 9.0, "healthy")]
+)
+def test_a_small_rise_is_overfitting_where_the_twin_at_its_best_epoch_is_ahead(gain, errors, verdict):
+    rising = dataclasses.replace(FLAT, val_nll_rise=0.2, val_nll_rise_errors=errors, nll_change=-0.1)
+    fit = dataclasses.replace(GOOD, gain=gain)
+    assert judge(but(trends=rising, validation=fit)).verdict == verdict
+
+
+@pytest.mark.parametrize(
     ("counted", "error", "verdict"),
     [
         (1.3, 0.1, "healthy"),
@@ -339,7 +348,8 @@ def test_without_a_twin_the_validation_nll_says_whether_a_fall_is_news(trends, v
         (0.01, None, "still_training"),
         (0.06, None, "healthy"),  # the twin is within two errors
         (0.06, -0.3, "still_training"),  # but the validation NLL falls, too
-        (0.01, 0.3, "healthy"),  # it rises: more training is no help
+        (0.01, -0.01, "healthy"),  # it stands: more training is no help
+        (0.01, 0.3, "healthy"),
     ],
 )
 def test_with_a_twin_a_fall_is_news_where_there_is_more_to_reach(error, val_change, verdict):
