@@ -20,7 +20,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
@@ -38,6 +37,7 @@ DEFAULT_OUTPUT = Path("zoo.jsonl")
 DEFAULT_TRIALS = Path("zoo_remedies.jsonl")
 # These trainings take some five seconds each; what a callback measures there costs 4 % of one of half a minute.
 MAX_COST = 0.2
+_TASKS_OF_A_PROCESS = 60
 _TWINS: dict[tuple[Any, ...], Any] = {}
 
 
@@ -217,11 +217,10 @@ def _go_on(output: Path, tasks: Sequence[Any], work: Callable[[Any], dict[str, A
     done = {json.loads(line)["key"] for line in output.read_text().splitlines()} if output.exists() else set()
     todo = [task for task in tasks if task.key not in done]
     print(f"{len(done)} done, {len(todo)} to do", flush=True)
-    workers = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_worker, max_tasks_per_child=60)
+    # A process has its memory for some tasks. `ProcessPoolExecutor` stands still where all reach that number at once.
+    workers = get_context("spawn").Pool(processes, _begin_worker, maxtasksperchild=_TASKS_OF_A_PROCESS)
     with workers as pool, output.open("a") as file:
-        futures = [pool.submit(work, task) for task in todo]
-        for number, future in enumerate(as_completed(futures), 1):
-            result = future.result()
+        for number, result in enumerate(pool.imap_unordered(work, todo), 1):
             file.write(json.dumps(result) + "\n")
             file.flush()
             said = result.get("error", result.get("verdict"))
