@@ -99,19 +99,23 @@ def underfitting(q: Quantities) -> Finding | None:
     has_drowned = is_drowned(q)
     if q.twin is None and not has_forgotten:
         return None
-    if q.twin is not None and has_forgotten and not has_drowned and not is_behind(q, LIMIT.drowned_gap):
-        return None  # the twin reaches no more
-    if q.twin is not None and not has_forgotten and not has_drowned:
-        if not (is_behind(q, LIMIT.twin_gap) and is_less_accurate(q, LIMIT.accuracy_gap) and q.trends is not None):
+    if q.twin is not None and not has_drowned:
+        if has_forgotten and not is_behind(q, LIMIT.drowned_gap):
+            return None  # the twin reaches no more
+        if not has_forgotten and not _is_outdone_without_a_cause(q):
             return None
-        if pruned_layers(q):
-            return None  # units that never took part are a cause of their own, named below
     evidence = [explained(layer, q) for layer in drowning_layers(q)] if has_drowned else []
     if has_forgotten:
         evidence.append(_how_it_forgot(q))
     if q.twin is not None:
         evidence.append(_behind_the_twin(q.twin, fit))
     return Finding("underfitting", "certain" if q.twin is not None and has_forgotten else "probable", tuple(evidence))
+
+
+def _is_outdone_without_a_cause(q: Quantities) -> bool:
+    """Behind the twin by much in a recorded run; units that never took part are a cause of their own, named below."""
+    is_outdone = is_behind(q, LIMIT.twin_gap) and is_less_accurate(q, LIMIT.accuracy_gap)
+    return is_outdone and q.trends is not None and not pruned_layers(q)
 
 
 def _how_it_forgot(q: Quantities) -> str:

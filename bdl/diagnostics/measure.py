@@ -147,12 +147,12 @@ def measure(
     kl = sum(layer.kl or 0.0 for layer in layers) if layers else None  # without any posterior a zero is no measurement
     fits: dict[str, Fit] = {}
     functions: dict[str, Any] = {}
+    is_one = is_thorough and len(networks) == 1
     for name, data in (("train", train), ("validation", validation)):
         if data is None:
             continue
         wanted = tuple(layer.name for layer in layers if layer.num_weights) if is_thorough and data is judged else ()
         draws = probe.draw(networks, data.x, data.labels, likelihood, num_samples, wanted)
-        is_one = is_thorough and len(networks) == 1
         mean = probe.mean_nll(networks[0], data.x, data.labels, likelihood) if is_one else None
         fits[name] = probe.fit_of(draws, data.labels, likelihood, data.null, mean)
         if data is judged:
@@ -161,7 +161,7 @@ def measure(
             if is_one and posteriors:
                 functions |= _beside_the_prior(networks[0], posteriors, draws, data, likelihood)
     local = None if judged is None else local_latents(networks[0], judged.x)
-    if is_thorough and train is not None and len(networks) == 1 and layers:
+    if is_one and train is not None and layers:
         layers = with_gradients(layers, posteriors, networks[0], train.x, train.labels, likelihood, num_examples)
         layers = _with_noise_costs(layers, networks[0], train, fits["train"], likelihood, num_samples)
     finite = all(np.all(np.isfinite(value)) for value in _weights(networks)) and all(
