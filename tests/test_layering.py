@@ -32,6 +32,7 @@ ROOMS = [
     "prediction",
     "export",
     "model",
+    "svi",
     "convert",
     "recommendation",
     "recipes",

@@ -119,7 +119,10 @@ def is_concrete(values: Any) -> bool:
     if backend == "torch":
         import torch
 
-        return not (torch.compiler.is_compiling() or (isinstance(values, torch.Tensor) and values.is_meta))
+        is_tensor = isinstance(values, torch.Tensor)
+        if is_tensor and (values.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(values)):
+            return False
+        return not torch.compiler.is_compiling()
     return True
 
 

@@ -260,7 +260,7 @@ def _gamma(concentration: Tensor, key: Tensor) -> Tensor:
     if concentration.device.type == "meta":
         return torch.empty_like(concentration)
     # A generator of its own: seeding the global one would disturb whoever draws from it in another thread.
-    return standard_gamma(concentration, torch.Generator(concentration.device).manual_seed(_torch_seed(key)))
+    return standard_gamma(concentration, torch.Generator(concentration.device).manual_seed(torch_seed(key)))
 
 
 def _draw(
@@ -300,19 +300,19 @@ def _in_blocks(draw: hashing.Draw, number: int, rest: Sequence[int], keys: Examp
 
 
 def _torch_normal(shape: Sequence[int], key: Tensor) -> Tensor:
-    return keras.random.normal(shape, dtype="float32", seed=_torch_seed(key))
+    return keras.random.normal(shape, dtype="float32", seed=torch_seed(key))
 
 
 def _torch_uniform(shape: Sequence[int], key: Tensor) -> Tensor:
-    return keras.random.uniform(shape, dtype="float32", seed=_torch_seed(key))
+    return keras.random.uniform(shape, dtype="float32", seed=torch_seed(key))
 
 
 def _torch_signs(shape: Sequence[int], key: Tensor) -> Tensor:
-    return 2.0 * ops.cast(keras.random.randint(shape, 0, 2, seed=_torch_seed(key)), "float32") - 1.0
+    return 2.0 * ops.cast(keras.random.randint(shape, 0, 2, seed=torch_seed(key)), "float32") - 1.0
 
 
-def _torch_seed(key: Tensor) -> int:
-    """Mixes both words of the key into one seed.
+def torch_seed(key: Tensor) -> int:
+    """Mixes both words of a key into one seed of Torch's generator.
 
     Keras seeds Torch's generator with the sum of the two words, so that layers seeded 0 and 1 would share their noise
     one step apart; after mixing they do not.

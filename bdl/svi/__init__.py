@@ -1,0 +1,1 @@
+"""Stochastic variational inference for probabilistic models that are not networks."""

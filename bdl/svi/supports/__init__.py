@@ -1,0 +1,41 @@
+"""Supports of distributions, their maps from the real line, and what is asked of a distribution of any library."""
+
+from bdl.svi.supports.base import Support
+from bdl.svi.supports.flat import Flat
+from bdl.svi.supports.intervals import Above, Below, Between, Real, interval
+from bdl.svi.supports.libraries import (
+    Distribution,
+    as_normal,
+    batch_rank,
+    is_discrete,
+    log_prob,
+    sample,
+    shape_of,
+    support_of,
+    unchecked,
+)
+from bdl.svi.supports.vectors import CorrelationCholesky, LowerCholesky, Ordered, Product, Simplex
+
+__all__ = [
+    "Above",
+    "Below",
+    "Between",
+    "CorrelationCholesky",
+    "Distribution",
+    "Flat",
+    "LowerCholesky",
+    "Ordered",
+    "Product",
+    "Real",
+    "Simplex",
+    "Support",
+    "as_normal",
+    "batch_rank",
+    "interval",
+    "is_discrete",
+    "log_prob",
+    "sample",
+    "shape_of",
+    "support_of",
+    "unchecked",
+]
