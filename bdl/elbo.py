@@ -185,14 +185,15 @@ def elbo_parts(
 
     nll = ops.convert_to_tensor(nll)
     mean_nll = batch_mean(nll)
-    size = ops.cast(num_examples, "float32")
+    dtype = "float64" if keras.backend.standardize_dtype(nll.dtype) == "float64" else "float32"
+    size = ops.cast(num_examples, dtype)
     kl_per_example = charged = weights_kl / size
     if local_kl is not None:
         local = batch_mean(local_kl)
         # Not max(local, 0) without free bits: a divergence estimated from samples may be negative.
         charged = charged + (ops.maximum(local, free_bits) if free_bits else local)
         kl_per_example = kl_per_example + local
-    temperature = ops.cast(temperature, "float32")
+    temperature = ops.cast(temperature, dtype)
     loss = mean_nll + temperature * charged
     if objective == "multi_sample" and len(nll.shape) == 2:
         each = nll if local_kl is None else nll + temperature * ops.convert_to_tensor(local_kl)

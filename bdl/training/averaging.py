@@ -1,12 +1,18 @@
-"""Adam that ends a training with the average of its last weights, however short the training is."""
+"""Averages of the iterates, which take the weights' place at the end of `fit`.
+
+`AveragingAdam` is an optimizer whose average needs no length of the training; `TailAverage` is the plain mean over the
+second half of a training of known length, whatever the optimizer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from bdl.keras_internals import current_value
 from bdl.random import Tensor
 
 LAST_PART = 0.2
@@ -59,3 +65,70 @@ class AveragingAdam(keras.optimizers.Adam):
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
         return {**super().get_config(), "ema_momentum": self._longest_momentum}
+
+
+class TailAverage:
+    """Mean of variables over the second half of the steps of a `fit`.
+
+    Counts and averages are variables of the model, so that an interrupted training that is resumed ends with the same
+    mean, and weights that a callback restores come with the average of their time.
+
+    Args:
+        model: The model that is trained.
+        variables: What is averaged; of floating point numbers.
+
+    Source: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the second half alone as
+    in Rakhlin, Shamir and Sridharan 2012, arXiv 1109.5647.
+
+    Example:
+    >>> model = keras.Sequential()
+    >>> weight = keras.Variable(0.0)
+    >>> average = TailAverage(model, [weight])
+    >>> average.begin(4)
+    >>> for value in (1.0, 2.0, 3.0, 4.0):
+    ...     weight.assign(value)
+    ...     average.update()
+    >>> average.put_in_place()
+    >>> float(weight)
+    3.5
+    """
+
+    def __init__(self, model: keras.Model, variables: Sequence[keras.Variable]) -> None:
+        self._variables = list(variables)
+        self._means = [
+            model.add_weight(
+                name=f"average_{number}", shape=each.shape, dtype=each.dtype, initializer="zeros", trainable=False
+            )
+            for number, each in enumerate(self._variables)
+        ]
+        self._seen = model.add_weight(
+            name="averaged_steps", shape=(), dtype="int32", initializer="zeros", trainable=False
+        )
+        self._first = model.add_weight(
+            name="average_from", shape=(), dtype="int32", initializer="zeros", trainable=False
+        )
+
+    def begin(self, total_steps: int | None) -> None:
+        """Begins a training.
+
+        Args:
+            total_steps: Its length; None where it is not known, so that nothing is averaged.
+        """
+        self._seen.assign(0)
+        self._first.assign(2**30 if total_steps is None else total_steps // 2)
+
+    def update(self) -> None:
+        """Adds the variables as they are now; once a step, which may be compiled."""
+        number = ops.convert_to_tensor(self._seen) + 1 - ops.convert_to_tensor(self._first)
+        share = ops.where(number > 0, 1.0 / ops.cast(ops.maximum(number, 1), "float32"), 0.0)
+        for mean, variable in zip(self._means, self._variables, strict=True):
+            before, value = ops.convert_to_tensor(mean), ops.stop_gradient(current_value(variable))
+            mean.assign(before + ops.cast(share, mean.dtype) * (value - before))
+        self._seen.assign_add(1)
+
+    def put_in_place(self) -> None:
+        """Gives the variables their means, unless the training ended before its second half began."""
+        if int(ops.convert_to_numpy(self._seen)) <= int(ops.convert_to_numpy(self._first)):
+            return
+        for mean, variable in zip(self._means, self._variables, strict=True):
+            variable.assign(ops.copy(ops.convert_to_tensor(mean)))

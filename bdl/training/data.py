@@ -58,6 +58,17 @@ def measure(x: Any, batch_size: int | None = None, validation_split: float = 0.0
 
 def first_batch(x: Any) -> tuple[Any, Any, Any] | None:
     """Inputs, labels and weights (or None) of one batch of a data set, or None where reading one would consume it."""
+    batch = _peeked(x)
+    return None if batch is None or batch[1] is None else batch
+
+
+def first_inputs(x: Any) -> Any:
+    """Inputs of one batch of a data set, with labels or without, or None where reading one would consume it."""
+    batch = _peeked(x)
+    return None if batch is None else batch[0]
+
+
+def _peeked(x: Any) -> tuple[Any, Any, Any] | None:
     if is_dataset(x):
         return _parts_of(next(iter(x.take(1)), None))
     if isinstance(x, keras.utils.PyDataset):
@@ -306,8 +317,9 @@ def _batch_length(batch: Any) -> int:
 
 
 def _parts_of(batch: Any) -> tuple[Any, Any, Any] | None:
-    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(without_optionals(batch))
-    return None if labels is None else (inputs, labels, weights)
+    if batch is None:
+        return None
+    return keras.utils.unpack_x_y_sample_weight(without_optionals(batch))
 
 
 def without_optionals(batch: Any) -> Any:

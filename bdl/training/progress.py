@@ -30,6 +30,7 @@ class Progress:
     """
 
     def __init__(self, model: keras.Model, num_examples: int | None, kl_weight: float | KLSchedule | None) -> None:
+        self._owner = type(model).__name__
         is_constant = not isinstance(kl_weight, KLSchedule | None)
         self._constant = check_kl_weight(kl_weight) if is_constant else 1.0
         schedule = LinearWarmup() if kl_weight is None else kl_weight
@@ -113,7 +114,7 @@ class Progress:
         if self.num_examples is None:
             raise ValueError(
                 "`num_examples` is unknown before fit, and the KL cannot be scaled without it. Pass "
-                "VariationalModel(..., num_examples=N)."
+                f"{self._owner}(..., num_examples=N)."
             )
 
     def require_length(self, method: str) -> None:
@@ -151,7 +152,7 @@ class Progress:
         if measured is None:
             raise ValueError(
                 f"`num_examples` is unknown: {type(x).__name__} does not tell how many examples it holds. Pass "
-                "VariationalModel(..., num_examples=N); the KL cannot be scaled without it."
+                f"{self._owner}(..., num_examples=N); the KL cannot be scaled without it."
             )
         self._num_examples.assign(measured)
 
@@ -178,7 +179,7 @@ class Progress:
         if steps_per_epoch is None:
             raise ValueError(
                 "`steps_per_epoch` is unknown, so the KL schedule has no length. Pass steps_per_epoch to fit, or "
-                "kl_weight=1.0 or bdl.elbo.LinearWarmup(steps=...) to VariationalModel."
+                f"kl_weight=1.0 or bdl.elbo.LinearWarmup(steps=...) to {self._owner}."
             )
         self._is_short = epochs == 1
         self._total_steps.assign(steps_per_epoch * max(epochs, 0))

@@ -1,0 +1,115 @@
+"""What differs between backends outside of Keras' trainer: compilers and derivatives of functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.keras_internals import compiled
+from bdl.random import Tensor
+
+Function = Callable[[Tensor], Tensor]
+"""From a vector to a scalar."""
+
+
+def in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors, compiled by JAX, a graph on TensorFlow, and as it is on Torch.
+
+    What it reads of variables is theirs at its first call on JAX: make it anew once they have changed.
+
+    Example:
+    >>> float(in_graph(lambda x: 2.0 * x)(ops.ones(())))
+    2.0
+    """
+    if keras.backend.backend() != "tensorflow":
+        return compiled(function)
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False, reduce_retracing=True)
+
+
+def value_and_gradient(function: Function, dtype: str) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """A function with its gradient, from and to NumPy arrays in float64, as SciPy takes them.
+
+    Args:
+        function: From a vector to a scalar.
+        dtype: In which it computes.
+
+    Example:
+    >>> value, gradient = value_and_gradient(lambda x: ops.sum(x**2), "float32")(np.array([1.0, 2.0]))
+    >>> float(value), gradient
+    (5.0, array([2., 4.]))
+    """
+    evaluate = _differentiated(function)
+
+    def both(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = evaluate(ops.convert_to_tensor(x, dtype=dtype))
+        return float(ops.convert_to_numpy(value)), ops.convert_to_numpy(gradient).astype("float64")
+
+    return both
+
+
+def hessian(function: Function, dtype: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The matrix of second derivatives of a function, by the backend.
+
+    Example:
+    >>> hessian(lambda x: x[0] * x[1], "float32")(np.zeros(2))
+    array([[0., 1.],
+           [1., 0.]])
+    """
+    evaluate = _twice_differentiated(function)
+    return lambda x: ops.convert_to_numpy(evaluate(ops.convert_to_tensor(x, dtype=dtype))).astype("float64")
+
+
+def _differentiated(function: Function) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(jax.value_and_grad(function))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        def with_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = function(x)
+            return value, tape.gradient(value, x, unconnected_gradients="zero")
+
+        return tf.function(with_gradient, autograph=False, reduce_retracing=True)
+    import torch
+
+    def with_torch(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        value = function(x)
+        return value.detach(), torch.autograd.grad(value, x)[0]
+
+    return with_torch
+
+
+def _twice_differentiated(function: Function) -> Function:
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(jax.hessian(function))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        def second(x: Tensor) -> Tensor:
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    value = function(x)
+                gradient = inner.gradient(value, x, unconnected_gradients="zero")
+            return outer.jacobian(gradient, x, unconnected_gradients="zero")
+
+        return tf.function(second, autograph=False, reduce_retracing=True)
+    import torch
+
+    return lambda x: torch.autograd.functional.hessian(function, x)

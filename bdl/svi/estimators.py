@@ -1,0 +1,225 @@
+"""Draws of a step, and what each of them costs: the terms from which `bdl.elbo.elbo_parts` makes the objective.
+
+A step evaluates the story S times. Its noise comes in mirrored pairs: the second of a pair is the reflection `-e` of
+the first. Each draw is still standard normal, so that the gradient is unbiased, and what is odd in the noise, most of
+its variance, cancels within the pair.
+
+The divergence of a site is in closed form where its prior and its guide are Gaussian on the real line, given the draw
+of the sites before it; otherwise `log q - log p` of the draw itself, with the log determinant of the way to the support
+in `log q`. The gradient is that of the draw as a function of the guide's variables (the pathwise, reparameterization
+gradient; Kingma and Welling 2014, arXiv 1312.6114; Rezende et al. 2014, arXiv 1401.4082).
+
+With `objective="multi_sample"` one draw of the globals is shared by S draws of the locals, whose mean is taken inside
+the logarithm of each row: the importance weighted bound (Burda et al. 2016, arXiv 1509.00519). Globals within it would
+not give a bound, for they are shared by all rows. Every local divergence is then that of the draw itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras import ops
+
+from bdl.random import Tensor, fold_in, normal, of_examples
+from bdl.svi import supports
+from bdl.svi.guides import Guide
+from bdl.svi.guides.gaussian import RealLine
+from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What the draws of a step cost, in nats.
+
+    Args:
+        nll: Of each draw and row, `(draws, rows)`.
+        local_kl: Of each local site, draw and row, `(draws, rows)`, by site.
+        global_kl: Of each global site, mean over the draws, scalars by site.
+    """
+
+    nll: Tensor
+    local_kl: dict[str, Tensor]
+    global_kl: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One draw of all latent sites, on the real line.
+
+    Args:
+        real: By site, `(numbers,)` or `(rows, numbers)`.
+        families: Of each guide: its distribution, and the noise of the draw.
+    """
+
+    real: dict[str, Tensor]
+    families: dict[int, tuple[RealLine, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimator:
+    """Draws from guides, and tells the terms of the objective.
+
+    Args:
+        story: The story.
+        sites: The latent sites of its trace, by name.
+        guides: With bound sites; they cover all latent sites.
+        networks: Layers by the names of the story's keyword arguments.
+        num_samples: Draws S in a step.
+        objective: `"elbo"` or `"multi_sample"`.
+        dtype: Of the draws.
+    """
+
+    story: Story
+    sites: Mapping[str, Site]
+    guides: Sequence[Guide]
+    networks: Mapping[str, Any]
+    num_samples: int = 1
+    objective: str = "elbo"
+    dtype: str = "float32"
+
+    @property
+    def num_draws(self) -> int:
+        """Evaluations of the story in a step: `num_samples`, and a mirrored pair at least where there are locals."""
+        is_single = self.objective == "elbo" and self.num_samples == 1
+        return 2 if is_single and any(guide.is_local for guide in self.guides) else self.num_samples
+
+    def terms(self, data: Any, key: Tensor) -> Terms:
+        """The terms of a step.
+
+        Args:
+            data: The batch.
+            key: Of the step's noise.
+        """
+        nll, kl = [], []
+        for draw in self.draws(data, key, self.num_draws, is_shared=self.objective == "multi_sample"):
+            visits = self.visit(data, draw)
+            nll.append(self._nll(visits))
+            kl.append({visit.name: self._kl(visit, draw) for visit in visits if visit.name in self.sites})
+        local = {name: ops.stack([each[name] for each in kl]) for name, site in self._of_kind("local")}
+        total = {name: ops.mean(ops.stack([each[name] for each in kl])) for name, site in self._of_kind("global")}
+        return Terms(ops.stack(nll), local, total)
+
+    def draws(
+        self, data: Any, key: Tensor, number: int, is_shared: bool = False, is_mirrored: bool = True
+    ) -> list[Draw]:
+        """Draws of all latent sites.
+
+        Args:
+            data: The batch; None draws the global sites alone.
+            key: Of the noise.
+            number: How many.
+            is_shared: Whether all share one draw of the global sites.
+            is_mirrored: Whether they come in pairs; otherwise each has noise of its own.
+        """
+        rows = None if data is None else num_rows(data)
+        draws: list[Draw] = [Draw({}, {}) for _ in range(number)]
+        # Globals first: a local guide may read their draw.
+        for place, guide in sorted(enumerate(self.guides), key=lambda pair: pair[1].is_local):
+            if guide.is_local and rows is None:
+                continue
+            noise = self._noise(guide, rows, fold_in(key, place), number, is_shared, is_mirrored)
+            family = None if guide.given else guide.distribution(data)
+            for number_of_draw, draw in enumerate(draws):
+                given = ops.concatenate([draw.real[name] for name in guide.given]) if guide.given else None
+                own = guide.distribution(data, given) if family is None else family
+                draw.families[place] = own, noise[number_of_draw]
+                real = own.draw(noise[number_of_draw])
+                for name in guide.sizes:
+                    start, stop = guide.coordinates(name)
+                    draw.real[name] = real[..., start:stop]
+        return draws
+
+    def visit(self, data: Any, draw: Draw) -> list[Visit]:
+        """The sites of one run of the story at a draw.
+
+        Args:
+            data: The batch.
+            draw: The draw.
+
+        Raises:
+            ValueError: if the sites are not those of the trace.
+        """
+
+        def answer(variable: Variable) -> Tensor:
+            if isinstance(variable, Observed):
+                return variable.value
+            site = self._site(variable.name)
+            return support_of_site(variable).constrain(draw.real[site.name], site.shape)
+
+        with supports.unchecked():
+            visits = run(self.story, data, answer, self.networks)
+        missing = set(self.sites) - {visit.name for visit in visits}
+        if missing:
+            raise ValueError(f"`story` must yield the same sites on each batch; it has left out {sorted(missing)}.")
+        return visits
+
+    def log_joint(self, data: Any, real: Mapping[str, Tensor]) -> Tensor:
+        """Log joint density of the data and of latent numbers on the real line: a scalar, in nats.
+
+        Args:
+            data: The batch.
+            real: By site, `(numbers,)` or `(rows, numbers)`.
+        """
+        total = ops.zeros((), dtype=self.dtype)
+        for visit in self.visit(data, Draw(dict(real), {})):
+            total = total + ops.cast(ops.sum(visit.log_prob()), self.dtype)
+            if visit.name in self.sites:
+                log_det = support_of_site(visit.variable).log_det(real[visit.name], self.sites[visit.name].shape)
+                total = total + ops.sum(log_det)
+        return total
+
+    def _site(self, name: str) -> Site:
+        if name not in self.sites:
+            raise ValueError(
+                f"`story` must yield the same sites on each batch, {sorted(self.sites)}, not also {name!r}. Yield "
+                "each of them always."
+            )
+        return self.sites[name]
+
+    def _of_kind(self, kind: str) -> list[tuple[str, Site]]:
+        return [(name, site) for name, site in self.sites.items() if site.kind == kind]
+
+    def _noise(self, guide: Guide, rows: Any, key: Tensor, number: int, is_shared: bool, is_mirrored: bool) -> Tensor:
+        """Standard normal noise of each draw: `(number, size)`, or `(number, rows, size)`."""
+        is_shared = is_shared and not guide.is_local
+        own = 1 if is_shared else (number + 1) // 2 if is_mirrored else number
+        noise = (
+            normal((own, rows, guide.size), of_examples(key, 1)) if guide.is_local else normal((own, guide.size), key)
+        )
+        noise = ops.cast(noise, self.dtype)
+        if is_shared:
+            return ops.repeat(noise, number, axis=0)
+        if not is_mirrored:
+            return noise
+        pairs = ops.stack([noise, -noise], axis=1)
+        return ops.reshape(pairs, (-1, *ops.shape(noise)[1:]))[:number]
+
+    def _nll(self, visits: Sequence[Visit]) -> Tensor:
+        return -sum(visit.log_prob() for visit in visits if isinstance(visit.variable, Observed))
+
+    def _kl(self, visit: Visit, draw: Draw) -> Tensor:
+        """Divergence of a site, given the draw of those before it: a scalar, or `(rows,)`."""
+        site = self.sites[visit.name]
+        place = next(number for number, guide in enumerate(self.guides) if site.name in guide.sizes)
+        family, noise = draw.families[place]
+        coordinates = self.guides[place].coordinates(site.name)
+        if family.is_point:
+            return -visit.log_prob()
+        is_mixture = site.kind == "local" and self.objective == "multi_sample"
+        block = None if is_mixture else family.block(noise, *coordinates)
+        prior = None if block is None else supports.as_normal(visit.variable.distribution)
+        if block is not None and prior is not None:
+            loc, scale = (self._flat(values, visit, site) for values in prior)
+            return block.kl_from(loc, scale)
+        start, stop = coordinates
+        log_q = ops.sum(family.log_density(noise)[..., start:stop], axis=-1)
+        log_det = support_of_site(visit.variable).log_det(draw.real[site.name], site.shape)
+        return log_q - log_det - visit.log_prob()
+
+    def _flat(self, values: Tensor, visit: Visit, site: Site) -> Tensor:
+        """Parameters of a prior in the layout of the real line: `(size,)` or `(rows, size)`."""
+        values = ops.broadcast_to(ops.convert_to_tensor(values, dtype=self.dtype), ops.shape(visit.value))
+        lead = () if isinstance(visit.variable, Global) else (-1,)
+        return ops.reshape(values, (*lead, site.size))

@@ -1,0 +1,189 @@
+"""What a file of a fitted story holds, and whether it is of the story at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from bdl.svi.guides import Guide
+from bdl.svi.story import Site
+
+FORMAT_VERSION = 1
+"""Version of the configuration that `get_config` writes."""
+
+
+class Saved:
+    """Saving and loading of a model of a story; see `bdl.svi.SVI`."""
+
+    sites: tuple[Site, ...]
+    guides: list[Guide]
+    example: Any
+
+    def check_sites(self, sites: Any) -> None:
+        """Compares the sites of a story with those that the model was fitted to.
+
+        Raises:
+            ValueError: if they differ in name, kind or shape.
+        """
+        for site in sites:
+            known = next((each for each in self.sites if each.name == site.name), site)
+            if known.shape != site.shape:
+                raise ValueError(
+                    f"Site {site.name!r} must have one shape on all batches, not {known.shape} and then {site.shape}."
+                )
+        if _signature(sites) != _signature(self.sites):
+            raise ValueError(
+                f"`story` must have the sites that this model was fitted to, {_told(self.sites)}, not {_told(sites)}. "
+                "Make a new SVI for another story."
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns everything that `from_config` needs."""
+        model: Any = self
+        return {
+            "story": keras.saving.serialize_keras_object(model.story),
+            "guide": _guide_config(model),
+            "networks": {name: keras.saving.serialize_keras_object(layer) for name, layer in model.networks.items()},
+            "num_examples": model.num_examples if model.progress.is_size_given else None,
+            "start": _start_config(model.start),
+            "objective": model.objective,
+            "num_samples": model.num_samples,
+            "averaging": model.averaging,
+            "kl_weight": keras.saving.serialize_keras_object(model.kl_weight),
+            "dtype": model.compute_dtype,
+            "seed": model.seed,
+            "name": model.name,
+            "format_version": FORMAT_VERSION,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Builds the model again.
+
+        Raises:
+            ValueError: if the story is not registered and not given, or a newer version of bdl wrote the file.
+        """
+        config = dict(config)
+        version = config.pop("format_version", 1)
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"This model was saved in format {version}, newer than format {FORMAT_VERSION} of this bdl. "
+                "Upgrade bdl to load it."
+            )
+        config["story"] = _story(config["story"], custom_objects)
+        if isinstance(config["guide"], list):
+            config["guide"] = {
+                tuple(names): keras.saving.deserialize_keras_object(guide, custom_objects=custom_objects)
+                for names, guide in config["guide"]
+            }
+        else:
+            config["guide"] = keras.saving.deserialize_keras_object(config["guide"], custom_objects=custom_objects)
+        config["networks"] = {
+            name: keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects)
+            for name, layer in config["networks"].items()
+        }
+        config["kl_weight"] = keras.saving.deserialize_keras_object(config["kl_weight"])
+        return cls(**config)
+
+    def get_build_config(self) -> dict[str, Any]:
+        """The sites, and what the data looked like on which they were traced."""
+        if not self.sites:
+            return {}
+        sites = [[site.name, site.kind, list(site.shape), site.size] for site in self.sites]
+        return {"sites": sites, "data": _described(self.example)}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Gives a loaded model its variables."""
+        if not config:
+            return
+        model: Any = self
+        model.bind_guides(tuple(Site(name, kind, tuple(shape), size) for name, kind, shape, size in config["sites"]))
+        model.example = _imagined(config["data"])
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles again after loading."""
+        model: Any = self
+        model.compile(**keras.saving.deserialize_keras_object(config))
+        if model.built:
+            model.optimizer.build(model.trainable_variables)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Keeps the story's fingerprint with the weights."""
+        super().save_own_variables(store)  # type: ignore[misc]
+        store["story"] = _fingerprint(self.sites)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Refuses weights of another story.
+
+        Raises:
+            ValueError: if names, kinds or shapes of its sites differ from this one's.
+        """
+        kept = bytes(np.asarray(store["story"], dtype="uint8")).decode() if "story" in store else "none"
+        own = bytes(_fingerprint(self.sites)).decode()
+        if kept != own:
+            raise ValueError(f"The weights must be of a story with the sites {own}, not {kept}.")
+        rest = {name: store[name] for name in store if name != "story"}
+        super().load_own_variables(rest)  # type: ignore[misc]
+
+
+def _signature(sites: Any) -> list[Any]:
+    return [(site.name, site.kind, site.shape) for site in sites]
+
+
+def _told(sites: Any) -> str:
+    return ", ".join(f"{site.name} ({site.kind}, {site.shape})" for site in sites)
+
+
+def _fingerprint(sites: Any) -> np.ndarray:
+    return np.frombuffer(_told(sites).encode(), dtype="uint8")
+
+
+def _guide_config(model: Any) -> Any:
+    """The guides as they are bound; before that, as they were given."""
+    if model.guides:
+        return [[list(guide.sizes), keras.saving.serialize_keras_object(guide)] for guide in model.guides]
+    requested = model.requested_guide
+    if not isinstance(requested, Mapping):
+        return keras.saving.serialize_keras_object(requested)
+    return [
+        [[key] if isinstance(key, str) else list(key), keras.saving.serialize_keras_object(guide)]
+        for key, guide in requested.items()
+    ]
+
+
+def _start_config(start: Any) -> Any:
+    return {name: np.asarray(value).tolist() for name, value in start.items()} if isinstance(start, Mapping) else start
+
+
+def _story(config: Any, custom_objects: dict[str, Any] | None) -> Any:
+    try:
+        return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+    except (TypeError, ValueError) as error:
+        name = config.get("config") if isinstance(config, dict) else config
+        raise ValueError(
+            f"`story` {name!r} must be a registered function, or be given when the file is loaded. Decorate it with "
+            "@keras.saving.register_keras_serializable(), or call load_model(path, custom_objects="
+            f"{{{name!r}: story}})."
+        ) from error
+
+
+def _described(data: Any) -> Any:
+    """Shapes and dtypes of the arrays of a batch, in the structure of the batch."""
+    if isinstance(data, Mapping):
+        return {"keys": {name: _described(value) for name, value in data.items()}}
+    if isinstance(data, (list, tuple)):
+        return {"items": [_described(value) for value in data]}
+    return {"shape": list(data.shape), "dtype": keras.backend.standardize_dtype(data.dtype)}
+
+
+def _imagined(described: Any) -> Any:
+    """Arrays as described: ones where they are of floating point numbers, which may be scales, and zeros elsewhere."""
+    if "keys" in described:
+        return {name: _imagined(value) for name, value in described["keys"].items()}
+    if "items" in described:
+        return [_imagined(value) for value in described["items"]]
+    make = keras.ops.ones if "float" in described["dtype"] else keras.ops.zeros
+    return make(described["shape"], dtype=described["dtype"])

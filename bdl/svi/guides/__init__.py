@@ -1,0 +1,9 @@
+"""Variational families for the latent sites of a story, as Keras layers."""
+
+from bdl.svi.guides.amortized import Amortized
+from bdl.svi.guides.base import Guide
+from bdl.svi.guides.delta import Delta
+from bdl.svi.guides.full_rank import FullRank
+from bdl.svi.guides.mean_field import MeanField
+
+__all__ = ["Amortized", "Delta", "FullRank", "Guide", "MeanField"]

@@ -1,0 +1,153 @@
+"""What every guide is: a Keras layer that holds a family over the real line for one site, or for several jointly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from bdl.keras_internals import current_value
+from bdl.random import Tensor
+from bdl.svi.guides.gaussian import RealLine
+
+START_SCALE = 0.1
+"""Standard deviation on the real line with which a fit begins where no curvature is known, as in NumPyro and TFP."""
+
+
+class Guide(keras.Layer):
+    """Base of guides.
+
+    A guide is bound to its sites once, when the story has been traced; only then does it have variables. From then on
+    it gives a distribution over the real line, of `size` numbers: those of its sites one after the other.
+
+    Attributes:
+        is_local: Whether it is for sites with a value for each row.
+        sizes: Numbers on the real line of each of its sites, by name; empty before it is bound.
+    """
+
+    is_local = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sizes: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        """Real numbers in one draw."""
+        return sum(self.sizes.values())
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Global sites on whose draw the distribution depends."""
+        return ()
+
+    def coordinates(self, site: str) -> tuple[int, int]:
+        """Where a site's numbers begin and end in a draw."""
+        names = list(self.sizes)
+        start = sum(self.sizes[name] for name in names[: names.index(site)])
+        return start, start + self.sizes[site]
+
+    def bind(self, sizes: Mapping[str, int], data: Any = None, given_size: int = 0) -> None:
+        """Makes the variables, for sites of these sizes.
+
+        Args:
+            sizes: Numbers on the real line of each site, in the order of a draw.
+            data: A batch, for guides that read it.
+            given_size: Numbers on the real line of the sites in `given`.
+        """
+        self.sizes = dict(sizes)
+        self.make_variables(data, given_size)
+        self.built = True
+
+    def make_variables(self, data: Any, given_size: int) -> None:
+        """Makes the variables."""
+        raise NotImplementedError
+
+    def start_at(self, origin: np.ndarray, frame: np.ndarray | None) -> None:
+        """Moves a global guide to where a fit begins.
+
+        Args:
+            origin: `(size,)`, on the real line.
+            frame: Cholesky factor of a covariance there, `(size, size)`; None where none is known.
+        """
+        raise NotImplementedError
+
+    def distribution(self, data: Any = None, given: Tensor | None = None) -> RealLine:
+        """The distribution of its sites on the real line.
+
+        Args:
+            data: The batch of data, for guides that read it.
+            given: A draw of the sites in `given`, on the real line: `(numbers,)`.
+        """
+        raise NotImplementedError
+
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: `bind` makes the variables."""
+
+    def get_build_config(self) -> dict[str, Any]:
+        """What `build_from_config` needs, once the guide is bound."""
+        return {"sizes": list(self.sizes.items())} if self.sizes else {}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Binds a guide that was loaded to its sites."""
+        if config.get("sizes"):
+            self.bind({name: int(size) for name, size in config["sizes"]})
+
+
+class LocationScaleGuide(Guide):
+    """Base of global guides of the form `u = origin + frame (m + T e)`, with the fit's start in `origin` and `frame`.
+
+    Both stay as they are. A fit moves `m` and `T`, which begin at zero and, where the frame is the Cholesky factor of
+    the covariance of a Laplace approximation, at the identity: whitened coordinates, whatever the scales of the model.
+    """
+
+    def make_variables(self, data: Any, given_size: int) -> None:
+        """Makes `origin`, `frame` and `m`."""
+        shape = (self.size,)
+        self.origin = self._weight("origin", shape, "zeros", trainable=False)
+        self.frame = self._weight("frame", self.frame_shape(), "zeros", trainable=False)
+        self.shift = self._weight("shift", shape, "zeros")
+        self.make_scales()
+        self.start_at(np.zeros(shape), None)
+
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of the frame: standard deviations, or a Cholesky factor."""
+        return (self.size,)
+
+    def frame_of(self, frame: np.ndarray) -> np.ndarray:
+        """The frame of this guide: here the standard deviation of each coordinate given all others."""
+        return 1.0 / np.sqrt(np.diag(np.linalg.inv(frame @ frame.T)))
+
+    def make_scales(self) -> None:
+        """Makes the variables of `T`."""
+
+    def start_scales(self, scale: float) -> None:
+        """Sets `T` to a multiple of the identity."""
+
+    def start_at(self, origin: np.ndarray, frame: np.ndarray | None) -> None:
+        """Moves it to a start: with a frame `T` is the identity there, without one it is small."""
+        unit = np.eye(self.size) if frame is None else frame
+        self.origin.assign(origin)
+        self.frame.assign(self.frame_of(unit))
+        self.shift.assign(np.zeros(self.size))
+        self.start_scales(START_SCALE if frame is None else 1.0)
+
+    def value(self, variable: keras.Variable) -> Tensor:
+        """The value of one of its variables as a tensor."""
+        return current_value(variable)
+
+    def _weight(self, name: str, shape: Sequence[int], initializer: Any, trainable: bool = True) -> keras.Variable:
+        return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=trainable)
+
+
+def softplus_inverse(value: float) -> float:
+    """`log(exp(value) - 1)`.
+
+    Example:
+    >>> float(ops.softplus(softplus_inverse(0.1)))
+    0.1
+    """
+    return value + math.log(-math.expm1(-value))

@@ -1,0 +1,113 @@
+"""Which guide is for which site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bdl.svi.guides.base import Guide
+from bdl.svi.guides.delta import Delta
+from bdl.svi.guides.full_rank import FullRank
+from bdl.svi.guides.mean_field import MeanField
+from bdl.svi.story import Site
+
+GUIDES: dict[str, type[Guide]] = {"mean_field": MeanField, "full_rank": FullRank, "delta": Delta}
+"""Guides that can be named by a string."""
+
+Assignment = list[tuple[tuple[str, ...], Guide]]
+"""Guides with the names of the sites that each is for, jointly."""
+
+
+def as_guide(value: Any) -> Guide:
+    """A guide, from itself or its name.
+
+    Raises:
+        ValueError: if it is neither.
+
+    Example:
+    >>> as_guide("full_rank").is_local
+    False
+    """
+    if isinstance(value, Guide):
+        return value
+    if isinstance(value, str) and value in GUIDES:
+        return GUIDES[value]()
+    raise ValueError(
+        f"`guide` must be a bdl.svi.guides.Guide, one of {sorted(GUIDES)}, or a dict of these by site, not {value!r}."
+    )
+
+
+def check_guide(guide: Any) -> Any:
+    """The argument `guide` of a model, its names made guides.
+
+    Raises:
+        ValueError: if there is something else in it than guides and their names, or one guide twice.
+    """
+    if not isinstance(guide, Mapping):
+        return as_guide(guide)
+    guides = {key: as_guide(value) for key, value in guide.items()}
+    if len({id(each) for each in guides.values()}) < len(guides):
+        raise ValueError("`guide` must have a guide of its own for each entry, not one object twice.")
+    return guides
+
+
+def assign_guides(guide: Guide | Mapping[Any, Guide], sites: Mapping[str, Site]) -> Assignment:
+    """Gives each latent site its guide.
+
+    Args:
+        guide: One for all sites, or a dict by the name of a site or a tuple of names. Global sites that a dict leaves
+            out have a mean-field guide.
+        sites: The latent sites by name.
+
+    Raises:
+        ValueError: naming sites that are unknown, have two guides or none, or one of the wrong kind.
+
+    Example:
+    >>> sites = {"mean": Site("mean", "global", (), 1), "scale": Site("scale", "global", (), 1)}
+    >>> [(names, type(guide).__name__) for names, guide in assign_guides({"scale": Delta()}, sites)]
+    [(('scale',), 'Delta'), (('mean',), 'MeanField')]
+    """
+    if isinstance(guide, Mapping):
+        assignment = [((key,) if isinstance(key, str) else tuple(key), each) for key, each in guide.items()]
+    else:
+        assignment = [(tuple(sites), guide)]
+    named = [name for names, _ in assignment for name in names]
+    unknown = sorted(set(named) - set(sites))
+    if unknown:
+        raise ValueError(f"`guide` must be for latent sites of the story, {list(sites)}, not for {unknown}.")
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise ValueError(f"`guide` must have one guide for each site, not two for {twice}.")
+    rest = tuple(name for name in sites if name not in named)
+    if rest and all(sites[name].kind == "global" for name in rest):
+        assignment.append((rest, MeanField()))
+        rest = ()
+    if rest:
+        raise ValueError(
+            f"`guide` must have a guide for each local site, and has none for {_locals(rest, sites)}. {_FIX}"
+        )
+    for names, each in assignment:
+        _check_kinds(names, each, sites)
+    return assignment
+
+
+_FIX = 'Pass guide={"<site>": Amortized(network, inputs=[...])}.'
+
+
+def _locals(names: tuple[str, ...], sites: Mapping[str, Site]) -> list[str]:
+    return [name for name in names if sites[name].kind == "local"]
+
+
+def _check_kinds(names: tuple[str, ...], guide: Guide, sites: Mapping[str, Site]) -> None:
+    local = _locals(names, sites)
+    kind = type(guide).__name__
+    if not guide.is_local and local:
+        raise ValueError(f"The guide of local sites must be Amortized, not {kind}, which {local} have. {_FIX}")
+    if guide.is_local and len(local) < len(names):
+        globals_ = [name for name in names if name not in local]
+        raise ValueError(
+            f"The guide of global sites must be one of {sorted(GUIDES)}, not {kind}, which {globals_} have."
+        )
+    unknown = [name for name in guide.given if name not in sites or sites[name].kind != "global"]
+    if unknown:
+        raise ValueError(f"`given` of {kind} must be global sites, not {unknown}.")

@@ -1,0 +1,258 @@
+"""What comes out of a fit: draws of the posterior, of the predictive and of the prior, log likelihoods, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bdl.random import Tensor, draw_key, fold_in
+from bdl.svi import supports
+from bdl.svi.derivatives import in_graph
+from bdl.svi.estimators import Draw, Estimator
+from bdl.svi.rows import as_data, as_tensors
+from bdl.svi.story import Local, Observed, Site, Variable, num_rows, run, support_of_site
+from bdl.svi.summary import SummaryTable
+
+Arrays = dict[str, np.ndarray]
+
+
+class Results:
+    """Results of a model of a story; see `bdl.svi.SVI`."""
+
+    sites: tuple[Site, ...]
+    estimator: Estimator
+    example: Any
+    compute_dtype: str
+    seed_generator: Any
+
+    def posterior(self, data: Any = None, num_samples: int = 1000, seed: int | None = None) -> Arrays:
+        """Draws of the latent sites from the guides.
+
+        Args:
+            data: Rows whose local sites are drawn as well; None draws the global sites alone.
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+
+        Returns:
+            By site `(num_samples, *shape)`, and `(num_samples, rows, *shape)` of local ones.
+
+        Raises:
+            ValueError: if the model was not fitted, or data are not sound.
+        """
+        self._require_fit("posterior")
+        is_global = data is None
+        batch = as_tensors(self.example, self.compute_dtype) if is_global else self._batch(data)
+        names = [site.name for site in self.sites if site.kind == "global" or (site.kind == "local" and not is_global)]
+        draws = self._real_draws(None if is_global else batch, num_samples, seed)
+
+        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            found = self._simulate(batch, real, None)
+            return {name: found[name] for name in names}
+
+        return self._each(values, draws, draw_key(0))
+
+    def predict(self, x: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> Arrays:
+        """Draws of every observed site from the posterior predictive.
+
+        Args:
+            x: Rows. What is to be predicted may be left out of a dict: its entry is then None in the story.
+            num_samples: Number of draws, each with latent variables of its own.
+            seed: Integer, for the same draws on each call.
+            **kwargs: None is taken; Keras' `batch_size` and the like have no meaning here.
+
+        Returns:
+            By site `(num_samples, rows, *shape)`.
+
+        Raises:
+            ValueError: if the model was not fitted, or data are not sound.
+        """
+        if kwargs:
+            raise ValueError(f"`predict` of a story takes `x`, `num_samples` and `seed`, not {sorted(kwargs)}.")
+        self._require_fit("predict")
+        batch = self._batch(x)
+        names = self._names("observed")
+        draws = self._real_draws(batch, num_samples, seed)
+
+        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            found = self._simulate(batch, real, key)
+            return {name: found[name] for name in names}
+
+        return self._each(values, draws, self._key(seed, 1))
+
+    def sample_prior(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Arrays:
+        """Draws of all sites from the story itself, before any data: what it believes.
+
+        Args:
+            x: Rows, as of `predict`.
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+
+        Returns:
+            By site, as `posterior` and `predict`.
+
+        Raises:
+            ValueError: if a prior is improper (`Flat`), or data are not sound.
+        """
+        batch = self._batch(x)
+        if not self.sites:
+            self.trace_on(batch)  # type: ignore[attr-defined]
+
+        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            return self._simulate(batch, None, key)
+
+        return self._each(values, [{}] * num_samples, self._key(seed, 2))
+
+    def log_likelihood(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> Arrays:
+        """Log likelihood of each row at draws of the posterior, unscaled: for LOO and WAIC.
+
+        Args:
+            x: Rows.
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+
+        Returns:
+            By observed site `(num_samples, rows)`, in nats.
+
+        Raises:
+            ValueError: if the model was not fitted, or data are not sound.
+        """
+        self._require_fit("log_likelihood")
+        batch = self._batch(x)
+        estimator = self.estimator
+        names = self._names("observed")
+
+        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            visits = {visit.name: visit for visit in estimator.visit(batch, Draw(real, {}))}
+            return {name: visits[name].log_prob() for name in names}
+
+        return self._each(values, self._real_draws(batch, num_samples, seed), draw_key(0))
+
+    def log_weights(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> np.ndarray:
+        """Log importance weights `log p(data, latent) - log q(latent)` of draws of all latent sites, with all rows.
+
+        Args:
+            x: All data.
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+
+        Returns:
+            `(num_samples,)`, in nats; the logarithm of their mean estimates the log evidence.
+
+        Raises:
+            ValueError: if the model was not fitted, a guide is a point, or data are not sound.
+        """
+        self._require_fit("log_weights")
+        batch, estimator = self._batch(x), self.estimator
+        draws = estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False)
+        if any(family.is_point for family, _ in draws[0].families.values()):
+            raise ValueError("`guide` must not be a point (Delta) here: it has no density to weight draws with.")
+
+        def joint(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            return {"joint": estimator.log_joint(batch, real)}
+
+        joints = self._each(joint, [draw.real for draw in draws], draw_key(0))["joint"].astype("float64")
+        densities = [
+            sum(
+                float(ops.convert_to_numpy(ops.sum(family.log_density(noise))))
+                for family, noise in draw.families.values()
+            )
+            for draw in draws
+        ]
+        return joints - np.array(densities)
+
+    def summary_table(self, num_samples: int = 4000, seed: int | None = 0, interval: float = 0.9) -> SummaryTable:
+        """Mean, standard deviation and interval of each number of the global sites; prints itself, in notebooks too.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+            interval: Probability of the central interval.
+
+        Raises:
+            ValueError: if the model was not fitted.
+        """
+        return SummaryTable.of(self.posterior(num_samples=num_samples, seed=seed), interval)
+
+    def _simulate(self, batch: Any, real: dict[str, Tensor] | None, key: Tensor | None) -> dict[str, Tensor]:
+        """Values of all sites in a run of the story.
+
+        Latent sites have the given numbers on the real line, zeros where there are none, or without any a draw of
+        their prior; observed sites a draw, or the data's without a key.
+        """
+        known = {site.name: site for site in self.sites}
+        rows = num_rows(batch)
+
+        def answer(variable: Variable) -> Tensor:
+            site = known[variable.name]
+            is_observed = isinstance(variable, Observed)
+            lead = (rows,) if is_observed or isinstance(variable, Local) else ()
+            if is_observed and key is None:
+                return variable.value
+            if real is None or is_observed:
+                own = fold_in(key, list(known).index(site.name))
+                return sample_of_shape(variable.distribution, (*lead, *site.shape), own)
+            numbers = real.get(site.name)
+            if numbers is None:
+                numbers = ops.zeros((*lead, site.size), dtype=self.compute_dtype)
+            return support_of_site(variable).constrain(numbers, site.shape)
+
+        data = _Forgiving(batch) if isinstance(batch, dict) else batch
+        with supports.unchecked():
+            visits = run(self.estimator.story, data, answer, self.estimator.networks, rows)
+        return {visit.name: visit.value for visit in visits}
+
+    def _each(self, function: Callable[..., Any], draws: list[dict[str, Tensor]], key: Tensor) -> Arrays:
+        """A function's results for each draw, stacked."""
+        # Networks keep their own state, such as seeds, which a compiled function would not hand back.
+        run_once = function if self.estimator.networks else in_graph(function)
+        results = [
+            keras.tree.map_structure(ops.convert_to_numpy, run_once(draw, fold_in(key, number)))
+            for number, draw in enumerate(draws)
+        ]
+        return {name: np.stack([each[name] for each in results]) for name in results[0]}
+
+    def _real_draws(self, batch: Any, num_samples: int, seed: int | None) -> list[dict[str, Tensor]]:
+        draws = self.estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False)
+        return [draw.real for draw in draws]
+
+    def _key(self, seed: int | None, number: int) -> Tensor:
+        return fold_in(draw_key(self.seed_generator if seed is None else seed), number)
+
+    def _batch(self, x: Any) -> Any:
+        return as_tensors(as_data(x, self.compute_dtype), self.compute_dtype)
+
+    def _names(self, kind: str) -> list[str]:
+        return [site.name for site in self.sites if site.kind == kind]
+
+    def _require_fit(self, method: str) -> None:
+        if not self.sites:
+            raise ValueError(f"The model must be fitted before {method} is called. Call fit, or load a file.")
+
+
+class _Forgiving(dict):
+    """Data of which what is to be predicted may be missing."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def sample_of_shape(distribution: Any, shape: tuple[Any, ...], key: Tensor) -> Tensor:
+    """A draw of a whole site, of a distribution that may be of one row or of one entry of an axis alone.
+
+    Args:
+        distribution: Of the site.
+        shape: Of the draw; the distribution's own broadcasts to it, and entries that share it are drawn independently.
+        key: Of the draw.
+    """
+    own = supports.shape_of(distribution)
+    padded = (1,) * (len(shape) - len(own)) + own
+    copies = [1 if one == all_ else all_ for one, all_ in zip(padded, shape, strict=True)]
+    draws = supports.sample(distribution, int(np.prod(copies)), key)
+    draws = ops.reshape(draws, (*copies, *padded))
+    rank = len(shape)
+    order = [axis for pair in zip(range(rank), range(rank, 2 * rank), strict=True) for axis in pair]
+    return ops.reshape(ops.transpose(draws, order), shape)

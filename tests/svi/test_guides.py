@@ -1,0 +1,182 @@
+"""Guides: what they draw is what they say the density of, jointly and site by site; and which is for what."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from scipy import stats
+
+from bdl.svi import Amortized, Delta, FullRank, MeanField
+from bdl.svi.guides.gaussian import Gaussian, lower_triangular
+from bdl.svi.guides.selection import assign_guides, check_guide
+from bdl.svi.story import Site
+
+RNG = np.random.default_rng(0)
+ROOT = np.tril(RNG.normal(size=(3, 3)))
+ROOT[np.diag_indices(3)] = np.abs(ROOT[np.diag_indices(3)]) + 0.3
+ORIGIN = np.array([1.0, -2.0, 30.0])
+SITES = {
+    "mean": Site("mean", "global", (), 1),
+    "scale": Site("scale", "global", (), 1),
+    "code": Site("code", "local", (2,), 2),
+}
+
+
+def bound(guide, **start):
+    guide.bind({"a": 2, "b": 1})
+    if start:
+        guide.start_at(**start)
+    return guide
+
+
+def moved(guide):
+    for variable in guide.trainable_variables:
+        variable.assign(RNG.normal(size=variable.shape))
+    return guide
+
+
+def array(tensor):
+    return ops.convert_to_numpy(tensor).astype("float64")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", [MeanField, FullRank])
+def test_the_density_of_a_draw_is_that_of_the_gaussian(kind):
+    guide = moved(bound(kind(), origin=ORIGIN, frame=ROOT))
+    family = guide.distribution()
+    noise = RNG.normal(size=(4, 3)).astype("float32")
+    draws, log_q = array(family.draw(noise)), array(family.log_density(noise))
+    mean = array(family.draw(np.zeros(3, "float32")))
+    root = np.stack([array(family.draw(unit)) - mean for unit in np.eye(3, dtype="float32")], axis=1)
+    expected = stats.multivariate_normal(mean, root @ root.T).logpdf(draws)
+    np.testing.assert_allclose(log_q.sum(-1), expected, rtol=1e-4)
+
+
+@pytest.mark.core
+def test_a_full_rank_guide_begins_at_the_laplace_approximation():
+    family = bound(FullRank(), origin=ORIGIN, frame=ROOT).distribution()
+    np.testing.assert_allclose(array(family.mean), ORIGIN, rtol=1e-5)
+    np.testing.assert_allclose(array(family.factor), ROOT, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.core
+def test_a_mean_field_guide_begins_at_the_best_one_for_a_gaussian():
+    """Its variances are the inverses of the precision's diagonal."""
+    family = bound(MeanField(), origin=ORIGIN, frame=ROOT).distribution()
+    np.testing.assert_allclose(array(family.factor) ** -2, np.diag(np.linalg.inv(ROOT @ ROOT.T)), rtol=1e-4)
+
+
+@pytest.mark.core
+def test_the_block_of_a_site_is_its_conditional_and_its_kl_the_closed_form():
+    noise = RNG.normal(size=3).astype("float32")
+    family = Gaussian(ORIGIN.astype("float32"), ROOT.astype("float32"), is_diagonal=False)
+    u, covariance = array(family.draw(noise)), ROOT @ ROOT.T
+    block = family.block(noise, 1, 3)
+    gain = covariance[1:, :1] / covariance[0, 0]
+    mean = ORIGIN[1:] + gain[:, 0] * (u[0] - ORIGIN[0])
+    conditional = covariance[1:, 1:] - gain @ covariance[:1, 1:]
+    np.testing.assert_allclose(array(block.mean), mean, rtol=1e-4)
+    np.testing.assert_allclose(array(block.variance), np.diag(conditional), rtol=1e-4)
+    loc, scale = np.array([0.5, 20.0]), np.array([2.0, 9.0])
+    gap = mean - loc
+    expected = 0.5 * (
+        np.trace(conditional / scale**2)
+        + (gap**2 / scale**2).sum()
+        - 2
+        + np.log(scale**2).sum()
+        - np.linalg.slogdet(conditional)[1]
+    )
+    assert float(block.kl_from(loc.astype("float32"), scale.astype("float32"))) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.core
+def test_a_point_has_no_noise_and_no_density():
+    family = bound(Delta(), origin=ORIGIN, frame=None).distribution()
+    noise = np.ones((2, 3), "float32")
+    np.testing.assert_allclose(array(family.draw(noise)), [ORIGIN, ORIGIN], rtol=1e-6)
+    assert not array(family.log_density(noise)).any()
+    assert family.block(noise, 0, 1) is None
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("family", ["mean_field", "full_rank"])
+def test_an_amortized_guide_reads_each_row_and_the_globals_draw(family):
+    data = {"x": RNG.normal(size=(4, 3)).astype("float32"), "n": np.arange(4)}
+    guide = Amortized(keras.layers.Dense(5, activation="tanh"), ["x", "n"], given=("mean",), family=family)
+    guide.bind({"code": 2}, data, given_size=1)
+    given = ops.convert_to_tensor(np.array([0.3], "float32"))
+    start = guide.distribution(data, given)
+    np.testing.assert_allclose(array(start.draw(np.ones((4, 2), "float32"))), 1.0, rtol=1e-6)  # standard normal
+    moved(guide)
+    whole = guide.distribution(data, given)
+    part = guide.distribution({key: value[1:3] for key, value in data.items()}, given)
+    np.testing.assert_allclose(array(part.mean), array(whole.mean)[1:3], rtol=1e-4, atol=1e-6)
+    other = guide.distribution(data, given + 1.0)
+    assert np.abs(array(other.mean) - array(whole.mean)).min() > 0
+    factor = array(whole.factor)
+    scales = factor if family == "mean_field" else np.diagonal(factor, axis1=1, axis2=2)
+    assert (scales > 0).all()
+    if family == "full_rank":
+        assert not np.triu(factor, 1).any()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("guide", [MeanField(), FullRank(), Delta(), Amortized(keras.layers.Dense(2), "x", ["mean"])])
+def test_guides_come_back_from_their_configuration(guide):
+    data = {"x": np.ones((3, 2), "float32")}
+    guide.bind({"code": 2}, data, given_size=1)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guide))
+    assert again.sizes == {"code": 2}
+    assert again.get_config() == guide.get_config()
+    assert [weight.shape for weight in again.weights] == [weight.shape for weight in guide.weights]
+
+
+def test_lower_triangular_drops_what_is_above():
+    found = array(lower_triangular(np.full((2, 2), 3.0, "float32"), np.array([1.0, 2.0], "float32")))
+    np.testing.assert_array_equal(found, [[1.0, 0.0], [3.0, 2.0]])
+
+
+def test_globals_that_a_dict_leaves_out_have_a_mean_field_guide():
+    code = Amortized(keras.layers.Dense(2), "x")
+    assert [(names, type(guide)) for names, guide in assign_guides({"code": code}, SITES)] == [
+        (("code",), Amortized),
+        (("mean", "scale"), MeanField),
+    ]
+    joint = check_guide({("mean", "scale"): "full_rank", "code": code})
+    assert [names for names, _ in assign_guides(joint, SITES)] == [("mean", "scale"), ("code",)]
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        ("full", "`guide` must be a bdl.svi.guides.Guide, one of .*, not 'full'"),
+        ({"mean": "delta"}, "a guide for each local site, and has none for \\['code'\\]"),
+        ("mean_field", "guide of local sites must be Amortized, not MeanField, which \\['code'\\]"),
+        ({"mean": Amortized(keras.layers.Dense(2))}, "has none for"),
+        ({"level": "delta"}, "for latent sites of the story, \\['mean', 'scale', 'code'\\], not for \\['level'\\]"),
+        ({"mean": "delta", ("mean", "scale"): "delta"}, "one guide for each site, not two for \\['mean'\\]"),
+        ({("mean", "code"): Amortized(keras.layers.Dense(2))}, "guide of global sites must be one of"),
+        ({"code": Amortized(keras.layers.Dense(2), given=["code"])}, "`given` of Amortized must be global sites"),
+    ],
+)
+def test_guides_that_do_not_fit_the_sites_are_refused(guide, message):
+    with pytest.raises(ValueError, match=message):
+        assign_guides(check_guide(guide), SITES)
+
+
+def test_one_guide_for_two_entries_is_refused():
+    guide = MeanField()
+    with pytest.raises(ValueError, match="a guide of its own for each entry"):
+        check_guide({"mean": guide, "scale": guide})
+
+
+def test_what_an_amortized_guide_cannot_read_is_named():
+    data = {"x": np.ones((3, 2), "float32")}
+    with pytest.raises(ValueError, match="`inputs` must be keys of the data, \\['x'\\], not \\['y'\\]"):
+        Amortized(keras.layers.Dense(2), ["x", "y"]).bind({"code": 1}, data)
+    with pytest.raises(ValueError, match="`inputs` must name what the network reads of \\['x'\\]"):
+        Amortized(keras.layers.Dense(2)).bind({"code": 1}, data)
+    with pytest.raises(ValueError, match="`family` must be one of"):
+        Amortized(keras.layers.Dense(2), family="flow")
+    with pytest.raises(ValueError, match="`network` must be a Keras layer"):
+        Amortized("dense")
