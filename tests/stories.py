@@ -18,7 +18,7 @@ class Normal:
 
     def __init__(self, loc, scale):
         self.loc, self.scale = ops.convert_to_tensor(loc, "float32"), ops.convert_to_tensor(scale, "float32")
-        self.batch_shape = tuple(np.broadcast_shapes(tuple(self.loc.shape), tuple(self.scale.shape)))
+        self.batch_shape = tuple((self.loc + self.scale).shape)
 
     def log_prob(self, value):
         return -0.5 * ((value - self.loc) / self.scale) ** 2 - ops.log(self.scale) - 0.5 * np.log(2 * np.pi)
@@ -67,9 +67,10 @@ class Binomial:
         self.total, self.probability = total, probability
         self.batch_shape = tuple(probability.shape)
 
-    @property
-    def support(self):
-        raise AttributeError("a discrete distribution has none")
+    support = None
+
+    def sample(self, num_samples, key):
+        raise NotImplementedError
 
     def log_prob(self, value):
         log_choose = _log_gamma(self.total + 1.0) - _log_gamma(value + 1.0) - _log_gamma(self.total - value + 1.0)

@@ -21,6 +21,7 @@ class Saved:
     sites: tuple[Site, ...]
     guides: list[Guide]
     example: Any
+    seed_generator: keras.random.SeedGenerator
 
     def check_sites(self, sites: Any) -> None:
         """Compares the sites of a story with those that the model was fitted to.
@@ -111,9 +112,10 @@ class Saved:
             model.optimizer.build(model.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
-        """Keeps the story's fingerprint with the weights."""
+        """Keeps the story's fingerprint with the weights, and where its noise is, which Keras does not save."""
         super().save_own_variables(store)  # type: ignore[misc]
         store["story"] = _fingerprint(self.sites)
+        store["noise"] = keras.ops.convert_to_numpy(self.seed_generator.state)
 
     def load_own_variables(self, store: Any) -> None:
         """Refuses weights of another story.
@@ -121,11 +123,13 @@ class Saved:
         Raises:
             ValueError: if names, kinds or shapes of its sites differ from this one's.
         """
-        kept = bytes(np.asarray(store["story"], dtype="uint8")).decode() if "story" in store else "none"
+        names = list(store.keys())  # of a file's group, which has no iterator of its own
+        kept = bytes(np.asarray(store["story"], dtype="uint8")).decode() if "story" in names else "none"
         own = bytes(_fingerprint(self.sites)).decode()
         if kept != own:
             raise ValueError(f"The weights must be of a story with the sites {own}, not {kept}.")
-        rest = {name: store[name] for name in store if name != "story"}
+        self.seed_generator.state.assign(np.asarray(store["noise"]))
+        rest = {name: store[name] for name in names if name not in ("story", "noise")}
         super().load_own_variables(rest)  # type: ignore[misc]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -111,7 +111,7 @@ class SVI(Results, Saved, keras.Model):
         self.averaging = bool(averaging)
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule) else float(kl_weight)
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.seed = int(self.seed_generator.get_config()["seed"])
+        self.seed = int(ops.convert_to_numpy(self.seed_generator.state)[0]) if seed is None else seed
         self.progress = Progress(self, num_examples, self.kl_weight)
         self.sites: tuple[Site, ...] = ()
         self.guides: list[Guide] = []
@@ -135,7 +135,7 @@ class SVI(Results, Saved, keras.Model):
         return {site.name: site for site in self.sites if site.kind != "observed"}
 
     @property
-    def estimator(self) -> Estimator:
+    def estimator(self) -> Estimator:  # type: ignore[override]
         """What draws from the guides and runs the story."""
         return Estimator(
             self.story, self.latent, self.guides, self.networks, self.num_samples, self.objective, self.compute_dtype
@@ -247,7 +247,7 @@ class SVI(Results, Saved, keras.Model):
         self,
         x: Any = None,
         y: None = None,
-        batch_size: int | str | None = None,
+        batch_size: int | Literal["all"] | None = None,
         epochs: int = 1,
         verbose: Any = "auto",
         callbacks: Any = None,
@@ -282,18 +282,16 @@ class SVI(Results, Saved, keras.Model):
         if y is not None:
             raise ValueError("`y` must be None: a story reads all its data from `x`. Pass fit({'x': ..., 'y': ...}).")
         x = as_data(x, self.compute_dtype)
-        size = training_data.measure(x, None if batch_size == "all" else batch_size)
-        if batch_size == "all":
-            batch_size = self._all_rows(x, size.num_examples)
-            size = training_data.DataSize(size.num_examples, 1)
+        width = self._all_rows(x) if batch_size == "all" else batch_size
+        size = training_data.measure(x, width)
         self.progress.set_num_examples(size.num_examples, x)
-        self._begin(x, batch_size)
+        self._begin(x, width)
         if validation_data is not None:
             validation_data = as_data(validation_data, self.compute_dtype, "validation_data")
         asked = self._steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
         per_epoch = asked or size.steps_per_epoch
-        x, kwargs = self._batches(x, batch_size, steps, kwargs)
-        kwargs["steps_per_epoch"] = per_epoch if isinstance(x, EndlessRows) else asked
+        kwargs["steps_per_epoch"] = asked if training_data.is_data_set(x) else per_epoch
+        x, kwargs = self._batches(x, width, steps, kwargs)
         self.progress.begin_fit(per_epoch, epochs - initial_epoch)
         if begin_decay(self.optimizer, per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)
@@ -327,10 +325,10 @@ class SVI(Results, Saved, keras.Model):
             self._begin(as_data(x, self.compute_dtype), None)
         return super().train_on_batch(x, *args, **kwargs)
 
-    def _all_rows(self, x: Any, rows: int | None) -> int:
-        if rows is None or training_data.is_data_set(x):
+    def _all_rows(self, x: Any) -> int:
+        if training_data.is_data_set(x):
             raise ValueError(f"`batch_size` must be a number for {type(x).__name__}, not 'all', which is for arrays.")
-        return rows
+        return int(num_rows(x))
 
     def _steps_per_epoch(self, steps: int | None, epochs: int) -> int | None:
         if steps is None:
@@ -341,16 +339,16 @@ class SVI(Results, Saved, keras.Model):
 
     def _batches(self, x: Any, batch_size: int | None, steps: int | None, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The batches of a fit and its other settings: arrays are cut and shuffled here, from the model's seed."""
+        kwargs = {**kwargs, "shuffle": False}  # Keras warns otherwise of what shuffles itself
         if training_data.is_data_set(x):
             return (x.repeat() if steps and training_data.is_dataset(x) else x), kwargs
-        settings = {name: value for name, value in kwargs.items() if name not in ("shuffle", "sample_weight")}
+        settings = {name: value for name, value in kwargs.items() if name != "sample_weight"}
         weights = kwargs.get("sample_weight")
         if weights is not None:
             weights = as_data(weights, self.compute_dtype, "sample_weight")
             training_data.check_lengths({"x": x, "sample_weight": weights})
         size = batch_size or training_data.DEFAULT_BATCH_SIZE
-        settings["shuffle"] = False  # which Keras warns of otherwise
-        return EndlessRows(x, size, self.seed, lambda: self.progress.step, weights), settings
+        return EndlessRows(x, size, self.seed, lambda: self.progress.step, weights).for_fit(), settings
 
     def _begin(self, x: Any, batch_size: int | None) -> None:
         """Traces the story on a first batch; before the first fit, moves the guides to where it begins."""

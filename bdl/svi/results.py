@@ -14,7 +14,7 @@ from bdl.svi import supports
 from bdl.svi.derivatives import in_graph
 from bdl.svi.estimators import Draw, Estimator
 from bdl.svi.rows import as_data, as_tensors
-from bdl.svi.story import Local, Observed, Site, Variable, num_rows, run, support_of_site
+from bdl.svi.story import Global, Observed, Site, Variable, num_rows, run, support_of_site
 from bdl.svi.summary import SummaryTable
 
 Arrays = dict[str, np.ndarray]
@@ -188,11 +188,10 @@ class Results:
 
         def answer(variable: Variable) -> Tensor:
             site = known[variable.name]
-            is_observed = isinstance(variable, Observed)
-            lead = (rows,) if is_observed or isinstance(variable, Local) else ()
-            if is_observed and key is None:
+            if isinstance(variable, Observed) and key is None:
                 return variable.value
-            if real is None or is_observed:
+            lead = () if isinstance(variable, Global) else (rows,)
+            if real is None or isinstance(variable, Observed):
                 own = fold_in(key, list(known).index(site.name))
                 return sample_of_shape(variable.distribution, (*lead, *site.shape), own)
             numbers = real.get(site.name)

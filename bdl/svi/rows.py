@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -91,6 +92,21 @@ class EndlessRows(keras.utils.PyDataset):
         self._steps_done, self._first = steps_done, 0
         self._orders: dict[int, np.ndarray] = {}
 
+    def for_fit(self) -> Any:
+        """This, or on TensorFlow a data set of the same batches: Keras would leave their size open there."""
+        if keras.backend.backend() != "tensorflow":
+            return self
+        import tensorflow as tf
+
+        def batches() -> Iterator[Any]:
+            self.on_epoch_begin()
+            return (self[index] for index in itertools.count())
+
+        first = self[0]
+        self._orders = {}
+        spec = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), first)
+        return tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(2)
+
     def on_epoch_begin(self) -> None:
         """Looks how many steps were done before the first epoch; a callback may have restored them."""
         if not self._orders:
@@ -107,13 +123,14 @@ class EndlessRows(keras.utils.PyDataset):
     def _picked(self, begin: int, end: int) -> np.ndarray:
         """Rows from one place to another of the orders one after the other."""
         passes = range(begin // self._rows, (end - 1) // self._rows + 1)
-        self._orders = {number: self._orders.get(number, None) for number in passes}
-        for number, order in self._orders.items():
-            if order is None:
-                self._orders[number] = np.random.default_rng([self._seed, number]).permutation(self._rows)
+        self._orders = {number: self._order(number) for number in passes}
         joined = np.concatenate([self._orders[number] for number in passes])
         start = begin - passes[0] * self._rows
         return joined[start : start + end - begin]
+
+    def _order(self, number: int) -> np.ndarray:
+        known = self._orders.get(number)
+        return np.random.default_rng([self._seed, number]).permutation(self._rows) if known is None else known
 
     def _batch(self, data: Any, weights: np.ndarray | None) -> Any:
         if weights is not None:

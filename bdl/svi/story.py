@@ -294,7 +294,7 @@ class _Teller:
         support = support_of_site(variable)
         shape = supports.shape_of(distribution)
         is_local = isinstance(variable, Local)
-        if is_local and self._has_rows(variable, shape):
+        if isinstance(variable, Local) and self._has_rows(variable, shape):
             shape = shape[1:]
         site = Site(name, "local" if is_local else "global", shape, support.flat_size(shape))
         value = self._begin(site, distribution, support, (self.rows,) if is_local else ())

@@ -1,0 +1,337 @@
+"""SVI: a story is fitted as any Keras model is, at the temperature it says, and comes back from its file."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from stories import Normal, groups, level, level_posterior, spread
+
+from bdl.elbo import LinearWarmup
+from bdl.svi import SVI, Amortized, Global, Local, Observed
+
+RNG = np.random.default_rng(0)
+Y = RNG.normal(2.0, 1.0, size=40).astype("float32")
+DATA = {"y": Y}
+PARTS = {"elbo", "kl", "loss", "nll", "temperature"}
+
+
+def array(tensor):
+    return ops.convert_to_numpy(tensor).astype("float64")
+
+
+def made(story=level, rate=0.05, **settings):
+    model = SVI(story, **{"seed": 0, **settings})
+    model.compile(keras.optimizers.Adam(rate))
+    return model
+
+
+def fitted(story=level, data=DATA, steps=300, **settings):
+    model = made(story, **settings)
+    model.history_of_fit = model.fit(data, batch_size="all", steps=steps, verbose=0).history
+    return model
+
+
+def with_codes(**settings):
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(4, activation="tanh")])
+    return made(groups, guide={"code": Amortized(network, ["y"])}, **settings)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank"])
+def test_a_conjugate_posterior_is_found(guide):
+    model = fitted(guide=guide, start="laplace", num_samples=4)
+    mean, sd, evidence = level_posterior(Y.astype("float64"))
+    family = model.guide_of("mean").distribution()
+    assert array(family.mean)[0] == pytest.approx(mean, abs=0.05 * sd)
+    assert array(family.draw(np.ones(1, "float32")) - family.mean)[0] == pytest.approx(sd, rel=0.05)
+    # At 5 % of both the divergence is .05^2 / 2 + .05^2.
+    assert model.evaluate(DATA, verbose=0, return_dict=True)["elbo"] * len(Y) <= evidence + 1e-3
+
+
+@pytest.mark.core
+def test_the_mode_is_found_by_a_point():
+    model = fitted(guide="delta", start="map", steps=100)
+    assert model.posterior(num_samples=2)["mean"] == pytest.approx(level_posterior(Y)[0], abs=1e-3)
+
+
+@pytest.mark.core
+def test_logs_hold_the_parts_of_each_site_and_they_add_up():
+    model = with_codes(num_samples=3)
+    logs = model.fit(DATA, batch_size=10, epochs=2, validation_data=DATA, verbose=0).history
+    own = PARTS | {"kl_mean", "kl_code"}
+    assert set(logs) == own | {f"val_{name}" for name in own}
+    for prefix in ("", "val_"):
+        last = {name: logs[prefix + name][-1] for name in own}
+        assert last["kl"] == pytest.approx(last["kl_mean"] + last["kl_code"], rel=1e-4)
+        assert last["loss"] == pytest.approx(last["nll"] + last["kl"] / len(Y), rel=1e-4)
+        assert last["elbo"] == pytest.approx(-last["loss"], rel=1e-5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_the_temperature_is_the_one_asked_for(temperature):
+    """Measured on the compiled loss: move sites that touch no data, at the same noise, and the KL alone moves."""
+
+    def story(data):
+        yield Global("idle", Normal(0.0, 1.0))
+        idle = yield Local("rows", Normal(0.0, 1.0))
+        mean = yield Global("mean", Normal(0.0, 1.0))
+        yield Observed("y", Normal(mean + 0.0 * idle, 1.0), data["y"])
+
+    guide = {"rows": Amortized(keras.layers.Identity(), ["y"])}
+    model = SVI(story, guide, kl_weight=temperature, seed=0, averaging=False)
+    model.compile(keras.optimizers.SGD(0.0))
+    model.fit(DATA, batch_size="all", verbose=0)
+    shift = model.guide_of("idle").coordinates("idle")[0]
+    state = array(model.seed_generator.state)
+
+    def loss(global_mean, local_mean):
+        """With the first draw's reflection the noise of log q - log p is even: only squares of the means stay."""
+        model.seed_generator.state.assign(state)
+        values = array(model.guide_of("idle").shift)
+        values[shift] = global_mean
+        model.guide_of("idle").shift.assign(values)
+        model.guide_of("rows").head.bias.assign([local_mean, 0.0])
+        return float(model.train_on_batch(DATA, return_dict=True)["loss"])
+
+    model.guide_of("idle").origin.assign(np.zeros(2))
+    base = loss(0.0, 0.0)
+    # KL(N(m, s^2) || N(0, 1)) grows by m^2 / 2: of the global site over N, of the local one for each row.
+    assert len(Y) * (loss(4.0, 0.0) - base) / 8.0 == pytest.approx(temperature, rel=1e-3)
+    assert (loss(0.0, 2.0) - base) / 2.0 == pytest.approx(temperature, rel=1e-3)
+
+
+@pytest.mark.core
+def test_a_schedule_of_the_temperature_is_followed():
+    model = made(kl_weight=LinearWarmup(steps=10))
+    logs = model.fit(DATA, batch_size="all", steps=20, epochs=4, verbose=0).history
+    np.testing.assert_allclose(logs["temperature"], [0.2, 0.7, 1.0, 1.0], rtol=1e-5)
+
+
+@pytest.mark.core
+def test_the_same_seed_gives_the_same_fit():
+    def results(seed):
+        keras.utils.set_random_seed(3)  # of the network's first weights
+        model = with_codes(seed=seed)
+        model.fit(DATA, batch_size=10, epochs=3, verbose=0)
+        return [array(weight) for weight in model.guide_of("mean").weights], model.posterior(num_samples=3, seed=1)[
+            "mean"
+        ]
+
+    (first, draws), (again, same), (other, _) = results(1), results(1), results(2)
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(draws, same)
+    assert any(np.abs(one - two).max() > 0 for one, two in zip(first, other, strict=True))
+
+
+@pytest.mark.core
+def test_save_and_load_gives_the_same_model(tmp_path):
+    model = with_codes()
+    model.fit(DATA, batch_size=10, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, two in (
+        (model.posterior(num_samples=4, seed=1), loaded.posterior(num_samples=4, seed=1)),
+        (model.posterior(DATA, 4, seed=1), loaded.posterior(DATA, 4, seed=1)),
+        (model.predict(DATA, 4, seed=1), loaded.predict(DATA, 4, seed=1)),
+    ):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-6)
+    more = [each.fit(DATA, batch_size="all", steps=5, verbose=0).history["loss"] for each in (model, loaded)]
+    assert more[0] == pytest.approx(more[1], rel=1e-5)
+
+
+def test_a_story_that_is_not_registered_is_given_when_its_file_is_loaded(tmp_path):
+    def private(data):
+        mean = yield Global("mean", Normal(0.0, 1.0))
+        yield Observed("y", Normal(mean, 1.0), data["y"])
+
+    model = fitted(private, steps=2)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="`story` 'private' must be a registered function, or be given"):
+        keras.models.load_model(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"private": private})
+    np.testing.assert_array_equal(
+        loaded.posterior(num_samples=2, seed=0)["mean"], model.posterior(num_samples=2, seed=0)["mean"]
+    )
+
+
+def test_a_checkpoint_of_another_story_is_refused(tmp_path):
+    fitted(steps=2).save_weights(tmp_path / "level.weights.h5")
+    with pytest.raises(ValueError, match=r"must be of a story with the sites mean .* scale .*, not mean"):
+        fitted(spread, steps=2).load_weights(tmp_path / "level.weights.h5")
+    with pytest.raises(ValueError, match="`story` must have the sites that this model was fitted to"):
+        model = fitted(steps=2)
+        model.story = spread
+        model.fit(DATA, batch_size="all", verbose=0)
+
+
+@pytest.mark.core
+def test_an_interrupted_fit_resumes_to_the_same_result(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    def run(*callbacks):
+        keras.utils.set_random_seed(3)
+        model = with_codes()
+        model.fit(DATA, batch_size=7, steps=36, epochs=6, callbacks=list(callbacks), verbose=0)
+        return [array(weight) for weight in model.guide_of("mean").weights + model.guide_of("code").weights]
+
+    whole = run()
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(backup, Stop())
+    for expected, found in zip(whole, run(keras.callbacks.BackupAndRestore(tmp_path)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.core
+def test_a_fit_ends_with_the_mean_of_its_second_half():
+    class Iterates(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            values.append(array(self.model.guide_of("mean").shift)[0])
+
+    values = []
+    model = made()
+    model.fit(DATA, batch_size="all", steps=9, callbacks=[Iterates()], verbose=0)
+    assert array(model.guide_of("mean").shift)[0] == pytest.approx(np.mean(values[4:]), rel=1e-5)
+    values.clear()
+    plain = made(averaging=False)
+    plain.fit(DATA, batch_size="all", steps=9, verbose=0, callbacks=[Iterates()])
+    assert plain.average is None
+    assert array(plain.guide_of("mean").shift)[0] != pytest.approx(np.mean(values[4:]), rel=1e-3)
+
+
+@pytest.mark.core
+def test_sample_weights_count_rows_as_often_as_they_say():
+    weights = np.repeat([2.0, 0.0], 20).astype("float32")
+    model = made(start="laplace", averaging=False)
+    model.compile(keras.optimizers.SGD(0.0))
+    model.fit(DATA, batch_size="all", sample_weight=weights, verbose=0)
+    twice = made(start={"mean": 0.0})
+    twice.compile(keras.optimizers.SGD(0.0))
+    twice.trace_on(DATA)
+    twice.guide_of("mean").set_weights(model.guide_of("mean").get_weights())
+    for each in (model, twice):
+        each.seed_generator.state.assign(array(made().seed_generator.state))
+    one = model.fit(DATA, batch_size="all", sample_weight=weights, verbose=0).history
+    two = twice.fit({"y": np.concatenate([Y[:20], Y[:20]])}, batch_size="all", verbose=0).history
+    for name in one:
+        assert one[name] == pytest.approx(two[name], rel=1e-5)
+
+
+def test_data_sets_are_read_as_arrays_are():
+    import tensorflow as tf
+
+    class Batches(keras.utils.PyDataset):
+        num_batches = 4
+
+        def __getitem__(self, index):
+            return {"y": Y[10 * index : 10 * index + 10]}
+
+    expected = level_posterior(Y)[0]
+    dataset = tf.data.Dataset.from_tensor_slices(DATA).batch(10, drop_remainder=True)
+    for data, settings in (
+        (dataset, {"epochs": 60}),
+        (dataset, {"steps": 240}),
+        (Batches(), {"epochs": 60}),
+        (DATA, {"batch_size": 10, "epochs": 60}),
+    ):
+        model = made(rate=0.1)
+        model.fit(data, verbose=0, **settings)
+        assert model.num_examples == 40
+        assert array(model.guide_of("mean").distribution().mean)[0] == pytest.approx(expected, abs=0.1)
+
+
+def test_a_story_may_read_one_array():
+    def story(data):
+        mean = yield Global("mean", Normal(0.0, 3.0))
+        yield Observed("y", Normal(mean, 1.0), data)
+
+    model = fitted(story, Y, steps=5)
+    assert model.predict(Y, num_samples=2)["y"].shape == (2, 40)
+
+
+def test_globals_may_be_frozen_in_a_further_fit():
+    model = with_codes()
+    model.fit(DATA, batch_size=10, verbose=0)
+    before = {name: [array(weight) for weight in model.guide_of(name).trainable_weights] for name in ("mean", "code")}
+    model.guide_of("mean").trainable = False
+    model.compile(keras.optimizers.Adam(0.05))
+    model.fit({"y": Y[:20] + 1.0}, batch_size=10, verbose=0)
+    model.guide_of("mean").trainable = True
+    for name, is_frozen in (("mean", True), ("code", False)):
+        after = [array(weight) for weight in model.guide_of(name).trainable_weights]
+        changes = [np.abs(one - two).max() for one, two in zip(before[name], after, strict=True)]
+        assert (max(changes) < 1e-6) == is_frozen
+
+
+def test_a_network_of_the_story_is_trained_and_saved(tmp_path):
+    def decoded(data, decoder):
+        code = yield Local("code", Normal(np.zeros(2), 1.0))
+        yield Observed("x", Normal(decoder(code), 0.3), data["x"])
+
+    data = {"x": RNG.normal(size=(64, 5)).astype("float32")}
+    encoder = keras.layers.Dense(8, activation="tanh")
+    model = SVI(decoded, {"code": Amortized(encoder, "x")}, networks={"decoder": keras.layers.Dense(5)}, seed=0)
+    model.compile(keras.optimizers.Adam(0.02))
+    losses = model.fit(data, batch_size=16, epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] - 1.0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"decoded": decoded})
+    np.testing.assert_allclose(loaded.networks["decoder"].kernel, model.networks["decoder"].kernel)
+
+
+def test_what_fit_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="`y` must be None"):
+        made().fit(DATA, Y)
+    with pytest.raises(ValueError, match="`steps` must be a positive multiple of epochs=3, not 10"):
+        made().fit(DATA, steps=10, epochs=3)
+    with pytest.raises(ValueError, match="`batch_size` must be a number for list_iterator, not 'all'"):
+        made().fit(iter([DATA]), batch_size="all")
+    with pytest.raises(
+        ValueError, match=r"`num_examples` is unknown: list_iterator .* Pass SVI\(..., num_examples=N\)"
+    ):
+        made().fit(iter([DATA]))
+    with pytest.raises(ValueError, match="`x\\['y'\\]` must be finite; x\\['y'\\]\\[3\\] is nan"):
+        made().fit({"y": np.array([0.0, 1.0, 2.0, np.nan])})
+    with pytest.raises(ValueError, match="`loss` must be None"):
+        made().compile(loss="mse")
+    with pytest.raises(ValueError, match="must be fitted before posterior"):
+        made().posterior()
+    with pytest.raises(ValueError, match=r"`start` must be 'prior' or a dict of values, not 'laplace', .*local sites"):
+        with_codes(start="laplace").fit(DATA, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guide": 3}, "`guide` must be"),
+        ({"start": "middle"}, "`start` must be one of"),
+        ({"objective": "iwae"}, "`objective` must be one of"),
+        ({"num_samples": 0}, "`num_samples` must be a positive integer"),
+        ({"dtype": "float16"}, "`dtype` must be 'float32' or 'float64'"),
+        ({"networks": {"decoder": "dense"}}, "`networks` must be Keras layers"),
+        ({"num_examples": 0}, "`num_examples` must be"),
+    ],
+)
+def test_bad_arguments_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SVI(level, **settings)
+
+
+@pytest.mark.core
+def test_a_shape_that_changes_between_fits_is_refused():
+    def story(data):
+        means = yield Global("means", Normal(np.zeros(data["x"].shape[1]), 1.0))
+        yield Observed("x", Normal(means, 1.0), data["x"])
+
+    model = fitted(story, {"x": np.zeros((5, 2), "float32")}, steps=2)
+    with pytest.raises(
+        ValueError, match="Site 'means' must have one shape on all batches, not \\(2,\\) and then \\(3,\\)"
+    ):
+        model.fit({"x": np.zeros((5, 3), "float32")}, batch_size="all", verbose=0)
