@@ -27,6 +27,7 @@ from bdl.keras_internals.execution import (
     view,
     without_gradients,
 )
+from bdl.keras_internals.precision import arcsinh, cumsum, matmul, maximum, minimum, tanh
 from bdl.keras_internals.structure import (
     adopt_signatures,
     direct_layers,
@@ -42,8 +43,10 @@ from bdl.keras_internals.structure import (
 
 __all__ = [
     "adopt_signatures",
+    "arcsinh",
     "call_context",
     "compiled",
+    "cumsum",
     "current_value",
     "cut_as",
     "direct_layers",
@@ -56,6 +59,9 @@ __all__ = [
     "is_text",
     "is_tracing",
     "keras_mask",
+    "matmul",
+    "maximum",
+    "minimum",
     "num_replicas",
     "outermost_scope",
     "output_spec",
@@ -70,6 +76,7 @@ __all__ = [
     "stored_value",
     "symbolic_inputs",
     "take_losses",
+    "tanh",
     "training_batches",
     "view",
     "with_mask",

@@ -1,9 +1,7 @@
 """Supports of distributions, their maps from the real line, and what is asked of a distribution of any library."""
 
 from bdl.svi.supports.base import Support
-from bdl.svi.supports.flat import Flat
-from bdl.svi.supports.intervals import Above, Below, Between, Real, interval
-from bdl.svi.supports.libraries import (
+from bdl.svi.supports.distributions import (
     Distribution,
     as_normal,
     batch_rank,
@@ -14,17 +12,22 @@ from bdl.svi.supports.libraries import (
     support_of,
     unchecked,
 )
-from bdl.svi.supports.vectors import CorrelationCholesky, LowerCholesky, Ordered, Product, Simplex
+from bdl.svi.supports.flat import Flat
+from bdl.svi.supports.intervals import Above, Below, Between, Real, interval
+from bdl.svi.supports.matrices import CorrelationCholesky, CorrelationMatrix, LowerCholesky, PositiveDefinite
+from bdl.svi.supports.vectors import Ordered, Product, Simplex
 
 __all__ = [
     "Above",
     "Below",
     "Between",
     "CorrelationCholesky",
+    "CorrelationMatrix",
     "Distribution",
     "Flat",
     "LowerCholesky",
     "Ordered",
+    "PositiveDefinite",
     "Product",
     "Real",
     "Simplex",

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.keras_internals import maximum
+
 Tensor = Any
 """A tensor of the active backend; Keras has no common type for them."""
 
@@ -123,9 +125,19 @@ def sum_last(values: Tensor, rank: int) -> Tensor:
     return ops.sum(values, axis=tuple(range(-rank, 0))) if rank else values
 
 
+def in_dtype_of(like: Tensor, value: Any) -> Tensor:
+    """A number, array or tensor as a tensor of another's dtype; `ops.cast` of a number rounds it to float32 first."""
+    return ops.convert_to_tensor(value, dtype=like.dtype)
+
+
 def smallest(like: Tensor) -> float:
     """The smallest normal positive number of a tensor's dtype."""
     return float(np.finfo(keras.backend.standardize_dtype(like.dtype)).tiny)
+
+
+def at_least(values: Tensor, least: float) -> Tensor:
+    """Values, none of them below a number; what is not a number stays so."""
+    return maximum(values, in_dtype_of(values, least))
 
 
 def spacing(like: Tensor) -> float:

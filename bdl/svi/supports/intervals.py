@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from bdl.keras_internals import is_concrete
-from bdl.svi.supports.base import Support, Tensor, flatten, smallest, spacing, sum_last, unflatten
+from bdl.keras_internals import is_concrete, maximum, minimum
+from bdl.svi.supports.base import (
+    Support,
+    Tensor,
+    at_least,
+    flatten,
+    in_dtype_of,
+    smallest,
+    spacing,
+    sum_last,
+    unflatten,
+)
 
 
 class _Single(Support):
@@ -81,12 +91,12 @@ class Above(_Single):
 
     def value(self, u: Tensor) -> Tensor:
         """As of the base."""
-        low = ops.cast(self._low, u.dtype)
-        return ops.maximum(low + ops.exp(u), low + _step(low))
+        low = in_dtype_of(u, self._low)
+        return maximum(low + ops.exp(u), low + _step(low))
 
     def inverse(self, value: Tensor) -> Tensor:
         """As of the base."""
-        return ops.log(value - ops.cast(self._low, value.dtype))
+        return ops.log(value - in_dtype_of(value, self._low))
 
     def log_slope(self, u: Tensor) -> Tensor:
         """As of the base."""
@@ -110,12 +120,12 @@ class Below(_Single):
 
     def value(self, u: Tensor) -> Tensor:
         """As of the base."""
-        high = ops.cast(self._high, u.dtype)
-        return ops.minimum(high - ops.exp(-u), high - _step(high))
+        high = in_dtype_of(u, self._high)
+        return minimum(high - ops.exp(-u), high - _step(high))
 
     def inverse(self, value: Tensor) -> Tensor:
         """As of the base."""
-        return -ops.log(ops.cast(self._high, value.dtype) - value)
+        return -ops.log(in_dtype_of(value, self._high) - value)
 
     def log_slope(self, u: Tensor) -> Tensor:
         """As of the base."""
@@ -146,19 +156,19 @@ class Between(_Single):
 
     def value(self, u: Tensor) -> Tensor:
         """As of the base."""
-        low, high = ops.cast(self._low, u.dtype), ops.cast(self._high, u.dtype)
+        low, high = in_dtype_of(u, self._low), in_dtype_of(u, self._high)
         width = high - low
         # Counted from the nearer bound: 1 - 1e-9 is no float32, but 1e-9 below an upper bound of zero is one.
         value = ops.where(u < 0, low + width * ops.sigmoid(u), high - width * ops.sigmoid(-u))
-        return ops.minimum(ops.maximum(value, low + _step(low)), high - _step(high))
+        return minimum(maximum(value, low + _step(low)), high - _step(high))
 
     def inverse(self, value: Tensor) -> Tensor:
         """As of the base."""
-        return ops.log(value - ops.cast(self._low, value.dtype)) - ops.log(ops.cast(self._high, value.dtype) - value)
+        return ops.log(value - in_dtype_of(value, self._low)) - ops.log(in_dtype_of(value, self._high) - value)
 
     def log_slope(self, u: Tensor) -> Tensor:
         """As of the base."""
-        width = ops.cast(self._high, u.dtype) - ops.cast(self._low, u.dtype)
+        width = in_dtype_of(u, self._high) - in_dtype_of(u, self._low)
         return ops.log(width) + ops.log_sigmoid(u) + ops.log_sigmoid(-u)
 
     def over_mixture(self, axis: int) -> Support:
@@ -205,7 +215,7 @@ class Truncated(_Single):
             function: Of a support and `x`.
             inside: Of a support and zeros: an `x` at which the function is finite.
         """
-        low, high = ops.cast(self._low, x.dtype), ops.cast(self._high, x.dtype)
+        low, high = in_dtype_of(x, self._low), in_dtype_of(x, self._high)
         zero = ops.zeros_like(low + high + x)
         has_low, has_high = ops.isfinite(low + zero), ops.isfinite(high + zero)
         both = ops.logical_and(has_low, has_high)
@@ -235,10 +245,9 @@ def interval(low: Any = None, high: Any = None) -> Support:
     (Above, Above, Real, Between)
     """
     has_low, has_high = _has(low), _has(high)
-    if has_low and has_high:
-        bounds = _known(low), _known(high)
-        if all(bound is not None for bound in bounds) and not np.all(bounds[0] < bounds[1]):
-            raise ValueError(f"`low` must be less than `high`, not {low!r} with `high` {high!r}.")
+    least, greatest = _known(low), _known(high)
+    if has_low and has_high and not np.all(least < greatest):
+        raise ValueError(f"`low` must be less than `high`, not {low!r} with `high` {high!r}.")
     if has_low is None or has_high is None:
         low = -np.inf if low is None else low
         high = np.inf if high is None else high
@@ -261,8 +270,10 @@ def _has(bound: Any) -> bool | None:
     return True if finite.all() else None if finite.any() else False
 
 
-def _known(bound: Any) -> np.ndarray | None:
-    """The numbers of a bound, or None where a compiler or a gradient traces them."""
+def _known(bound: Any) -> Any:
+    """The numbers of a bound, or None where there is none, or a compiler or a gradient traces them."""
+    if bound is None:
+        return None
     if isinstance(bound, (int, float)):
         return np.asarray(bound, "float64")
     return np.asarray(ops.convert_to_numpy(bound)) if is_concrete(bound) else None
@@ -279,4 +290,4 @@ def _over(axis: int, reduce: Callable[..., Tensor], bound: Any) -> Any:
 
 def _step(bound: Tensor) -> Tensor:
     """Distance from a bound to a number that is surely not rounded to it."""
-    return ops.maximum(ops.abs(bound) * spacing(bound), smallest(bound))
+    return at_least(ops.abs(bound) * spacing(bound), smallest(bound))

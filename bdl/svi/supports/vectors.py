@@ -1,4 +1,4 @@
-"""Supports of vectors and matrices: simplex, ordered, Cholesky factors, and several supports side by side."""
+"""Supports of vectors: simplex, ordered, several supports side by side, and a map that a library gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from bdl.svi.supports.base import Support, Tensor, flatten, leading_shape, smallest, sum_last, unflatten
+from bdl.keras_internals import cumsum
+from bdl.svi.supports.base import Support, Tensor, at_least, flatten, in_dtype_of, smallest, sum_last, unflatten
 
 
 class Event(Support):
@@ -81,12 +82,12 @@ class Simplex(Event):
     def value(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
         """As of the base."""
         pieces = ops.exp(self._log_pieces(u))
-        return ops.maximum(pieces, smallest(pieces))
+        return at_least(pieces, smallest(pieces))
 
     def inverse(self, value: Tensor, event: tuple[int, ...]) -> Tensor:
         """As of the base."""
         # Sums of what follows, and not 1 less what was before, which has no correct digit where little is left.
-        rest = ops.flip(ops.cumsum(ops.flip(value, axis=-1), axis=-1), axis=-1)
+        rest = ops.flip(cumsum(ops.flip(value, axis=-1)), axis=-1)
         return ops.log(value[..., :-1]) - ops.log(rest[..., 1:]) + _uniform_breaks(value, event[-1])
 
     def log_slope(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
@@ -95,9 +96,9 @@ class Simplex(Event):
 
     def _log_pieces(self, u: Tensor) -> Tensor:
         breaks = u - _uniform_breaks(u, u.shape[-1] + 1)
-        left = ops.cumsum(ops.log_sigmoid(-breaks), axis=-1)
-        before = ops.concatenate([ops.zeros_like(left[..., :1]), left[..., :-1]], axis=-1)
-        return ops.concatenate([before + ops.log_sigmoid(breaks), left[..., -1:]], axis=-1)
+        log_rest = ops.log_sigmoid(-breaks)
+        last = ops.sum(log_rest, axis=-1, keepdims=True)
+        return ops.concatenate([before(log_rest) + ops.log_sigmoid(breaks), last], axis=-1)
 
 
 class Ordered(Event):
@@ -116,7 +117,7 @@ class Ordered(Event):
 
     def value(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
         """As of the base."""
-        return ops.cumsum(ops.concatenate([u[..., :1], ops.exp(u[..., 1:])], axis=-1), axis=-1)
+        return cumsum(ops.concatenate([u[..., :1], ops.exp(u[..., 1:])], axis=-1))
 
     def inverse(self, value: Tensor, event: tuple[int, ...]) -> Tensor:
         """As of the base."""
@@ -125,88 +126,6 @@ class Ordered(Event):
     def log_slope(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
         """As of the base."""
         return ops.sum(u[..., 1:], axis=-1)
-
-
-class LowerCholesky(Event):
-    """Lower triangular matrices with a positive diagonal, which is `exp(u)`; entries below it are free.
-
-    Example:
-    >>> np.asarray(LowerCholesky().constrain(np.array([[0.5, 0.0, 0.0]]), (2, 2)))
-    array([[[1. , 0. ],
-            [0.5, 1. ]]])
-    """
-
-    event_rank = 2
-
-    def free(self, event: tuple[int, ...]) -> int:
-        """`n (n + 1) / 2`: first the entries below the diagonal, row by row, then the diagonal."""
-        size = _square(self, event)
-        return size * (size + 1) // 2
-
-    def value(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
-        """As of the base."""
-        size = event[-1]
-        diagonal = ops.exp(u[..., -size:])
-        diagonal = ops.maximum(diagonal, smallest(diagonal))
-        return _into_matrix(u[..., :-size], size) + _into_matrix(diagonal, size, diagonal=True)
-
-    def inverse(self, value: Tensor, event: tuple[int, ...]) -> Tensor:
-        """As of the base."""
-        size = event[-1]
-        below = _from_matrix(value, _below(size))
-        return ops.concatenate([below, ops.log(_from_matrix(value, _on_diagonal(size)))], axis=-1)
-
-    def log_slope(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
-        """As of the base."""
-        return ops.sum(u[..., -event[-1] :], axis=-1)
-
-
-class CorrelationCholesky(Event):
-    """Lower Cholesky factors of correlation matrices: rows of length one, with a positive diagonal.
-
-    The free numbers are partial correlations, `tanh(u)`, below the diagonal, row by row. What is left of a row's
-    length after each of them is computed from logarithms, `1 - tanh(u)^2 = 4 sigmoid(2u) sigmoid(-2u)`, so that no
-    square root meets a zero. The log determinant is that of the entries below the diagonal.
-
-    Source: Lewandowski, Kurowicka, Joe 2009, "Generating random correlation matrices based on vines and extended onion
-    method"; the Stan reference manual, "Cholesky factors of correlation matrices".
-
-    Example:
-    >>> np.asarray(CorrelationCholesky().constrain(np.arctanh([[0.6]]), (2, 2)))
-    array([[[1. , 0. ],
-            [0.6, 0.8]]])
-    """
-
-    event_rank = 2
-
-    def free(self, event: tuple[int, ...]) -> int:
-        """`n (n - 1) / 2`."""
-        size = _square(self, event)
-        return size * (size - 1) // 2
-
-    def value(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
-        """As of the base."""
-        size = event[-1]
-        raw = _into_matrix(u, size)
-        eye = ops.eye(size, dtype=u.dtype)
-        return (ops.tanh(raw) + eye) * ops.exp(_before(_log_left(raw)))
-
-    def inverse(self, value: Tensor, event: tuple[int, ...]) -> Tensor:
-        """As of the base."""
-        size = event[-1]
-        squares = ops.flip(ops.cumsum(ops.flip(ops.square(value), axis=-1), axis=-1), axis=-1)
-        # tanh(u) is an entry over the root of what it and all after it leave of the row; this is the same without
-        # the difference 1 - tanh(u)^2.
-        below = _below(size)
-        after = _from_matrix(squares, below + 1)
-        return ops.arcsinh(_from_matrix(value, below) / ops.sqrt(after))
-
-    def log_slope(self, u: Tensor, event: tuple[int, ...]) -> Tensor:
-        """As of the base."""
-        size = event[-1]
-        log_left = _log_left(_into_matrix(u, size))
-        is_below = ops.convert_to_tensor(np.tri(size, k=-1), dtype=u.dtype)
-        return ops.sum(is_below * (2.0 * log_left + _before(log_left)), axis=(-2, -1))
 
 
 class Product(Event):
@@ -300,46 +219,10 @@ class Mapped(Event):
 
 def _uniform_breaks(like: Tensor, pieces: int) -> Tensor:
     """`log(K - k)` for k = 1, ..., K - 1: with u = 0 all K pieces are equal."""
-    return ops.convert_to_tensor(np.log(np.arange(pieces - 1, 0, -1)), dtype=like.dtype)
+    return in_dtype_of(like, np.log(np.arange(pieces - 1, 0, -1)))
 
 
-def _square(support: Support, event: tuple[int, ...]) -> int:
-    if event[0] != event[1]:
-        raise ValueError(f"`shape` must end with two equal sizes for values of {support!r}, not with {event}.")
-    return event[0]
-
-
-def _below(size: int) -> np.ndarray:
-    """Places of the entries below the diagonal in a flat square matrix, row by row."""
-    return np.flatnonzero(np.tri(size, k=-1))
-
-
-def _on_diagonal(size: int) -> np.ndarray:
-    return np.arange(size) * (size + 1)
-
-
-def _from_matrix(matrix: Tensor, places: np.ndarray) -> Tensor:
-    """Entries of `(..., n, n)` at places of the flat matrix: `(..., len(places))`."""
-    flat = ops.reshape(matrix, (*leading_shape(matrix, 2), -1))
-    return ops.take(flat, places, axis=-1)
-
-
-def _into_matrix(entries: Tensor, size: int, diagonal: bool = False) -> Tensor:
-    """Entries `(..., m)` below or on the diagonal of a matrix `(..., n, n)` that is zero elsewhere."""
-    places = _on_diagonal(size) if diagonal else _below(size)
-    sources = np.full(size * size, len(places))  # of a zero that is put behind the entries
-    sources[places] = np.arange(len(places))
-    zero = ops.zeros((*leading_shape(entries, 1), 1), dtype=entries.dtype)
-    flat = ops.take(ops.concatenate([entries, zero], axis=-1), sources, axis=-1)
-    return ops.reshape(flat, (*leading_shape(entries, 1), size, size))
-
-
-def _log_left(raw: Tensor) -> Tensor:
-    """`log sqrt(1 - tanh(raw)^2)`; zero at zero."""
-    return 0.5 * (ops.log_sigmoid(2.0 * raw) + ops.log_sigmoid(-2.0 * raw)) + math.log(2.0)
-
-
-def _before(values: Tensor) -> Tensor:
+def before(values: Tensor) -> Tensor:
     """Sums along the last axis of what comes before each entry."""
-    sums = ops.cumsum(values, axis=-1)
+    sums = cumsum(values)
     return ops.concatenate([ops.zeros_like(sums[..., :1]), sums[..., :-1]], axis=-1)

@@ -1,0 +1,199 @@
+"""What is asked of a distribution, whichever library it is from.
+
+TensorFlow Probability's are for TensorFlow, NumPyro's for JAX and `torch.distributions` for Torch; any other object
+that has the attributes of `Distribution` will do on all backends. No library is imported here before a distribution
+of it is there; `tfp.py` and `torch_like.py` alone know them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+
+from bdl.svi.supports.base import Support, Tensor
+from bdl.svi.supports.library import Library
+from bdl.svi.supports.tfp import TFP
+from bdl.svi.supports.torch_like import NumPyro, Torch
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """A distribution of your own: what an object must have that is from none of the libraries.
+
+    Attributes:
+        support: Where its density is not zero, a `bdl.svi.supports.Support`.
+        batch_shape: Shape of what `log_prob` returns for one value.
+        event_shape: Shape of one event; a value has the shape `(*batch_shape, *event_shape)`.
+    """
+
+    support: Support
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log densities, `(..., *batch_shape)`, in nats."""
+
+    def sample(self, num_samples: int, key: Tensor) -> Tensor:
+        """Draws, `(num_samples, *batch_shape, *event_shape)`, by a key of `bdl.random`."""
+
+
+def support_of(distribution: Any) -> Support:
+    """The support of a distribution, by what its library says of it.
+
+    Where bdl has no map of its own onto a support (positive definite matrices, balls), it takes the library's.
+
+    Args:
+        distribution: Of TensorFlow Probability, NumPyro, `torch.distributions`, `Flat` or a `Distribution` of your own.
+
+    Raises:
+        ValueError: if it is none of these, is of another backend's library, is discrete, or its library has no map
+            from the real line onto its support.
+
+    Example:
+    >>> from bdl.svi.supports import Flat, support_of
+    >>> support_of(Flat("positive"))
+    Above
+    """
+    library = _library_of(distribution)
+    if library.is_discrete(distribution):
+        raise ValueError(
+            f"The distribution of a latent variable must be continuous, not {_name(distribution)}: a discrete one has "
+            "no gradient. Sum it out in the story, as a mixture does, or give a continuous one in its place."
+        )
+    support = library.support(distribution)
+    if support is None:
+        raise ValueError(
+            f"The distribution of a latent variable must have a map from the real line onto its support, not "
+            f"{_name(distribution)}, for which its library has none. Write the variable as a function of others, or "
+            "wrap the distribution in an object with `support`, `batch_shape`, `event_shape`, `log_prob` and `sample`."
+        )
+    return support
+
+
+def shape_of(distribution: Any) -> tuple[int, ...]:
+    """Shape of one value: the batch shape and the event shape.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one.
+    """
+    _library_of(distribution)
+    return (*distribution.batch_shape, *distribution.event_shape)
+
+
+def batch_rank(distribution: Any) -> int:
+    """How many axes of a value `log_prob` keeps.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one.
+    """
+    _library_of(distribution)
+    return len(distribution.batch_shape)
+
+
+def log_prob(distribution: Any, value: Tensor) -> Tensor:
+    """Log density or log probability of values, in nats.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one.
+        value: `(..., *batch_shape, *event_shape)`.
+
+    Returns:
+        `(..., *batch_shape)`, in the value's precision if the value is of floats.
+    """
+    return _library_of(distribution).log_prob(distribution, value)
+
+
+def sample(distribution: Any, num_samples: int, key: Tensor) -> Tensor:
+    """Draws values by the library's own generator, for simulation: gradients need not pass through them.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one.
+        num_samples: Number of draws.
+        key: Key of `bdl.random`.
+
+    Returns:
+        `(num_samples, *batch_shape, *event_shape)`; the same key gives the same draws.
+    """
+    return _library_of(distribution).sample(distribution, num_samples, key)
+
+
+def is_discrete(distribution: Any) -> bool:
+    """Whether the values of a distribution are counts, classes or the like.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one.
+    """
+    return _library_of(distribution).is_discrete(distribution)
+
+
+def as_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation of the unconstrained numbers, where they are independent Gaussians.
+
+    That is so for normal distributions and, because positive values are `exp(u)`, for log-normal ones.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one.
+
+    Returns:
+        Two tensors of the shape of a value; None for any other distribution.
+    """
+    return _library_of(distribution).as_normal(distribution)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Within this context distributions do not check their arguments and values.
+
+    Torch's do so by reading numbers, which a compiler and `torch.func` cannot, and which a GPU waits for. Those of the
+    other libraries do not, unless they are told to.
+    """
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    from torch.distributions import Distribution, Exponential
+
+    try:
+        Exponential(-1.0)
+    except ValueError:
+        checks = True
+    else:
+        checks = False
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
+
+
+_LIBRARIES: dict[str, Library] = {"tensorflow_probability": TFP(), "torch": Torch(), "numpyro": NumPyro()}
+"""By the name of the package that a distribution's class is from."""
+
+_FOR = {"tensorflow": "tensorflow_probability.distributions", "jax": "numpyro.distributions"}
+
+
+def _library_of(distribution: Any) -> Library:
+    """What knows the library of a distribution."""
+    packages = [cls.__module__.partition(".")[0] for cls in type(distribution).__mro__]
+    package = next((name for name in packages if name in _LIBRARIES), None)
+    expected = _FOR.get(keras.backend.backend(), "torch.distributions")
+    if package is None:
+        if isinstance(distribution, Distribution):
+            return Library()
+        raise ValueError(
+            f"A distribution must be one of {expected}, of `Flat`, or an object with `support`, `batch_shape`, "
+            f"`event_shape`, `log_prob` and `sample`, not {distribution!r}."
+        )
+    library = _LIBRARIES[package]
+    if library.backend != keras.backend.backend():
+        raise ValueError(
+            f"A distribution must be one of {expected} on the backend {keras.backend.backend()}, not "
+            f"{_name(distribution)} of {package}, which computes with another."
+        )
+    return library
+
+
+def _name(distribution: Any) -> str:
+    return f"{type(distribution).__module__.partition('.')[0]}'s {type(distribution).__name__}"

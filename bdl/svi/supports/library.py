@@ -1,0 +1,39 @@
+"""What bdl asks of a library of distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from bdl.svi.supports.base import Support, Tensor
+
+
+class Library:
+    """What differs between libraries; this one is for distributions of the user's own.
+
+    Attributes:
+        backend: The Keras backend that it computes with; None for any.
+    """
+
+    backend: str | None = None
+
+    def support(self, distribution: Any) -> Support | None:
+        """The support of a continuous distribution; None where no map onto it is known."""
+        return distribution.support
+
+    def log_prob(self, distribution: Any, value: Tensor) -> Tensor:
+        """Log density of values."""
+        return distribution.log_prob(ops.convert_to_tensor(value))
+
+    def sample(self, distribution: Any, num_samples: int, key: Tensor) -> Tensor:
+        """Draws by a key of `bdl.random`."""
+        return distribution.sample(num_samples, key)
+
+    def is_discrete(self, distribution: Any) -> bool:
+        """Whether its values are counts, classes or the like."""
+        return False
+
+    def as_normal(self, distribution: Any) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of the unconstrained numbers, if they are independent Gaussians."""
+        return None

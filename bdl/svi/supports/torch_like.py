@@ -1,0 +1,124 @@
+"""Distributions of `torch.distributions`, and of NumPyro, which are made after them: each has a constraint."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from keras import ops
+
+from bdl import random
+from bdl.svi.supports.base import Support, Tensor
+from bdl.svi.supports.intervals import Real, interval
+from bdl.svi.supports.library import Library
+from bdl.svi.supports.matrices import CorrelationCholesky, CorrelationMatrix, LowerCholesky, PositiveDefinite
+from bdl.svi.supports.vectors import Mapped, Ordered, Simplex
+
+_OF_EVENTS: dict[str, Support] = {
+    "simplex": Simplex(),
+    "ordered_vector": Ordered(),
+    "lower_cholesky": LowerCholesky(),
+    "corr_cholesky": CorrelationCholesky(),
+    "positive_definite": PositiveDefinite(),
+    "corr_matrix": CorrelationMatrix(),
+}
+"""Supports by the names of constraints, some of which only one of the libraries has."""
+
+
+class _TorchLike(Library):
+    """What the two have in common.
+
+    Attributes:
+        module: Where the library's distributions and constraints are.
+    """
+
+    module: str
+
+    def support(self, distribution: Any) -> Support | None:
+        """By the distribution's constraint."""
+        library = importlib.import_module(self.module)
+        transformed = library.TransformedDistribution
+        if isinstance(distribution, transformed) and type(distribution).support is transformed.support:
+            # Its constraint is what the last transform makes of all that it takes, whatever comes in.
+            base = self.support(distribution.base_dist)
+            if not isinstance(base, Real):
+                first = library.biject_to(distribution.base_dist.support)
+                return _of_transform(library.transforms.ComposeTransform([first, *distribution.transforms]))
+        return _of_constraint(library, distribution.support)
+
+    def is_discrete(self, distribution: Any) -> bool:
+        """By the distribution's constraint."""
+        return bool(distribution.support.is_discrete)
+
+    def as_normal(self, distribution: Any) -> tuple[Tensor, Tensor] | None:
+        """Normal and log-normal distributions, alone, expanded or with their axes joined."""
+        library = importlib.import_module(self.module)
+        wrappers = tuple(
+            getattr(library, name) for name in ("Independent", "ExpandedDistribution") if hasattr(library, name)
+        )
+        inner = distribution
+        while isinstance(inner, wrappers):
+            inner = inner.base_dist
+        if not isinstance(inner, (library.Normal, library.LogNormal)):
+            return None
+        shape = (*distribution.batch_shape, *distribution.event_shape)
+        return ops.broadcast_to(inner.loc, shape), ops.broadcast_to(inner.scale, shape)
+
+
+class Torch(_TorchLike):
+    """`torch.distributions`."""
+
+    backend = "torch"
+    module = "torch.distributions"
+
+    def sample(self, distribution: Any, num_samples: int, key: Tensor) -> Tensor:
+        """By Torch's generator, which is left as it was."""
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(random.torch_seed(key))
+            return distribution.sample((num_samples,))
+
+
+class NumPyro(_TorchLike):
+    """`numpyro.distributions`."""
+
+    backend = "jax"
+    module = "numpyro.distributions"
+
+    def sample(self, distribution: Any, num_samples: int, key: Tensor) -> Tensor:
+        """By JAX's generator."""
+        import jax
+
+        return distribution.sample(jax.random.wrap_key_data(ops.cast(key, "uint32")), (num_samples,))
+
+
+def _of_constraint(library: Any, constraint: Any) -> Support | None:
+    """The support of a constraint; the library's own map where bdl has none."""
+    if hasattr(constraint, "base_constraint"):  # of axes that belong together, and of a mixture's components
+        inner = _of_constraint(library, constraint.base_constraint)
+        is_mixture = not hasattr(constraint, "reinterpreted_batch_ndims")
+        return inner.over_mixture(-1 - constraint.event_dim) if inner is not None and is_mixture else inner
+    constraints = library.constraints
+    if constraint is constraints.real:
+        return Real()
+    if hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound"):
+        return interval(getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None))
+    for name, support in _OF_EVENTS.items():
+        if isinstance(constraint, type(getattr(constraints, name, None))):
+            return support
+    try:
+        return _of_transform(library.biject_to(constraint))
+    except NotImplementedError:
+        return None
+
+
+def _of_transform(transform: Any) -> Support:
+    """The support onto which a transform maps."""
+    return Mapped(
+        transform.codomain.event_dim,
+        lambda event: tuple(transform.inverse_shape(event)),
+        transform,
+        transform.inv,
+        transform.log_abs_det_jacobian,
+    )
