@@ -58,6 +58,38 @@ class Draw:
 
 
 @dataclass(frozen=True, eq=False)
+class Draws:
+    """Several draws of all latent sites, on the real line.
+
+    Args:
+        real: By site, `(draws, numbers)` or `(draws, rows, numbers)`.
+        families: Of each guide: its distribution for each draw, all one where it does not depend on others' draws.
+        noise: Of each guide: `(draws, size)` or `(draws, rows, size)`.
+    """
+
+    real: dict[str, Tensor]
+    families: dict[int, list[RealLine]]
+    noise: dict[int, Tensor]
+
+    def log_density(self) -> Tensor:
+        """Log densities on the real line, of all sites and rows together: `(draws,)`."""
+        total: Tensor = 0.0
+        for place, families in self.families.items():
+            noise = self.noise[place]
+            if all(family is families[0] for family in families):
+                density = families[0].log_density(noise)
+            else:
+                density = ops.stack([family.log_density(noise[number]) for number, family in enumerate(families)])
+            total = total + ops.sum(density, axis=tuple(range(1, len(density.shape))))
+        return total
+
+    def one(self, number: int) -> Draw:
+        """One of them."""
+        families = {place: (each[number], self.noise[place][number]) for place, each in self.families.items()}
+        return Draw({name: each[number] for name, each in self.real.items()}, families)
+
+
+@dataclass(frozen=True, eq=False)
 class Estimator:
     """Draws from guides, and tells the terms of the objective.
 
@@ -93,17 +125,17 @@ class Estimator:
             key: Of the step's noise.
         """
         nll, kl = [], []
-        for draw in self.draws(data, key, self.num_draws, is_shared=self.objective == "multi_sample"):
-            visits = self.visit(data, draw)
+        draws = self.draws(data, key, self.num_draws, is_shared=self.objective == "multi_sample")
+        for number in range(self.num_draws):
+            draw = draws.one(number)
+            visits = self.visit(data, draw.real)
             nll.append(self._nll(visits))
             kl.append({visit.name: self._kl(visit, draw) for visit in visits if visit.name in self.sites})
         local = {name: ops.stack([each[name] for each in kl]) for name, site in self._of_kind("local")}
         total = {name: ops.mean(ops.stack([each[name] for each in kl])) for name, site in self._of_kind("global")}
         return Terms(ops.stack(nll), local, total)
 
-    def draws(
-        self, data: Any, key: Tensor, number: int, is_shared: bool = False, is_mirrored: bool = True
-    ) -> list[Draw]:
+    def draws(self, data: Any, key: Tensor, number: int, is_shared: bool = False, is_mirrored: bool = True) -> Draws:
         """Draws of all latent sites.
 
         Args:
@@ -114,29 +146,31 @@ class Estimator:
             is_mirrored: Whether they come in pairs; otherwise each has noise of its own.
         """
         rows = None if data is None else num_rows(data)
-        draws: list[Draw] = [Draw({}, {}) for _ in range(number)]
+        draws = Draws({}, {}, {})
         # Globals first: a local guide may read their draw.
         for place, guide in sorted(enumerate(self.guides), key=lambda pair: pair[1].is_local):
             if guide.is_local and rows is None:
                 continue
             noise = self._noise(guide, rows, fold_in(key, place), number, is_shared, is_mirrored)
-            family = None if guide.given else guide.distribution(data)
-            for number_of_draw, draw in enumerate(draws):
-                given = ops.concatenate([draw.real[name] for name in guide.given]) if guide.given else None
-                own = guide.distribution(data, given) if family is None else family
-                draw.families[place] = own, noise[number_of_draw]
-                real = own.draw(noise[number_of_draw])
-                for name in guide.sizes:
-                    start, stop = guide.coordinates(name)
-                    draw.real[name] = real[..., start:stop]
+            if guide.given:
+                given = ops.concatenate([draws.real[name] for name in guide.given], axis=-1)
+                families = [guide.distribution(data, given[each]) for each in range(number)]
+                real = ops.stack([family.draw(noise[each]) for each, family in enumerate(families)])
+            else:
+                families = [guide.distribution(data)] * number
+                real = families[0].draw(noise)
+            draws.families[place], draws.noise[place] = families, noise
+            for name in guide.sizes:
+                start, stop = guide.coordinates(name)
+                draws.real[name] = real[..., start:stop]
         return draws
 
-    def visit(self, data: Any, draw: Draw) -> list[Visit]:
-        """The sites of one run of the story at a draw.
+    def visit(self, data: Any, real: Mapping[str, Tensor]) -> list[Visit]:
+        """The sites of one run of the story at values on the real line.
 
         Args:
             data: The batch.
-            draw: The draw.
+            real: By site, `(numbers,)` or `(rows, numbers)`.
 
         Raises:
             ValueError: if the sites are not those of the trace.
@@ -146,7 +180,7 @@ class Estimator:
             if isinstance(variable, Observed):
                 return variable.value
             site = self._site(variable.name)
-            return support_of_site(variable).constrain(draw.real[site.name], site.shape)
+            return support_of_site(variable).constrain(real[site.name], site.shape)
 
         with supports.unchecked():
             visits = run(self.story, data, answer, self.networks)
@@ -163,7 +197,7 @@ class Estimator:
             real: By site, `(numbers,)` or `(rows, numbers)`.
         """
         total = ops.zeros((), dtype=self.dtype)
-        for visit in self.visit(data, Draw(dict(real), {})):
+        for visit in self.visit(data, real):
             total = total + ops.cast(ops.sum(visit.log_prob()), self.dtype)
             if visit.name in self.sites:
                 log_det = support_of_site(visit.variable).log_det(real[visit.name], self.sites[visit.name].shape)

@@ -9,10 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.keras_internals import without_gradients
 from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi import supports
 from bdl.svi.derivatives import in_graph
-from bdl.svi.estimators import Draw, Estimator
+from bdl.svi.estimators import Estimator
 from bdl.svi.rows import as_data, as_tensors
 from bdl.svi.story import Global, Observed, Site, Variable, num_rows, run, support_of_site
 from bdl.svi.summary import SummaryTable
@@ -53,7 +54,7 @@ class Results:
             found = self._simulate(batch, real, None)
             return {name: found[name] for name in names}
 
-        return self._each(values, draws, draw_key(0))
+        return self._each(values, draws, num_samples, draw_key(0))
 
     def predict(self, x: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> Arrays:
         """Draws of every observed site from the posterior predictive.
@@ -81,7 +82,7 @@ class Results:
             found = self._simulate(batch, real, key)
             return {name: found[name] for name in names}
 
-        return self._each(values, draws, self._key(seed, 1))
+        return self._each(values, draws, num_samples, self._key(seed, 1))
 
     def sample_prior(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Arrays:
         """Draws of all sites from the story itself, before any data: what it believes.
@@ -104,7 +105,7 @@ class Results:
         def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             return self._simulate(batch, None, key)
 
-        return self._each(values, [{}] * num_samples, self._key(seed, 2))
+        return self._each(values, {}, num_samples, self._key(seed, 2))
 
     def log_likelihood(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> Arrays:
         """Log likelihood of each row at draws of the posterior, unscaled: for LOO and WAIC.
@@ -126,10 +127,10 @@ class Results:
         names = self._names("observed")
 
         def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            visits = {visit.name: visit for visit in estimator.visit(batch, Draw(real, {}))}
+            visits = {visit.name: visit for visit in estimator.visit(batch, real)}
             return {name: visits[name].log_prob() for name in names}
 
-        return self._each(values, self._real_draws(batch, num_samples, seed), draw_key(0))
+        return self._each(values, self._real_draws(batch, num_samples, seed), num_samples, draw_key(0))
 
     def log_weights(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> np.ndarray:
         """Log importance weights `log p(data, latent) - log q(latent)` of draws of all latent sites, with all rows.
@@ -148,21 +149,14 @@ class Results:
         self._require_fit("log_weights")
         batch, estimator = self._batch(x), self.estimator
         draws = estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False)
-        if any(family.is_point for family, _ in draws[0].families.values()):
+        if any(families[0].is_point for families in draws.families.values()):
             raise ValueError("`guide` must not be a point (Delta) here: it has no density to weight draws with.")
 
         def joint(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             return {"joint": estimator.log_joint(batch, real)}
 
-        joints = self._each(joint, [draw.real for draw in draws], draw_key(0))["joint"].astype("float64")
-        densities = [
-            sum(
-                float(ops.convert_to_numpy(ops.sum(family.log_density(noise))))
-                for family, noise in draw.families.values()
-            )
-            for draw in draws
-        ]
-        return joints - np.array(densities)
+        joints = self._each(joint, draws.real, num_samples, draw_key(0))["joint"].astype("float64")
+        return joints - ops.convert_to_numpy(draws.log_density()).astype("float64")
 
     def summary_table(self, num_samples: int = 4000, seed: int | None = 0, interval: float = 0.9) -> SummaryTable:
         """Mean, standard deviation and interval of each number of the global sites; prints itself, in notebooks too.
@@ -204,19 +198,25 @@ class Results:
             visits = run(self.estimator.story, data, answer, self.estimator.networks, rows)
         return {visit.name: visit.value for visit in visits}
 
-    def _each(self, function: Callable[..., Any], draws: list[dict[str, Tensor]], key: Tensor) -> Arrays:
-        """A function's results for each draw, stacked."""
-        # Networks keep their own state, such as seeds, which a compiled function would not hand back.
-        run_once = function if self.estimator.networks else in_graph(function)
-        results = [
-            keras.tree.map_structure(ops.convert_to_numpy, run_once(draw, fold_in(key, number)))
-            for number, draw in enumerate(draws)
-        ]
-        return {name: np.stack([each[name] for each in results]) for name in results[0]}
+    def _each(self, function: Callable[..., Any], real: dict[str, Tensor], number: int, key: Tensor) -> Arrays:
+        """A function's results for each draw and its key, stacked."""
 
-    def _real_draws(self, batch: Any, num_samples: int, seed: int | None) -> list[dict[str, Tensor]]:
-        draws = self.estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False)
-        return [draw.real for draw in draws]
+        def results(real: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+            return ops.map(lambda each: function(each[0], fold_in(key, each[1])), (real, places))
+
+        with without_gradients():
+            if self.estimator.networks or keras.backend.backend() == "torch":
+                # Networks keep their own state, such as seeds, which a loop that is compiled would not hand back.
+                draws = [{name: each[place] for name, each in real.items()} for place in range(number)]
+                each = [function(draw, fold_in(key, place)) for place, draw in enumerate(draws)]
+                stacked = {name: ops.stack([one[name] for one in each]) for name in each[0]}
+            else:
+                stacked = in_graph(results)(real, ops.arange(number, dtype="int32"))
+        return {name: ops.convert_to_numpy(each) for name, each in stacked.items()}
+
+    def _real_draws(self, batch: Any, num_samples: int, seed: int | None) -> dict[str, Tensor]:
+        with without_gradients():
+            return self.estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False).real
 
     def _key(self, seed: int | None, number: int) -> Tensor:
         return fold_in(draw_key(self.seed_generator if seed is None else seed), number)

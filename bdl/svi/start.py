@@ -7,16 +7,17 @@ makes the coordinates in which the guide is fitted (`bdl.svi.guides.base.Locatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from keras import ops
 
-from bdl.random import Tensor, normal
+from bdl.keras_internals import without_gradients
+from bdl.random import Tensor, fold_in, normal
 from bdl.svi import supports
-from bdl.svi.derivatives import hessian, value_and_gradient
+from bdl.svi.derivatives import hessian, in_graph, value_and_gradient
 from bdl.svi.estimators import Estimator
 from bdl.svi.story import Observed, Trace, Variable, run, support_of_site
 
@@ -24,6 +25,9 @@ STARTS = ("prior", "map", "laplace")
 
 NUM_POINTS = 4
 """Points from which the mode is looked for: where the trace is, and around it."""
+
+NUM_DRAWS = 64
+"""Draws that tell which of several Gaussians is the best start."""
 
 SMALLEST_EIGENVALUE = 1e-6
 """Of the Hessian with a diagonal of ones; float32 knows no smaller ones."""
@@ -93,8 +97,46 @@ def find_start(start: Any, trace: Trace, estimator: Estimator, data: Any, key: T
         return {name: x[ends[number] : ends[number + 1]] for number, name in enumerate(point)}
 
     first = np.concatenate(list(point.values()))
-    mode, precision = find_mode(lambda x: estimator.log_joint(data, split(x)), first, key, estimator.dtype)
-    return Start(split(mode), np.linalg.inv(precision) if start == "laplace" else None)
+
+    def joint(x: Tensor) -> Tensor:
+        return estimator.log_joint(data, split(x))
+
+    mode, precision = find_mode(joint, first, key, estimator.dtype)
+    if start == "map":
+        return Start(split(mode))
+    mean, precision = best_approximation(joint, [(mode, precision), (first, None)], key, estimator.dtype)
+    return Start(split(mean), np.linalg.inv(precision))
+
+
+def best_approximation(
+    joint: Callable[[Tensor], Tensor], candidates: Sequence[tuple[np.ndarray, Any]], key: Tensor, dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of Gaussians at several points, with the precision by the curvature there, the one with the greatest ELBO.
+
+    The mode of a funnel lies far from its mass, so that the Gaussian around another point may be the better start.
+
+    Args:
+        joint: From a vector to its log density.
+        candidates: Means, with their precisions or None where these are to be found.
+        key: Of the noise, which all share.
+        dtype: In which the density is computed.
+
+    Returns:
+        Mean and precision of the best.
+    """
+    noise = ops.convert_to_numpy(normal((NUM_DRAWS // 2, len(candidates[0][0])), fold_in(key, 1))).astype("float64")
+    evaluate, curvature = in_graph(joint), hessian(lambda x: -joint(x), dtype)
+    found = []
+    for mean, given in candidates:
+        precision = positive_definite(curvature(mean)) if given is None else given
+        root = np.linalg.cholesky(np.linalg.inv(precision))
+        draws = mean + np.concatenate([noise, -noise]) @ root.T
+        with without_gradients():
+            values = [float(ops.convert_to_numpy(evaluate(ops.convert_to_tensor(u, dtype=dtype)))) for u in draws]
+        elbo = np.mean(values) + np.log(np.diag(root)).sum()
+        found.append((elbo if np.isfinite(elbo) else -np.inf, mean, precision))
+    _, mean, precision = max(found, key=lambda each: each[0])
+    return mean, precision
 
 
 def find_mode(joint: Callable[[Tensor], Tensor], first: np.ndarray, key: Tensor, dtype: str) -> tuple[Any, Any]:

@@ -62,13 +62,13 @@ def test_the_elbo_is_the_evidence_with_local_sites_that_depend_on_the_globals_dr
 
 @pytest.mark.core
 def test_away_from_the_truth_the_elbo_is_below_the_evidence_by_the_divergence():
-    model = SVI(level, num_samples=400, seed=0)
+    model = SVI(level, num_samples=100, seed=0)
     model.trace_on({"y": Y})
     mean, sd, evidence = level_posterior(Y.astype("float64"))
     model.guide_of("mean").start_at(np.array([mean + sd]), np.array([[2 * sd]]))
     gap = 0.5 * (4 + 1 - 1) - np.log(2)  # KL(N(m + s, 4 s^2) || N(m, s^2))
-    # log q - log p + nll is (1 + 2 e)^2 / 2 - e^2 / 2 and a constant; 200 mirrored pairs leave the noise of squares.
-    error = 1.5 * np.sqrt(2 / 200)
+    # log q - log p + nll is (1 + 2 e)^2 / 2 - e^2 / 2 and a constant; 50 mirrored pairs leave the noise of squares.
+    error = 1.5 * np.sqrt(2 / 50)
     assert abs(negative_elbo(model, {"y": Y}).mean() - (gap - evidence)) < 5 * error
 
 
@@ -80,21 +80,21 @@ def coins(data):
 @pytest.mark.core
 def test_beta_binomial_bounds_lie_below_the_evidence_and_more_samples_come_nearer():
     heads, total = np.array([0.0, 3.0, 9.0], "float32"), np.array([2.0, 10.0, 10.0], "float32")
-    data = {"heads": np.repeat(heads, 2000), "total": np.repeat(total, 2000)}
+    data = {"heads": np.repeat(heads, 1000), "total": np.repeat(total, 1000)}
 
     def marginal(count, out_of):
         return quad(lambda p: stats.beta(2, 2).pdf(p) * stats.binom(out_of, p).pmf(count), 0, 1)[0]
 
     evidence = np.mean([np.log(marginal(h, n)) for h, n in zip(heads, total, strict=True)])
     bounds = []
-    for objective, samples in (("elbo", 2), ("multi_sample", 5), ("multi_sample", 20)):
+    for objective, samples in (("elbo", 2), ("multi_sample", 4), ("multi_sample", 12)):
         guide = Amortized(keras.layers.Identity(), ["heads", "total"])
         model = SVI(coins, {"chance": guide}, objective=objective, num_samples=samples, seed=0)
         model.compile(keras.optimizers.SGD(0.0))
         loss = model.fit(data, batch_size="all", steps=1, verbose=0).history["loss"][0]
         bounds.append(-loss)
     assert bounds[0] < bounds[1] < bounds[2] < evidence
-    assert bounds[2] == pytest.approx(evidence, abs=0.05)
+    assert bounds[2] == pytest.approx(evidence, abs=0.1)
 
 
 @pytest.mark.core
@@ -108,28 +108,29 @@ def test_draws_come_in_mirrored_pairs():
     model.trace_on({"y": Y})
     estimator, data = model.estimator, {"y": ops.convert_to_tensor(Y)}
     assert estimator.num_draws == 2
-    first, second, third = estimator.draws(data, random.draw_key(0), 3)
+    draws = estimator.draws(data, random.draw_key(0), 3)
+    first, second, third = (draws.one(number) for number in range(3))
     origin = array(model.guide_of("mean").distribution().mean)
     np.testing.assert_allclose(array(first.real["mean"]) - origin, origin - array(second.real["mean"]), rtol=1e-4)
     np.testing.assert_allclose(array(first.real["code"]), -array(second.real["code"]), rtol=1e-5)
     assert np.abs(array(first.real["code"]) - array(third.real["code"])).min() > 0
     shared = estimator.draws(data, random.draw_key(0), 4, is_shared=True)
-    assert len({float(array(draw.real["mean"])[0]) for draw in shared}) == 1
+    assert len(set(array(shared.real["mean"])[:, 0])) == 1
     apart = estimator.draws(data, random.draw_key(0), 2, is_mirrored=False)
-    assert np.abs(array(apart[0].real["code"]) + array(apart[1].real["code"])).min() > 0
+    assert np.abs(array(apart.real["code"]).sum(0)).min() > 0
 
 
 @pytest.mark.core
 def test_draws_of_a_batch_have_the_moments_of_the_guide():
     model = exact_groups()
-    draws = model.posterior({"y": Y}, num_samples=400, seed=1)
+    draws = model.posterior({"y": Y}, num_samples=100, seed=1)
     top = 1 / 4 + len(Y) / 2.5
     mean, sd = Y.sum() / 2.5 / top, top**-0.5
-    assert_within_standard_errors(draws["mean"].mean(), mean, sd / np.sqrt(400))
+    assert_within_standard_errors(draws["mean"].mean(), mean, sd / np.sqrt(100))
     precision = 1 / 1.5**2 + 1 / 0.5**2
     code = (4.0 * Y + mean / 1.5**2) / precision
     spread = np.sqrt(1 / precision + (sd / 1.5**2 / precision) ** 2)
-    assert_within_standard_errors(draws["code"].mean(0), code, spread / np.sqrt(400))
+    assert_within_standard_errors(draws["code"].mean(0), code, spread / np.sqrt(100))
 
 
 @pytest.mark.core
@@ -169,7 +170,7 @@ def test_a_joint_guides_sites_share_its_divergence():
         b = yield Global("b", Normal(0.0, 1.0))
         yield Observed("y", Normal(a + b, 1.0), data["y"])
 
-    model = SVI(story, FullRank(), num_samples=200, seed=0)
+    model = SVI(story, FullRank(), num_samples=40, seed=0)
     model.trace_on({"y": Y})
     root = np.array([[0.8, 0.0], [-0.5, 0.4]])
     model.guide_of("a").start_at(np.array([0.2, -0.3]), root)
@@ -178,6 +179,6 @@ def test_a_joint_guides_sites_share_its_divergence():
     whole = 0.5 * (np.trace(covariance) + 0.2**2 + 0.3**2 - 2 - np.linalg.slogdet(covariance)[1])
     alone = 0.5 * (covariance[0, 0] + 0.2**2 - 1 - np.log(covariance[0, 0]))
     assert float(terms.global_kl["a"]) == pytest.approx(alone, rel=1e-5)
-    # Given a, the mean of b is -0.3 - 0.5 e: its square leaves 0.125 e^2 in 100 mirrored pairs.
-    error = 0.125 * np.sqrt(2 / 100)
+    # Given a, the mean of b is -0.3 - 0.5 e: its square leaves 0.125 e^2 in 20 mirrored pairs.
+    error = 0.125 * np.sqrt(2 / 20)
     assert abs(float(terms.global_kl["a"] + terms.global_kl["b"]) - whole) < 5 * error

@@ -35,6 +35,14 @@ def moved(guide):
     return guide
 
 
+def noise_of(*shape):
+    return tensor(RNG.normal(size=shape))
+
+
+def tensor(values):
+    return ops.convert_to_tensor(values, dtype="float32")
+
+
 def array(tensor):
     return ops.convert_to_numpy(tensor).astype("float64")
 
@@ -44,10 +52,10 @@ def array(tensor):
 def test_the_density_of_a_draw_is_that_of_the_gaussian(kind):
     guide = moved(bound(kind(), origin=ORIGIN, frame=ROOT))
     family = guide.distribution()
-    noise = RNG.normal(size=(4, 3)).astype("float32")
+    noise = noise_of(4, 3)
     draws, log_q = array(family.draw(noise)), array(family.log_density(noise))
-    mean = array(family.draw(np.zeros(3, "float32")))
-    root = np.stack([array(family.draw(unit)) - mean for unit in np.eye(3, dtype="float32")], axis=1)
+    mean = array(family.draw(tensor(np.zeros(3))))
+    root = np.stack([array(family.draw(tensor(unit))) - mean for unit in np.eye(3)], axis=1)
     expected = stats.multivariate_normal(mean, root @ root.T).logpdf(draws)
     np.testing.assert_allclose(log_q.sum(-1), expected, rtol=1e-4)
 
@@ -68,8 +76,8 @@ def test_a_mean_field_guide_begins_at_the_best_one_for_a_gaussian():
 
 @pytest.mark.core
 def test_the_block_of_a_site_is_its_conditional_and_its_kl_the_closed_form():
-    noise = RNG.normal(size=3).astype("float32")
-    family = Gaussian(ORIGIN.astype("float32"), ROOT.astype("float32"), is_diagonal=False)
+    noise = noise_of(3)
+    family = Gaussian(tensor(ORIGIN), tensor(ROOT), is_diagonal=False)
     u, covariance = array(family.draw(noise)), ROOT @ ROOT.T
     block = family.block(noise, 1, 3)
     gain = covariance[1:, :1] / covariance[0, 0]
@@ -86,13 +94,13 @@ def test_the_block_of_a_site_is_its_conditional_and_its_kl_the_closed_form():
         + np.log(scale**2).sum()
         - np.linalg.slogdet(conditional)[1]
     )
-    assert float(block.kl_from(loc.astype("float32"), scale.astype("float32"))) == pytest.approx(expected, rel=1e-4)
+    assert float(block.kl_from(tensor(loc), tensor(scale))) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.core
 def test_a_point_has_no_noise_and_no_density():
     family = bound(Delta(), origin=ORIGIN, frame=None).distribution()
-    noise = np.ones((2, 3), "float32")
+    noise = tensor(np.ones((2, 3)))
     np.testing.assert_allclose(array(family.draw(noise)), [ORIGIN, ORIGIN], rtol=1e-6)
     assert not array(family.log_density(noise)).any()
     assert family.block(noise, 0, 1) is None
@@ -101,12 +109,12 @@ def test_a_point_has_no_noise_and_no_density():
 @pytest.mark.core
 @pytest.mark.parametrize("family", ["mean_field", "full_rank"])
 def test_an_amortized_guide_reads_each_row_and_the_globals_draw(family):
-    data = {"x": RNG.normal(size=(4, 3)).astype("float32"), "n": np.arange(4)}
+    data = {"x": noise_of(4, 3), "n": ops.arange(4)}
     guide = Amortized(keras.layers.Dense(5, activation="tanh"), ["x", "n"], given=("mean",), family=family)
     guide.bind({"code": 2}, data, given_size=1)
     given = ops.convert_to_tensor(np.array([0.3], "float32"))
     start = guide.distribution(data, given)
-    np.testing.assert_allclose(array(start.draw(np.ones((4, 2), "float32"))), 1.0, rtol=1e-6)  # standard normal
+    np.testing.assert_allclose(array(start.draw(tensor(np.ones((4, 2))))), 1.0, rtol=1e-6)  # standard normal
     moved(guide)
     whole = guide.distribution(data, given)
     part = guide.distribution({key: value[1:3] for key, value in data.items()}, given)
@@ -123,7 +131,7 @@ def test_an_amortized_guide_reads_each_row_and_the_globals_draw(family):
 @pytest.mark.core
 @pytest.mark.parametrize("guide", [MeanField(), FullRank(), Delta(), Amortized(keras.layers.Dense(2), "x", ["mean"])])
 def test_guides_come_back_from_their_configuration(guide):
-    data = {"x": np.ones((3, 2), "float32")}
+    data = {"x": tensor(np.ones((3, 2)))}
     guide.bind({"code": 2}, data, given_size=1)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guide))
     assert again.sizes == {"code": 2}
@@ -132,7 +140,7 @@ def test_guides_come_back_from_their_configuration(guide):
 
 
 def test_lower_triangular_drops_what_is_above():
-    found = array(lower_triangular(np.full((2, 2), 3.0, "float32"), np.array([1.0, 2.0], "float32")))
+    found = array(lower_triangular(tensor(np.full((2, 2), 3.0)), tensor([1.0, 2.0])))
     np.testing.assert_array_equal(found, [[1.0, 0.0], [3.0, 2.0]])
 
 

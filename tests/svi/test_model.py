@@ -43,7 +43,7 @@ def test_a_conjugate_posterior_is_found(guide):
     mean, sd, evidence = level_posterior(Y.astype("float64"))
     family = model.guide_of("mean").distribution()
     assert array(family.mean)[0] == pytest.approx(mean, abs=0.05 * sd)
-    assert array(family.draw(np.ones(1, "float32")) - family.mean)[0] == pytest.approx(sd, rel=0.05)
+    assert array(family.draw(ops.ones(1)) - family.mean)[0] == pytest.approx(sd, rel=0.05)
     # At 5 % of both the divergence is .05^2 / 2 + .05^2.
     assert model.evaluate(DATA, verbose=0, return_dict=True)["elbo"] * len(Y) <= evidence + 1e-3
 

@@ -48,7 +48,7 @@ class FullRank(LocationScaleGuide):
     def start_scales(self, scale: float) -> None:
         """Sets `T` to a multiple of the identity."""
         self.rho.assign(ops.full((self.size,), softplus_inverse(scale), dtype=self.rho.dtype))
-        self.below.assign(ops.zeros_like(self.below))
+        self.below.assign(np.zeros((self.size, self.size)))
 
     def distribution(self, data: Any = None, given: Tensor | None = None) -> Gaussian:
         """The Gaussian; the product of two lower-triangular factors is one."""

@@ -1,0 +1,107 @@
+"""Starts: the mode and the curvature are found whatever the scales, and the better approximation is chosen."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from stories import HalfNormal, Normal, groups, level, level_posterior
+
+from bdl import random
+from bdl.svi import SVI, Amortized, Flat, Global, Observed
+from bdl.svi.start import best_approximation, find_mode, find_start, positive_definite
+
+RNG = np.random.default_rng(0)
+X = np.stack([np.ones(60), RNG.normal(100.0, 15.0, size=60)], axis=1)
+DATA = {"x": X.astype("float32"), "y": (X @ [3.0, 0.2] + RNG.normal(size=60)).astype("float32")}
+
+
+def regression(data):
+    """Scales apart by 100, correlation near -1."""
+    slopes = yield Global("slopes", Flat(shape=(2,)))
+    yield Observed("y", Normal(data["x"][:, 0] * slopes[0] + data["x"][:, 1] * slopes[1], 1.0), data["y"])
+
+
+def started(story, data, start):
+    model = SVI(story, "full_rank", start=start, seed=0)
+    found = model.trace_on(data)
+    batch = {name: ops.convert_to_tensor(value) for name, value in data.items()}
+    return find_start(start, found, model.estimator, batch, random.draw_key(0))
+
+
+@pytest.mark.core
+def test_laplace_finds_the_posterior_of_a_regression_with_unequal_scales():
+    start = started(regression, DATA, "laplace")
+    covariance = np.linalg.inv(X.T @ X)
+    sd = np.sqrt(np.diag(covariance))
+    least_squares = covariance @ X.T @ DATA["y"]
+    np.testing.assert_allclose((start.point["slopes"] - least_squares) / sd, 0.0, atol=0.02)
+    np.testing.assert_allclose(start.covariance / np.outer(sd, sd), covariance / np.outer(sd, sd), rtol=5e-3)
+
+
+@pytest.mark.core
+def test_map_finds_the_mode_on_the_real_line():
+    def story(data):
+        scale = yield Global("scale", HalfNormal(2.0))
+        yield Observed("y", Normal(0.0, scale), data["y"])
+
+    y = np.array([0.5, -1.5, 2.0], "float32")
+    # d/du of -e^(2u)/8 + u - 3u - sum(y^2) e^(-2u)/2 is zero, in v = e^(2u): -v/4 - 2 + sum(y^2)/v.
+    total = (y**2).sum()
+    expected = 0.5 * np.log((-2 + np.sqrt(4 + total)) / 0.5)
+    start = started(story, {"y": y}, "map")
+    assert start.point["scale"][0] == pytest.approx(expected, abs=1e-3)
+    assert start.covariance is None
+
+
+@pytest.mark.core
+def test_values_and_the_prior_are_taken_as_they_are():
+    data = {"y": DATA["y"]}
+    assert started(level, data, {"mean": 7.0}).point["mean"] == pytest.approx([7.0])
+    prior = started(level, data, "prior").point["mean"][0]
+    assert abs(prior - 0.5) < 5 * 3.0 * np.sqrt(np.pi / 2 / 51)  # a median of 51 draws
+
+
+@pytest.mark.core
+def test_of_two_points_the_one_with_the_better_approximation_is_chosen():
+    """The greater density is at a spike that holds little mass."""
+
+    def joint(x):
+        spike = np.log(1e-3) - 0.5 * ops.sum((x - 10.0) ** 2) / 1e-8 - np.log(1e-4)
+        return ops.logaddexp(-0.5 * ops.sum(x**2), spike)
+
+    candidates = [(np.array([10.0]), np.array([[1e8]])), (np.array([0.0]), None)]
+    mean, precision = best_approximation(joint, candidates, random.draw_key(0), "float32")
+    assert mean == 0.0
+    assert precision == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_density_that_is_nowhere_finite_is_refused():
+    with pytest.raises(ValueError, match="finite at no point tried"):
+        find_mode(lambda x: ops.sum(x) * np.nan, np.zeros(1), random.draw_key(0), "float32")
+
+
+def test_a_hessian_is_made_positive_definite_whatever_its_scales():
+    matrix = np.array([[1e6, 2e3], [2e3, 1.0]])  # of correlation 2: no precision
+    found = positive_definite(matrix)
+    assert np.linalg.eigvalsh(found).min() > 0
+    good = np.array([[1e6, 9e2], [9e2, 1.0]])
+    np.testing.assert_allclose(positive_definite(good), good, rtol=1e-9)
+
+
+def test_a_mode_over_all_rows_is_refused():
+    data = {"y": DATA["y"]}
+    model = SVI(groups, {"code": Amortized(keras.layers.Dense(2), ["y"])}, start="map")
+    found = model.trace_on(data)
+    with pytest.raises(ValueError, match="not 'map', for a story with local sites \\(\\['code'\\]\\)"):
+        find_start("map", found, model.estimator, found.data, random.draw_key(0))
+
+
+@pytest.mark.core
+def test_a_fit_from_laplace_stays_at_an_exact_posterior():
+    y = DATA["y"][:10]
+    model = SVI(level, "full_rank", start="laplace", num_samples=2, seed=0)
+    model.compile(keras.optimizers.Adam(1e-3))
+    model.fit({"y": y}, batch_size="all", steps=10, verbose=0)
+    mean, sd, _ = level_posterior(y.astype("float64"))
+    family = model.guide_of("mean").distribution()
+    assert float(ops.convert_to_numpy(family.mean)[0]) == pytest.approx(mean, abs=0.02 * sd)
