@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from bdl.keras_internals import compiled
 from bdl.svi.supports import (
     Above,
     Below,
@@ -76,9 +77,10 @@ def numerical_jacobian(function, u, step=1e-3):
 @CASES
 def test_log_determinants_are_those_of_numerical_jacobians(support, shape, free):
     with float64():
+        constrain = compiled(lambda u: support.constrain(u, shape))
 
         def free_entries(u):
-            value = array(support.constrain(double(u), shape))
+            value = array(constrain(double(u)))
             rank = 0 if free is None else free.ndim
             flat = (
                 value
@@ -89,7 +91,7 @@ def test_log_determinants_are_those_of_numerical_jacobians(support, shape, free)
 
         u = unconstrained(support, shape)
         expected = [np.linalg.slogdet(numerical_jacobian(free_entries, row))[1] for row in u]
-        log_det = support.log_det(double(u), shape)
+        log_det = compiled(lambda u: support.log_det(u, shape))(double(u))
         assert keras.backend.standardize_dtype(log_det.dtype) == "float64"
         np.testing.assert_allclose(array(log_det), expected, rtol=0, atol=1e-9)
 
@@ -98,18 +100,20 @@ def test_log_determinants_are_those_of_numerical_jacobians(support, shape, free)
 def test_the_inverse_gives_the_unconstrained_numbers_back(support, shape, free):
     with float64():
         u = 2.0 * unconstrained(support, shape)
-        value = support.constrain(double(u), shape)
+        value = compiled(lambda u: support.constrain(u, shape))(double(u))
         assert tuple(value.shape) == (3, *shape)
-        np.testing.assert_allclose(array(support.unconstrain(value, shape)), u, rtol=0, atol=1e-9)
+        back = compiled(lambda value: support.unconstrain(value, shape))(value)
+        np.testing.assert_allclose(array(back), u, rtol=0, atol=1e-9)
 
 
 @CASES
 def test_float32_stays_float32_and_follows_float64(support, shape, free):
     u = unconstrained(support, shape)
-    value, log_det = support.constrain(single(u), shape), support.log_det(single(u), shape)
+    both = compiled(lambda u: (support.constrain(u, shape), support.log_det(u, shape)))
+    value, log_det = both(single(u))
     assert {keras.backend.standardize_dtype(each.dtype) for each in (value, log_det)} == {"float32"}
     with float64():
-        exact = array(support.constrain(double(u), shape)), array(support.log_det(double(u), shape))
+        exact = [array(each) for each in both(double(u))]
     np.testing.assert_allclose(array(value), exact[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(array(log_det), exact[1], rtol=1e-5, atol=1e-5)
 
@@ -120,7 +124,7 @@ def test_gradients_are_finite_in_float32_at_zero_and_far_out(support, shape, fre
         return ops.sum(support.constrain(values[0], shape)) + ops.sum(support.log_det(values[0], shape))
 
     u = single(np.outer([0.0, 30.0, -30.0], np.ones(support.flat_size(shape))))
-    assert np.all(np.isfinite(array(gradients(total, [u])[0])))
+    assert np.all(np.isfinite(array(compiled(lambda u: gradients(total, [u])[0])(u))))
     assert np.all(np.isfinite(array(support.log_det(u, shape))))
 
 
@@ -232,17 +236,27 @@ def test_any_shape_is_taken_apart_and_put_together(name, leading, batch, size):
     support = SUPPORTS[name][0]
     event = (size,) * support.event_rank
     shape = (*batch, *event)
-    u = single(np.random.default_rng(0).normal(size=(*leading, support.flat_size(shape))))
-    value, log_det = support.constrain(u, shape), support.log_det(u, shape)
-    assert tuple(value.shape) == (*leading, *shape)
-    assert tuple(log_det.shape) == leading
-    np.testing.assert_allclose(array(support.unconstrain(value, shape)), array(u), atol=1e-3)
     assert support.flat_size(shape) == math.prod(batch) * support.flat_size(event)
-    # Axes before the event may as well stand before the flat one, as rows do.
-    apart = ops.reshape(u, (*leading, *batch, support.flat_size(event)))
-    np.testing.assert_allclose(array(support.constrain(apart, event)), array(value), rtol=1e-6)
-    summed = array(support.log_det(apart, event)).sum(axis=tuple(range(len(leading), len(leading) + len(batch))))
-    np.testing.assert_allclose(summed, array(log_det), rtol=1e-4, atol=1e-4)
+
+    def both_ways(u):
+        value, log_det = support.constrain(u, shape), support.log_det(u, shape)
+        # Axes before the event may as well stand before the flat one, as rows do.
+        apart = ops.reshape(u, (*leading, *batch, support.flat_size(event)))
+        return (
+            value,
+            log_det,
+            support.unconstrain(value, shape),
+            support.constrain(apart, event),
+            support.log_det(apart, event),
+        )
+
+    u = np.random.default_rng(0).normal(size=(*leading, support.flat_size(shape)))
+    value, log_det, back, value_apart, log_det_apart = (array(each) for each in compiled(both_ways)(single(u)))
+    assert (value.shape, log_det.shape) == ((*leading, *shape), leading)
+    np.testing.assert_allclose(back, u, atol=1e-3)
+    np.testing.assert_allclose(value_apart, value, rtol=1e-6)
+    summed = log_det_apart.sum(axis=tuple(range(len(leading), len(leading) + len(batch))))
+    np.testing.assert_allclose(summed, log_det, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

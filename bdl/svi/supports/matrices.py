@@ -175,7 +175,7 @@ def _on_diagonal(size: int) -> np.ndarray:
 
 def _from_matrix(matrix: Tensor, places: np.ndarray) -> Tensor:
     """Entries of `(..., n, n)` at places of the flat matrix: `(..., len(places))`."""
-    flat = ops.reshape(matrix, (*leading_shape(matrix, 2), -1))
+    flat = ops.reshape(matrix, (*leading_shape(matrix, 2), matrix.shape[-1] ** 2))
     return ops.take(flat, places, axis=-1)
 
 
