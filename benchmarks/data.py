@@ -129,6 +129,34 @@ def _images(path: Path, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return parts  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """A model of the posterior database, with figures of its reference draws.
+
+    Args:
+        data: Arrays by the names that the model gives them.
+        names: Of the numbers that were drawn.
+        mean, sd: Of the reference draws of each.
+    """
+
+    data: dict[str, np.ndarray]
+    names: list[str]
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+def posterior(folder: Path, name: str) -> Posterior:
+    """A model of the posterior database, such as `"kidiq-kidscore_interaction"`."""
+    path = folder / "posteriordb" / f"{name}.npz"
+    source = "github.com/stan-dev/posteriordb: its data as `data_<name>`, `names`, and `mean` and `sd` of its draws"
+    archive = _read(path, source)
+    names = [str(each) for each in archive["names"]]
+    if not archive["mean"].shape == archive["sd"].shape == (len(names),):
+        raise SystemExit(f"{path.name}: mean and sd must have one entry for each of the {len(names)} names.")
+    data = {key.removeprefix("data_"): value for key, value in archive.items() if key.startswith("data_")}
+    return Posterior(data, names, archive["mean"], archive["sd"])
+
+
 def _read(path: Path, source: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise SystemExit(f"{path} is missing. It comes from {source}.")

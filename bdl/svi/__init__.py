@@ -1,7 +1,22 @@
 """Stochastic variational inference for probabilistic models that are not networks."""
 
+from bdl.svi.checks import k_hat
 from bdl.svi.guides import Amortized, Delta, FullRank, Guide, MeanField
 from bdl.svi.model import SVI
+from bdl.svi.reference import nuts
 from bdl.svi.story import Flat, Global, Local, Observed
 
-__all__ = ["SVI", "Amortized", "Delta", "Flat", "FullRank", "Global", "Guide", "Local", "MeanField", "Observed"]
+__all__ = [
+    "SVI",
+    "Amortized",
+    "Delta",
+    "Flat",
+    "FullRank",
+    "Global",
+    "Guide",
+    "Local",
+    "MeanField",
+    "Observed",
+    "k_hat",
+    "nuts",
+]

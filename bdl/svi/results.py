@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,11 +12,12 @@ from keras import ops
 from bdl.keras_internals import without_gradients
 from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi import supports
+from bdl.svi.checks import ParetoSmoothing, k_hat
 from bdl.svi.derivatives import in_graph
 from bdl.svi.estimators import Estimator
 from bdl.svi.rows import as_data, as_tensors
 from bdl.svi.story import Global, Observed, Site, Variable, num_rows, run, support_of_site
-from bdl.svi.summary import SummaryTable
+from bdl.svi.summary import Comparison, SummaryTable
 
 Arrays = dict[str, np.ndarray]
 
@@ -157,6 +158,32 @@ class Results:
 
         joints = self._each(joint, draws.real, num_samples, draw_key(0))["joint"].astype("float64")
         return joints - ops.convert_to_numpy(draws.log_density()).astype("float64")
+
+    def k_hat(self, x: Any, num_samples: int = 4000, seed: int | None = None) -> ParetoSmoothing:
+        """How far the guide is from the posterior: the tail of its importance weights, see `bdl.svi.checks.k_hat`.
+
+        Args:
+            x: All data.
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+
+        Raises:
+            ValueError: as `log_weights` and `bdl.svi.checks.k_hat` do.
+        """
+        return k_hat(self.log_weights(x, num_samples, seed))
+
+    def compare(self, draws: Mapping[str, Any], num_samples: int = 4000, seed: int | None = 0) -> Comparison:
+        """The global sites' posterior beside reference draws, such as those of `bdl.svi.nuts`.
+
+        Args:
+            draws: By site `(draws, *shape)`; other sites are not compared.
+            num_samples: Number of draws from the guides.
+            seed: Integer, for the same draws on each call.
+
+        Raises:
+            ValueError: if the model was not fitted, no site is in both, or their shapes differ.
+        """
+        return Comparison.of(self.posterior(num_samples=num_samples, seed=seed), draws)
 
     def summary_table(self, num_samples: int = 4000, seed: int | None = 0, interval: float = 0.9) -> SummaryTable:
         """Mean, standard deviation and interval of each number of the global sites; prints itself, in notebooks too.

@@ -82,7 +82,7 @@ def find_start(start: Any, trace: Trace, estimator: Estimator, data: Any, key: T
     Raises:
         ValueError: if a mode is asked for and the story has local sites, or none is found.
     """
-    point = _on_the_real_line(trace, estimator, data if start in STARTS[1:] else None)
+    point = on_the_real_line(trace, estimator)
     if start not in STARTS[1:]:
         return Start(point)
     local = [site.name for site in trace.of_kind("local")]
@@ -210,8 +210,17 @@ def positive_definite(matrix: np.ndarray) -> np.ndarray:
     return (vectors * values) @ vectors.T * np.outer(scale, scale)
 
 
-def _on_the_real_line(trace: Trace, estimator: Estimator, data: Any) -> dict[str, np.ndarray]:
-    """The trace's values of global sites, unconstrained."""
+def on_the_real_line(trace: Trace, estimator: Estimator, data: Any = None) -> dict[str, np.ndarray]:
+    """The trace's values of latent sites, unconstrained.
+
+    Args:
+        trace: Of the story.
+        estimator: That runs it.
+        data: On which it is run; None takes the batch of the trace.
+
+    Returns:
+        By site `(numbers,)`, and `(rows, numbers)` of local ones, in the order of the story.
+    """
     point: dict[str, np.ndarray] = {}
 
     def answer(variable: Variable) -> Tensor:
@@ -219,11 +228,10 @@ def _on_the_real_line(trace: Trace, estimator: Estimator, data: Any) -> dict[str
             return variable.value
         value = ops.convert_to_tensor(trace.values[variable.name], dtype=estimator.dtype)
         site = estimator.sites[variable.name]
-        if site.kind == "global":
-            real = support_of_site(variable).unconstrain(value, site.shape)
-            point[site.name] = ops.convert_to_numpy(real).astype("float64")
+        real = support_of_site(variable).unconstrain(value, site.shape)
+        point[site.name] = ops.convert_to_numpy(real).astype("float64")
         return value
 
     with supports.unchecked():
         run(estimator.story, trace.data if data is None else data, answer, estimator.networks)
-    return {name: point[name] for name, site in estimator.sites.items() if site.kind == "global"}
+    return point

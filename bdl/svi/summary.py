@@ -1,4 +1,4 @@
-"""A table of a posterior: mean, standard deviation and interval of each number."""
+"""Tables of a posterior: mean, standard deviation and interval of each number, alone or beside reference draws."""
 
 from __future__ import annotations
 
@@ -48,14 +48,9 @@ class SummaryTable(Shown):
         """
         if not 0.0 < interval < 1.0:
             raise ValueError(f"`interval` must be a probability in (0, 1), not {interval!r}.")
-        names, columns = [], []
-        for site, values in draws.items():
-            for index in np.ndindex(values.shape[1:]):
-                names.append(f"{site}[{', '.join(map(str, index))}]" if index else site)
-                columns.append(values[(slice(None), *index)])
-        flat = np.stack(columns, axis=1).astype("float64")
+        names, flat = _columns(draws)
         low, high = np.quantile(flat, [0.5 - interval / 2, 0.5 + interval / 2], axis=0)
-        return cls(tuple(names), flat.mean(0), flat.std(0, ddof=1), low, high, interval)
+        return cls(names, flat.mean(0), flat.std(0, ddof=1), low, high, interval)
 
     def glance(self) -> Sequence[Paragraph | Table]:
         """The table."""
@@ -63,3 +58,63 @@ class SummaryTable(Shown):
         figures = zip(self.mean, self.sd, self.low, self.high, strict=True)
         rows = [Row(name, [f"{figure:.3g}" for figure in each]) for name, each in zip(self.names, figures, strict=True)]
         return [Table(["mean", "sd", *ends], rows)]
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
+    """Marginal posteriors beside those of reference draws; `print` and notebooks show them as a table.
+
+    Args:
+        names: Of the numbers, such as `"scale"` or `"effect[2]"`.
+        mean_error: Error of each mean, in standard deviations of the reference.
+        sd_error: Relative error of each standard deviation: .1 is ten percent too wide.
+
+    Example:
+    >>> reference = {"a": np.array([-1.0, 1.0] * 50)}
+    >>> print(Comparison.of({"a": 2.0 * reference["a"] + 0.5}, reference))
+         mean, sds     sd
+    a         +0.5  +100%
+    """
+
+    names: tuple[str, ...]
+    mean_error: np.ndarray
+    sd_error: np.ndarray
+
+    @classmethod
+    def of(cls, draws: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> Comparison:
+        """The comparison of draws with others, of the sites that both have.
+
+        Args:
+            draws: By site `(draws, *shape)`.
+            reference: The same, of as many draws as there are.
+
+        Raises:
+            ValueError: if no site is in both, or its shapes differ.
+        """
+        both = [name for name in draws if name in reference]
+        wrong = [name for name in both if np.shape(draws[name])[1:] != np.shape(reference[name])[1:]]
+        if not both or wrong:
+            raise ValueError(
+                f"`draws` must have the shapes of the sites {list(draws)}, not "
+                f"{ {name: np.shape(reference[name])[1:] for name in wrong} if wrong else list(reference) }."
+            )
+        names, own = _columns({name: draws[name] for name in both})
+        _, other = _columns({name: np.asarray(reference[name]) for name in both})
+        sd = other.std(0, ddof=1)
+        return cls(names, (own.mean(0) - other.mean(0)) / sd, own.std(0, ddof=1) / sd - 1.0)
+
+    def glance(self) -> Sequence[Paragraph | Table]:
+        """The table."""
+        errors = zip(self.names, self.mean_error, self.sd_error, strict=True)
+        rows = [Row(name, [f"{mean:+.2g}", f"{100 * sd:+.3g}%"]) for name, mean, sd in errors]
+        return [Table(["mean, sds", "sd"], rows)]
+
+
+def _columns(draws: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the numbers of all sites, and their draws side by side."""
+    names, columns = [], []
+    for site, values in draws.items():
+        for index in np.ndindex(values.shape[1:]):
+            names.append(f"{site}[{', '.join(map(str, index))}]" if index else site)
+            columns.append(values[(slice(None), *index)])
+    return tuple(names), np.stack(columns, axis=1).astype("float64")
