@@ -1,23 +1,23 @@
 """Where a fit begins: on the real line, a point and, where it is known, the curvature there.
 
 `"map"` and `"laplace"` look for the mode of the posterior density of the unconstrained values: L-BFGS from several
-points and Newton steps from the best, then, for `"laplace"`, the inverse of the negative Hessian, whose Cholesky factor
-makes the coordinates in which the guide is fitted (`bdl.svi.guides.base.LocationScaleGuide`).
+points and Newton steps from the best. For `"laplace"` the Gaussian of the curvature there is spread out to where the
+mass is, and the Cholesky factor of its covariance makes the coordinates in which the guide is fitted
+(`bdl.svi.guides.base.LocationScaleGuide`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from keras import ops
 
-from bdl.keras_internals import without_gradients
 from bdl.random import Tensor, fold_in, normal
 from bdl.svi import supports
-from bdl.svi.derivatives import hessian, in_graph, value_and_gradient
+from bdl.svi.derivatives import hessian, value_and_gradient
 from bdl.svi.estimators import Estimator
 from bdl.svi.story import Observed, Trace, Variable, run, support_of_site
 
@@ -27,7 +27,14 @@ NUM_POINTS = 4
 """Points from which the mode is looked for: where the trace is, and around it."""
 
 NUM_DRAWS = 64
-"""Draws that tell which of several Gaussians is the best start."""
+"""Draws over which gradient and curvature are averaged."""
+
+NUM_SPREAD_STEPS = 30
+ENOUGH_NATS = 0.05
+"""Gain of the ELBO below which such steps end; the fit does the rest."""
+
+LARGEST_SPREAD = 100
+"""Numbers above which 64 Hessians a step cost more than they save."""
 
 SMALLEST_EIGENVALUE = 1e-6
 """Of the Hessian with a diagonal of ones; float32 knows no smaller ones."""
@@ -104,38 +111,57 @@ def find_start(start: Any, trace: Trace, estimator: Estimator, data: Any, key: T
     mode, precision = find_mode(joint, first, key, estimator.dtype)
     if start == "map":
         return Start(split(mode))
-    mean, precision = best_approximation(joint, [(mode, precision), (first, None)], key, estimator.dtype)
+    mean, precision = spread_out(joint, mode, precision, key, estimator.dtype)
     return Start(split(mean), np.linalg.inv(precision))
 
 
-def best_approximation(
-    joint: Callable[[Tensor], Tensor], candidates: Sequence[tuple[np.ndarray, Any]], key: Tensor, dtype: str
+def spread_out(
+    joint: Callable[[Tensor], Tensor], mean: np.ndarray, precision: np.ndarray, key: Tensor, dtype: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of Gaussians at several points, with the precision by the curvature there, the one with the greatest ELBO.
+    """Moves a Gaussian from the mode to where the mass is: to gradient and curvature averaged over its own draws.
 
-    The mode of a funnel lies far from its mass, so that the Gaussian around another point may be the better start.
+    The best Gaussian q of a density p has `E_q[grad log p] = 0` and the precision `-E_q[hess log p]`; each step goes
+    part of the way there, as long as the ELBO rises. At the mode of a funnel the curvature is that of a place with
+    little mass, and a fit in its coordinates would take long. Where p is Gaussian nothing changes.
 
     Args:
         joint: From a vector to its log density.
-        candidates: Means, with their precisions or None where these are to be found.
-        key: Of the noise, which all share.
+        mean: Of the Gaussian at the start, the mode.
+        precision: The curvature there.
+        key: Of the draws, the same ones in each step.
         dtype: In which the density is computed.
 
     Returns:
-        Mean and precision of the best.
+        Mean and precision.
+
+    Source: Opper and Archambeau 2009, "The variational Gaussian approximation revisited", eq. 8 and 9; the steps are
+    those of Khan and Lin 2017, "Conjugate-computation variational inference", arXiv 1703.04265.
     """
-    noise = ops.convert_to_numpy(normal((NUM_DRAWS // 2, len(candidates[0][0])), fold_in(key, 1))).astype("float64")
-    evaluate, curvature = in_graph(joint), hessian(lambda x: -joint(x), dtype)
-    found = []
-    for mean, given in candidates:
-        precision = positive_definite(curvature(mean)) if given is None else given
+    if len(mean) > LARGEST_SPREAD:
+        return mean, precision
+    half = ops.convert_to_numpy(normal((NUM_DRAWS // 2, len(mean)), fold_in(key, 1))).astype("float64")
+    noise = np.concatenate([half, -half])
+    evaluate, curvature = value_and_gradient(joint, dtype), hessian(joint, dtype)
+
+    def at(mean: np.ndarray, precision: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """ELBO up to a constant, mean gradient, and the draws."""
         root = np.linalg.cholesky(np.linalg.inv(precision))
-        draws = mean + np.concatenate([noise, -noise]) @ root.T
-        with without_gradients():
-            values = [float(ops.convert_to_numpy(evaluate(ops.convert_to_tensor(u, dtype=dtype)))) for u in draws]
-        elbo = np.mean(values) + np.log(np.diag(root)).sum()
-        found.append((elbo if np.isfinite(elbo) else -np.inf, mean, precision))
-    _, mean, precision = max(found, key=lambda each: each[0])
+        draws = mean + noise @ root.T
+        values, gradients = zip(*(evaluate(u) for u in draws), strict=True)
+        elbo = float(np.mean(values) + np.log(np.diag(root)).sum())
+        return (elbo if np.isfinite(elbo) else -np.inf), np.mean(gradients, axis=0), draws
+
+    elbo, gradient, draws = at(mean, precision)
+    for _ in range(NUM_SPREAD_STEPS):
+        average = -np.mean([curvature(u) for u in draws], axis=0)
+        if not (np.isfinite(average).all() and np.isfinite(gradient).all()):
+            break
+        new_precision = positive_definite(0.5 * precision + 0.5 * average)
+        new_mean = mean + 0.5 * np.linalg.solve(new_precision, gradient)
+        new_elbo, new_gradient, new_draws = at(new_mean, new_precision)
+        if new_elbo < elbo + ENOUGH_NATS:
+            break
+        mean, precision, elbo, gradient, draws = new_mean, new_precision, new_elbo, new_gradient, new_draws
     return mean, precision
 
 

@@ -1,4 +1,4 @@
-"""Starts: the mode and the curvature are found whatever the scales, and the better approximation is chosen."""
+"""Starts: the mode and the curvature are found whatever the scales, and a Gaussian goes to where the mass is."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from stories import HalfNormal, Normal, groups, level, level_posterior
 
 from bdl import random
 from bdl.svi import SVI, Amortized, Flat, Global, Observed
-from bdl.svi.start import best_approximation, find_mode, find_start, positive_definite
+from bdl.svi.start import ENOUGH_NATS, find_mode, find_start, positive_definite, spread_out
 
 RNG = np.random.default_rng(0)
 X = np.stack([np.ones(60), RNG.normal(100.0, 15.0, size=60)], axis=1)
@@ -62,17 +62,33 @@ def test_values_and_the_prior_are_taken_as_they_are():
 
 
 @pytest.mark.core
-def test_of_two_points_the_one_with_the_better_approximation_is_chosen():
-    """The greater density is at a spike that holds little mass."""
+def test_a_gaussian_is_spread_out_to_the_best_one():
+    """Of the logarithm of a gamma variable: log p = k u - e^u. E[e^u] = k gives the mean and the precision."""
+    k, scale = 2.0, 2.0**-0.5
+    mean, precision = spread_out(
+        lambda u: ops.sum(k * u - ops.exp(u)), np.array([np.log(k)]), np.array([[k]]), random.draw_key(0), "float32"
+    )
+    # 32 pairs tell E[e^(s e)] through cosh(s e), whose variance is (e^(2 s^2) + 1) / 2 - e^(s^2).
+    error = np.sqrt(((np.exp(2 * scale**2) + 1) / 2 - np.exp(scale**2)) / 32) / np.exp(scale**2 / 2)
+    gap = np.sqrt(2 * ENOUGH_NATS / k)  # what so few nats of the ELBO may leave
+    assert abs(mean[0] - (np.log(k) - 1 / (2 * k))) < 5 * error + gap
+    assert abs(mean[0] - np.log(k)) > 0.1
+    assert precision[0, 0] == pytest.approx(k, rel=0.3)
 
-    def joint(x):
-        spike = np.log(1e-3) - 0.5 * ops.sum((x - 10.0) ** 2) / 1e-8 - np.log(1e-4)
-        return ops.logaddexp(-0.5 * ops.sum(x**2), spike)
 
-    candidates = [(np.array([10.0]), np.array([[1e8]])), (np.array([0.0]), None)]
-    mean, precision = best_approximation(joint, candidates, random.draw_key(0), "float32")
-    assert mean == 0.0
-    assert precision == pytest.approx(1.0, rel=1e-4)
+@pytest.mark.core
+def test_where_the_density_is_gaussian_nothing_is_spread_out():
+    precision = np.array([[2.0, 0.5], [0.5, 1.0]])
+    density = ops.convert_to_tensor(precision, "float32")
+    found = spread_out(
+        lambda u: -0.5 * ops.sum(u[:, None] * density * u[None, :]),
+        np.zeros(2),
+        precision,
+        random.draw_key(0),
+        "float32",
+    )
+    np.testing.assert_array_equal(found[0], 0.0)
+    np.testing.assert_array_equal(found[1], precision)
 
 
 def test_a_density_that_is_nowhere_finite_is_refused():
