@@ -272,7 +272,7 @@ _DENSE_UP_TO = 100
 def _nuts_of_tfp(
     log_density: Callable[[Tensor], Tensor], start: np.ndarray, num_samples: int, num_warmup: int, seed: int
 ) -> Chains:
-    """Half of the warm-up in the given coordinates, the rest in those in which its draws are uncorrelated."""
+    """Two thirds of the warm-up find coordinates in which draws are uncorrelated, the rest the step size there."""
     import tensorflow as tf
     import tensorflow_probability as tfp
 
@@ -299,10 +299,13 @@ def _nuts_of_tfp(
         z, diverged = run(*map(tf.constant, (position, centre, factor)), words, *lengths)
         return centre + z.numpy() @ factor.T, int(diverged.numpy().sum())
 
-    size, quarter = start.shape[1], max(num_warmup // 4, 1)
-    first, _ = draw(start, np.zeros(size, start.dtype), np.eye(size, dtype=start.dtype), 0, quarter, quarter)
-    centre, factor = _coordinates(first.reshape(-1, size))
-    draws, divergences = draw(first[-1], centre, factor, 1, num_samples, num_warmup - 2 * quarter)
+    size, sixth = start.shape[1], max(num_warmup // 6, 1)
+    position, centre, factor = start, np.zeros(size, start.dtype), np.eye(size, dtype=start.dtype)
+    for stage in range(2):
+        draws, _ = draw(position, centre, factor, stage, sixth, sixth)
+        position = draws[-1]
+        centre, factor = _coordinates(draws.reshape(-1, size))
+    draws, divergences = draw(position, centre, factor, 2, num_samples, max(num_warmup - 4 * sixth, 1))
     return Chains(np.swapaxes(draws, 0, 1), divergences)
 
 
