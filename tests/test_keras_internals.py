@@ -5,10 +5,12 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from distribution_libraries import array, double, float64, single
 from keras import layers, ops
 from networks import NETWORKS, made
 
 import bdl
+from bdl import keras_internals
 from bdl.keras_internals import (
     adopt_signatures,
     flatten_layers,
@@ -215,3 +217,40 @@ def test_outputs_that_depend_on_the_inputs_length_are_traced():
     inputs = keras.Input((None, 3), name="x")
     network = keras.Model({"x": inputs}, {"y": layers.ZeroPadding1D(1)(inputs)})
     assert output_spec(network, {"x": keras.KerasTensor((5, 4, 3))})["y"].shape == (5, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "reference"),
+    [
+        (keras_internals.tanh, np.tanh),
+        (keras_internals.arcsinh, np.arcsinh),
+        (keras_internals.cumsum, lambda x: np.cumsum(x, axis=-1)),
+        (lambda x: keras_internals.maximum(x, -x), np.abs),
+        (lambda x: keras_internals.minimum(x, -x), lambda x: -np.abs(x)),
+        (lambda x: keras_internals.matmul(x, x), lambda x: x @ x),
+    ],
+    ids=["tanh", "arcsinh", "cumsum", "maximum", "minimum", "matmul"],
+)
+def test_operations_keep_float64(function, reference):
+    x = np.random.default_rng(0).normal(size=(3, 3))
+    with float64():
+        result = function(double(x))
+        assert keras.backend.standardize_dtype(result.dtype) == "float64"
+        np.testing.assert_allclose(array(result), reference(x), rtol=1e-13)
+    assert keras.backend.standardize_dtype(function(single(x)).dtype) == "float32"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="transforms of Torch")
+def test_what_torch_maps_or_differentiates_is_not_there_to_be_read():
+    import torch
+
+    seen = []
+
+    def square(x):
+        seen.append(keras_internals.is_concrete(x))
+        return x * x
+
+    torch.func.vmap(square)(torch.ones(3))
+    torch.func.grad(square)(torch.tensor(1.0))
+    assert seen == [False, False]
+    assert keras_internals.is_concrete(torch.ones(3, requires_grad=True))
