@@ -420,6 +420,15 @@ def test_a_distribution_without_a_map_is_named(library):
         support_of(distribution)
 
 
+@pytest.mark.tensorflow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the others have no joint distributions")
+@pytest.mark.parametrize("function", [support_of, shape_of])
+def test_a_joint_distribution_is_refused(library, function):
+    joint = library.JointDistributionSequential([library.Normal(0.0, 1.0), library.Normal(0.0, 1.0)])
+    with pytest.raises(ValueError, match=r"must have one tensor as its value, not .*JointDistributionSequential"):
+        function(joint)
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="Torch's are for this backend")
 def test_a_distribution_of_another_backend_is_named():
     torch = pytest.importorskip("torch")

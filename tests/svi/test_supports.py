@@ -128,6 +128,26 @@ def test_gradients_are_finite_in_float32_at_zero_and_far_out(support, shape, fre
     assert np.all(np.isfinite(array(support.log_det(u, shape))))
 
 
+@pytest.mark.tensorflow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends know all sizes")
+@CASES
+def test_the_number_of_rows_may_be_unknown(support, shape, free):
+    import tensorflow as tf
+
+    u = single(unconstrained(support, shape))
+    size = u.shape[-1]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, size), "float32")], autograph=False)
+    def both_ways(u):
+        value = support.constrain(u, shape)
+        return value, support.unconstrain(value, shape), support.log_det(u, shape)
+
+    value, back, log_det = (array(each) for each in both_ways(u))
+    np.testing.assert_allclose(value, array(support.constrain(u, shape)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(back, array(u), atol=1e-4)
+    np.testing.assert_allclose(log_det, array(support.log_det(u, shape)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("low", "high"),
     [(0.0, None), (2.0, None), (-1e4, None), (None, 0.0), (None, 3.0), (0.0, 1.0), (-1.0, 0.0), (2.0, 3.0), (1e4, 1e5)],

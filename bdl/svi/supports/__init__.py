@@ -10,11 +10,11 @@ from bdl.svi.supports.distributions import (
     sample,
     shape_of,
     support_of,
-    unchecked,
 )
 from bdl.svi.supports.flat import Flat
 from bdl.svi.supports.intervals import Above, Below, Between, Real, interval
 from bdl.svi.supports.matrices import CorrelationCholesky, CorrelationMatrix, LowerCholesky, PositiveDefinite
+from bdl.svi.supports.torch_like import unchecked
 from bdl.svi.supports.vectors import Ordered, Product, Simplex
 
 __all__ = [

@@ -7,8 +7,6 @@ of it is there; `tfp.py` and `torch_like.py` alone know them.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import keras
@@ -143,31 +141,6 @@ def as_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:
     return _library_of(distribution).as_normal(distribution)
 
 
-@contextlib.contextmanager
-def unchecked() -> Iterator[None]:
-    """Within this context distributions do not check their arguments and values.
-
-    Torch's do so by reading numbers, which a compiler and `torch.func` cannot, and which a GPU waits for. Those of the
-    other libraries do not, unless they are told to.
-    """
-    if keras.backend.backend() != "torch":
-        yield
-        return
-    from torch.distributions import Distribution, Exponential
-
-    try:
-        Exponential(-1.0)
-    except ValueError:
-        checks = True
-    else:
-        checks = False
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(checks)
-
-
 _LIBRARIES: dict[str, Library] = {"tensorflow_probability": TFP(), "torch": Torch(), "numpyro": NumPyro()}
 """By the name of the package that a distribution's class is from."""
 
@@ -191,6 +164,11 @@ def _library_of(distribution: Any) -> Library:
         raise ValueError(
             f"A distribution must be one of {expected} on the backend {keras.backend.backend()}, not "
             f"{_name(distribution)} of {package}, which computes with another."
+        )
+    if library.is_joint(distribution):
+        raise ValueError(
+            f"A distribution must have one tensor as its value, not {_name(distribution)}. Give each of its variables "
+            "a site of its own, or join them along one axis with tfp.distributions.Blockwise."
         )
     return library
 

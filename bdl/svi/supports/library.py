@@ -34,6 +34,10 @@ class Library:
         """Whether its values are counts, classes or the like."""
         return False
 
+    def is_joint(self, distribution: Any) -> bool:
+        """Whether a value is a structure of several tensors."""
+        return False
+
     def as_normal(self, distribution: Any) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of the unconstrained numbers, if they are independent Gaussians."""
         return None

@@ -68,6 +68,12 @@ class TFP(Library):
         names = {cls.__name__ for cls in type(distribution).__mro__}
         return "DiscreteDistributionMixin" in names or any(self.is_discrete(part) for part in _parts(distribution))
 
+    def is_joint(self, distribution: Any) -> bool:
+        """By their base class."""
+        import tensorflow_probability as tfp
+
+        return isinstance(distribution, tfp.distributions.JointDistribution)
+
     def as_normal(self, distribution: Any) -> tuple[Tensor, Tensor] | None:
         """Normal and log-normal distributions, alone, repeated or with their axes joined."""
         import tensorflow_probability as tfp

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
+import keras
 from keras import ops
 
 from bdl import random
@@ -91,6 +94,31 @@ class NumPyro(_TorchLike):
         import jax
 
         return distribution.sample(jax.random.wrap_key_data(ops.cast(key, "uint32")), (num_samples,))
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Within this context distributions do not check their arguments and values.
+
+    Torch's do so by reading numbers, which a compiler and `torch.func` cannot, and which a GPU waits for. Those of the
+    other libraries do not, unless they are told to.
+    """
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    from torch.distributions import Distribution, Exponential
+
+    try:
+        Exponential(-1.0)
+    except ValueError:
+        checks = True
+    else:
+        checks = False
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 def _of_constraint(library: Any, constraint: Any) -> Support | None:
