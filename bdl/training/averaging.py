@@ -86,7 +86,7 @@ class TailAverage:
     >>> average = TailAverage(model, [weight])
     >>> average.begin(4)
     >>> for value in (1.0, 2.0, 3.0, 4.0):
-    ...     weight.assign(value)
+    ...     _ = weight.assign(value)
     ...     average.update()
     >>> average.put_in_place()
     >>> float(weight)

@@ -39,7 +39,7 @@ class Amortized(Guide):
     >>> guide = Amortized(keras.layers.Dense(4, activation="relu"), inputs=["x"])
     >>> data = {"x": np.ones((5, 2), "float32")}
     >>> guide.bind({"code": 3}, data)
-    >>> guide.distribution(data).draw(np.zeros((5, 3), "float32")).shape
+    >>> tuple(guide.distribution(data).draw(np.zeros((5, 3), "float32")).shape)
     (5, 3)
     """
 

@@ -147,7 +147,7 @@ def softplus_inverse(value: float) -> float:
     """`log(exp(value) - 1)`.
 
     Example:
-    >>> float(ops.softplus(softplus_inverse(0.1)))
+    >>> float(keras.ops.softplus(softplus_inverse(0.1)))
     0.1
     """
     return value + math.log(-math.expm1(-value))

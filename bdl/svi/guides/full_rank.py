@@ -28,7 +28,7 @@ class FullRank(LocationScaleGuide):
     Example:
     >>> guide = FullRank()
     >>> guide.bind({"slope": 1, "intercept": 1})
-    >>> guide.distribution().draw(np.zeros(2, "float32")).shape
+    >>> tuple(guide.distribution().draw(np.zeros(2, "float32")).shape)
     (2,)
     """
 
