@@ -81,7 +81,7 @@ def main() -> None:
     folder = data_sets.folder_of(arguments.data)
     if folder is None:
         raise SystemExit("Say where the data are: --data DIR, or the environment variable BDL_DATA.")
-    print(f"{'model':42}{'mean':>8}{'sd':>9}{'k-hat':>8}{'seconds':>9}")
+    print(f"{'model':42}{'mean':>8}{'sd':>9}{'k-hat':>8}{'ess':>6}{'seconds':>9}")
     for name, case in CASES.items():
         reference = data_sets.posterior(folder, name)
         rows = {column: reference.data[column] for column in case.columns}
@@ -94,8 +94,10 @@ def main() -> None:
         draws = np.stack(case.numbers(model.posterior(num_samples=NUM_DRAWS, seed=1)), axis=1)
         means = np.abs(draws.mean(0) - reference.mean) / reference.sd
         sds = np.abs(draws.std(0) / reference.sd - 1)
-        k = model.k_hat(rows, num_samples=4000, seed=2).k
-        print(f"{name:42}{means.max():8.3f}{100 * sds.max():8.1f}%{k:8.2f}{seconds:9.1f}", flush=True)
+        smoothed = model.k_hat(rows, num_samples=4000, seed=2)
+        ess = smoothed.effective_sample_size / 4000
+        figures = f"{means.max():8.3f}{100 * sds.max():8.1f}%{smoothed.k:8.2f}{ess:6.2f}{seconds:9.1f}"
+        print(f"{name:42}{figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from layer_contract import array
 from numpy.testing import assert_allclose
 
-from bdl.training.averaging import AveragingAdam
+from bdl.training.averaging import AveragingAdam, TailAverage
 
 pytestmark = pytest.mark.core
 
@@ -51,3 +51,30 @@ def test_it_is_saved():
     assert type(loaded) is AveragingAdam
     assert loaded.get_config() == optimizer.get_config()
     assert loaded.use_ema
+
+
+@pytest.mark.core
+def test_the_mean_over_the_second_half_is_put_in_place():
+    weight = keras.Variable(np.zeros(2))
+    average = TailAverage(keras.Sequential(), [weight])
+    iterates = np.random.default_rng(0).normal(size=(7, 2))
+    for _ in range(2):  # a second training begins anew
+        average.begin(len(iterates))
+        for value in iterates:
+            weight.assign(value)
+            average.update()
+        average.put_in_place()
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(weight), iterates[3:].mean(0), rtol=1e-5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("length", [None, 10])
+def test_a_training_that_ends_early_or_has_no_known_length_is_not_averaged(length):
+    weight = keras.Variable(0.0)
+    average = TailAverage(keras.Sequential(), [weight])
+    average.begin(length)
+    for value in range(5):
+        weight.assign(value)
+        average.update()
+    average.put_in_place()
+    assert float(weight) == 4.0
