@@ -77,4 +77,4 @@ def test_a_training_that_ends_early_or_has_no_known_length_is_not_averaged(lengt
         weight.assign(value)
         average.update()
     average.put_in_place()
-    assert float(weight) == 4.0
+    assert array(weight) == 4.0
