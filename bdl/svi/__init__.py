@@ -4,7 +4,8 @@ from bdl.svi.checks import k_hat
 from bdl.svi.guides import Amortized, Delta, FullRank, Guide, MeanField
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
-from bdl.svi.story import Flat, Global, Local, Observed
+from bdl.svi.story import Global, Local, Observed
+from bdl.svi.supports import Flat
 
 __all__ = [
     "SVI",

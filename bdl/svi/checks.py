@@ -13,9 +13,7 @@ import numpy as np
 from scipy import special, stats
 
 from bdl import random
-
-Tensor = Any
-"""A tensor of the active backend; Keras has no common type for them."""
+from bdl.random import Tensor
 
 RELIABLE_K = 0.7
 """Pareto shape up to which importance sampling converges at a useful rate (Vehtari et al. 2024, section 3.2.4)."""

@@ -20,7 +20,7 @@ class Saved:
 
     sites: tuple[Site, ...]
     guides: list[Guide]
-    example: Any
+    described: Any
     seed_generator: keras.random.SeedGenerator
 
     def check_sites(self, sites: Any) -> None:
@@ -94,7 +94,7 @@ class Saved:
         if not self.sites:
             return {}
         sites = [[site.name, site.kind, list(site.shape), site.size] for site in self.sites]
-        return {"sites": sites, "data": _described(self.example)}
+        return {"sites": sites, "data": self.described}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Gives a loaded model its variables."""
@@ -102,35 +102,51 @@ class Saved:
             return
         model: Any = self
         model.bind_guides(tuple(Site(name, kind, tuple(shape), size) for name, kind, shape, size in config["sites"]))
-        model.example = _imagined(config["data"])
+        model.described = config["data"]
+        model.is_started = True
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles again after loading."""
         model: Any = self
         model.compile(**keras.saving.deserialize_keras_object(config))
         if model.built:
+            model.check_trained()
             model.optimizer.build(model.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
-        """Keeps the story's fingerprint with the weights, and where its noise is, which Keras does not save."""
+        """Keeps with the weights the story's fingerprint, N, and where the noise is, which Keras does not save."""
+        model: Any = self
         super().save_own_variables(store)  # type: ignore[misc]
         store["story"] = _fingerprint(self.sites)
+        store["rows"] = np.asarray(model.num_examples or 0)
         store["noise"] = keras.ops.convert_to_numpy(self.seed_generator.state)
 
     def load_own_variables(self, store: Any) -> None:
-        """Refuses weights of another story.
+        """Refuses weights of another story, and a checkpoint of a fit to another number of rows.
+
+        Weights that are loaded before a fit may be of other rows, for `fit` counts its own. Where N was given, or
+        within a fit, it is settled, and T would be wrong.
 
         Raises:
-            ValueError: if names, kinds or shapes of its sites differ from this one's.
+            ValueError: if names, kinds or shapes of its sites differ from this one's, or N does and is settled.
         """
+        model: Any = self
         names = list(store.keys())  # of a file's group, which has no iterator of its own
         kept = bytes(np.asarray(store["story"], dtype="uint8")).decode() if "story" in names else "none"
         own = bytes(_fingerprint(self.sites)).decode()
         if kept != own:
             raise ValueError(f"The weights must be of a story with the sites {own}, not {kept}.")
+        rows = int(np.asarray(store["rows"])) if "rows" in names else 0
+        is_settled = model.progress.is_size_given or model.is_fitting
+        if rows and is_settled and rows != model.num_examples:
+            raise ValueError(
+                f"The weights must be of a fit to N = {model.num_examples} rows, not {rows}. Take a checkpoint of the "
+                "same data, or load the weights before fit into a model without num_examples."
+            )
         self.seed_generator.state.assign(np.asarray(store["noise"]))
-        rest = {name: store[name] for name in names if name not in ("story", "noise")}
+        rest = {name: store[name] for name in names if name not in ("story", "rows", "noise")}
         super().load_own_variables(rest)  # type: ignore[misc]
+        model.is_started = True
 
 
 def _signature(sites: Any) -> list[Any]:
@@ -174,20 +190,32 @@ def _story(config: Any, custom_objects: dict[str, Any] | None) -> Any:
         ) from error
 
 
-def _described(data: Any) -> Any:
-    """Shapes and dtypes of the arrays of a batch, in the structure of the batch."""
+def described(data: Any) -> Any:
+    """Shapes and dtypes of the arrays of a batch, in the structure of the batch.
+
+    Example:
+    >>> described({"x": np.zeros((2, 3))})
+    {'keys': {'x': {'shape': [2, 3], 'dtype': 'float64'}}}
+    """
     if isinstance(data, Mapping):
-        return {"keys": {name: _described(value) for name, value in data.items()}}
+        return {"keys": {name: described(value) for name, value in data.items()}}
     if isinstance(data, (list, tuple)):
-        return {"items": [_described(value) for value in data]}
+        return {"items": [described(value) for value in data]}
     return {"shape": list(data.shape), "dtype": keras.backend.standardize_dtype(data.dtype)}
 
 
-def _imagined(described: Any) -> Any:
-    """Arrays as described: ones where they are of floating point numbers, which may be scales, and zeros elsewhere."""
-    if "keys" in described:
-        return {name: _imagined(value) for name, value in described["keys"].items()}
-    if "items" in described:
-        return [_imagined(value) for value in described["items"]]
-    make = keras.ops.ones if "float" in described["dtype"] else keras.ops.zeros
-    return make(described["shape"], dtype=described["dtype"])
+def invented(description: Any) -> Any:
+    """A batch as described: numbers from 1/4 to 3/4, which may be scales or probabilities, and zeros for whole numbers.
+
+    Example:
+    >>> invented(described(np.zeros(2, "int32"))).shape
+    (2,)
+    """
+    if "keys" in description:
+        return {name: invented(value) for name, value in description["keys"].items()}
+    if "items" in description:
+        return [invented(value) for value in description["items"]]
+    shape, dtype = description["shape"], description["dtype"]
+    if "float" not in dtype:
+        return keras.ops.zeros(shape, dtype=dtype)
+    return keras.ops.convert_to_tensor(np.random.default_rng(0).uniform(0.25, 0.75, shape), dtype=dtype)

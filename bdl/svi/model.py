@@ -14,13 +14,23 @@ from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import num_replicas
 from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi.estimators import Estimator
-from bdl.svi.files import Saved
+from bdl.svi.files import Saved, described
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import assign_guides, check_guide
 from bdl.svi.results import Results
-from bdl.svi.rows import EndlessRows, as_data, as_tensors
-from bdl.svi.start import check_start, find_start
-from bdl.svi.story import Site, Story, Trace, num_rows, trace
+from bdl.svi.rows import (
+    EndlessRows,
+    all_rows,
+    as_data,
+    as_tensors,
+    as_validation,
+    as_weights,
+    first_batch,
+    steps_per_epoch,
+)
+from bdl.svi.start import Start, check_start, find_start, on_the_real_line
+from bdl.svi.story import Site, Story, num_rows
+from bdl.svi.tracing import Trace, trace
 from bdl.training import data as training_data
 from bdl.training.averaging import TailAverage
 from bdl.training.figures import part_trackers, update_parts
@@ -96,6 +106,11 @@ class SVI(Results, Saved, keras.Model):
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be 'float32' or 'float64', not {dtype!r}.")
+        if keras.backend.standardize_dtype(ops.convert_to_tensor(np.zeros((), dtype)).dtype) != dtype:
+            raise ValueError(
+                f"`dtype` must be 'float32' while {keras.backend.backend()} has no 64 bits, not {dtype!r}. Call "
+                "jax.config.update('jax_enable_x64', True) first."
+            )
         if not callable(story):
             raise ValueError(f"`story` must be a generator function of the data, not {story!r}.")
         super().__init__(name=name, dtype=dtype, **kwargs)
@@ -118,11 +133,18 @@ class SVI(Results, Saved, keras.Model):
         self.average: TailAverage | None = None
         self._part_trackers = part_trackers()
         self._site_trackers: list[keras.metrics.Mean] = []
+        self.described: Any = None
+        self.is_fitting = self.is_started = False
+        self._trained: tuple[int, ...] | None = None
 
     @property
     def num_examples(self) -> int | None:
-        """Number of rows N, or None before it is known."""
+        """Number of rows N, or None before it is known; set it before a further fit on a stream of other rows."""
         return self.progress.num_examples
+
+    @num_examples.setter
+    def num_examples(self, value: int) -> None:
+        self.progress.give_num_examples(value)
 
     @property
     def temperature(self) -> float | None:
@@ -156,7 +178,7 @@ class SVI(Results, Saved, keras.Model):
         """Does nothing: the story is traced on data, by `fit` or `trace_on`."""
 
     def trace_on(self, data: Any) -> Trace:
-        """Traces the story on a batch; the first time guides and networks get their variables.
+        """Traces the story on a batch; the first time guides and networks get their variables, at the trace's values.
 
         Args:
             data: A batch of data.
@@ -167,11 +189,16 @@ class SVI(Results, Saved, keras.Model):
         given = self.start if isinstance(self.start, Mapping) else None
         key = fold_in(draw_key(0), 0)
         found = trace(self.story, as_tensors(data, self.compute_dtype), key, self.networks, given, self.compute_dtype)
-        if self.sites:
-            self.check_sites(found.sites)
-        else:
+        is_first = not self.sites
+        if is_first:
             self.bind_guides(found.sites, found.data)
-        self.example = found.data
+        else:
+            self.check_sites(found.sites)
+        self.described = described(found.data)
+        point = on_the_real_line(found, self.estimator)
+        self.check_globals(found, point)
+        if is_first:
+            self._move(Start(point))
         return found
 
     def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
@@ -241,6 +268,7 @@ class SVI(Results, Saved, keras.Model):
         """
         if loss is not None:
             raise ValueError(f"`loss` must be None, not {loss!r}: SVI trains on the ELBO of its story.")
+        self._trained = None
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def fit(
@@ -258,6 +286,10 @@ class SVI(Results, Saved, keras.Model):
         **kwargs: Any,
     ) -> Any:
         """As `keras.Model.fit`, on the data of the story, which hold what was observed: there are no labels.
+
+        A further fit goes on from where the last one ended, with its own data and their N: it does not remember earlier
+        rows. To keep the globals as they are, freeze them and compile again: `guide_of(site).trainable = False`.
+        Validation sees the variables as they are at the end of an epoch; their mean takes their place after the last.
 
         Args:
             x: Arrays with one row for each example, in a dict for a story that reads several; a `tf.data.Dataset`, a
@@ -282,13 +314,12 @@ class SVI(Results, Saved, keras.Model):
         if y is not None:
             raise ValueError("`y` must be None: a story reads all its data from `x`. Pass fit({'x': ..., 'y': ...}).")
         x = as_data(x, self.compute_dtype)
-        width = self._all_rows(x) if batch_size == "all" else batch_size
+        width = all_rows(x) if batch_size == "all" else batch_size
         size = training_data.measure(x, width)
         self.progress.set_num_examples(size.num_examples, x)
         self._begin(x, width)
-        if validation_data is not None:
-            validation_data = as_data(validation_data, self.compute_dtype, "validation_data")
-        asked = self._steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
+        validation_data = as_validation(validation_data, self.compute_dtype)
+        asked = steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
         per_epoch = asked or size.steps_per_epoch
         kwargs["steps_per_epoch"] = asked if training_data.is_data_set(x) else per_epoch
         x, kwargs = self._batches(x, width, steps, kwargs)
@@ -297,9 +328,14 @@ class SVI(Results, Saved, keras.Model):
             self.make_train_function(force=True)
         if self.average is not None:
             self.average.begin(None if per_epoch is None else per_epoch * (epochs - initial_epoch))
+        self.check_trained()
         build_optimizer(self)
         settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}
-        history = super().fit(x, None, None, epochs, verbose, callbacks, **settings)
+        self.is_fitting = True
+        try:
+            history = super().fit(x, None, None, epochs, verbose, callbacks, **settings)
+        finally:
+            self.is_fitting = False
         if self.average is not None:
             self.average.put_in_place()
         self.progress.end_fit(was_stopped=bool(self.stop_training))
@@ -310,7 +346,7 @@ class SVI(Results, Saved, keras.Model):
         self.progress.require_num_examples()
         x = as_data(x, self.compute_dtype)
         if not self.built:
-            self._begin(x, batch_size)
+            self._trace_first(x, batch_size)
         return super().evaluate(x, None, batch_size, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -321,59 +357,58 @@ class SVI(Results, Saved, keras.Model):
         """
         self.progress.require_num_examples()
         self.progress.require_length("train_on_batch")
-        if not self.built:
+        if not self.is_started:
             self._begin(as_data(x, self.compute_dtype), None)
+        self.check_trained()
         return super().train_on_batch(x, *args, **kwargs)
 
-    def _all_rows(self, x: Any) -> int:
-        if training_data.is_data_set(x):
-            raise ValueError(f"`batch_size` must be a number for {type(x).__name__}, not 'all', which is for arrays.")
-        return int(num_rows(x))
+    def check_trained(self) -> None:
+        """Refuses to go on with a compiled step, or an optimizer, made for other variables.
 
-    def _steps_per_epoch(self, steps: int | None, epochs: int) -> int | None:
-        if steps is None:
-            return None
-        if steps <= 0 or steps % epochs:
-            raise ValueError(f"`steps` must be a positive multiple of epochs={epochs}, not {steps!r}.")
-        return steps // epochs
+        Raises:
+            ValueError: if what is trained has changed since the first fit after `compile`.
+        """
+        trained = tuple(id(variable) for variable in self.trainable_variables)
+        if self._trained is not None and trained != self._trained:
+            raise ValueError(
+                f"What is trained must stay as it was compiled, {len(self._trained)} variables, not become "
+                f"{len(trained)} others: `trainable` of a guide or network has changed. Call compile again."
+            )
+        self._trained = trained
 
     def _batches(self, x: Any, batch_size: int | None, steps: int | None, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The batches of a fit and its other settings: arrays are cut and shuffled here, from the model's seed."""
         kwargs = {**kwargs, "shuffle": False}  # Keras warns otherwise of what shuffles itself
         if training_data.is_data_set(x):
             return (x.repeat() if steps and training_data.is_dataset(x) else x), kwargs
-        settings = {name: value for name, value in kwargs.items() if name != "sample_weight"}
-        weights = kwargs.get("sample_weight")
-        if weights is not None:
-            weights = as_data(weights, self.compute_dtype, "sample_weight")
-            training_data.check_lengths({"x": x, "sample_weight": weights})
+        weights = as_weights(kwargs.pop("sample_weight", None), x, self.compute_dtype)
         size = batch_size or training_data.DEFAULT_BATCH_SIZE
-        return EndlessRows(x, size, self.seed, lambda: self.progress.step, weights).for_fit(), settings
+        return EndlessRows(x, size, self.seed, lambda: self.progress.step, weights).for_fit(), kwargs
 
     def _begin(self, x: Any, batch_size: int | None) -> None:
         """Traces the story on a first batch; before the first fit, moves the guides to where it begins."""
-        is_first = not self.built
-        batch = self._first_batch(x, batch_size)
-        if batch is None:
-            if is_first:
+        found = self._trace_first(x, batch_size)
+        if not self.is_started and not isinstance(self.start, Mapping) and self.start != "prior":
+            if found is None or training_data.is_data_set(x):
                 raise ValueError(
-                    f"The story must be traced before it is fitted to {type(x).__name__}, which can be read once only. "
-                    "Call model.trace_on(batch) first."
+                    f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays."
                 )
-            return
-        found = self.trace_on(batch)
-        if not is_first:
-            return
-        if self.start in ("map", "laplace") and training_data.is_data_set(x):
-            raise ValueError(f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays.")
-        whole = batch if training_data.is_data_set(x) else as_tensors(x, self.compute_dtype)
-        start = find_start(self.start, found, self.estimator, whole, fold_in(draw_key(0), 1))
+            whole = as_tensors(x, self.compute_dtype)
+            self._move(find_start(self.start, found, self.estimator, whole, fold_in(draw_key(0), 1)))
+        self.is_started = True
+
+    def _trace_first(self, x: Any, batch_size: int | None) -> Trace | None:
+        batch = first_batch(x, batch_size)
+        if batch is not None:
+            return self.trace_on(batch)
+        if not self.built:
+            raise ValueError(
+                f"The story must be traced before it is fitted to {type(x).__name__}, which can be read once only. "
+                "Call model.trace_on(batch) first."
+            )
+        return None
+
+    def _move(self, start: Start) -> None:
         for guide in self.guides:
             if not guide.is_local:
                 guide.start_at(*start.of(guide.sizes))
-
-    def _first_batch(self, x: Any, batch_size: int | None) -> Any:
-        if training_data.is_data_set(x):
-            return training_data.first_inputs(x)
-        rows = batch_size or training_data.DEFAULT_BATCH_SIZE
-        return keras.tree.map_structure(lambda leaf: np.asarray(leaf)[:rows], x)

@@ -15,7 +15,8 @@ from bdl.svi.derivatives import in_graph
 from bdl.svi.estimators import Estimator
 from bdl.svi.rows import as_data, as_tensors
 from bdl.svi.start import on_the_real_line
-from bdl.svi.story import Story, trace
+from bdl.svi.story import Story
+from bdl.svi.tracing import trace
 
 
 @dataclass(frozen=True, eq=False)

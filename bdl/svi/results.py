@@ -15,9 +15,11 @@ from bdl.svi import supports
 from bdl.svi.checks import ParetoSmoothing, k_hat
 from bdl.svi.derivatives import in_graph
 from bdl.svi.estimators import Estimator
+from bdl.svi.files import invented
 from bdl.svi.rows import as_data, as_tensors
 from bdl.svi.story import Global, Observed, Site, Variable, num_rows, run, support_of_site
 from bdl.svi.summary import Comparison, SummaryTable
+from bdl.svi.tracing import Trace
 
 Arrays = dict[str, np.ndarray]
 
@@ -27,7 +29,7 @@ class Results:
 
     sites: tuple[Site, ...]
     estimator: Estimator
-    example: Any
+    described: Any
     compute_dtype: str
     seed_generator: Any
 
@@ -35,7 +37,8 @@ class Results:
         """Draws of the latent sites from the guides.
 
         Args:
-            data: Rows whose local sites are drawn as well; None draws the global sites alone.
+            data: Rows whose local sites are drawn as well; None draws the global sites alone, in runs of the story on
+                invented numbers that end with the last of them.
             num_samples: Number of draws.
             seed: Integer, for the same draws on each call.
 
@@ -43,22 +46,65 @@ class Results:
             By site `(num_samples, *shape)`, and `(num_samples, rows, *shape)` of local ones.
 
         Raises:
-            ValueError: if the model was not fitted, or data are not sound.
+            ValueError: if the model was not fitted, data are not sound, or the story fails on invented numbers.
         """
         self._require_fit("posterior")
         is_global = data is None
-        batch = as_tensors(self.example, self.compute_dtype) if is_global else self._batch(data)
+        batch = invented(self.described) if is_global else self._batch(data)
         names = [site.name for site in self.sites if site.kind == "global" or (site.kind == "local" and not is_global)]
         draws = self._real_draws(None if is_global else batch, num_samples, seed)
 
         def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            found = self._simulate(batch, real, None)
+            found = self._simulate(batch, real, None, until=names[-1])
             return {name: found[name] for name in names}
 
-        return self._each(values, draws, num_samples, draw_key(0))
+        if not names:
+            return {}
+        try:
+            return self._each(values, draws, num_samples, draw_key(0))
+        except Exception as error:
+            if not is_global:
+                raise
+            raise ValueError(
+                "`data` must be given here, not None: up to its last Global site the story does not run on invented "
+                f"numbers ({type(error).__name__}: {error}). Call posterior(data)."
+            ) from error
+
+    def check_globals(self, found: Trace, point: dict[str, np.ndarray]) -> None:
+        """Checks that the value of no global site depends on data or on a local site, by way of its support.
+
+        It would be another one on each batch, and there would be no global posterior. At the same unconstrained
+        numbers, values on the traced batch are those on invented numbers; where the story fails on the latter,
+        `posterior()` will say so.
+
+        Args:
+            found: The trace.
+            point: Its values on the real line.
+
+        Raises:
+            ValueError: naming the sites whose values differ.
+        """
+        names = self._names("global")
+        if not names:
+            return
+        ours = {name: ops.convert_to_tensor(point[name], dtype=self.compute_dtype) for name in names}
+        ones = {name: ops.ones(point[name].shape, dtype=self.compute_dtype) for name in self._names("local")}
+        values = self._simulate(found.data, ours, None, until=names[-1])
+        try:
+            others = self._simulate(invented(self.described), {**ours, **ones}, None, until=names[-1])
+        except Exception:
+            return
+        differing = [
+            name for name in names if not np.allclose(*(ops.convert_to_numpy(each[name]) for each in (values, others)))
+        ]
+        if differing:
+            raise ValueError(
+                f"The support of the global sites {differing} must not depend on data or local sites: their values "
+                "would differ from batch to batch. Compute such bounds before, and let the story close over them."
+            )
 
     def predict(self, x: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> Arrays:
-        """Draws of every observed site from the posterior predictive.
+        """Draws of every observed site from the posterior predictive, of missing entries as of the others.
 
         Args:
             x: Rows. What is to be predicted may be left out of a dict: its entry is then None in the story.
@@ -110,6 +156,8 @@ class Results:
 
     def log_likelihood(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> Arrays:
         """Log likelihood of each row at draws of the posterior, unscaled: for LOO and WAIC.
+
+        What is missing by a site's mask counts nothing: a row of which all is missing has zeros.
 
         Args:
             x: Rows.
@@ -198,8 +246,10 @@ class Results:
         """
         return SummaryTable.of(self.posterior(num_samples=num_samples, seed=seed), interval)
 
-    def _simulate(self, batch: Any, real: dict[str, Tensor] | None, key: Tensor | None) -> dict[str, Tensor]:
-        """Values of all sites in a run of the story.
+    def _simulate(
+        self, batch: Any, real: dict[str, Tensor] | None, key: Tensor | None, until: str | None = None
+    ) -> dict[str, Tensor]:
+        """Values of all sites in a run of the story, or up to one of them.
 
         Latent sites have the given numbers on the real line, zeros where there are none, or without any a draw of
         their prior; observed sites a draw, or the data's without a key.
@@ -221,8 +271,17 @@ class Results:
             return support_of_site(variable).constrain(numbers, site.shape)
 
         data = _Forgiving(batch) if isinstance(batch, dict) else batch
-        with supports.unchecked():
-            visits = run(self.estimator.story, data, answer, self.estimator.networks, rows)
+        try:
+            with supports.unchecked():
+                visits = run(self.estimator.story, data, answer, self.estimator.networks, rows, until)
+        except Exception as error:
+            missing = data.missed if isinstance(data, _Forgiving) else []
+            if not missing:
+                raise
+            raise ValueError(
+                f"`x` must have the keys {missing}, too: the story computes with them. Only what it hands to an "
+                "Observed site as it is may be left out; any numbers do in its place."
+            ) from error
         return {visit.name: visit.value for visit in visits}
 
     def _each(self, function: Callable[..., Any], real: dict[str, Tensor], number: int, key: Tensor) -> Arrays:
@@ -260,10 +319,18 @@ class Results:
 
 
 class _Forgiving(dict):
-    """Data of which what is to be predicted may be missing."""
+    """Data of which what is to be predicted may be missing.
+
+    Attributes:
+        missed: Keys that were asked for and are not there.
+    """
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+        self.missed: list[str] = []
 
     def __missing__(self, key: str) -> None:
-        return None
+        self.missed.append(key)
 
 
 def sample_of_shape(distribution: Any, shape: tuple[Any, ...], key: Tensor) -> Tensor:

@@ -9,7 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.training.data import as_inputs, check_finite, check_lengths, is_data_set
+from bdl.training.data import (
+    DEFAULT_BATCH_SIZE,
+    as_inputs,
+    check_finite,
+    check_lengths,
+    first_inputs,
+    is_data_set,
+)
 
 
 def as_data(x: Any, dtype: str, argument: str = "x") -> Any:
@@ -40,6 +47,26 @@ def as_data(x: Any, dtype: str, argument: str = "x") -> Any:
     return keras.tree.map_structure(converted, arrays)
 
 
+def as_validation(data: Any, dtype: str) -> Any:
+    """`as_data` of what Keras is to validate on: arrays as a tuple of one, or it would take some of them for labels."""
+    if data is None or is_data_set(data):
+        return data
+    return (as_data(data, dtype, "validation_data"),)
+
+
+def as_weights(weights: Any, x: Any, dtype: str) -> Any:
+    """Weights of the rows of arrays as an array, or None.
+
+    Raises:
+        ValueError: if they are not as many as the rows, or one is not finite.
+    """
+    if weights is None:
+        return None
+    weights = as_data(weights, dtype, "sample_weight")
+    check_lengths({"x": x, "sample_weight": weights})
+    return weights
+
+
 def as_tensors(data: Any, dtype: str) -> Any:
     """The arrays of a batch as tensors, floating point numbers in one dtype.
 
@@ -54,6 +81,46 @@ def as_tensors(data: Any, dtype: str) -> Any:
         return keras.ops.cast(tensor, dtype) if is_float else tensor
 
     return keras.tree.map_structure(converted, data)
+
+
+def first_batch(x: Any, batch_size: int | None) -> Any:
+    """The first batch of arrays or of a data set; None where reading one would consume it.
+
+    Example:
+    >>> first_batch({"x": np.arange(5)}, 2)
+    {'x': array([0, 1])}
+    """
+    if is_data_set(x):
+        return first_inputs(x)
+    return keras.tree.map_structure(lambda leaf: np.asarray(leaf)[: batch_size or DEFAULT_BATCH_SIZE], x)
+
+
+def all_rows(x: Any) -> int:
+    """Number of rows of arrays, for a fit with the whole data in each step.
+
+    Raises:
+        ValueError: if they are a data set.
+    """
+    if is_data_set(x):
+        raise ValueError(f"`batch_size` must be a number for {type(x).__name__}, not 'all', which is for arrays.")
+    return int(keras.tree.flatten(x)[0].shape[0])
+
+
+def steps_per_epoch(steps: int | None, epochs: int) -> int | None:
+    """Steps between two reports; None where passes over the data are asked for.
+
+    Raises:
+        ValueError: if `steps` is no positive multiple of `epochs`.
+
+    Example:
+    >>> steps_per_epoch(2000, 10)
+    200
+    """
+    if steps is None:
+        return None
+    if steps <= 0 or steps % epochs:
+        raise ValueError(f"`steps` must be a positive multiple of epochs={epochs}, not {steps!r}.")
+    return steps // epochs
 
 
 class EndlessRows(keras.utils.PyDataset):

@@ -19,7 +19,8 @@ from bdl.random import Tensor, fold_in, normal
 from bdl.svi import supports
 from bdl.svi.derivatives import hessian, value_and_gradient
 from bdl.svi.estimators import Estimator
-from bdl.svi.story import Observed, Trace, Variable, run, support_of_site
+from bdl.svi.story import Observed, Variable, run, support_of_site
+from bdl.svi.tracing import Trace
 
 STARTS = ("prior", "map", "laplace")
 

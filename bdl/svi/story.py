@@ -14,25 +14,20 @@ The story's log joint density is a sum over its sites: one number of a `Global`,
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from bdl.keras_internals import is_concrete
-from bdl.random import Tensor, fold_in
+from bdl.random import Tensor
 from bdl.svi import supports
-from bdl.svi.supports import Flat
 
 Story = Callable[..., Iterator[Any]]
 """A generator function of the data and, by name, of networks."""
-
-NUM_START_DRAWS = 51
-"""Draws of a site's prior, whose median on the real line is where a trace, and a fit, begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +36,11 @@ class Global:
 
     Args:
         name: Of the site, unique in the story.
-        distribution: Its prior; the value has the shape of its batch and its events together.
+        distribution: Its prior; the value has the shape of its batch and its events together. Its support may depend on
+            other global sites, and never on data: a bound that does would be another one on each batch.
 
     Example:
-    >>> Global("mean", Flat()).name
+    >>> Global("mean", bdl.svi.Flat()).name
     'mean'
     """
 
@@ -61,7 +57,7 @@ class Local:
         distribution: The prior of a row's value, or of all of them, where its first batch axis runs over the rows.
 
     Example:
-    >>> Local("code", Flat(shape=(8,))).name
+    >>> Local("code", bdl.svi.Flat(shape=(8,))).name
     'code'
     """
 
@@ -77,15 +73,20 @@ class Observed:
         name: Of the site, unique in the story.
         distribution: Of the value, given the latent variables.
         value: What was observed, rows on the first axis; None where it is to be predicted.
+        mask: Booleans, True where the value was observed: `(rows,)`, or further leading axes of the value, up to the
+            shape of the log density. None where all of it was. What is missing holds any finite number, has no part in
+            the likelihood and its gradient, and is predicted as the rest is. Networks that read the value should read
+            the mask as well.
 
     Example:
-    >>> Observed("y", Flat(), np.zeros(3)).value.shape
+    >>> Observed("y", bdl.svi.Flat(), np.zeros(3), mask=np.array([True, True, False])).value.shape
     (3,)
     """
 
     name: str
     distribution: Any
     value: Any
+    mask: Any = None
 
 
 Variable = Global | Local | Observed
@@ -131,17 +132,26 @@ class Visit:
     def log_prob(self) -> Tensor:
         """Log density of the value, in nats: a scalar of a `Global`, `(rows,)` of the others.
 
+        Entries of an `Observed` site that are missing count nothing.
+
         Raises:
             ValueError: if it does not have a number for each row.
         """
-        log_prob = supports.log_prob(self.variable.distribution, self.value)
-        if isinstance(self.variable, Observed) and len(log_prob.shape) > len(self.value.shape):
-            raise ValueError(
-                f"The distribution of site {self.name!r} must not have more axes than its value, whose shape is "
-                f"{tuple(self.value.shape)}: its log density has the shape {tuple(log_prob.shape)}."
-            )
-        if isinstance(self.variable, Global):
+        variable, value = self.variable, self.value
+        mask = _mask_of(variable, value) if isinstance(variable, Observed) else None
+        with at_site(self.name):
+            if mask is not None:
+                # Not the value itself: a density that is not finite there would make the gradient of `where` so, too.
+                inside = supports.inside(variable.distribution, value)
+                value = ops.where(_with_axes(mask, len(value.shape)), value, inside)
+            log_prob = supports.log_prob(variable.distribution, value)
+        if isinstance(variable, Observed):
+            _check_leading(self.name, "log density", log_prob, value)
+        if isinstance(variable, Global):
             return ops.sum(log_prob)
+        if mask is not None:
+            _check_leading(self.name, "mask", mask, log_prob)
+            log_prob = ops.where(_with_axes(mask, len(log_prob.shape)), log_prob, ops.zeros_like(log_prob))
         return _by_row(self.name, log_prob, self.rows)
 
 
@@ -161,8 +171,9 @@ def run(
     answer: Answer,
     networks: Mapping[str, Any] | None = None,
     rows: Tensor | int | None = None,
+    until: str | None = None,
 ) -> list[Visit]:
-    """Runs a story to its end.
+    """Runs a story to its end, or to a site.
 
     Args:
         story: The story.
@@ -170,179 +181,101 @@ def run(
         answer: Gives each site that is yielded its value, constrained to its support.
         networks: Layers by the names of the story's keyword arguments.
         rows: Number of rows; None counts those of the data.
+        until: Name of the site at which the run ends; None runs to the end.
 
     Returns:
         The sites in the order in which they were met.
 
     Raises:
-        ValueError: if the story is no generator function, yields something else than a site, or meets one twice.
+        ValueError: if the story is no generator function, does not take the networks, reads data that are not there,
+            yields something else than a site, or meets one twice.
 
     Example:
     >>> def story(data):
-    ...     level = yield Global("level", Flat())
-    ...     yield Observed("y", Flat(), level + data)
+    ...     level = yield Global("level", bdl.svi.Flat())
+    ...     yield Observed("y", bdl.svi.Flat(), level + data)
     >>> [float(visit.log_prob()[0]) for visit in run(story, np.ones(3), lambda site: np.ones(3))[1:]]
     [0.0]
     """
-    told = story(data, **(networks or {}))
-    if not inspect.isgenerator(told):
-        raise ValueError(f"`story` must be a generator function that yields its sites, not {story!r}. Use yield.")
+    told = _begun(story, data, networks or {})
     rows = num_rows(data) if rows is None else rows
     visits: dict[str, Visit] = {}
-    try:
-        variable = next(told)
-        while True:
-            if not isinstance(variable, Variable):
-                raise ValueError(
-                    f"`story` must yield Global, Local or Observed sites, not {variable!r}. Yield each random variable "
-                    "as in: value = yield Global(name, distribution)."
-                )
-            if variable.name in visits:
-                raise ValueError(f"Site {variable.name!r} must be met once, not twice. Give each site its own name.")
+    value = None
+    with contextlib.closing(told):
+        while until is None or until not in visits:
+            try:
+                variable = _next(told, value, data)
+            except StopIteration:
+                break
+            _check_variable(variable, visits)
             value = answer(variable)
             visits[variable.name] = Visit(variable, value, rows)
-            variable = told.send(value)
-    except StopIteration:
-        return list(visits.values())
+    return list(visits.values())
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What one run of a story on a batch found.
-
-    Args:
-        sites: In the order in which the story tells them.
-        values: Of the latent sites, constrained: where a fit may begin.
-        data: The batch.
-    """
-
-    sites: tuple[Site, ...]
-    values: dict[str, np.ndarray]
-    data: Any
-
-    def of_kind(self, kind: str) -> list[Site]:
-        """The sites of a kind."""
-        return [site for site in self.sites if site.kind == kind]
+def _begun(story: Story, data: Any, networks: Mapping[str, Any]) -> Any:
+    """The story as a generator."""
+    parameters = list(inspect.signature(story).parameters.values())[1:]
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        needed = {each.name for each in parameters if each.default is inspect.Parameter.empty}
+        names = [each.name for each in parameters]
+        if set(networks) - set(names) or needed - set(networks):
+            raise ValueError(
+                f"`networks` must be those that the story takes by name after the data, {names}, not {list(networks)}."
+            )
+    told = story(data, **networks)
+    if not inspect.isgenerator(told):
+        raise ValueError(f"`story` must be a generator function that yields its sites, not {story!r}. Use yield.")
+    return told
 
 
-def trace(
-    story: Story,
-    data: Any,
-    key: Tensor,
-    networks: Mapping[str, Any] | None = None,
-    start: Mapping[str, Any] | None = None,
-    dtype: str = "float32",
-) -> Trace:
-    """Runs a story once, to learn names, shapes and supports of its sites, and checks that it can be fitted.
+def _next(told: Any, value: Any, data: Any) -> Any:
+    """What the story yields once it has been answered."""
+    try:
+        return told.send(value)
+    except KeyError as error:
+        key = error.args[0] if error.args else None
+        if isinstance(data, Mapping) and key not in data:
+            raise ValueError(
+                f"`x` must have the key {key!r}, which the story reads, not {sorted(data)} only."
+            ) from error
+        raise
 
-    Latent sites have the values of `start`, or else the median of their prior on the real line, given the sites before.
 
-    Args:
-        story: The story.
-        data: A batch of data, of concrete arrays.
-        key: Of the draws from priors; from `bdl.random`.
-        networks: Layers by the names of the story's keyword arguments.
-        start: Values of latent sites by name, constrained.
-        dtype: Of the latent values.
+def _check_variable(variable: Any, visits: Mapping[str, Visit]) -> None:
+    if not isinstance(variable, Variable):
+        raise ValueError(
+            f"`story` must yield Global, Local or Observed sites, not {variable!r}. Yield each random variable as in: "
+            "value = yield Global(name, distribution)."
+        )
+    name = variable.name
+    if not isinstance(name, str) or not name or "/" in name:
+        raise ValueError(
+            f"`name` of a site must be a text that is not empty and has no '/', which ends a group's name in files, "
+            f"not {name!r}."
+        )
+    if name in visits:
+        raise ValueError(f"Site {name!r} must be met once, not twice. Give each site its own name.")
+
+
+@contextlib.contextmanager
+def at_site(name: str) -> Iterator[None]:
+    """Within this context errors of distributions name the site.
 
     Raises:
-        ValueError: naming a site that is met twice, is discrete, has a log density that is not finite or is summed over
-            the rows already, whose rows do not match, or for which `start` has a value of another shape or none; or if
-            there is no latent, or no observed site.
+        ValueError: naming the site.
+
+    Example:
+    >>> with at_site("mean"):
+    ...     raise ValueError("It must be positive.")
+    Traceback (most recent call last):
+    ...
+    ValueError: Site 'mean': It must be positive.
     """
-    found = _Teller(story, data, key, networks, start, dtype).tell()
-    unknown = sorted(set(start or {}) - set(found.values))
-    if unknown:
-        raise ValueError(f"`start` must have values of the sites {sorted(found.values)}, not of {unknown}.")
-    if not found.values or not found.of_kind("observed"):
-        missing = "a Global or Local site" if not found.values else "an Observed site"
-        raise ValueError(f"`story` must yield {missing}, which {getattr(story, '__name__', story)!r} does not.")
-    return found
-
-
-class _ReachedError(Exception):
-    """Ends a run at a site that was looked for."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.shape = shape
-
-
-class _Teller:
-    """Answers a story's sites with where they begin, and notes what they are."""
-
-    def __init__(self, story: Story, data: Any, key: Tensor, networks: Any, start: Any, dtype: str) -> None:
-        self.story, self.data, self.key, self.networks, self.dtype = story, data, key, networks, dtype
-        self.start = start or {}
-        self.rows = int(num_rows(data))
-        self.found: dict[str, tuple[Site, Any]] = {}
-        self.runs_over_rows: dict[str, bool] = {}  # of the distribution of a local site
-
-    def tell(self) -> Trace:
-        for visit in run(self.story, self.data, self.answer, self.networks):
-            _check_finite(visit)
-        latent = {name: value for name, (_, value) in self.found.items() if value is not None}
-        return Trace(tuple(site for site, _ in self.found.values()), latent, self.data)
-
-    def answer(self, variable: Variable) -> Tensor:
-        name, distribution = variable.name, variable.distribution
-        if isinstance(variable, Observed):
-            _check_observed(variable, self.rows)
-            value = ops.convert_to_tensor(variable.value)
-            self.found[name] = Site(name, "observed", tuple(value.shape[1:])), None
-            return value
-        support = support_of_site(variable)
-        shape = supports.shape_of(distribution)
-        is_local = isinstance(variable, Local)
-        if isinstance(variable, Local) and self._has_rows(variable, shape):
-            shape = shape[1:]
-        site = Site(name, "local" if is_local else "global", shape, support.flat_size(shape))
-        value = self._begin(site, distribution, support, (self.rows,) if is_local else ())
-        self.found[name] = site, value
-        return ops.convert_to_tensor(value, dtype=self.dtype)
-
-    def _has_rows(self, variable: Local, shape: tuple[int, ...]) -> bool:
-        """Whether the first axis of a local site's distribution runs over the rows."""
-        if variable.name not in self.runs_over_rows:
-            is_long = bool(supports.batch_rank(variable.distribution)) and shape[0] == self.rows
-            # An axis may be as long as the rows by chance: then it is as long with one row fewer.
-            is_rows = is_long and (self.rows == 1 or self._shape_with_fewer_rows(variable.name) != shape)
-            self.runs_over_rows[variable.name] = is_rows
-        return self.runs_over_rows[variable.name]
-
-    def _shape_with_fewer_rows(self, name: str) -> tuple[int, ...]:
-        fewer = keras.tree.map_structure(lambda leaf: leaf[1:], self.data)
-        other = _Teller(self.story, fewer, self.key, self.networks, None, self.dtype)
-        other.runs_over_rows = dict(self.runs_over_rows)
-
-        def answer(variable: Variable) -> Tensor:
-            if variable.name == name:
-                raise _ReachedError(supports.shape_of(variable.distribution))
-            return other.answer(variable)
-
-        try:
-            run(self.story, fewer, answer, self.networks)
-        except _ReachedError as reached:
-            return reached.shape
-        return ()
-
-    def _begin(self, site: Site, distribution: Any, support: Any, lead: tuple[int, ...]) -> np.ndarray:
-        """The value at which a site begins: `(*lead, *site.shape)`."""
-        whole = (*lead, *site.shape)
-        if site.name in self.start:
-            value = np.asarray(self.start[site.name], dtype=self.dtype)
-            if value.shape != whole:
-                raise ValueError(
-                    f"`start` must have a value of shape {whole} for site {site.name!r}, not {value.shape}."
-                )
-            return value
-        if isinstance(distribution, Flat):
-            real = ops.zeros((site.size,), dtype=self.dtype)
-        else:
-            draws = supports.sample(distribution, NUM_START_DRAWS, fold_in(self.key, len(self.found)))
-            real = ops.median(support.unconstrain(ops.cast(draws, self.dtype), site.shape), axis=0)
-        value = support.constrain(real, site.shape)
-        return np.array(np.broadcast_to(ops.convert_to_numpy(value), whole))
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Site {name!r}: {error}") from error
 
 
 def support_of_site(variable: Variable) -> Any:
@@ -351,20 +284,49 @@ def support_of_site(variable: Variable) -> Any:
     Raises:
         ValueError: naming the site, if it is discrete or its distribution is not known.
     """
-    try:
+    with at_site(variable.name):
         return supports.support_of(variable.distribution)
-    except ValueError as error:
-        raise ValueError(f"Site {variable.name!r}: {error}") from error
 
 
-def _check_observed(variable: Observed, rows: int) -> None:
-    shape = tuple(getattr(variable.value, "shape", ()))
-    if variable.value is None or not shape or shape[0] != rows:
+def _mask_of(variable: Observed, value: Tensor) -> Tensor | None:
+    if variable.mask is None:
+        return None
+    mask = ops.convert_to_tensor(variable.mask)
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool" or len(mask.shape) == 0:
         raise ValueError(
-            f"Observed site {variable.name!r} must have the data's {rows} rows on its first axis, not "
-            f"{'no value' if variable.value is None else f'the shape {shape}'}. A single series of T steps is one row, "
-            "(1, T)."
+            f"`mask` of site {variable.name!r} must be booleans with the rows on their first axis, not {dtype} of the "
+            f"shape {tuple(mask.shape)}. Give True where the value was observed."
         )
+    _check_leading(variable.name, "mask", mask, value)
+    return mask
+
+
+_FIXES = {
+    "log density": "Give the distribution the axes of the value, as in loc[:, None] for a value of shape (rows, 1).",
+    "mask": "A mask says of each row, or of each event of the distribution, whether it was observed.",
+}
+
+
+def _check_leading(name: str, what: str, tensor: Tensor, whole: Tensor) -> None:
+    """Checks that the shape of a tensor is that of the first axes of another; sizes may be open."""
+    shape, expected = tuple(tensor.shape), tuple(whole.shape)
+    fits = len(shape) <= len(expected) and all(
+        own is None or other is None or own == other for own, other in zip(shape, expected, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"The {what} of site {name!r} must have the shape {expected} of its "
+            f"{'value' if what == 'log density' else 'value or log density'}, or of its first axes, not {shape}. "
+            f"{_FIXES[what]}"
+        )
+
+
+def _with_axes(mask: Tensor, rank: int) -> Tensor:
+    """A mask with axes of size 1 behind its own, up to a rank."""
+    for _ in range(rank - len(mask.shape)):
+        mask = mask[..., None]
+    return mask
 
 
 def _by_row(name: str, log_prob: Tensor, rows: Tensor | int) -> Tensor:
@@ -378,20 +340,3 @@ def _by_row(name: str, log_prob: Tensor, rows: Tensor | int) -> Tensor:
             "row needs a density."
         )
     return ops.sum(log_prob, axis=tuple(range(1, len(shape)))) if len(shape) > 1 else log_prob
-
-
-def _check_finite(visit: Visit) -> None:
-    """Refuses a start at which a site has no density."""
-    log_prob = ops.convert_to_numpy(visit.log_prob()) if is_concrete(visit.value) else np.zeros(())
-    bad = np.argwhere(~np.isfinite(log_prob))
-    if len(bad) == 0:
-        return
-    row = int(bad[0][0]) if log_prob.ndim else None
-    value = ops.convert_to_numpy(visit.value)
-    at = value if row is None else value[row]
-    where = "" if row is None else f" in row {row}"
-    raise ValueError(
-        f"The log density of site {visit.name!r} must be finite at the start, not {log_prob.ravel()[row or 0]}{where}, "
-        f"at the value {np.array2string(np.asarray(at), threshold=6)}. Check the data against the distribution's "
-        "support, or give start={site: value}."
-    )

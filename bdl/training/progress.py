@@ -156,6 +156,15 @@ class Progress:
             )
         self._num_examples.assign(measured)
 
+    def give_num_examples(self, num_examples: int) -> None:
+        """Sets N, as if the model had been given it.
+
+        Raises:
+            ValueError: if it is no positive integer.
+        """
+        self._num_examples.assign(check_num_examples(num_examples))
+        self.is_size_given = True
+
     def begin_fit(self, steps_per_epoch: int | None, epochs: int) -> None:
         """Gives the schedule its length: that of the first fit. Later ones go on where it ended, at T = 1.
 

@@ -16,6 +16,7 @@ from bdl.svi.supports import (
     Real,
     as_normal,
     batch_rank,
+    inside,
     is_discrete,
     log_prob,
     sample,
@@ -89,6 +90,14 @@ def test_the_libraries_give_the_densities_of_scipy(library, name):
     found = array(log_prob(rounded, support_of(rounded).constrain(single(u), shape)))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_there_is_a_value_inside_of_each_support(library, name):
+    parameters, _, _ = CONTINUOUS[name]
+    distribution = of(library, name, *(value if isinstance(value, int) else single(value) for value in parameters))
+    values = single(np.full((3, *shape_of(distribution)), np.nan))
+    assert np.isfinite(array(log_prob(distribution, inside(distribution, values)))).all()
 
 
 @pytest.mark.parametrize("name", ["LKJCholesky", "Dirichlet", "Beta", "HalfCauchy", "Gumbel"])
@@ -438,3 +447,15 @@ def test_a_distribution_of_another_backend_is_named():
 
 def test_supports_print_their_names():
     assert repr((Real(), Above(2.0))) == "(Real, Above)"
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="other libraries have no such switch")
+def test_the_last_of_several_threads_puts_the_checks_back(library):
+    first, second = unchecked(), unchecked()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    library.Exponential(-1.0)
+    second.__exit__(None, None, None)
+    with pytest.raises(ValueError, match="Expected parameter rate"):
+        library.Exponential(-1.0)

@@ -1,13 +1,19 @@
 """Stories: what a trace finds, what a run sums up, and what is refused by the name of its site."""
 
+from functools import partial
+
+import keras
 import numpy as np
 import pytest
+from distribution_libraries import distributions
 from keras import ops
 from scipy import stats
 from stories import HalfNormal, Normal, groups, level, spread
 
 from bdl import random
-from bdl.svi.story import Flat, Global, Local, Observed, Site, run, trace
+from bdl.svi import Flat
+from bdl.svi.story import Global, Local, Observed, Site, run
+from bdl.svi.tracing import trace
 
 Y = np.random.default_rng(0).normal(size=6).astype("float32")
 DATA = {"y": Y}
@@ -109,6 +115,72 @@ def test_what_is_no_story_is_refused():
     refused(fixed, "must yield a Global or Local site")
 
 
+@pytest.mark.parametrize("name", ["", "a/b", 3])
+def test_a_name_that_is_none_is_refused(name):
+    def story(data):
+        yield Global(name, Normal(0.0, 1.0))
+
+    refused(story, f"`name` of a site must be a text that is not empty and has no '/', .*, not {name!r}")
+
+
+def test_a_key_that_the_data_lack_is_named():
+    refused(level, "`x` must have the key 'y', which the story reads, not \\['x'\\] only", data={"x": Y})
+
+    def story(data):
+        {}["own"]
+        yield Global("mean", Normal(0.0, 1.0))
+
+    with pytest.raises(KeyError, match="own"):
+        traced(story, data={"own": Y})
+
+
+def test_networks_must_be_those_that_the_story_takes():
+    def story(data, decoder, order=2):
+        code = yield Local("code", Normal(0.0, 1.0))
+        yield Observed("y", Normal(decoder(code), 1.0), data["y"])
+
+    names = "by name after the data, \\['decoder', 'order'\\]"
+    refused(
+        story, f"`networks` must be those that the story takes {names}, not \\['encoder'\\]", networks={"encoder": abs}
+    )
+    refused(story, f"{names}, not \\[\\]")
+    assert len(traced(partial(story, decoder=abs)).sites) == 2
+
+
+@pytest.mark.core
+def test_a_run_ends_at_the_site_that_was_asked_for():
+    def story(data):
+        yield Global("first", Normal(0.0, 1.0))
+        yield Global("second", Normal(0.0, 1.0))
+        raise AssertionError("The run must not come here.")
+
+    assert [visit.name for visit in run(story, DATA, lambda site: ops.zeros(()), until="second")] == ["first", "second"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", [Global, Local])
+def test_a_discrete_latent_site_is_refused(kind):
+    count = distributions().Poisson(ops.convert_to_tensor(3.0))
+
+    def story(data):
+        yield kind("count", count)
+
+    refused(story, "Site 'count': The distribution of a latent variable must be continuous, not .* Poisson")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one pair of libraries is enough")
+@pytest.mark.parametrize("is_observed", [True, False])
+def test_a_distribution_of_another_backend_is_refused(is_observed):
+    torch_distributions = pytest.importorskip("torch.distributions")
+
+    def story(data):
+        mean = yield Global("mean", Normal(0.0, 1.0) if is_observed else torch_distributions.Normal(0.0, 1.0))
+        yield Observed("y", torch_distributions.Normal(0.0, 1.0), data["y"] + mean)
+
+    site = "y" if is_observed else "mean"
+    refused(story, f"Site '{site}': A distribution must be one of tensorflow_probability.*, not .* of torch")
+
+
 def test_an_unknown_distribution_is_refused_by_the_name_of_its_site():
     def story(data):
         yield Global("mean", object())
@@ -133,7 +205,19 @@ def test_a_distribution_with_more_axes_than_its_value_is_refused():
         mean = yield Global("mean", Normal(0.0, 1.0))
         yield Observed("y", Normal(mean + ops.zeros((6, 6)), 1.0), data["y"])
 
-    refused(story, "site 'y' must not have more axes than its value, whose shape is \\(6,\\)")
+    refused(story, "log density of site 'y' must have the shape \\(6,\\) of its value, .*, not \\(6, 6\\)")
+
+
+def test_a_density_that_pairs_each_row_with_all_others_is_refused():
+    """A value of shape (rows, 1) beside means of shape (rows,): nothing but the shape tells."""
+
+    def story(data):
+        code = yield Local("code", Normal(0.0, 1.0))
+        yield Observed("y", Normal(code, 1.0), data["y"][:, None])
+
+    refused(
+        story, "log density of site 'y' must have the shape \\(6, 1\\) of its value, .*, not \\(6, 6\\).*loc\\[:, None"
+    )
 
 
 def test_observed_rows_must_be_those_of_the_data():

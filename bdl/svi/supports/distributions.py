@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import keras
+from keras import ops
 
 from bdl.svi.supports.base import Support, Tensor
 from bdl.svi.supports.library import Library
@@ -116,6 +117,21 @@ def sample(distribution: Any, num_samples: int, key: Tensor) -> Tensor:
         `(num_samples, *batch_shape, *event_shape)`; the same key gives the same draws.
     """
     return _library_of(distribution).sample(distribution, num_samples, key)
+
+
+def inside(distribution: Any, like: Tensor) -> Tensor:
+    """Values in the support, away from its edges: 0, 1 where it is positive, the middle of what is bounded.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one; where no map onto its support is known the values are 0.
+        like: Values whose shape and dtype they have, rows on the first axis.
+    """
+    library = _library_of(distribution)
+    support = None if library.is_discrete(distribution) else library.support(distribution)
+    if support is None or "float" not in keras.backend.standardize_dtype(like.dtype):
+        return ops.zeros_like(like)
+    shape = tuple(like.shape[1:])
+    return support.constrain(ops.zeros((ops.shape(like)[0], support.flat_size(shape)), dtype=like.dtype), shape)
 
 
 def is_discrete(distribution: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,24 +102,43 @@ def unchecked() -> Iterator[None]:
     """Within this context distributions do not check their arguments and values.
 
     Torch's do so by reading numbers, which a compiler and `torch.func` cannot, and which a GPU waits for. Those of the
-    other libraries do not, unless they are told to.
+    other libraries do not, unless they are told to. Torch has one switch for the process: distributions that other
+    threads make meanwhile are not checked either. The last of several threads to leave puts it back as the first one
+    found it.
     """
     if keras.backend.backend() != "torch":
         yield
         return
-    from torch.distributions import Distribution, Exponential
+    from torch.distributions import Distribution
+
+    global _unchecked, _were_checked
+    with _switch:
+        if _unchecked == 0:
+            _were_checked = _are_checked()
+            Distribution.set_default_validate_args(False)
+        _unchecked += 1
+    try:
+        yield
+    finally:
+        with _switch:
+            _unchecked -= 1
+            if _unchecked == 0:
+                Distribution.set_default_validate_args(_were_checked)
+
+
+_switch = threading.Lock()
+_unchecked, _were_checked = 0, True
+
+
+def _are_checked() -> bool:
+    """Whether Torch's distributions check their arguments, which only a wrong one tells."""
+    from torch.distributions import Exponential
 
     try:
         Exponential(-1.0)
     except ValueError:
-        checks = True
-    else:
-        checks = False
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(checks)
+        return True
+    return False
 
 
 def _of_constraint(library: Any, constraint: Any) -> Support | None:
