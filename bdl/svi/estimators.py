@@ -14,7 +14,7 @@ the logarithm of each row: the importance weighted bound (Burda et al. 2016, arX
 not give a bound, for they are shared by all rows. Every local divergence is then that of the draw itself. The
 bound needs no independence of its samples, only that each is a draw of the guide, so that these are mirrored, too. On
 logits of binomial counts, with the best Gaussian of each, mirrored samples came up to nine times nearer to the evidence
-(2 of 2: .0002 nats below it in place of .0017, 2 samples), and the gradient in the globals' mean had 4 to 180 times
+(2 of 2: .0002 nats below it in place of .0017, 2 samples), and the gradient in the globals' mean had 3 to 180 times
 less variance, that in the guide's own log scale twice as much. A guide that is twice too wide is bounded worse by them:
 .80 nats below in place of .24 with 2 samples, .026 in place of .014 with 20.
 """

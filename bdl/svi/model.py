@@ -12,34 +12,36 @@ from keras import ops
 from bdl.arguments import check_num_samples, check_objective
 from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import num_replicas
-from bdl.random import Tensor, draw_key, fold_in
+from bdl.random import Tensor, draw_key
+from bdl.svi.beginning import Beginning
 from bdl.svi.estimators import Estimator
-from bdl.svi.files import Saved, described
+from bdl.svi.files import Saved
 from bdl.svi.guides import Guide
-from bdl.svi.guides.selection import assign_guides, check_guide
+from bdl.svi.guides.selection import check_guide
 from bdl.svi.results import Results
 from bdl.svi.rows import (
+    BeginRows,
     EndlessRows,
     all_rows,
     as_data,
     as_tensors,
     as_validation,
     as_weights,
-    first_batch,
+    refuse_arguments_of_labels,
+    repeated,
     steps_per_epoch,
+    with_callback,
 )
-from bdl.svi.start import Start, check_start, find_start, on_the_real_line
-from bdl.svi.story import Site, Story, num_rows
-from bdl.svi.tracing import Trace, trace
+from bdl.svi.start import check_start
+from bdl.svi.story import Story, num_rows
 from bdl.training import data as training_data
-from bdl.training.averaging import TailAverage
 from bdl.training.figures import part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.steps import build_optimizer
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class SVI(Results, Saved, keras.Model):
+class SVI(Results, Saved, Beginning, keras.Model):
     """Stochastic variational inference of a story: any probabilistic model, fitted as a Keras model is.
 
     The objective is the ELBO of `bdl.elbo`: observed sites give the NLL, the divergence of global sites is divided by
@@ -128,13 +130,8 @@ class SVI(Results, Saved, keras.Model):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.seed = int(ops.convert_to_numpy(self.seed_generator.state)[0]) if seed is None else seed
         self.progress = Progress(self, num_examples, self.kl_weight)
-        self.sites: tuple[Site, ...] = ()
-        self.guides: list[Guide] = []
-        self.average: TailAverage | None = None
         self._part_trackers = part_trackers()
-        self._site_trackers: list[keras.metrics.Mean] = []
-        self.described: Any = None
-        self.is_fitting = self.is_started = False
+        self.is_fitting = False
         self._trained: tuple[int, ...] | None = None
 
     @property
@@ -152,72 +149,14 @@ class SVI(Results, Saved, keras.Model):
         return self.progress.temperature
 
     @property
-    def latent(self) -> dict[str, Site]:
-        """The latent sites by name, once the story has been traced."""
-        return {site.name: site for site in self.sites if site.kind != "observed"}
-
-    @property
     def estimator(self) -> Estimator:  # type: ignore[override]
         """What draws from the guides and runs the story."""
         return Estimator(
             self.story, self.latent, self.guides, self.networks, self.num_samples, self.objective, self.compute_dtype
         )
 
-    def guide_of(self, site: str) -> Guide:
-        """The guide of a latent site; `guide_of(site).trainable = False` freezes it.
-
-        Raises:
-            ValueError: if there is no such site yet.
-        """
-        for guide in self.guides:
-            if site in guide.sizes:
-                return guide
-        raise ValueError(f"`site` must be one of the latent sites {list(self.latent)}, not {site!r}.")
-
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the story is traced on data, by `fit` or `trace_on`."""
-
-    def trace_on(self, data: Any) -> Trace:
-        """Traces the story on a batch; the first time guides and networks get their variables, at the trace's values.
-
-        Args:
-            data: A batch of data.
-
-        Raises:
-            ValueError: as `bdl.svi.story.trace` and `assign_guides` do, or if the sites are not those traced before.
-        """
-        given = self.start if isinstance(self.start, Mapping) else None
-        key = fold_in(draw_key(0), 0)
-        found = trace(self.story, as_tensors(data, self.compute_dtype), key, self.networks, given, self.compute_dtype)
-        is_first = not self.sites
-        if is_first:
-            self.bind_guides(found.sites, found.data)
-        else:
-            self.check_sites(found.sites)
-        self.described = described(found.data)
-        point = on_the_real_line(found, self.estimator)
-        self.check_globals(found, point)
-        if is_first:
-            self._move(Start(point))
-        return found
-
-    def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
-        """Gives guides their sites and all the model its variables; those of a file come without data."""
-        self.sites = tuple(sites)
-        latent = self.latent
-        assignment = assign_guides(self.requested_guide, latent)
-        self.guides = [guide for _, guide in assignment]
-        for names, guide in assignment:
-            if not guide.sizes:
-                given = sum(latent[name].size for name in guide.given)
-                guide.dtype_policy = self.dtype_policy
-                guide.bind({name: latent[name].size for name in names}, data, given)
-        if self.averaging:
-            layers = [*self.guides, *self.networks.values()]
-            weights = [weight for layer in layers for weight in layer.weights if "float" in weight.dtype]
-            self.average = TailAverage(self, weights)
-        self._site_trackers = [keras.metrics.Mean(name=f"kl_{name}", dtype="float32") for name in latent]
-        self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """The terms of the objective for one step's draws; see `bdl.svi.estimators.Terms`."""
@@ -313,16 +252,17 @@ class SVI(Results, Saved, keras.Model):
         """
         if y is not None:
             raise ValueError("`y` must be None: a story reads all its data from `x`. Pass fit({'x': ..., 'y': ...}).")
+        refuse_arguments_of_labels(kwargs)
         x = as_data(x, self.compute_dtype)
         width = all_rows(x) if batch_size == "all" else batch_size
         size = training_data.measure(x, width)
         self.progress.set_num_examples(size.num_examples, x)
-        self._begin(x, width)
+        self.begin(x, width)
         validation_data = as_validation(validation_data, self.compute_dtype)
         asked = steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
         per_epoch = asked or size.steps_per_epoch
         kwargs["steps_per_epoch"] = asked if training_data.is_data_set(x) else per_epoch
-        x, kwargs = self._batches(x, width, steps, kwargs)
+        x, callbacks, kwargs = self._batches(x, width, steps, callbacks, kwargs)
         self.progress.begin_fit(per_epoch, epochs - initial_epoch)
         if begin_decay(self.optimizer, per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)
@@ -342,12 +282,18 @@ class SVI(Results, Saved, keras.Model):
         return history
 
     def evaluate(self, x: Any = None, y: None = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`: the ELBO and its parts at T = 1."""
+        """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, on data as of `fit`.
+
+        Raises:
+            ValueError: if N is not known, or data are not sound.
+        """
         self.progress.require_num_examples()
         x = as_data(x, self.compute_dtype)
+        weights = as_weights(kwargs.get("sample_weight"), x, self.compute_dtype)
+        labels = None if weights is None else np.zeros(len(weights), "float32")  # without any Keras drops the weights
         if not self.built:
-            self._trace_first(x, batch_size)
-        return super().evaluate(x, None, batch_size, **kwargs)
+            self.trace_first(x, batch_size)
+        return super().evaluate(x, labels, batch_size, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`; needs `num_examples`.
@@ -358,7 +304,7 @@ class SVI(Results, Saved, keras.Model):
         self.progress.require_num_examples()
         self.progress.require_length("train_on_batch")
         if not self.is_started:
-            self._begin(as_data(x, self.compute_dtype), None)
+            self.begin(as_data(x, self.compute_dtype), None)
         self.check_trained()
         return super().train_on_batch(x, *args, **kwargs)
 
@@ -376,39 +322,14 @@ class SVI(Results, Saved, keras.Model):
             )
         self._trained = trained
 
-    def _batches(self, x: Any, batch_size: int | None, steps: int | None, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The batches of a fit and its other settings: arrays are cut and shuffled here, from the model's seed."""
+    def _batches(
+        self, x: Any, batch_size: int | None, steps: int | None, callbacks: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """The batches of a fit, its callbacks and other settings: arrays are cut and shuffled from the model's seed."""
         kwargs = {**kwargs, "shuffle": False}  # Keras warns otherwise of what shuffles itself
         if training_data.is_data_set(x):
-            return (x.repeat() if steps and training_data.is_dataset(x) else x), kwargs
+            return (repeated(x) if steps else x), callbacks, kwargs
         weights = as_weights(kwargs.pop("sample_weight", None), x, self.compute_dtype)
         size = batch_size or training_data.DEFAULT_BATCH_SIZE
-        return EndlessRows(x, size, self.seed, lambda: self.progress.step, weights).for_fit(), kwargs
-
-    def _begin(self, x: Any, batch_size: int | None) -> None:
-        """Traces the story on a first batch; before the first fit, moves the guides to where it begins."""
-        found = self._trace_first(x, batch_size)
-        if not self.is_started and not isinstance(self.start, Mapping) and self.start != "prior":
-            if found is None or training_data.is_data_set(x):
-                raise ValueError(
-                    f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays."
-                )
-            whole = as_tensors(x, self.compute_dtype)
-            self._move(find_start(self.start, found, self.estimator, whole, fold_in(draw_key(0), 1)))
-        self.is_started = True
-
-    def _trace_first(self, x: Any, batch_size: int | None) -> Trace | None:
-        batch = first_batch(x, batch_size)
-        if batch is not None:
-            return self.trace_on(batch)
-        if not self.built:
-            raise ValueError(
-                f"The story must be traced before it is fitted to {type(x).__name__}, which can be read once only. "
-                "Call model.trace_on(batch) first."
-            )
-        return None
-
-    def _move(self, start: Start) -> None:
-        for guide in self.guides:
-            if not guide.is_local:
-                guide.start_at(*start.of(guide.sizes))
+        batches = EndlessRows(x, size, self.seed, weights)
+        return batches.for_fit(), with_callback(callbacks, BeginRows(batches, self.progress)), kwargs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,11 +16,17 @@ from bdl.training.data import (
     check_lengths,
     first_inputs,
     is_data_set,
+    is_dataset,
+    is_endless,
+    is_read_once,
 )
+from bdl.training.progress import Progress
 
 
 def as_data(x: Any, dtype: str, argument: str = "x") -> Any:
     """Arrays in any structure as NumPy arrays, floating point numbers in one dtype; a data set stays as it is.
+
+    Lists of arrays become tuples.
 
     Args:
         x: Arrays of any kind, in a dict for a story that reads several, or a data set.
@@ -40,11 +46,26 @@ def as_data(x: Any, dtype: str, argument: str = "x") -> Any:
     check_lengths({argument: arrays})
     check_finite(arrays, argument)
 
-    def converted(leaf: Any) -> np.ndarray:
+    def converted(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return {key: converted(value) for key, value in leaf.items()}
+        if isinstance(leaf, (list, tuple)):  # TensorFlow's data sets take lists for tensors
+            return tuple(converted(value) for value in leaf)
         array = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
         return array.astype(dtype) if array.dtype.kind == "f" else array
 
-    return keras.tree.map_structure(converted, arrays)
+    return converted(arrays)
+
+
+def refuse_arguments_of_labels(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of Keras' `fit` that have no meaning for data without labels.
+
+    Raises:
+        ValueError: naming one that is given.
+    """
+    for name, fix in (("validation_split", "validation_data=rows"), ("class_weight", "sample_weight=weights")):
+        if arguments.get(name):
+            raise ValueError(f"`{name}` must be left out, not {arguments[name]!r}. Pass {fix}.")
 
 
 def as_validation(data: Any, dtype: str) -> Any:
@@ -123,6 +144,37 @@ def steps_per_epoch(steps: int | None, epochs: int) -> int | None:
     return steps // epochs
 
 
+def repeated(x: Any) -> Any:
+    """A data set whose batches come again and again, for a fit of a number of steps; what is read once stays as it is.
+
+    Raises:
+        ValueError: if the data set cannot be repeated.
+    """
+    if is_dataset(x):
+        return x.repeat()
+    if is_read_once(x) or is_endless(x):
+        return x
+    if isinstance(x, keras.utils.PyDataset):
+        return _Repeated(x)
+    raise ValueError(f"`steps` must be None for {type(x).__name__}, which cannot be repeated. Pass epochs.")
+
+
+class _Repeated(keras.utils.PyDataset):
+    """The batches of another `PyDataset` for ever."""
+
+    num_batches = None
+
+    def __init__(self, batches: keras.utils.PyDataset) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def __getitem__(self, index: int) -> Any:
+        number = self._batches.num_batches
+        if index and index % number == 0:
+            self._batches.on_epoch_end()
+        return self._batches[index % number]
+
+
 class EndlessRows(keras.utils.PyDataset):
     """Batches of arrays for ever: one random order of all rows after another, cut into batches of one size.
 
@@ -133,7 +185,6 @@ class EndlessRows(keras.utils.PyDataset):
         data: NumPy arrays in any structure.
         batch_size: Rows in a batch; as many as there are, or more, hands all of them on in their order.
         seed: Of the orders.
-        steps_done: Gives the number of training steps done before the first batch is asked for.
         sample_weight: `(rows,)`, or None.
 
     Example:
@@ -149,14 +200,13 @@ class EndlessRows(keras.utils.PyDataset):
         data: Any,
         batch_size: int,
         seed: int,
-        steps_done: Callable[[], int] = int,
         sample_weight: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         rows = int(keras.tree.flatten(data)[0].shape[0])
         self._data, self._weights, self._rows, self._seed = data, sample_weight, rows, seed
         self._batch_size = min(batch_size, rows)
-        self._steps_done, self._first = steps_done, 0
+        self._first = 0
         self._orders: dict[int, np.ndarray] = {}
 
     def for_fit(self) -> Any:
@@ -166,18 +216,14 @@ class EndlessRows(keras.utils.PyDataset):
         import tensorflow as tf
 
         def batches() -> Iterator[Any]:
-            self.on_epoch_begin()
             return (self[index] for index in itertools.count())
 
-        first = self[0]
-        self._orders = {}
-        spec = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), first)
+        spec = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), self[0])
         return tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(2)
 
-    def on_epoch_begin(self) -> None:
-        """Looks how many steps were done before the first epoch; a callback may have restored them."""
-        if not self._orders:
-            self._first = self._steps_done()
+    def begin_after(self, steps: int) -> None:
+        """Makes the next batch the one that comes after so many steps."""
+        self._first = steps
 
     def __getitem__(self, index: int) -> Any:
         if self._batch_size == self._rows:
@@ -203,3 +249,36 @@ class EndlessRows(keras.utils.PyDataset):
         if weights is not None:
             return data, np.zeros(len(weights), "float32"), weights  # Keras wants labels before weights
         return data if isinstance(data, dict) else (data,)
+
+
+class BeginRows(keras.callbacks.Callback):
+    """Tells the batches of a fit how many training steps were done when it begins.
+
+    It is the last callback, for one before it may have restored them. Data that are read while the first step runs
+    could find that step counted or not.
+
+    Args:
+        batches: The batches.
+        progress: Of the model.
+    """
+
+    def __init__(self, batches: EndlessRows, progress: Progress) -> None:
+        super().__init__()
+        self._batches, self._progress = batches, progress
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Tells them."""
+        self._batches.begin_after(self._progress.step)
+
+
+def with_callback(callbacks: Any, last: keras.callbacks.Callback) -> Any:
+    """Callbacks of a fit, in any form that Keras takes, and another one.
+
+    Example:
+    >>> len(with_callback(None, keras.callbacks.TerminateOnNaN()))
+    1
+    """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(last)
+        return callbacks
+    return [*keras.tree.flatten(callbacks), last] if callbacks else [last]

@@ -260,7 +260,7 @@ def _check_variable(variable: Any, visits: Mapping[str, Visit]) -> None:
 
 @contextlib.contextmanager
 def at_site(name: str) -> Iterator[None]:
-    """Within this context errors of distributions name the site.
+    """Within this context errors of distributions name the site: a `ValueError` at its start, others in a note.
 
     Raises:
         ValueError: naming the site.
@@ -276,6 +276,9 @@ def at_site(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"Site {name!r}: {error}") from error
+    except Exception as error:  # such as a backend's, where precisions differ
+        error.add_note(f"This happened at site {name!r} of the story.")
+        raise
 
 
 def support_of_site(variable: Variable) -> Any:

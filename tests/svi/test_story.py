@@ -181,6 +181,19 @@ def test_a_distribution_of_another_backend_is_refused(is_observed):
     refused(story, f"Site '{site}': A distribution must be one of tensorflow_probability.*, not .* of torch")
 
 
+def test_an_error_of_a_backend_has_a_note_of_its_site():
+    class Broken(Normal):
+        def log_prob(self, value):
+            raise RuntimeError("precisions differ")
+
+    def story(data):
+        yield Global("mean", Broken(0.0, 1.0))
+
+    with pytest.raises(RuntimeError, match="precisions differ") as caught:
+        traced(story)
+    assert caught.value.__notes__ == ["This happened at site 'mean' of the story."]
+
+
 def test_an_unknown_distribution_is_refused_by_the_name_of_its_site():
     def story(data):
         yield Global("mean", object())

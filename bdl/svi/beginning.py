@@ -1,0 +1,148 @@
+"""Before a fit: the story is traced, guides and networks get their variables, and guides move to where it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from bdl.random import draw_key, fold_in
+from bdl.svi.estimators import Estimator
+from bdl.svi.files import described
+from bdl.svi.guides import Guide
+from bdl.svi.guides.selection import assign_guides
+from bdl.svi.rows import as_tensors, first_batch
+from bdl.svi.start import Start, find_start, on_the_real_line
+from bdl.svi.story import Site, Story
+from bdl.svi.tracing import Trace, trace
+from bdl.training import data as training_data
+from bdl.training.averaging import TailAverage
+
+
+class Beginning:
+    """Sites and guides of a model of a story; see `bdl.svi.SVI`.
+
+    Attributes:
+        sites: What the trace found; empty before it.
+        guides: Bound to the latent sites; empty before the trace.
+        described: Shapes and dtypes of the batch that was traced last.
+        is_started: Whether guides are where a fit begins, or beyond.
+    """
+
+    story: Story
+    networks: dict[str, keras.Layer]
+    start: Any
+    requested_guide: Any
+    averaging: bool
+    compute_dtype: str
+    dtype_policy: Any
+    estimator: Estimator
+    built: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sites: tuple[Site, ...] = ()
+        self.guides: list[Guide] = []
+        self.described: Any = None
+        self.is_started = False
+        self.average: TailAverage | None = None
+        self._site_trackers: list[keras.metrics.Mean] = []
+
+    @property
+    def latent(self) -> dict[str, Site]:
+        """The latent sites by name, once the story has been traced."""
+        return {site.name: site for site in self.sites if site.kind != "observed"}
+
+    def guide_of(self, site: str) -> Guide:
+        """The guide of a latent site; `guide_of(site).trainable = False` freezes it.
+
+        Raises:
+            ValueError: if there is no such site yet.
+        """
+        for guide in self.guides:
+            if site in guide.sizes:
+                return guide
+        raise ValueError(f"`site` must be one of the latent sites {list(self.latent)}, not {site!r}.")
+
+    def trace_on(self, data: Any) -> Trace:
+        """Traces the story on a batch; the first time guides and networks get their variables, at the trace's values.
+
+        Args:
+            data: A batch of data.
+
+        Raises:
+            ValueError: as `bdl.svi.tracing.trace` and `assign_guides` do, if the sites are not those traced before,
+                or the support of a global site depends on data.
+        """
+        given = self.start if isinstance(self.start, Mapping) else None
+        key = fold_in(draw_key(0), 0)
+        found = trace(self.story, as_tensors(data, self.compute_dtype), key, self.networks, given, self.compute_dtype)
+        model: Any = self
+        is_first = not self.sites
+        if is_first:
+            self.bind_guides(found.sites, found.data)
+        else:
+            model.check_sites(found.sites)
+        self.described = described(found.data)
+        point = on_the_real_line(found, self.estimator)
+        model.check_globals(found, point)
+        if is_first:
+            self._move(Start(point))
+        return found
+
+    def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
+        """Gives guides their sites and all the model its variables; those of a file come without data."""
+        self.sites = tuple(sites)
+        latent = self.latent
+        assignment = assign_guides(self.requested_guide, latent)
+        self.guides = [guide for _, guide in assignment]
+        for names, guide in assignment:
+            if not guide.sizes:
+                given = sum(latent[name].size for name in guide.given)
+                guide.dtype_policy = self.dtype_policy
+                guide.bind({name: latent[name].size for name in names}, data, given)
+        if self.averaging:
+            layers = [*self.guides, *self.networks.values()]
+            weights = [weight for layer in layers for weight in layer.weights if "float" in weight.dtype]
+            self.average = TailAverage(self, weights)
+        self._site_trackers = [keras.metrics.Mean(name=f"kl_{name}", dtype="float32") for name in latent]
+        self.built = True
+
+    def begin(self, x: Any, batch_size: int | None) -> None:
+        """Traces the story on a first batch; before the first fit, moves the guides to where it begins.
+
+        Raises:
+            ValueError: as `trace_on`, `trace_first` and `bdl.svi.start.find_start` do, or if a mode is to be found of
+                data that are no arrays.
+        """
+        found = self.trace_first(x, batch_size)
+        if not self.is_started and not isinstance(self.start, Mapping) and self.start != "prior":
+            if found is None or training_data.is_data_set(x):
+                raise ValueError(
+                    f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays."
+                )
+            whole = as_tensors(x, self.compute_dtype)
+            self._move(find_start(self.start, found, self.estimator, whole, fold_in(draw_key(0), 1)))
+        self.is_started = True
+
+    def trace_first(self, x: Any, batch_size: int | None) -> Trace | None:
+        """Traces the story on a first batch; None where reading one would consume it.
+
+        Raises:
+            ValueError: if there is none and the story was not traced before.
+        """
+        batch = first_batch(x, batch_size)
+        if batch is not None:
+            return self.trace_on(batch)
+        if not self.built:
+            raise ValueError(
+                f"The story must be traced before it is fitted to {type(x).__name__}, which can be read once only. "
+                "Call model.trace_on(batch) first."
+            )
+        return None
+
+    def _move(self, start: Start) -> None:
+        for guide in self.guides:
+            if not guide.is_local:
+                guide.start_at(*start.of(guide.sizes))
