@@ -44,7 +44,12 @@ def as_data(x: Any, dtype: str, argument: str = "x") -> Any:
         return x
     arrays = as_inputs(x, argument)
     check_lengths({argument: arrays})
-    check_finite(arrays, argument)
+    try:
+        check_finite(arrays, argument)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Or put any number in the place of what is missing and declare it: Observed(..., mask=...)."
+        ) from error
 
     def converted(leaf: Any) -> Any:
         if isinstance(leaf, Mapping):

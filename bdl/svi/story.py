@@ -236,9 +236,7 @@ def _next(told: Any, value: Any, data: Any) -> Any:
     except KeyError as error:
         key = error.args[0] if error.args else None
         if isinstance(data, Mapping) and key not in data:
-            raise ValueError(
-                f"`x` must have the key {key!r}, which the story reads, not {sorted(data)} only."
-            ) from error
+            raise ValueError(f"`x` must have the key {key!r}, which the story reads, not {list(data)} only.") from error
         raise
 
 

@@ -22,7 +22,7 @@ class Interrupt(keras.callbacks.Callback):
 
 def made(story=level, **settings):
     model = SVI(story, seed=0, **settings)
-    model.compile(keras.optimizers.Adam(0.05), run_eagerly=True)
+    model.compile(keras.optimizers.Adam(0.05), run_eagerly=keras.backend.backend() == "tensorflow")
     return model
 
 
