@@ -117,7 +117,7 @@ def test_beta_binomial_bounds_are_those_of_quadrature_and_lie_below_the_evidence
             {name: ops.convert_to_tensor(each) for name, each in data.items()}, random.draw_key(0)
         )
         parts = elbo_parts(terms.nll, 0.0, 3000, local_kl=terms.local_kl["chance"], objective=objective)
-        assert_within_standard_errors(-float(parts.loss), mean, error)
+        assert_within_standard_errors(-array(parts.loss), mean, error)
 
 
 @pytest.mark.core
