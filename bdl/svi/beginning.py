@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from bdl.random import draw_key, fold_in
 from bdl.svi.estimators import Estimator
-from bdl.svi.files import described
+from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import assign_guides
 from bdl.svi.rows import as_tensors, first_batch
@@ -86,10 +88,39 @@ class Beginning:
             model.check_sites(found.sites)
         self.described = described(found.data)
         point = on_the_real_line(found, self.estimator)
-        model.check_globals(found, point)
+        self._check_globals(found.data, point)
         if is_first:
             self._move(Start(point))
         return found
+
+    def _check_globals(self, data: Any, point: dict[str, np.ndarray]) -> None:
+        """Refuses a story in which the value of a global site depends on data or on a local site, by its support.
+
+        It would be another one on each batch, and there would be no global posterior. At the same unconstrained
+        numbers its values on the traced batch are those on invented numbers. Where the story fails on the latter,
+        `posterior()` will say so.
+        """
+        names = [site.name for site in self.sites if site.kind == "global"]
+        if not names:
+            return
+        real = {name: ops.convert_to_tensor(numbers, dtype=self.compute_dtype) for name, numbers in point.items()}
+        moved = {name: each if name in names else each + 1.0 for name, each in real.items()}
+
+        def values(batch: Any, real: dict[str, Any]) -> list[np.ndarray]:
+            visits = {visit.name: visit.value for visit in self.estimator.visit(batch, real, until=names[-1])}
+            return [ops.convert_to_numpy(visits[name]) for name in names]
+
+        ours = values(data, real)
+        try:
+            others = values(invented(self.described), moved)
+        except Exception:
+            return
+        differing = [name for name, *both in zip(names, ours, others, strict=True) if not np.allclose(*both)]
+        if differing:
+            raise ValueError(
+                f"The support of the global sites {differing} must not depend on data or local sites: their values "
+                "would differ from batch to batch. Compute such bounds before, and let the story close over them."
+            )
 
     def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
         """Gives guides their sites and all the model its variables; those of a file come without data."""

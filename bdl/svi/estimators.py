@@ -170,12 +170,13 @@ class Estimator:
                 draws.real[name] = real[..., start:stop]
         return draws
 
-    def visit(self, data: Any, real: Mapping[str, Tensor]) -> list[Visit]:
+    def visit(self, data: Any, real: Mapping[str, Tensor], until: str | None = None) -> list[Visit]:
         """The sites of one run of the story at values on the real line.
 
         Args:
             data: The batch.
             real: By site, `(numbers,)` or `(rows, numbers)`.
+            until: Name of the site at which the run ends; None runs to the end.
 
         Raises:
             ValueError: if the sites are not those of the trace.
@@ -188,9 +189,9 @@ class Estimator:
             return support_of_site(variable).constrain(real[site.name], site.shape)
 
         with supports.unchecked():
-            visits = run(self.story, data, answer, self.networks)
+            visits = run(self.story, data, answer, self.networks, until=until)
         missing = set(self.sites) - {visit.name for visit in visits}
-        if missing:
+        if missing and until is None:
             raise ValueError(f"`story` must yield the same sites on each batch; it has left out {sorted(missing)}.")
         return visits
 

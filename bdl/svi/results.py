@@ -19,7 +19,6 @@ from bdl.svi.files import invented
 from bdl.svi.rows import as_data, as_tensors
 from bdl.svi.story import Global, Observed, Site, Variable, num_rows, run, support_of_site
 from bdl.svi.summary import Comparison, SummaryTable
-from bdl.svi.tracing import Trace
 
 Arrays = dict[str, np.ndarray]
 
@@ -69,39 +68,6 @@ class Results:
                 "`data` must be given here, not None: up to its last Global site the story does not run on invented "
                 f"numbers ({type(error).__name__}: {error}). Call posterior(data)."
             ) from error
-
-    def check_globals(self, found: Trace, point: dict[str, np.ndarray]) -> None:
-        """Checks that the value of no global site depends on data or on a local site, by way of its support.
-
-        It would be another one on each batch, and there would be no global posterior. At the same unconstrained
-        numbers, values on the traced batch are those on invented numbers; where the story fails on the latter,
-        `posterior()` will say so.
-
-        Args:
-            found: The trace.
-            point: Its values on the real line.
-
-        Raises:
-            ValueError: naming the sites whose values differ.
-        """
-        names = self._names("global")
-        if not names:
-            return
-        ours = {name: ops.convert_to_tensor(point[name], dtype=self.compute_dtype) for name in names}
-        ones = {name: ops.ones(point[name].shape, dtype=self.compute_dtype) for name in self._names("local")}
-        values = self._simulate(found.data, ours, None, until=names[-1])
-        try:
-            others = self._simulate(invented(self.described), {**ours, **ones}, None, until=names[-1])
-        except Exception:
-            return
-        differing = [
-            name for name in names if not np.allclose(*(ops.convert_to_numpy(each[name]) for each in (values, others)))
-        ]
-        if differing:
-            raise ValueError(
-                f"The support of the global sites {differing} must not depend on data or local sites: their values "
-                "would differ from batch to batch. Compute such bounds before, and let the story close over them."
-            )
 
     def predict(self, x: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> Arrays:
         """Draws of every observed site from the posterior predictive, of missing entries as of the others.
