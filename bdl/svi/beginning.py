@@ -115,7 +115,7 @@ class Beginning:
             others = values(invented(self.described), moved)
         except Exception:
             return
-        differing = [name for name, *both in zip(names, ours, others, strict=True) if not np.allclose(*both)]
+        differing = [name for name, one, other in zip(names, ours, others, strict=True) if not np.allclose(one, other)]
         if differing:
             raise ValueError(
                 f"The support of the global sites {differing} must not depend on data or local sites: their values "
