@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from bdl.svi.rows import EndlessRows, as_data, as_tensors
+from bdl.svi.rows import EndlessRows, as_data, as_tensors, repeated
 
 ROWS = {"x": np.arange(7), "y": 10 * np.arange(7)}
 
@@ -54,3 +54,22 @@ def test_rows_that_do_not_match_or_are_not_finite_are_named():
         as_data({"a": np.zeros(2), "b": np.zeros(3)}, "float32")
     with pytest.raises(ValueError, match=r"x\['a'\]\[1, 0\] is inf.* declare it: Observed\(..., mask=...\)"):
         as_data({"a": np.array([[0.0], [np.inf]])}, "float32")
+
+
+def test_batches_of_a_data_set_come_again_and_epochs_end_in_between():
+    class Batches(keras.utils.PyDataset):
+        num_batches, ended = 2, 0
+
+        def __getitem__(self, index):
+            return index
+
+        def on_epoch_end(self):
+            self.ended += 1
+
+    batches = Batches()
+    again = repeated(batches)
+    assert again.num_batches is None
+    assert read(again, 5) == [0, 1, 0, 1, 0]
+    assert batches.ended == 2
+    with pytest.raises(ValueError, match=r"`steps` must be None for object, which cannot be repeated\. Pass epochs"):
+        repeated(object())
