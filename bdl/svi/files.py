@@ -128,14 +128,11 @@ class Saved:
         within a fit, it is settled, and T would be wrong.
 
         Raises:
-            ValueError: if names, kinds or shapes of its sites differ from this one's, or N does and is settled; or if
-                the story was not traced before.
+            ValueError: if names, kinds or shapes of its sites differ from this one's, or N does and is settled.
         """
         model: Any = self
         names = list(store.keys())  # of a file's group, which has no iterator of its own
         kept = bytes(np.asarray(store["story"], dtype="uint8")).decode() if "story" in names else "none"
-        if kept and not self.sites:
-            raise ValueError("The story must be traced before weights are loaded. Call model.trace_on(batch) first.")
         own = bytes(_fingerprint(self.sites)).decode()
         if kept != own:
             raise ValueError(f"The weights must be of a story with the sites {own}, not {kept}.")

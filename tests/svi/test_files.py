@@ -40,11 +40,6 @@ def test_an_invented_batch_looks_like_the_data():
     assert described(np.zeros(3, "float32")) == {"shape": [3], "dtype": "float32"}
 
 
-def test_a_model_that_was_not_traced_comes_back_from_its_file(tmp_path):
-    loaded = again(SVI(level, "full_rank", num_samples=3, seed=4), tmp_path)
-    assert (loaded.sites, loaded.num_samples, loaded.seed) == ((), 3, 4)
-
-
 def test_a_checkpoint_of_another_number_of_rows_is_refused_within_a_fit(tmp_path):
     """Its N would take the place of the one that was counted, and T would be 2."""
     settings = {"batch_size": "all", "steps": 4, "epochs": 2, "verbose": 0}
@@ -60,8 +55,6 @@ def test_weights_of_other_rows_are_where_a_further_fit_begins_unless_n_was_given
     model = made()
     model.fit(DATA, batch_size="all", verbose=0)
     model.save_weights(tmp_path / "model.weights.h5")
-    with pytest.raises(ValueError, match=r"traced before weights are loaded\. Call model.trace_on\(batch\) first"):
-        made().load_weights(tmp_path / "model.weights.h5")
     given = made(num_examples=6)
     given.trace_on(DATA)
     with pytest.raises(ValueError, match="must be of a fit to N = 6 rows, not 12"):
