@@ -167,23 +167,60 @@ def fit(story: Any, bins: Bins, steps: int, seed: int) -> SVI:
     return model
 
 
-def report(exact: Marginals, found: dict[str, Marginals], notes: dict[str, str], truth: dict | None) -> None:
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a story.
+
+    Args:
+        marginals: Of each way to use its draws.
+        s: Its draws of s.
+        log_rates: Its draws of each bin's log rate, `(draws, bins)`; None where they are summed out.
+        k_hat: Of its importance weights.
+        seconds: Of the fit.
+    """
+
+    marginals: dict[str, Marginals]
+    s: np.ndarray
+    log_rates: np.ndarray | None
+    k_hat: float
+    seconds: float
+
+
+def fit_all(bins: Bins, steps: int, draws: int, seed: int) -> Iterator[Fitted]:
+    """Both stories, one after the other."""
+    for name, story in {"every bin's rate": each_bin, "rates summed out": population}.items():
+        began = time.perf_counter()
+        model = fit(story, bins, steps, seed)
+        seconds = time.perf_counter() - began
+        sample = model.posterior(num_samples=draws, seed=1)
+        smoothed = model.k_hat(bins, num_samples=draws, seed=1)  # of the same draws
+        is_summed = "u" in sample
+        s = ops.convert_to_numpy(half_normal(sample["u"])) if is_summed else sample["s"]
+        points = np.stack([sample["mu"], s], axis=1).astype("float64")
+        weighted = Marginals.of(points, np.exp(smoothed.log_weights))
+        rates = None if is_summed else sample["mu"][:, None] + s[:, None] * sample["z"]
+        marginals = {name: Marginals.of(points), f"{name}, weighted": weighted}
+        yield Fitted(marginals, s, rates, smoothed.k, seconds)
+
+
+def report(exact: Marginals, fits: list[Fitted], truth: dict | None) -> None:
     """Prints the exact figures, and the errors of each approximation."""
     table = Table(title="Error of a mean in standard deviations, and of a standard deviation in percent")
-    for column in ("", "mu", "", "s", "", "k-hat, seconds"):
+    for column in ("", "mu", "", "s", "", "k-hat", "seconds"):
         table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
     if truth is not None:
-        table.add_row("truth", f"{truth['mu']:.3f}", "", f"{truth['s']:.3f}", "", "")
+        table.add_row("truth", f"{truth['mu']:.3f}", "", f"{truth['s']:.3f}", "", "", "")
     cells = [cell for mean, sd in zip(exact.mean, exact.sd, strict=True) for cell in (f"{mean:.4f}", f"± {sd:.4f}")]
-    table.add_row("exact", *cells, "")
-    for name, one in found.items():
-        errors = zip((one.mean - exact.mean) / exact.sd, 100 * (one.sd / exact.sd - 1), strict=True)
-        cells = [cell for shift, wide in errors for cell in (f"{shift:+.3f}", f"{wide:+.0f} %")]
-        table.add_row(name, *cells, notes[name])
+    table.add_row("exact", *cells, "", "")
+    for each in fits:
+        for name, one in each.marginals.items():
+            errors = zip((one.mean - exact.mean) / exact.sd, 100 * (one.sd / exact.sd - 1), strict=True)
+            cells = [cell for shift, wide in errors for cell in (f"{shift:+.3f}", f"{wide:+.0f} %")]
+            table.add_row(name, *cells, f"{each.k_hat:.2f}", f"{each.seconds:.0f}")
     Console(width=110).print(table)
 
 
-def draw(path: Path, bins: Bins, exact: Marginals, curve: Any, samples: dict[str, np.ndarray], rates: Any) -> None:
+def draw(path: Path, bins: Bins, exact: Marginals, curve: Any, fits: list[Fitted]) -> None:
     """The rate of each bin, and how much they differ."""
     import matplotlib
 
@@ -196,12 +233,14 @@ def draw(path: Path, bins: Bins, exact: Marginals, curve: Any, samples: dict[str
     left.axhspan(*(exact.mean[0] + exact.mean[1] * np.array([-1, 1])), color="0.88", label="population: mu ± s")
     left.axhline(exact.mean[0], color="0.5", lw=1)
     left.errorbar(number - 0.12, values, yerr=errors, fmt="o", ms=4, color="C1", label="each bin alone")
+    rates = fits[0].log_rates
     left.errorbar(number + 0.12, rates.mean(0), yerr=rates.std(0), fmt="o", ms=4, color="C0", label="posterior")
     left.set(xlabel="time bin", ylabel="log rate", title="Brightness: mean and standard deviation")
     left.legend(frameon=False, ncols=3, fontsize="small")
     top = exact.mean[1] + 5 * exact.sd[1]
-    for (name, sample), colour in zip(samples.items(), ("C1", "C0"), strict=True):
-        right.hist(sample, np.linspace(0, top, 71), density=True, histtype="step", color=colour, lw=1.5, label=name)
+    for each, colour in zip(fits, ("C1", "C0"), strict=True):
+        name = next(iter(each.marginals))
+        right.hist(each.s, np.linspace(0, top, 71), density=True, histtype="step", color=colour, lw=1.5, label=name)
     right.plot(*curve, color="0.3", lw=2, label="exact")
     right.set(xlim=(0, top), ylim=(0, None), xlabel="s", ylabel="density", title="Flicker")
     right.legend(frameon=False)
@@ -220,24 +259,10 @@ def main(
     folder = data or (Path(os.environ["BDL_DATA"]) if "BDL_DATA" in os.environ else None)
     bins = load(folder) if folder else generate()
     exact, *curve = exact_posterior(bins)
-    found, notes, samples, rates = {}, {}, {}, None
-    for name, story in {"every bin's rate": each_bin, "rates summed out": population}.items():
-        began = time.perf_counter()
-        model = fit(story, bins, steps, seed)
-        seconds = time.perf_counter() - began
-        sample = model.posterior(num_samples=draws, seed=1)
-        s = sample["s"] if "s" in sample else ops.convert_to_numpy(half_normal(sample["u"]))
-        points = np.stack([sample["mu"], s], axis=1).astype("float64")
-        smoothed = model.k_hat(bins, num_samples=draws, seed=1)  # of the same draws
-        samples[name], found[name] = points[:, 1], Marginals.of(points)
-        notes[name] = f"{smoothed.k:.2f}, {seconds:.0f}"
-        if "z" in sample:
-            rates = sample["mu"][:, None] + sample["s"][:, None] * sample["z"]
-            found["  weighted draws"] = Marginals.of(points, np.exp(smoothed.log_weights))
-            notes["  weighted draws"] = ""
-    report(exact, found, notes, None if folder else TRUTH)
+    fits = list(fit_all(bins, steps, draws, seed))
+    report(exact, fits, None if folder else TRUTH)
     if figure is not None:
-        draw(figure, bins, exact, curve, samples, rates)
+        draw(figure, bins, exact, curve, fits)
 
 
 if __name__ == "__main__":

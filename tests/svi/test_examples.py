@@ -118,3 +118,14 @@ def test_the_methylation_example_prints_its_table_and_draws(tmp_path, capsys):
     assert "2 weighted draws" in printed
     assert "nats per locus" in printed
     assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("settings", [("eight_schools", {}), ("star_brightness", {"data": None})], ids=lambda s: s[0])
+def test_the_small_examples_print_their_tables_and_draw(settings, tmp_path, capsys):
+    name, given = settings
+    figure = tmp_path / "figure.png"
+    example(name).main(steps=4, draws=200, seed=0, figure=figure, **given)
+    assert "exact" in capsys.readouterr().out
+    assert figure.stat().st_size > 10_000
