@@ -74,7 +74,8 @@ def half_normal(u: Any) -> Any:
 def population(data: Any) -> Iterator[Any]:
     """The rate of each bin is summed out, over the nodes of a quadrature; s is told by its rank in the prior."""
     mu = yield Global("mu", tfd.Normal(0.0, 3.0))
-    s = half_normal((yield Global("u", tfd.Normal(0.0, 1.0))))
+    u = yield Global("u", tfd.Normal(0.0, 1.0))
+    s = half_normal(u)
     sky = yield Global("sky", Flat("positive", shape=(NUM_BINS,)))
     counts = ops.exp(mu + s * NODES.astype("float32")) * data["exposure"][:, None] + (sky * data["ratio"])[:, None]
     weights = tfd.Categorical(logits=LOG_NODE_WEIGHTS.astype("float32"))

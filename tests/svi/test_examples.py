@@ -11,6 +11,11 @@ from scipy import integrate, special, stats
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.fixture(autouse=True)
+def _made_data(monkeypatch):
+    monkeypatch.delenv("BDL_DATA", raising=False)
+
+
 def example(name):
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
