@@ -5,13 +5,14 @@
 
 Of the c reads that cover a locus, m are methylated. Loci differ, and the population of their levels is what is asked:
 
-    m ~ Binomial(c, sigmoid(mean + spread z)),   z ~ N(0, 1) for each locus,   mean ~ N(0, 2),   log spread ~ N(0, 1)
+    m ~ Binomial(c, sigmoid(logit)),   logit ~ N(mean, spread^2) of each locus,   mean ~ N(0, 2),   log spread ~ N(0, 1)
 
-A recognition network computes a Gaussian of each z from (c, m). It is fitted in batches of 1,000 loci. With so many
-loci the posterior of mean and spread is so narrow that two more things matter. First, the true posterior of a z is not
-Gaussian. What the ELBO loses by that depends on mean and spread, and moves them; the importance-weighted bound loses
-much less. Second, batches are noisy. A second fit sees all data in each step: there are only a few thousand distinct
-pairs (c, m), each weighted by how often it occurs. The gold standard, exact quadrature, is a sum over the same pairs.
+A recognition network computes a Gaussian of each logit from (c, m). It is fitted in batches of 1,000 loci. With so many
+loci the posterior of mean and spread is so narrow that two more things matter. First, the true posterior of a logit is
+not Gaussian. What the ELBO loses by that depends on mean and spread, and moves them; the importance-weighted bound
+loses much less. Second, batches are noisy. A second fit sees all data in each step: there are only a few thousand
+distinct pairs (c, m), each weighted by how often it occurs. The gold standard, exact quadrature, is a sum over the same
+pairs.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def story(data: Any) -> Iterator[Any]:
     """The population of loci."""
     mean = yield Global("mean", tfd.Normal(0.0, 2.0))
     spread = yield Global("spread", tfd.LogNormal(0.0, 1.0))
-    z = yield Local("z", tfd.Normal(0.0, 1.0))
-    yield Observed("methylated", tfd.Binomial(data["coverage"], logits=mean + spread * z), data["methylated"])
+    logit = yield Local("logit", tfd.Normal(mean, spread))
+    yield Observed("methylated", tfd.Binomial(data["coverage"], logits=logit), data["methylated"])
 
 
 @keras.saving.register_keras_serializable(package="examples")
@@ -107,7 +108,7 @@ def model_of(seed: int, num_examples: int | None = None) -> SVI:
     """The model, not fitted yet."""
     keras.utils.set_random_seed(seed)
     recognition = keras.Sequential([keras.layers.Dense(32, "tanh"), keras.layers.Dense(32, "tanh")])
-    guide = {"z": Amortized(recognition, inputs=features), ("mean", "spread"): FullRank()}
+    guide = {"logit": Amortized(recognition, inputs=features), ("mean", "spread"): FullRank()}
     return compiled(SVI(story, guide, num_examples=num_examples, seed=seed))
 
 
@@ -132,7 +133,7 @@ def fit_pairs(model: SVI, loci: Loci, steps: int, num_samples: int | None = None
         model: Already fitted.
         loci: All loci.
         steps: Training steps.
-        num_samples: Draws of each z in the importance-weighted bound; None takes the ELBO.
+        num_samples: Draws of each logit in the importance-weighted bound; None takes the ELBO.
     """
     if num_samples is not None:
         model.objective, model.num_samples = "multi_sample", num_samples
@@ -163,7 +164,7 @@ class Posterior:
 
 
 def exact_posterior(loci: Loci, num_nodes: int = 401, width: int = 15) -> Posterior:
-    """The posterior of the globals by quadrature, over a grid of z and one of the globals around their mode."""
+    """The posterior of the globals by quadrature, over grids of z = (logit - mean) / spread and of the globals."""
     pairs, counts = distinct(loci)
     z = np.linspace(-8.0, 8.0, num_nodes)
     log_prior = -0.5 * z**2 - special.logsumexp(-0.5 * z**2)
@@ -202,18 +203,20 @@ NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
 
 
 def local_elbo(mean: Any, sd: Any, loci: Loci, point: np.ndarray) -> tuple[Any, Any, Any]:
-    """ELBO of each locus for q(z) = N(mean, sd^2) at given globals, in nats, and its slopes in mean and sd.
+    """ELBO of each locus for q(logit) = N(mean, sd^2) at given globals, in nats, and its slopes in mean and sd.
 
-    Without the binomial coefficient; the expectation is by quadrature. All arguments `(rows,)`.
+    Without the binomial coefficient; the expectation is by quadrature. All arguments but the globals `(rows,)`.
     """
-    spread = np.exp(point[1])
-    noise = NODES[:, None]
-    logit = point[0] + spread * (mean + sd * noise)
+    noise, spread = NODES[:, None], np.exp(point[1])
+    logit = mean + sd * noise
     methylated, coverage = loci["methylated"], loci["coverage"]
     log_likelihood = methylated * logit - coverage * np.logaddexp(0.0, logit)
-    slope = spread * (methylated - coverage * special.expit(logit))
-    kl = 0.5 * (mean**2 + sd**2 - 1.0) - np.log(sd)
-    return NODE_WEIGHTS @ log_likelihood - kl, NODE_WEIGHTS @ slope - mean, NODE_WEIGHTS @ (slope * noise) - sd + 1 / sd
+    slope = methylated - coverage * special.expit(logit)
+    away = (mean - point[0]) / spread
+    kl = 0.5 * (away**2 + (sd / spread) ** 2 - 1.0) - np.log(sd / spread)
+    in_mean = NODE_WEIGHTS @ slope - away / spread
+    in_sd = NODE_WEIGHTS @ (slope * noise) - sd / spread**2 + 1 / sd
+    return NODE_WEIGHTS @ log_likelihood - kl, in_mean, in_sd
 
 
 def optimise(loci: Loci, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,14 +230,14 @@ def optimise(loci: Loci, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             elbo, in_mean, in_sd = local_elbo(x[:1], sd, one, point)
             return -float(elbo[0]), -np.concatenate([in_mean, in_sd * sd])
 
-        found.append(optimize.minimize(cost, np.zeros(2), jac=True, method="L-BFGS-B").x)
+        found.append(optimize.minimize(cost, point, jac=True, method="L-BFGS-B").x)
     return np.array(found)[:, 0], np.exp(np.array(found)[:, 1])
 
 
 def infer(model: SVI, loci: Loci) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each locus' z by the recognition network: one forward pass."""
+    """Mean and standard deviation of each locus' logit by the recognition network: one forward pass."""
     loci = {name: values.astype("float32") for name, values in loci.items()}
-    q = model.guide_of("z").distribution({name: keras.ops.convert_to_tensor(each) for name, each in loci.items()})
+    q = model.guide_of("logit").distribution({name: keras.ops.convert_to_tensor(each) for name, each in loci.items()})
     return tuple(keras.ops.convert_to_numpy(each)[:, 0] for each in (q.mean, q.factor))
 
 
@@ -277,16 +280,16 @@ def draw(path: Path, exact: Posterior, found: dict[str, Posterior], model: SVI, 
     left.legend(frameon=False)
     pairs = np.array([[1.0, 3.0], [12.0, 12.0], [30.0, 40.0]], "float32")
     rows = {"methylated": pairs[:, 0], "coverage": pairs[:, 1]}
-    z = np.linspace(-4, 4, 801)
+    logit = np.linspace(-4, 7, 1101)
     for (methylated, coverage), mean, sd, colour in zip(pairs, *infer(model, rows), ("C0", "C1", "C2"), strict=True):
-        logit = point[0] + np.exp(point[1]) * z
-        log_density = methylated * logit - coverage * np.logaddexp(0, logit) - 0.5 * z**2
+        log_density = methylated * logit - coverage * np.logaddexp(0, logit)
+        log_density -= 0.5 * ((logit - point[0]) / np.exp(point[1])) ** 2
         density = np.exp(log_density - log_density.max())
-        right.fill_between(z, density / density.sum() / (z[1] - z[0]), color=colour, alpha=0.25, lw=0)
-        gaussian = np.exp(-0.5 * ((z - mean) / sd) ** 2) / sd / np.sqrt(2 * np.pi)
-        right.plot(z, gaussian, color=colour, label=f"{methylated:.0f} of {coverage:.0f} reads")
+        right.fill_between(logit, density / np.trapezoid(density, logit), color=colour, alpha=0.25, lw=0)
+        gaussian = np.exp(-0.5 * ((logit - mean) / sd) ** 2) / sd / np.sqrt(2 * np.pi)
+        right.plot(logit, gaussian, color=colour, label=f"{methylated:.0f} of {coverage:.0f} reads")
     right.set(
-        xlabel="z of a locus",
+        xlabel="logit of a locus",
         ylabel="density",
         title="Loci: exact (filled), recognition network (line)",
         ylim=(0, None),
@@ -317,7 +320,7 @@ def main(
     rows: Annotated[int, typer.Option(help="Loci that are made where there are no data.")] = NUM_LOCI,
     steps: Annotated[int, typer.Option(help="Steps on batches of 1,000 loci.")] = 500,
     finish: Annotated[int, typer.Option(help="Steps on all loci, as weighted pairs, by each bound.")] = 1000,
-    draws: Annotated[int, typer.Option(help="Draws of each z in the importance-weighted bound.")] = 20,
+    draws: Annotated[int, typer.Option(help="Draws of each logit in the importance-weighted bound.")] = 20,
     optimised: Annotated[int, typer.Option(help="Loci whose best Gaussian is searched for.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of the posteriors.")] = None,
