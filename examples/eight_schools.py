@@ -40,7 +40,7 @@ SCHOOLS = {
 NAMES = ("mu", "tau", *(f"theta[{school}]" for school in "ABCDEFGH"))
 
 
-@keras.saving.register_keras_serializable(package="examples")
+@keras.saving.register_keras_serializable(package="eight_schools")
 def story(data: Any) -> Iterator[Any]:
     """Effects of coaching in eight schools."""
     mu = yield Global("mu", tfd.Normal(0.0, 5.0))

@@ -1,6 +1,6 @@
 """How methylated are half a million loci of a genome? A latent variable for each, and a network that infers them.
 
-    python examples/methylation.py --figure methylation.png      # made loci, whose truth is known: two minutes
+    python examples/methylation.py --figure methylation.png      # made loci, whose truth is known
     python examples/methylation.py --data DIR                    # those of human chromosome 22 (IMR90 cells)
 
 Of the c reads that cover a locus, m are methylated. Loci differ, and the population of their levels is what is asked:
@@ -45,7 +45,7 @@ PRIOR_SCALES = np.array([2.0, 1.0])
 """Standard deviations of the priors of mean and log spread, around 0."""
 
 
-@keras.saving.register_keras_serializable(package="examples")
+@keras.saving.register_keras_serializable(package="methylation")
 def story(data: Any) -> Iterator[Any]:
     """The population of loci."""
     mean = yield Global("mean", tfd.Normal(0.0, 2.0))
@@ -54,7 +54,7 @@ def story(data: Any) -> Iterator[Any]:
     yield Observed("methylated", tfd.Binomial(data["coverage"], logits=logit), data["methylated"])
 
 
-@keras.saving.register_keras_serializable(package="examples")
+@keras.saving.register_keras_serializable(package="methylation")
 def features(data: Any) -> Any:
     """What the recognition network reads of each locus, of the order of one."""
     methylated, coverage = data["methylated"], data["coverage"]

@@ -54,7 +54,7 @@ NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 LOG_NODE_WEIGHTS = np.log(NODE_WEIGHTS / NODE_WEIGHTS.sum())
 
 
-@keras.saving.register_keras_serializable(package="examples")
+@keras.saving.register_keras_serializable(package="star_brightness")
 def each_bin(data: Any) -> Iterator[Any]:
     """The rate of each bin is a latent variable, in units of the population's spread."""
     mu = yield Global("mu", tfd.Normal(0.0, 3.0))
@@ -70,7 +70,7 @@ def half_normal(u: Any) -> Any:
     return math.sqrt(2.0) * ops.erfinv(0.5 * (1.0 + ops.erf(u / math.sqrt(2.0))))
 
 
-@keras.saving.register_keras_serializable(package="examples")
+@keras.saving.register_keras_serializable(package="star_brightness")
 def population(data: Any) -> Iterator[Any]:
     """The rate of each bin is summed out, over the nodes of a quadrature; s is told by its rank in the prior."""
     mu = yield Global("mu", tfd.Normal(0.0, 3.0))
