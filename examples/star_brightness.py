@@ -9,13 +9,13 @@ sky. With the exposure t of the bin and the ratio a of the two areas:
     S ~ Poisson(r t + b a),   B ~ Poisson(b),   log r ~ N(mu, s^2) for each bin,   mu ~ N(0, 3),   s ~ half-N(1)
 
 How much the star flickers is s. It may be zero, where its posterior ends abruptly. On the real line, in log s, that end
-is a long tail to the left, which no Gaussian has. Three approximations are compared with the exact posterior:
+is a long tail to the left, which no Gaussian has. Two fits, each with and without importance weights of its draws, are
+compared with the exact posterior:
 
 1. one Gaussian with all correlations of everything on the real line, the rate of each bin among it;
-2. the same draws with importance weights;
-3. another story of the same model: the rate of each bin is summed out by quadrature, and s is a function of a standard
-   normal variable u, the half-normal quantile of the same rank. Near s = 0, where the data say nothing more, the
-   posterior of u falls off as its prior does, which is a Gaussian.
+2. one of another story of the same model: the rate of each bin is summed out by quadrature, and s is a function of a
+   standard normal variable u, the half-normal quantile of the same rank. Near s = 0, where the data say nothing more,
+   the posterior of u falls off as its prior does, which is a Gaussian.
 """
 
 from __future__ import annotations
