@@ -241,7 +241,8 @@ class SVI(Results, Saved, Beginning, keras.Model):
             steps: Number of training steps, in place of passes over the data.
             initial_epoch: As in Keras.
             validation_data: Data of the same kind as `x`.
-            **kwargs: As in Keras, `sample_weight` among them: how often a row counts as observed.
+            **kwargs: As in Keras, `sample_weight` among them: how often a row counts as observed. N is the number of
+                rows whatever their weights, so that rows that occur several times may be given once, with their counts.
 
         Returns:
             Keras' `History`.

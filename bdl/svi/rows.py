@@ -242,9 +242,13 @@ class EndlessRows(keras.utils.PyDataset):
         """Rows from one place to another of the orders one after the other."""
         passes = range(begin // self._rows, (end - 1) // self._rows + 1)
         self._orders = {number: self._order(number) for number in passes}
-        joined = np.concatenate([self._orders[number] for number in passes])
-        start = begin - passes[0] * self._rows
-        return joined[start : start + end - begin]
+        # Slices before they are joined: a copy of whole orders would make a step of many rows slower than of few.
+        return np.concatenate(
+            [
+                order[max(begin - number * self._rows, 0) : end - number * self._rows]
+                for number, order in self._orders.items()
+            ]
+        )
 
     def _order(self, number: int) -> np.ndarray:
         known = self._orders.get(number)

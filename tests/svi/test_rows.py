@@ -1,5 +1,7 @@
 """Data of a story: arrays in one precision, and batches of one size in an order known from the seed."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -29,6 +31,17 @@ def test_a_fit_that_goes_on_has_the_batches_it_would_have_had():
     later.begin_after(4)
     for expected, found in zip(whole[4:], read(later, 5), strict=True):
         np.testing.assert_array_equal(expected["x"], found["x"])
+
+
+def test_a_batch_of_many_rows_takes_no_more_memory_than_one_of_few():
+    """Nothing of the size of the data is made once the order of the rows is known."""
+    batches = EndlessRows({"x": np.zeros(1_000_000, "int8")}, batch_size=10, seed=0)
+    batches[0]
+    tracemalloc.start()
+    batches[1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
 
 
 def test_the_whole_data_come_in_their_order_with_their_weights():

@@ -1,0 +1,136 @@
+"""The examples of stories run, and their gold standards are right."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _made_data(monkeypatch):
+    monkeypatch.delenv("BDL_DATA", raising=False)
+
+
+def example(name):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.mark.tensorflow
+def test_the_eight_schools_exact_posterior_is_that_of_the_reference_draws():
+    """Means and standard deviations of 10,000 draws, from the posterior database (Stan's developers, BSD-3)."""
+    mean = [4.4105, 3.6021, 6.1505, 4.9396, 3.9059, 4.796, 3.6144, 4.0511, 6.3172, 4.884]
+    sd = np.array([3.3093, 3.1985, 5.6159, 4.6456, 5.2807, 4.7709, 4.6147, 4.7962, 5.0029, 5.3177])
+    exact, tau, density = example("eight_schools").exact_posterior()
+    np.testing.assert_allclose((exact.mean - mean) / sd, 0.0, atol=4 / np.sqrt(10_000))
+    # A heavy tail makes the standard deviation of tau's draws more uncertain: its kurtosis is about 30.
+    np.testing.assert_allclose(exact.sd / sd, 1.0, atol=4 * np.sqrt(30 / 4 / 10_000))
+    assert np.trapezoid(density, tau) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.tensorflow
+def test_the_methylation_exact_posterior_is_that_of_adaptive_quadrature():
+    module = example("methylation")
+    loci = {"methylated": np.repeat([0.0, 5.0, 9.0, 3.0], 20), "coverage": np.repeat([4.0, 10.0, 9.0, 6.0], 20)}
+    exact = module.exact_posterior(loci, num_nodes=201, width=11)
+    z = np.linspace(-9, 9, 801)
+
+    def log_density(mean, log_spread):
+        probability = special.expit(mean + np.exp(log_spread) * z)
+        total = stats.norm(0, 2).logpdf(mean) + stats.norm(0, 1).logpdf(log_spread)
+        for methylated, coverage in ((0, 4), (5, 10), (9, 9), (3, 6)):
+            likelihood = stats.binom(coverage, probability).pmf(methylated)
+            total += 20 * np.log(np.trapezoid(likelihood * stats.norm.pdf(z), z))
+        return total
+
+    points = [np.linspace(m - 6 * s, m + 6 * s, 17) for m, s in zip(exact.mean, exact.sd, strict=True)]
+    weights = np.array([[log_density(mean, spread) for spread in points[1]] for mean in points[0]])
+    weights = np.exp(weights - weights.max())
+    weights /= integrate.trapezoid(integrate.trapezoid(weights))
+    for axis, at in enumerate(points):
+        marginal = weights.sum(1 - axis)
+        mean = marginal @ at
+        assert exact.mean[axis] == pytest.approx(mean, abs=1e-3 * exact.sd[axis])
+        assert exact.sd[axis] == pytest.approx(np.sqrt(marginal @ (at - mean) ** 2), rel=5e-3)
+
+
+@pytest.mark.tensorflow
+def test_pairs_stand_for_all_loci_and_no_row_for_too_many():
+    module = example("methylation")
+    loci = {"methylated": np.repeat([1.0, 2.0], [250, 30]), "coverage": np.repeat([3.0, 3.0], [250, 30])}
+    rows, counts = module.distinct(loci, most=100)
+    assert list(rows["methylated"]) == [1.0, 1.0, 1.0, 2.0]
+    np.testing.assert_allclose(counts, [250 / 3, 250 / 3, 250 / 3, 30])
+
+
+@pytest.mark.tensorflow
+def test_the_best_gaussian_of_a_locus_has_no_slope_left():
+    module = example("methylation")
+    loci = {"methylated": np.array([3.0, 40.0]), "coverage": np.array([3.0, 50.0])}
+    mean, sd = module.optimise(loci, np.array([1.6, 0.4]))
+    elbo, in_mean, in_sd = module.local_elbo(mean, sd, loci, np.array([1.6, 0.4]))
+    np.testing.assert_allclose([in_mean, in_sd], 0.0, atol=1e-2)
+    step = 1e-5
+    above = module.local_elbo(mean + step, sd, loci, np.array([1.6, 0.4]))[0]
+    aside = module.local_elbo(mean, sd + step, loci, np.array([1.6, 0.4]))[0]
+    np.testing.assert_allclose([above - elbo, aside - elbo], 0.0, atol=1e-6)
+    # The evidence, by quadrature over the logit, is above it.
+    logit = np.linspace(-15, 15, 4001)[:, None]
+    joint = loci["methylated"] * logit - loci["coverage"] * np.logaddexp(0, logit)
+    joint = joint + stats.norm(1.6, np.exp(0.4)).logpdf(logit)
+    evidence = np.log(np.trapezoid(np.exp(joint), logit, axis=0))
+    assert np.all((elbo < evidence) & (elbo > evidence - 0.05))
+
+
+@pytest.mark.tensorflow
+def test_the_sky_is_integrated_out_of_a_bin():
+    module = example("star_brightness")
+    bins = {name: np.array([value]) for name, value in (("S", 60.0), ("B", 300.0), ("exposure", 20.0), ("ratio", 0.02))}
+    log_rate = np.array([0.5, 1.0, 1.5])
+
+    def integral(at):
+        def density(sky):
+            return stats.poisson(np.exp(at) * 20.0 + sky * 0.02).pmf(60) * stats.poisson(sky).pmf(300)
+
+        return integrate.quad(density, 150, 500, points=[300])[0]
+
+    expected = np.log([integral(at) for at in log_rate])
+    found = module._log_likelihood(bins, 0, log_rate)
+    np.testing.assert_allclose(np.diff(found), np.diff(expected), rtol=1e-5)
+
+
+@pytest.mark.tensorflow
+def test_half_normal_quantiles():
+    module = example("star_brightness")
+    u = np.array([-2.5, -1.0, 0.0, 1.5], "float32")
+    np.testing.assert_allclose(module.half_normal(u), stats.halfnorm.ppf(stats.norm.cdf(u)), rtol=1e-4)
+
+
+@pytest.mark.tensorflow
+def test_the_methylation_example_prints_its_table_and_draws(tmp_path, capsys):
+    figure = tmp_path / "figure.png"
+    example("methylation").main(data=None, rows=500, steps=2, finish=2, draws=2, optimised=5, seed=0, figure=figure)
+    printed = capsys.readouterr().out
+    assert "exact" in printed
+    assert "2 weighted draws" in printed
+    assert "nats per locus" in printed
+    assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("settings", [("eight_schools", {}), ("star_brightness", {"data": None})], ids=lambda s: s[0])
+def test_the_small_examples_print_their_tables_and_draw(settings, tmp_path, capsys):
+    name, given = settings
+    figure = tmp_path / "figure.png"
+    example(name).main(steps=4, draws=200, seed=0, figure=figure, **given)
+    assert "exact" in capsys.readouterr().out
+    assert figure.stat().st_size > 10_000
