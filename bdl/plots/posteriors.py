@@ -336,7 +336,7 @@ def _edges_of_data(observed: Array, simulated: Array, num_bins: int) -> tuple[Ar
     low, high = _range_of([observed, simulated.ravel()])
     is_whole = all(np.array_equal(values, np.round(values)) for values in (observed, simulated))
     if is_whole and high - low <= 60:
-        return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5, True
+        return np.arange(math.floor(low), math.ceil(high) + 2, dtype=np.float64) - 0.5, True
     return np.linspace(low, high, num_bins + 1), False
 
 
