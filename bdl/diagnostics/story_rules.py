@@ -81,7 +81,12 @@ def story_healthy(q: Quantities) -> Finding:
     evidence = [_k_hat_in_words(story) if story.k_hat is not None else _unknown(story), *_what_else(story)]
     if q.temperature is not None:
         evidence.append(f"Effective temperature T = {q.temperature:.3g}.")
-    is_sure = story.k_hat is not None and story.r_hat is not None
+    if _is_mean_field(story):
+        evidence.append(
+            "A mean-field guide leaves correlations out, which can make it far too narrow without a bad k-hat: a "
+            "full-rank guide, or model.compare(bdl.svi.nuts(story, data)), shows it."
+        )
+    is_sure = story.k_hat is not None and story.r_hat is not None and not _is_mean_field(story)
     return Finding("healthy", "probable" if is_sure else "possible", (*evidence, NOT_APPLICABLE))
 
 
@@ -91,13 +96,17 @@ def misses_posterior(q: Quantities) -> bool:
     return story is not None and story.k_hat is not None and story.k_hat >= (story.k_hat_threshold or 0.7)
 
 
+def _is_mean_field(story: StoryHealth) -> bool:
+    return any(site.kind == "global" and site.guide == "MeanField" for site in story.sites)
+
+
 def _k_hat_in_words(story: StoryHealth) -> str:
     assert story.k_hat is not None
     threshold = story.k_hat_threshold or 0.7
     if story.k_hat < threshold:
         return (
-            f"k-hat {story.k_hat:.2f}, below {threshold:.2g}: the guide is close enough to the posterior that "
-            "weighting its draws corrects what is left."
+            f"k-hat {story.k_hat:.2f}, below {threshold:.2g}: as far as the guide's draws reach, weighting them corrects "
+            "what is left."
         )
     return (
         f"k-hat {story.k_hat:.2f}, above {threshold:.2g}: the guide misses part of the posterior. Its means may still "

@@ -31,7 +31,7 @@ from bdl_cli import app
 Y = np.random.default_rng(0).normal(2.0, 1.0, size=12).astype("float32")
 DATA = {"y": Y}
 REST = StoryHealth(
-    (SiteHealth("mean", "global", "MeanField", 2.0),),
+    (SiteHealth("mean", "global", "FullRank", 2.0),),
     start="prior",
     is_point=False,
     num_iterates=40,
@@ -65,6 +65,9 @@ def test_a_guide_at_rest_that_is_the_posterior_is_healthy():
     assert (finding.verdict, finding.confidence) == ("healthy", "probable")
     assert "k-hat 0.30, below 0.7" in finding.evidence[0]
     assert "a twin" in finding.evidence[-1]  # which does not apply
+    mean_field = judge(quantities(sites=(SiteHealth("mean", "global", "MeanField"),)))
+    assert mean_field.confidence == "possible"  # k-hat does not see all that such a guide leaves out
+    assert any("leaves correlations out" in sentence for sentence in mean_field.evidence)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_a_report_has_the_sites_in_a_table_and_reads_back():
     assert Quantities.from_dict(q.to_dict()) == q
     text = HealthReport.of(judge(q), q).page().sections[1].blocks
     assert ("k-hat", ["0.3"]) in [(row.name, list(row.cells)) for row in text[0].rows]
-    assert [list(row.cells) for row in text[1].rows] == [["global", "MeanField", "2"]]
+    assert [list(row.cells) for row in text[1].rows] == [["global", "FullRank", "2"]]
 
 
 # Iterates
