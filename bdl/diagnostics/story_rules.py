@@ -105,8 +105,8 @@ def _k_hat_in_words(story: StoryHealth) -> str:
     threshold = story.k_hat_threshold or 0.7
     if story.k_hat < threshold:
         return (
-            f"k-hat {story.k_hat:.2f}, below {threshold:.2g}: as far as the guide's draws reach, weighting them corrects "
-            "what is left."
+            f"k-hat {story.k_hat:.2f}, below {threshold:.2g}: as far as the guide's draws reach, weighting them "
+            "corrects what is left."
         )
     return (
         f"k-hat {story.k_hat:.2f}, above {threshold:.2g}: the guide misses part of the posterior. Its means may still "
