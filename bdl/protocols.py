@@ -78,3 +78,24 @@ class HasTemperature(Protocol):
 
     def end_schedule(self) -> None:
         """Moves the count of steps to the end of the schedule, if that is before it."""
+
+
+@runtime_checkable
+class TellsStory(Protocol):
+    """A model of a story: latent sites, a guide for each, and no network whose outputs are the model's.
+
+    Attributes:
+        sites: What the trace found of each site: `name`, `kind`, `shape`, `size`; empty before it.
+        guides: Keras layers that hold the families; `is_local`, `is_point`, `sizes` and `distribution()`.
+        progress: Number of examples, measured and told, and the schedule of T.
+    """
+
+    sites: Any
+    guides: Any
+    progress: Any
+
+    def guide_of(self, site: str) -> Any:
+        """The guide of a latent site."""
+
+    def k_hat(self, x: Any, num_samples: int, seed: int | None) -> Any:
+        """How heavy the tail of the guides' importance weights is."""

@@ -3,10 +3,18 @@
 from bdl.diagnostics.callback import HealthWarning, TrainingHealth
 from bdl.diagnostics.diagnose import diagnose, diagnose_record
 from bdl.diagnostics.finding import HOPELESS, VERDICTS, Finding
-from bdl.diagnostics.quantities import Fit, LayerHealth, LocalLatents, Quantities, Refit, Trends
+from bdl.diagnostics.quantities import (
+    Fit,
+    LayerHealth,
+    LocalLatents,
+    Quantities,
+    Refit,
+    Trends,
+)
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.remedies import REMEDIES, Remedy
 from bdl.diagnostics.report import HealthReport, comparison
+from bdl.diagnostics.story_health import SiteHealth, StoryHealth
 from bdl.diagnostics.thresholds import THRESHOLDS, Thresholds
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import judge
@@ -26,6 +34,8 @@ __all__ = [
     "Refit",
     "Remedy",
     "RunRecord",
+    "SiteHealth",
+    "StoryHealth",
     "Thresholds",
     "TrainingHealth",
     "Trends",

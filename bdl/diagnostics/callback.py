@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import uuid
 import warnings
 from collections.abc import Callable
@@ -20,13 +19,14 @@ from bdl.diagnostics.measure import ProbeData, measure, network_of, posteriors_o
 from bdl.diagnostics.pacing import Budget, is_due, looks_wrong
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.reading import read_foreign
-from bdl.diagnostics.record import FORMAT, RunRecord
+from bdl.diagnostics.record import RunRecord
 from bdl.diagnostics.run import Run, as_number, complete, steps_of
+from bdl.diagnostics.story import kinds_of, refuse_for_story, story_quantities
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import judge
 from bdl.diagnostics.weights import start_scales
 from bdl.likelihoods import Likelihood
-from bdl.protocols import HasTemperature
+from bdl.protocols import HasTemperature, TellsStory
 
 _SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
 _ACTIONS = ("warn", "stop", "record")
@@ -162,30 +162,22 @@ class TrainingHealth(keras.callbacks.Callback):
             print(f"\n{message}", flush=True)
 
     def _begin(self) -> None:
-        likelihood = likelihood_of(self.model, self._likelihood)
+        is_story = isinstance(self.model, TellsStory)
+        if is_story:
+            refuse_for_story(data=self._data, validation_data=self._validation_data, likelihood=self._likelihood)
+        likelihood = None if is_story else likelihood_of(self.model, self._likelihood)
         train = self._probe(self._data, "data", likelihood)
         validation = self._probe(self._validation_data, "validation_data", likelihood)
-        size = size_of(self.model, self._given_size)
+        size = size_of(self.model.progress if is_story else self.model, self._given_size)
         if size is None and self._data is not None:
             size = len(self._data[1])
         run = Run(Journal(uuid.uuid4().hex, self._path, self._board_folder), likelihood, size, train, validation)
         run.steps = self.params.get("steps")
+        run.sites = kinds_of(self.model) if is_story else None
         self._go_on_from(run, steps_of(self.model))
         self._state = run
-        self._write_start(run)
+        run.write_start(self.model, self._planned)
         self._read_model()
-
-    def _write_start(self, run: Run) -> None:
-        run.journal.write(
-            {
-                "event": "start",
-                "format": FORMAT,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "model": self.model.name,
-                "backend": keras.backend.backend(),
-                **run.start_event(self._planned),
-            }
-        )
 
     def _go_on_from(self, run: Run, step: int) -> None:
         """Takes over what is known of the training so far, if the model was trained before; else begins anew."""
@@ -201,8 +193,12 @@ class TrainingHealth(keras.callbacks.Callback):
             run.go_on_from(recorded, recorded.epochs)
             self.epochs, self.verdicts = list(recorded.epochs), list(recorded.verdicts)
 
-    def _probe(self, data: Any, argument: str, likelihood: Likelihood) -> ProbeData | None:
-        return None if data is None else take_probe(data, self._probe_size, likelihood, argument, self.model)
+    def _probe(self, data: Any, argument: str, likelihood: Likelihood | None) -> ProbeData | None:
+        return (
+            None
+            if data is None or likelihood is None
+            else take_probe(data, self._probe_size, likelihood, argument, self.model)
+        )
 
     def _read_model(self) -> None:
         """Scales at the start, and how the loss counts the KL where that is known without measuring it."""
@@ -211,6 +207,9 @@ class TrainingHealth(keras.callbacks.Callback):
         if not self.model.built:
             return
         run.is_read = True
+        if run.sites is not None:
+            self._judge(story_quantities(self.model, None, run.size), 0)
+            return
         posteriors = posteriors_of(self.model)
         if not run.is_resumed:
             run.start = start_scales(posteriors)
@@ -229,6 +228,7 @@ class TrainingHealth(keras.callbacks.Callback):
         if not run.needs_accounting or run.size is None:
             return
         assert run.train is not None
+        assert run.likelihood is not None
         run.needs_accounting = False
         with self._budget.measuring("accounting"):
             run.readings = read_foreign(network_of(self.model), run.train.x)
@@ -257,7 +257,7 @@ class TrainingHealth(keras.callbacks.Callback):
             return
         if run.is_first and self.epochs:  # this fit may count from 1 again
             run.offset = max(0, self.epochs[-1]["epoch"] + 1 - epoch)
-            self._write_start(run)  # again, for now it is known how many epochs are planned in all
+            run.write_start(self.model, self._planned)  # again, for now it is known how many epochs are planned in all
         run.is_first = False
         epoch += run.offset
         if "nll" not in logs and run.is_read and not run.has_posteriors:
@@ -268,7 +268,14 @@ class TrainingHealth(keras.callbacks.Callback):
         entry["step"] = run.last_step = steps_of(self.model)
         loss = logs.get("loss", logs.get("nll"))
         if loss is not None and not np.isfinite(loss):
-            self._judge(Quantities(epoch, self._planned, num_examples=run.size, finite=False), epoch)
+            known = Quantities() if run.sites is None else story_quantities(self.model, entry)
+            planned, size = self._planned, run.size
+            known = dataclasses.replace(known, epoch=epoch, planned_epochs=planned, num_examples=size, finite=False)
+            self._judge(known, epoch)
+        elif run.sites is not None:
+            if self._budget.pays("iterate", self._budget.elapsed()):
+                with self._budget.measuring("iterate"):
+                    run.watch_story(self.model)
         elif run.train is not None or run.validation is not None:
             self._measure_if_paid(epoch)
         logs = {key: value for key, value in entry.items() if key != "epoch"}
@@ -295,6 +302,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run = self._state
         assert run is not None
         probe = run.validation or run.train
+        assert run.likelihood is not None
         if run.readings is None and probe is not None:
             run.readings = read_foreign(network_of(self.model), probe.x)
         measured = measure(
@@ -370,7 +378,14 @@ class TrainingHealth(keras.callbacks.Callback):
         assert run is not None
         last = self.epochs[-1]["epoch"] if self.epochs else 0
         q = self.quantities
-        if not self.epochs or not (q is None or q.finite) or not (run.train or run.validation):
+        if not self.epochs or not (q is None or q.finite):
+            return
+        if run.sites is not None:
+            q = run.story_quantities(self.model, self.epochs[-1])
+            trends = measure_trends(self.epochs, run.size)
+            self._judge(dataclasses.replace(q, epoch=last, planned_epochs=self._planned, trends=trends), last)
+            return
+        if not (run.train or run.validation):
             return
         if run.last_probe == last:  # measured; what stopped early ended here
             if q is not None and self._planned is not None and last < self._planned:

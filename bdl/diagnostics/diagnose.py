@@ -18,12 +18,15 @@ from bdl.diagnostics.quantities import Fit, Quantities
 from bdl.diagnostics.reading import read_foreign
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.report import HealthReport
+from bdl.diagnostics.story import measure_story, refuse_for_story, story_in_record
 from bdl.diagnostics.symptoms import refit_cause
 from bdl.diagnostics.tf_keras_model import as_keras3
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.twin import fit_of_twin, train_twin
 from bdl.diagnostics.verdict import judge
 from bdl.likelihoods import Likelihood
+from bdl.protocols import TellsStory
+from bdl.training.data import is_data_set
 
 _BATCH_SIZE = 64  # of the trainings of twin and refits, where the training's is not known
 _TWIN_EPOCHS = 50  # where no record tells how long the model was trained
@@ -90,6 +93,9 @@ def diagnose(
         if run is None:
             raise ValueError(_NO_NOTHING)
         return _from_record(run)
+    if isinstance(model, TellsStory):
+        refuse_for_story(y=y, twin=twin, validation_data=validation_data, likelihood=likelihood)
+        return _of_story(model, x, run, num_examples, num_samples, seed)
     if (x is None or y is None) and validation_data is None:
         raise ValueError("`x` and `y` are needed to measure what the model has learned; pass the training data.")
     if family_gap:
@@ -125,6 +131,21 @@ def diagnose(
             measured, refits=refit(first, x, y, likelihood, train, batch_size=batch_size, seed=seed)
         )
     return HealthReport.of(_with_cause(judge(measured), measured), measured, run.epochs if run else ())
+
+
+def _of_story(
+    model: Any, x: Any, run: RunRecord | None, num_examples: int | None, num_samples: int, seed: int
+) -> HealthReport:
+    """The report of a model of a story on its data, with what the record of its fit knows."""
+    if x is None or is_data_set(x):
+        raise ValueError("`x` must be the data of the story, arrays as `fit` takes them, not a data set or None.")
+    measured = measure_story(model, x, num_examples, num_samples, seed)
+    found = _with_record(measured, run)
+    recorded = run.probes[-1].story if run is not None and run.probes else None
+    if recorded is not None and found.story is not None:
+        moved = {name: getattr(recorded, name) for name in ("num_iterates", "r_hat", "moved", "moved_site")}
+        found = dataclasses.replace(found, story=dataclasses.replace(found.story, **moved))
+    return HealthReport.of(judge(found), found, run.epochs if run else ())
 
 
 def _with_cause(finding: Finding, measured: Quantities) -> Finding:
@@ -241,6 +262,7 @@ def _from_record(run: RunRecord) -> HealthReport:
         finite=last.finite and None not in losses,
         present_temperature=run.epochs[-1].get("temperature") if run.epochs else None,
         trends=measure_trends(run.epochs, size),
+        story=story_in_record(last.story, run.start, run.epochs, size),
     )
     report = HealthReport.of(judge(quantities), quantities, run.epochs)
     notes = []

@@ -18,7 +18,7 @@ _FIRST_TIME = 3.0  # times what a measurement costs later: the first of a run tr
 _NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
 _SPACING = 0.05  # of the planned epochs, between two measurements that the logs call for
 # Seconds that the last measurement of a kind took in this process; at first guesses, of what backends prepare once.
-_GUESSES = {"probe": 0.1, "accounting": 0.3}
+_GUESSES = {"probe": 0.1, "accounting": 0.3, "iterate": 0.005}
 _COSTS = dict(_GUESSES)
 
 

@@ -4,7 +4,7 @@ Everything here can be written to JSON and read back, so that a verdict needs ne
 that layers of any library, dropout and local latent variables reach the rules by the same road. A quantity that was
 not measured is None; no rule fires on None.
 
-The numbers Q1 to Q21 are those of docs/diagnostics.
+The numbers Q1 to Q22 are those of docs/diagnostics.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bdl.diagnostics.schema import checked
+from bdl.diagnostics.story_health import StoryHealth
 from bdl.likelihoods import constants
 
 
@@ -201,6 +202,7 @@ class Quantities:
         has_noise: Whether predictions of one input differ between draws; None if unknown.
         dropout_rates: Rates of the dropout layers that stay on.
         num_members: Members of an ensemble; 1 for a single network.
+        story: Of a model of a story, which has no labels: fits, twin and layers do not apply to it.
     """
 
     epoch: int = 0
@@ -232,6 +234,7 @@ class Quantities:
     has_noise: bool | None = None
     dropout_rates: tuple[float, ...] = ()
     num_members: int = 1
+    story: StoryHealth | None = None
 
     @property
     def rate(self) -> float | None:

@@ -30,6 +30,7 @@ class _Start:
     planned_epochs: int | None = None
     steps: int | None = None
     has_data: bool | None = None
+    sites: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,62 +8,17 @@ its `code` says and nothing besides. The order in which a verdict lists its reme
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import keras
-
-from bdl.diagnostics.accounting import likelihood_of
 from bdl.diagnostics.noise import broad_layers
 from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.remedy import Remedy
+from bdl.diagnostics.story_remedies import story_remedies
 from bdl.diagnostics.symptoms import is_local_collapse, refit_cause
 from bdl.diagnostics.twin import burnt_in, rebuilt, redropped, restarted, trained_anew, without_factors
 from bdl.elbo import LinearWarmup
 from bdl.posteriors import LowRankNormal, MeanFieldNormal, Rank1
 from bdl.priors import EmpiricalBayes, TiedMean
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """One thing to do.
-
-    Args:
-        name: In a few words.
-        why: Why it should help, and what it costs.
-        source: Where it comes from.
-        code: The change in code.
-        build: Makes the new model of a model, its likelihood and its training data; None where only the user's code
-            can.
-        needs_data: Whether it trains something first, and so needs the training data.
-    """
-
-    name: str
-    why: str
-    source: str
-    code: str
-    build: Callable[[Any, Any, Any], keras.Model] | None = None
-    needs_data: bool = False
-
-    def apply(self, model: Any, likelihood: Any = None, data: Any = None) -> keras.Model:
-        """A new model with this remedy: compiled, untrained; `fit` it as before.
-
-        Args:
-            model: The model that was diagnosed; of an ensemble, a list, the first member is made anew.
-            likelihood: Of its labels; None takes the model's own.
-            data: The training data `(x, y)`, for a remedy that begins with a training of its own.
-
-        Raises:
-            ValueError: if it needs a change in your code, or data that are not given.
-        """
-        if self.build is None:
-            raise ValueError(f"The remedy {self.name!r} needs a change in your code: {self.code}")
-        if self.needs_data and data is None:
-            raise ValueError(f"The remedy {self.name!r} trains a network first: pass data=(x, y), the training data.")
-        likelihood = likelihood_of(model, likelihood)
-        return self.build(model[0] if isinstance(model, (list, tuple)) else model, likelihood, data)
-
 
 RANK1 = Remedy(
     "a rank-1 posterior",
@@ -237,6 +192,8 @@ def remedies_of(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
     >>> [remedy.name for remedy in remedies_of("near_deterministic", Quantities(num_members=5))]
     ['members that differ']
     """
+    if quantities.story is not None:
+        return story_remedies(verdict, quantities)
     if verdict == "near_deterministic" and quantities.num_members > 1:
         return (OTHER_SEEDS,)
     if verdict == "near_deterministic" and quantities.dropout_rates and not quantities.layers:

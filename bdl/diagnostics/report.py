@@ -32,6 +32,14 @@ MEANINGS = {
     "inconclusive": "What was measured does not decide between verdicts.",
 }
 
+STORY_MEANINGS = {
+    **MEANINGS,
+    "still_training": "The guide still moves: nothing can be said about the posterior yet.",
+    "collapsed": "A local site's guide is its prior: its values say nothing about their rows.",
+    "inconclusive": "What was measured does not say that the guide is the posterior.",
+}
+"""What the verdicts mean of a model of a story."""
+
 _RATE = "What the posterior says, per example."
 _RATE_OF_SCALES = (
     "What the posterior's scales say, per example. Its means are point estimates (variational EM) and pay a penalty at "
@@ -126,7 +134,8 @@ class HealthReport(Report):
 
     @property
     def _summary(self) -> str:
-        return f"{self.verdict} ({self.confidence}): {MEANINGS[self.verdict]}"
+        meanings = MEANINGS if self.quantities.story is None else STORY_MEANINGS
+        return f"{self.verdict} ({self.confidence}): {meanings[self.verdict]}"
 
     def _figure(self) -> list[Block]:
         try:
@@ -158,7 +167,16 @@ class HealthReport(Report):
             rows.append(
                 _row(f"Accuracy without {share} of the weights", accuracy, "Those of least |mean| / scale, zeroed.")
             )
+        if q.story is not None:
+            rows += [
+                _row("k-hat", q.story.k_hat, "Tail of the importance weights; below 0.7 they correct the guide."),
+                _row("R-hat of the iterates", q.story.r_hat, "Of the guides of global sites; at rest below 1.1."),
+                _row("Moved [sds]", q.story.moved, "Between the last two quarters of the epochs, at most."),
+            ]
         blocks: list[Block] = [Table(["value"], [row for row in rows if row is not None])]
+        if q.story is not None and q.story.sites:
+            sites = [Row(site.name, [site.kind, site.guide or "none", _cell(site.kl)]) for site in q.story.sites]
+            blocks.append(Table(["kind", "guide", "KL [nats]"], sites, "Of a local site for each row."))
         if q.refits:
             refits = [Row(each.what, [_cell(each.elbo), _cell(each.elbo_error)]) for each in q.refits]
             blocks.append(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -14,10 +16,11 @@ from bdl.diagnostics.journal import Journal
 from bdl.diagnostics.measure import ProbeData, network_of
 from bdl.diagnostics.quantities import LayerHealth, Quantities
 from bdl.diagnostics.reading import Readings
-from bdl.diagnostics.record import RunRecord
+from bdl.diagnostics.record import FORMAT, RunRecord
+from bdl.diagnostics.story import Iterate, iterate_of, movement, story_quantities
 from bdl.diagnostics.weights import layer_health, weight_posteriors
 from bdl.likelihoods import Likelihood
-from bdl.protocols import HasTemperature
+from bdl.protocols import HasTemperature, TellsStory
 
 
 @dataclass(eq=False)
@@ -26,7 +29,7 @@ class Run:
 
     Args:
         journal: Where its events are written.
-        likelihood: What the outputs mean.
+        likelihood: What the outputs mean; None of a model of a story.
         size: Training examples, N.
         train: Probe of the training data.
         validation: Probe of other data.
@@ -45,10 +48,12 @@ class Run:
         is_resumed: Whether the model was trained before.
         is_first: Whether no epoch of the present fit has ended yet.
         is_over: Whether the training has ended.
+        sites: Kinds of the latent sites by name, of a model of a story; None of a network.
+        iterates: Where the guides of such a model were at the end of each epoch.
     """
 
     journal: Journal
-    likelihood: Likelihood
+    likelihood: Likelihood | None
     size: int | None
     train: ProbeData | None
     validation: ProbeData | None
@@ -67,6 +72,8 @@ class Run:
     is_resumed: bool = False
     is_first: bool = True
     is_over: bool = False
+    sites: dict[str, str] | None = None
+    iterates: list[Iterate] = field(default_factory=list)
 
     def go_on_from(self, before: Run | RunRecord, epochs: list[dict[str, Any]]) -> None:
         """Becomes the same run as one before, of which these epochs are known."""
@@ -76,11 +83,39 @@ class Run:
             self.journal.run = before.run
         else:
             self.journal.run, self.start, self.model_id = before.journal.run, before.start, before.model_id
+            self.iterates = before.iterates
+
+    def watch_story(self, model: TellsStory) -> None:
+        """Notes where the guides are at the end of an epoch."""
+        found = iterate_of(model)
+        if found is not None:
+            self.iterates.append(found)
+
+    def story_quantities(self, model: TellsStory, entry: dict[str, Any]) -> Quantities:
+        """What is known at the end of a model of a story."""
+        q = story_quantities(model, entry, self.size)
+        assert q.story is not None
+        story = dataclasses.replace(q.story, **movement(self.iterates, model))
+        return dataclasses.replace(q, is_over=self.is_over, story=story)
+
+    def write_start(self, model: keras.Model, planned: int | None) -> None:
+        """Writes what is known at the start, of so many planned epochs."""
+        self.journal.write(
+            {
+                "event": "start",
+                "format": FORMAT,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "model": model.name,
+                "backend": keras.backend.backend(),
+                **self.start_event(planned),
+            }
+        )
 
     def start_event(self, planned: int | None) -> dict[str, Any]:
         """What a record says of the run at its start."""
         has_data = self.train is not None or self.validation is not None
-        return {"num_examples": self.size, "planned_epochs": planned, "steps": self.steps, "has_data": has_data}
+        known = {"num_examples": self.size, "planned_epochs": planned, "steps": self.steps, "has_data": has_data}
+        return known if self.sites is None else {**known, "sites": self.sites}
 
     def layers(self, model: keras.Model, start: dict[str, np.ndarray] | None) -> tuple[LayerHealth, ...]:
         """The layers as they stand, without what needs data, compared with the scales of a start."""

@@ -25,7 +25,7 @@ def is_declared_cold(q: Quantities) -> bool:
 
 def is_warming_up(q: Quantities) -> bool:
     """Whether the KL of the weights is still on its way to its final weight."""
-    if q.temperature is None or q.present_temperature is None or not q.layers:
+    if q.temperature is None or q.present_temperature is None or not (q.layers or q.story):
         return False
     return q.present_temperature < (1.0 - LIMIT.count_tolerance) * q.temperature
 

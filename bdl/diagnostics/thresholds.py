@@ -53,6 +53,9 @@ class Thresholds:
         local_share: Of the training, before which alignments are uniform because they are new.
         local_rate: Local KL per example below it, in nats, is a collapsed code.
         uniform_attention: Attention entropy over log(keys) above it ignores the keys.
+        iterates: R-hat of the iterates above which they are on their way. Dhaka et al. 2020, section 4.
+        moved: Change between two windows of iterates, in standard deviations of the guide, that counts: less of it no
+            user of the posterior would notice.
     """
 
     temperature_low: float = 0.67
@@ -87,6 +90,8 @@ class Thresholds:
     local_share: float = 0.2
     local_rate: float = 0.01
     uniform_attention: float = 0.99
+    iterates: float = 1.1
+    moved: float = 0.1
 
 
 THRESHOLDS = Thresholds()

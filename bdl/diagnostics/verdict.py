@@ -26,6 +26,13 @@ from bdl.diagnostics.loss_rules import accounting_error, diverged, mis_scaled_kl
 from bdl.diagnostics.noise import broad_layers, costly_layers, explained
 from bdl.diagnostics.noise_rules import near_deterministic, scales_not_learned, variance_saturated
 from bdl.diagnostics.quantities import Quantities
+from bdl.diagnostics.story_rules import (
+    story_collapsed,
+    story_healthy,
+    story_inconclusive,
+    story_near_deterministic,
+    story_still_training,
+)
 from bdl.diagnostics.symptoms import is_done, is_warming_up
 from bdl.diagnostics.thresholds import THRESHOLDS as LIMIT
 
@@ -53,8 +60,9 @@ def judge(quantities: Quantities) -> Finding:
 
 def _first(q: Quantities) -> Finding:
     """What the first rule says that fires."""
-    finding = next((found for rule in RULES if (found := rule(q)) is not None), None)
-    return healthy(q) if finding is None else finding
+    rules, otherwise = (RULES, healthy) if q.story is None else (STORY_RULES, story_healthy)
+    finding = next((found for rule in rules if (found := rule(q)) is not None), None)
+    return otherwise(q) if finding is None else finding
 
 
 def _across(q: Quantities) -> Quantities | None:
@@ -180,3 +188,13 @@ RULES: tuple[Rule, ...] = (
     outdone,
     inconclusive,
 )
+
+STORY_RULES: tuple[Rule, ...] = (
+    diverged,
+    mis_scaled_kl,
+    story_still_training,
+    story_collapsed,
+    story_near_deterministic,
+    story_inconclusive,
+)
+"""Those of a model of a story, which has no labels."""

@@ -5,6 +5,7 @@ saves it. Matplotlib is imported at the first drawing, and pyplot, with its glob
 """
 
 from bdl.plots.images import image_grid
+from bdl.plots.posteriors import marginals, pairs, predictive_check
 from bdl.plots.training import elbo_parts
 from bdl.plots.uncertainty import (
     interval_coverage,
@@ -19,7 +20,10 @@ __all__ = [
     "elbo_parts",
     "image_grid",
     "interval_coverage",
+    "marginals",
+    "pairs",
     "pit_histogram",
+    "predictive_check",
     "reliability_diagram",
     "risk_coverage",
     "score_histograms",

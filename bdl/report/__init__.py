@@ -4,7 +4,7 @@ The same blocks print as text and show in notebooks. What they say belongs to th
 looks.
 """
 
-from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Table, printable
+from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Table, entry_names, printable
 from bdl.report.files import write_atomically
 from bdl.report.html import fragment, render
 from bdl.report.reports import Report, Shown
@@ -19,6 +19,7 @@ __all__ = [
     "Section",
     "Shown",
     "Table",
+    "entry_names",
     "fragment",
     "printable",
     "render",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -21,6 +23,20 @@ def printable(text: str) -> str:
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t" else sign
         for sign in text
     )
+
+
+def entry_names(name: str, shape: Sequence[int]) -> list[str]:
+    """Names of the numbers of an array, as tables and figures show them.
+
+    Args:
+        name: Of the array.
+        shape: Of the array; one number alone has the array's name.
+
+    Example:
+    >>> entry_names("effect", (2,)), entry_names("mean", ())
+    (['effect[0]', 'effect[1]'], ['mean'])
+    """
+    return [f"{name}[{', '.join(map(str, index))}]" if index else name for index in np.ndindex(*shape)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from keras import ops
 from bdl.keras_internals import without_gradients
 from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi import supports
+from bdl.svi.arviz import as_datatree, observed_values, require_arviz
 from bdl.svi.checks import ParetoSmoothing, k_hat
 from bdl.svi.derivatives import in_graph
 from bdl.svi.estimators import Estimator
@@ -19,6 +20,7 @@ from bdl.svi.files import invented
 from bdl.svi.rows import as_data, as_tensors
 from bdl.svi.story import Global, Observed, Site, Variable, num_rows, run, support_of_site
 from bdl.svi.summary import Comparison, SummaryTable
+from bdl.svi.supports import Flat
 
 Arrays = dict[str, np.ndarray]
 
@@ -162,16 +164,10 @@ class Results:
             ValueError: if the model was not fitted, a guide is a point, or data are not sound.
         """
         self._require_fit("log_weights")
-        batch, estimator = self._batch(x), self.estimator
-        draws = estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False)
-        if any(families[0].is_point for families in draws.families.values()):
+        if self._is_point():
             raise ValueError("`guide` must not be a point (Delta) here: it has no density to weight draws with.")
-
-        def joint(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            return {"joint": estimator.log_joint(batch, real)}
-
-        joints = self._each(joint, draws.real, num_samples, draw_key(0))["joint"].astype("float64")
-        return joints - ops.convert_to_numpy(draws.log_density()).astype("float64")
+        log_p, log_q = self._log_densities(self._batch(x), num_samples, seed)
+        return log_p - log_q
 
     def k_hat(self, x: Any, num_samples: int = 4000, seed: int | None = None) -> ParetoSmoothing:
         """How far the guide is from the posterior: the tail of its importance weights, see `bdl.svi.checks.k_hat`.
@@ -211,6 +207,71 @@ class Results:
             ValueError: if the model was not fitted.
         """
         return SummaryTable.of(self.posterior(num_samples=num_samples, seed=seed), interval)
+
+    def to_arviz(
+        self,
+        x: Any,
+        num_samples: int = 1000,
+        seed: int = 0,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+    ) -> Any:
+        """The results as ArviZ takes them, with all rows' arrays in memory; needs `pip install "bdl[arviz]"`.
+
+        Args:
+            x: All data; of data that do not fit into memory, some rows.
+            num_samples: Number of draws, in one chain: they are independent.
+            seed: Integer, the same one for all groups.
+            coords: Labels along an axis by its name, such as `{"row": names_of_rows, "school": names}`.
+            dims: Names of the axes of one value of a site, such as `{"effect": ["school"]}`. Rows are `"row"`.
+
+        Returns:
+            An `xarray.DataTree` with the groups `posterior`, `posterior_predictive`, `log_likelihood` (of each row, in
+            nats), `observed_data` (NaN where it is missing); `sample_stats` with the log densities `log_p` of data and
+            draw together and `log_q` of the guide, on the real line, unless a guide is a point; `prior` and
+            `prior_predictive` unless a prior is improper.
+
+        Raises:
+            ValueError: if ArviZ is not installed, the model was not fitted, or an argument does not go with the sites.
+        """
+        require_arviz()
+        self._require_fit("to_arviz")
+        batch = self._batch(x)
+        one = {name: each[0] for name, each in self._real_draws(batch, 1, seed).items()}
+        with without_gradients():
+            visits = self.estimator.visit(batch, one)
+        observed = {visit.name: observed_values(visit) for visit in visits if isinstance(visit.variable, Observed)}
+        groups = {
+            "posterior": self.posterior(x, num_samples, seed),
+            "posterior_predictive": self.predict(x, num_samples, seed),
+            "log_likelihood": self.log_likelihood(x, num_samples, seed),
+            "observed_data": observed,
+        }
+        if not self._is_point():
+            log_p, log_q = self._log_densities(batch, num_samples, seed)
+            groups["sample_stats"] = {"log_p": log_p, "log_q": log_q}
+        if not any(isinstance(visit.variable.distribution, Flat) for visit in visits):
+            drawn = self.sample_prior(x, num_samples, seed)
+            groups["prior"] = {name: each for name, each in drawn.items() if name not in observed}
+            groups["prior_predictive"] = {name: drawn[name] for name in observed}
+        return as_datatree(groups, self.sites, coords, dims)
+
+    def _log_densities(self, batch: Any, num_samples: int, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Of draws of all latent sites on the real line: joint with the data, and the guides'; `(num_samples,)`."""
+        estimator = self.estimator
+        with without_gradients():
+            draws = estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False)
+            log_q = ops.convert_to_numpy(draws.log_density())
+
+        def joint(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            return {"joint": estimator.log_joint(batch, real)}
+
+        log_p = self._each(joint, draws.real, num_samples, draw_key(0))["joint"]
+        return log_p.astype("float64"), log_q.astype("float64")
+
+    def _is_point(self) -> bool:
+        """Whether a guide has no density."""
+        return any(guide.is_point for guide in self.estimator.guides)
 
     def _simulate(
         self, batch: Any, real: dict[str, Tensor] | None, key: Tensor | None, until: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bdl.report import Paragraph, Row, Shown, Table
+from bdl.report import Paragraph, Row, Shown, Table, entry_names
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,9 +112,6 @@ class Comparison(Shown):
 
 def _columns(draws: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], np.ndarray]:
     """Names of the numbers of all sites, and their draws side by side."""
-    names, columns = [], []
-    for site, values in draws.items():
-        for index in np.ndindex(values.shape[1:]):
-            names.append(f"{site}[{', '.join(map(str, index))}]" if index else site)
-            columns.append(values[(slice(None), *index)])
-    return tuple(names), np.stack(columns, axis=1).astype("float64")
+    names = [name for site, values in draws.items() for name in entry_names(site, values.shape[1:])]
+    columns = [np.reshape(values, (len(values), -1)) for values in draws.values()]
+    return tuple(names), np.concatenate(columns, axis=1).astype("float64")

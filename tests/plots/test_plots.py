@@ -34,6 +34,7 @@ HISTORY = {
 BINS = reliability_bins([1, 0, 1, 1], [0.9, 0.2, 0.6, 0.3], num_bins=5)
 CURVE = risk_coverage_curve([0, 0, 1, 0], [0.1, 0.4, 0.5, 0.9])
 IMAGES = np.linspace(0, 1, 3 * 4 * 4).reshape(3, 4, 4)
+POSTERIOR = {"mean": np.linspace(-1, 1, 20), "effect": np.linspace(0, 3, 40).reshape(20, 2) ** 2}
 SCORES = {"test": np.array([0.0, 0.1, 0.2, 0.2]), "noise": np.array([0.9, 1.0])}
 
 FIGURES: dict[str, Callable[..., Any]] = {
@@ -41,7 +42,10 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "elbo_parts": lambda ax=None: plots.elbo_parts(HISTORY, num_examples=100, ax=ax),
     "image_grid": lambda ax=None: plots.image_grid(IMAGES, ["a", "b", "c"], ax=ax),
     "interval_coverage": lambda ax=None: plots.interval_coverage([0.5, 0.9], [0.4, 0.8], num_targets=50, ax=ax),
+    "marginals": lambda ax=None: plots.marginals(POSTERIOR, POSTERIOR, ax=ax),
+    "pairs": lambda ax=None: plots.pairs(POSTERIOR, POSTERIOR, ax=ax),
     "pit_histogram": lambda ax=None: plots.pit_histogram([0.2, 0.3, 0.5], num_targets=50, ax=ax),
+    "predictive_check": lambda ax=None: plots.predictive_check([0.1, 0.5], [[0.2, 0.3], [0.1, 0.9]], ax=ax),
     "risk_coverage": lambda ax=None: plots.risk_coverage(CURVE, ax=ax),
     "score_histograms": lambda ax=None: plots.score_histograms(SCORES, ax=ax),
     "uncertainty_split": lambda ax=None: plots.uncertainty_split([0.1, 0.2, 0.3], [0.3, 0.0, 0.1], ax=ax),

@@ -25,10 +25,12 @@ class Guide(keras.Layer):
 
     Attributes:
         is_local: Whether it is for sites with a value for each row.
+        is_point: Whether its distribution is a point, which has no density.
         sizes: Numbers on the real line of each of its sites, by name; empty before it is bound.
     """
 
     is_local = False
+    is_point = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -28,6 +28,8 @@ class Delta(LocationScaleGuide):
     array([0.], dtype=float32)
     """
 
+    is_point = True
+
     def distribution(self, data: Any = None, given: Tensor | None = None) -> Point:
         """The point."""
         return Point(self.value(self.origin) + self.value(self.frame) * self.value(self.shift))
