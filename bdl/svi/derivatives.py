@@ -107,7 +107,8 @@ def _twice_differentiated(function: Function) -> Function:
                     inner.watch(x)
                     value = function(x)
                 gradient = inner.gradient(value, x, unconnected_gradients="zero")
-            return outer.jacobian(gradient, x, unconnected_gradients="zero")
+            # Row by row: TensorFlow's vectorized rows fail in stories with a loop or a condition.
+            return outer.jacobian(gradient, x, unconnected_gradients="zero", experimental_use_pfor=False)
 
         return tf.function(second, autograph=False, reduce_retracing=True)
     import torch
