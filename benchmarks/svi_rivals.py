@@ -24,7 +24,7 @@ from bdl.keras_internals import without_gradients
 from bdl.svi import SVI, Flat, Observed
 from bdl.svi.derivatives import in_graph
 from bdl.svi.story import run
-from bdl.svi.supports import Above, Between, Ordered, Real
+from bdl.svi.supports import Above, Ordered, Real
 
 Result = tuple[dict[str, np.ndarray], np.ndarray | None, float]
 """Draws by site, log importance weights, and seconds of the fit."""
@@ -92,11 +92,11 @@ def _constraint(support: Any) -> Any:
     import jax.numpy as jnp
     from numpyro.distributions import constraints
 
-    if isinstance(support, Between):
-        low, high = support.constrain(jnp.array([-100.0]), ()), support.constrain(jnp.array([100.0]), ())
-        return constraints.interval(low, high)
     kinds = {Real: constraints.real, Above: constraints.positive, Ordered: constraints.ordered_vector}
-    return kinds[type(support)]
+    if type(support) in kinds:
+        return kinds[type(support)]
+    low, high = (support.constrain(jnp.array([u]), ()) for u in (-100.0, 100.0))  # a float off the bounds
+    return constraints.interval(low, high)
 
 
 def mode_of(story: Any, rows: Any) -> dict[str, np.ndarray]:
