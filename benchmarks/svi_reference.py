@@ -192,8 +192,8 @@ def _cell(rows: list[Row]) -> str:
         values = [row[name] for row in rows if row[name] is not None]
         if not values:
             return "-"
-        worst = f" ({max(values):.{digits}f})" if is_error and len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{worst}"
+        shown = [f"{value:.{0 if value >= 10 else digits}f}" for value in (np.mean(values), max(values))]
+        return f"{shown[0]} ({shown[1]})" if is_error and len(values) > 1 else shown[0]
 
     errors = f"{figure('mean', 2, True)} / {figure('sd', 0, True)} %"
     return f"{errors} / {figure('k_hat', 2)} / {figure('effective', 2)} / {figure('seconds', 0)} s"
