@@ -21,14 +21,17 @@ RELIABLE_K = 0.7
 _LEAST_TAIL = 5
 """Fewest weights from which a generalized Pareto distribution is fitted."""
 
+_NO_WEIGHT = 1e-300
+"""Of the largest weight: below this part of it a weight is none in float64."""
+
 
 @dataclass(frozen=True)
 class ParetoSmoothing:
     """What the importance weights of draws say about the distribution they were drawn from.
 
     Args:
-        k: Shape of the generalized Pareto distribution of the largest weights; `-inf` where they do not differ. The
-            weights have `1 / k` finite moments.
+        k: Shape of the generalized Pareto distribution of the largest weights; `-inf` where they do not differ, `inf`
+            where a few draws have all the weight. The weights have `1 / k` finite moments.
         log_weights: Smoothed and normalized: their exponentials sum to one.
         effective_sample_size: Number of draws from the target that estimate a mean as well as the weighted draws.
         threshold: Largest `k` at which so many draws are enough, `min(1 - 1 / log10(S), 0.7)`.
@@ -116,7 +119,10 @@ def _smooth(log_weights: np.ndarray, tail: int) -> tuple[float, np.ndarray]:
     in_tail = in_tail[log_weights[in_tail] > cutoff]  # ties with the cutoff are no exceedances
     if in_tail.size < _LEAST_TAIL:
         return -math.inf, log_weights
-    k, scale = _fit_generalized_pareto(np.exp(log_weights[in_tail]) - np.exp(cutoff))
+    exceedances = np.exp(log_weights[in_tail]) - np.exp(cutoff)
+    if exceedances[in_tail.size // 4] < _NO_WEIGHT:
+        return math.inf, log_weights
+    k, scale = _fit_generalized_pareto(exceedances)
     quantiles = (np.arange(in_tail.size) + 0.5) / in_tail.size
     smoothed = log_weights.copy()
     smoothed[in_tail] = np.log(np.exp(cutoff) + stats.genpareto(k, scale=scale).ppf(quantiles))

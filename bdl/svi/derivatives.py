@@ -80,7 +80,7 @@ def _differentiated(function: Function) -> Callable[[Tensor], tuple[Tensor, Tens
                 value = function(x)
             return value, tape.gradient(value, x, unconnected_gradients="zero")
 
-        return tf.function(with_gradient, autograph=False, reduce_retracing=True)
+        return _by_xla_or_graph(with_gradient)
     import torch
 
     def with_torch(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +107,36 @@ def _twice_differentiated(function: Function) -> Function:
                     inner.watch(x)
                     value = function(x)
                 gradient = inner.gradient(value, x, unconnected_gradients="zero")
-            return outer.jacobian(gradient, x, unconnected_gradients="zero")
+            # Row by row: TensorFlow's vectorized rows fail in stories with a loop or a condition.
+            return outer.jacobian(gradient, x, unconnected_gradients="zero", experimental_use_pfor=False)
 
-        return tf.function(second, autograph=False, reduce_retracing=True)
+        return _by_xla_or_graph(second)
     import torch
 
     return lambda x: torch.autograd.functional.hessian(function, x)
+
+
+def _by_xla_or_graph(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """A function compiled by XLA, several times faster where a story loops; a graph where XLA cannot compile it.
+
+    That is so for the derivatives of loops whose length XLA is not told, such as `keras.ops.scan`, and for Python
+    functions.
+    """
+    import tensorflow as tf
+
+    by_xla = tf.function(function, autograph=False, jit_compile=True)
+    by_graph = tf.function(function, autograph=False)
+    chosen: list[Callable[[Tensor], Any]] = []
+
+    def evaluate(x: Tensor) -> Any:
+        if chosen:
+            return chosen[0](x)
+        try:
+            result = by_xla(x)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            chosen.append(by_graph)
+            return by_graph(x)
+        chosen.append(by_xla)
+        return result
+
+    return evaluate

@@ -5,9 +5,10 @@ the first. Each draw is still standard normal, so that the gradient is unbiased,
 its variance, cancels within the pair. Of an odd number of draws the last has no partner.
 
 The divergence of a site is in closed form where its prior and its guide are Gaussian on the real line, given the draw
-of the sites before it; otherwise `log q - log p` of the draw itself, with the log determinant of the way to the support
-in `log q`. The gradient is that of the draw as a function of the guide's variables (the pathwise, reparameterization
-gradient; Kingma and Welling 2014, arXiv 1312.6114; Rezende et al. 2014, arXiv 1401.4082).
+of the sites before it, and the guide's density does not stick (`bdl.svi.guides.gaussian`); otherwise `log q - log p` of
+the draw itself, with the log determinant of the way to the support in `log q`. The gradient is that of the draw as a
+function of the guide's variables (the pathwise, reparameterization gradient; Kingma and Welling 2014, arXiv 1312.6114;
+Rezende et al. 2014, arXiv 1401.4082).
 
 With `objective="multi_sample"` one draw of the globals is shared by S draws of the locals, whose mean is taken inside
 the logarithm of each row: the importance weighted bound (Burda et al. 2016, arXiv 1509.00519). Globals within it would

@@ -85,6 +85,13 @@ def test_equal_weights_have_no_tail():
     assert smoothed.is_reliable
 
 
+def test_one_draw_that_has_all_the_weight_is_the_heaviest_tail():
+    smoothed = k_hat(np.linspace(-1e5, 0.0, 200))
+    assert smoothed.k == math.inf
+    assert smoothed.effective_sample_size == pytest.approx(1.0)
+    assert not smoothed.is_reliable
+
+
 def test_weights_of_zero_count_as_draws():
     log_weights = np.random.default_rng(5).normal(size=400)
     log_weights[::2] = -np.inf

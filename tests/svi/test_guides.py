@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from gradients import gradients
 from keras import ops
 from scipy import stats
+from standard_errors import assert_within_standard_errors
 
 from bdl.svi import Amortized, Delta, FullRank, MeanField
 from bdl.svi.guides.gaussian import Gaussian, lower_triangular
@@ -95,6 +97,43 @@ def test_the_block_of_a_site_is_its_conditional_and_its_kl_the_closed_form():
         - np.linalg.slogdet(conditional)[1]
     )
     assert float(block.kl_from(tensor(loc), tensor(scale))) == pytest.approx(expected, rel=1e-4)
+
+
+def divergence_of_draws(mean, factor, noise, sticks):
+    """Mean of `log q - log p` over draws of q, of a Gaussian p with `ORIGIN` and `ROOT`."""
+    family = Gaussian(mean, ops.tril(factor), is_diagonal=False, sticks=sticks)
+    whitened = ops.matmul(family.draw(noise) - tensor(ORIGIN), tensor(np.linalg.inv(ROOT).T))
+    log_q = ops.sum(family.log_density(noise), axis=-1)
+    return ops.mean(log_q + 0.5 * ops.sum(whitened**2, axis=-1))
+
+
+@pytest.mark.core
+def test_a_density_that_sticks_has_no_noise_in_its_gradient_at_the_posterior():
+    for noise in (noise_of(1, 3), noise_of(1, 3)):
+        found = gradients(
+            lambda values, noise=noise: divergence_of_draws(*values, noise, True), [tensor(ORIGIN), tensor(ROOT)]
+        )
+        scale = np.abs(np.linalg.inv(ROOT)).max()
+        for each in found:
+            np.testing.assert_allclose(array(each) / scale, 0.0, atol=1e-4)
+
+
+@pytest.mark.core
+def test_the_gradient_of_a_density_that_sticks_is_that_of_the_divergence_on_average():
+    """Away from the posterior, against the closed form: `P (m - m_p)` and `tril(P L - L^-T)`, P the precision of p."""
+    mean, factor = ORIGIN + ROOT @ [0.5, -0.3, 0.2], 1.5 * ROOT
+    precision = np.linalg.inv(ROOT @ ROOT.T)
+    expected = [precision @ (mean - ORIGIN), np.tril(precision @ factor - np.linalg.inv(factor).T)]
+    noise = np.random.default_rng(3).normal(size=(40, 100, 3))
+    draws = [
+        gradients(
+            lambda values, each=each: divergence_of_draws(*values, tensor(each), True), [tensor(mean), tensor(factor)]
+        )
+        for each in noise
+    ]
+    for place, truth in enumerate(expected):
+        values = np.stack([array(each[place]) for each in draws])
+        assert_within_standard_errors(values.mean(0), truth, values.std(0, ddof=1) / np.sqrt(40) + 1e-6, k=5)
 
 
 @pytest.mark.core

@@ -8,6 +8,7 @@ from stories import HalfNormal, Normal, groups, level, level_posterior
 
 from bdl import random
 from bdl.svi import SVI, Amortized, Flat, Global, Observed
+from bdl.svi.derivatives import hessian
 from bdl.svi.start import ENOUGH_NATS, find_mode, find_start, positive_definite, spread_out
 
 RNG = np.random.default_rng(0)
@@ -36,6 +37,20 @@ def test_laplace_finds_the_posterior_of_a_regression_with_unequal_scales():
     least_squares = covariance @ X.T @ DATA["y"]
     np.testing.assert_allclose((start.point["slopes"] - least_squares) / sd, 0.0, atol=0.02)
     np.testing.assert_allclose(start.covariance / np.outer(sd, sd), covariance / np.outer(sd, sd), rtol=5e-3)
+
+
+@pytest.mark.core
+def test_the_curvature_of_a_story_with_a_loop_is_found():
+    """Of `s_3 = x_1 (x_0^2 + x_0 + 1)`, from `s_(t+1) = x_0 s_t + x_1`, beginning at 0."""
+
+    def looped(x):
+        def step(state, _):
+            return x[0] * state + x[1], None
+
+        return ops.scan(step, ops.zeros_like(x[0]), length=3)[0]
+
+    found = hessian(looped, "float32")(np.array([2.0, 3.0]))
+    np.testing.assert_allclose(found, [[6.0, 5.0], [5.0, 0.0]], rtol=1e-5)
 
 
 @pytest.mark.core

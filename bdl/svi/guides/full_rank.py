@@ -17,7 +17,8 @@ from bdl.svi.guides.gaussian import Gaussian, lower_triangular
 class FullRank(LocationScaleGuide):
     """A Gaussian on the real line with all correlations, `u = origin + frame (shift + T e)`, for globals.
 
-    `T` is lower triangular with the diagonal `softplus(rho)`. Its variables grow with the square of the size.
+    `T` is lower triangular with the diagonal `softplus(rho)`. Its variables grow with the square of the size. It comes
+    close to posteriors that are nearly Gaussian, so its gradients stick the landing (`bdl.svi.guides.gaussian`).
 
     Args:
         **kwargs: Of `keras.Layer`.
@@ -55,4 +56,4 @@ class FullRank(LocationScaleGuide):
         frame = self.value(self.frame)
         factor = frame @ lower_triangular(self.value(self.below), ops.softplus(self.value(self.rho)))
         mean = self.value(self.origin) + ops.sum(frame * self.value(self.shift), axis=-1)
-        return Gaussian(mean, factor, is_diagonal=False)
+        return Gaussian(mean, factor, is_diagonal=False, sticks=True)

@@ -4,6 +4,11 @@ Whoever draws brings the noise. A draw's log density comes by coordinate, each g
 a joint family has a share for each of its sites:
 
     u = m + L e,     log q(u_i | u_1 .. u_{i-1}) = -e_i^2 / 2 - log(2 pi) / 2 - log L_ii,     L lower triangular
+
+The gradient of that density has two parts: one through the draw u, and one of the density at u, through m and L. The
+second is zero on average and can be left out: sticking the landing (Roeder, Wu, Duvenaud 2017, arXiv 1703.09194,
+section 3). What is left, `-L^-T e` for each u, cancels the gradient of a log posterior that is nearly Gaussian draw by
+draw, so that steps near the optimum have hardly any noise.
 """
 
 from __future__ import annotations
@@ -72,6 +77,8 @@ class Gaussian:
         mean: `(..., size)`.
         factor: Standard deviations `(..., size)`, or the Cholesky factor `(..., size, size)`.
         is_diagonal: Which of the two.
+        sticks: Whether the gradient of a draw's log density comes through the draw alone. Divergences are then not in
+            closed form, which would bring the noise back.
 
     Example:
     >>> gaussian = Gaussian(np.zeros(2), np.array([[1.0, 0.0], [3.0, 4.0]]), is_diagonal=False)
@@ -82,6 +89,7 @@ class Gaussian:
     mean: Tensor
     factor: Tensor
     is_diagonal: bool
+    sticks: bool = False
     is_point = False
 
     def draw(self, noise: Tensor) -> Tensor:
@@ -90,10 +98,17 @@ class Gaussian:
 
     def log_density(self, noise: Tensor) -> Tensor:
         """`log q(u_i | u_1 .. u_{i-1})` of each coordinate."""
-        return -0.5 * noise**2 - _HALF_LOG_TWO_PI - self._log_scale(self.factor)
+        density = -0.5 * noise**2 - _HALF_LOG_TWO_PI - self._log_scale(self.factor)
+        if not self.sticks:
+            return density
+        draw = self.draw(noise)
+        moved = draw - ops.stop_gradient(draw)  # zero, with the gradient of the draw
+        return ops.stop_gradient(density) - ops.stop_gradient(self._solved(noise)) * moved
 
-    def block(self, noise: Tensor, start: int, stop: int) -> Block:
-        """The Gaussian of coordinates start to stop, given a draw of those before them."""
+    def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
+        """The Gaussian of coordinates start to stop, given a draw of those before them; None if the density sticks."""
+        if self.sticks:
+            return None
         own = self.factor[..., start:stop] if self.is_diagonal else self.factor[..., start:stop, start:stop]
         mean = self.draw(noise)[..., start:stop] - self._scaled(own, noise[..., start:stop])
         variance = own**2 if self.is_diagonal else ops.sum(own**2, axis=-1)
@@ -101,6 +116,14 @@ class Gaussian:
 
     def _scaled(self, factor: Tensor, noise: Tensor) -> Tensor:
         return factor * noise if self.is_diagonal else ops.sum(factor * noise[..., None, :], axis=-1)
+
+    def _solved(self, noise: Tensor) -> Tensor:
+        """`L^-T e`."""
+        if self.is_diagonal:
+            return noise / self.factor
+        columns = ops.transpose(ops.reshape(noise, (-1, noise.shape[-1])))
+        solved = ops.solve_triangular(ops.transpose(self.factor), columns, lower=False)
+        return ops.reshape(ops.transpose(solved), ops.shape(noise))
 
     def _log_scale(self, factor: Tensor) -> Tensor:
         return ops.log(factor if self.is_diagonal else ops.diagonal(factor, axis1=-2, axis2=-1))
