@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from bdl.svi.story import Site, Visit
+from bdl.svi.story import Observed, Site
 
 ROW = "row"
 """Name of the axis of rows."""
@@ -27,13 +27,17 @@ def require_arviz() -> None:
         raise ValueError("`to_arviz` needs ArviZ, which is not installed. Install it with: pip install 'bdl[arviz]'")
 
 
-def observed_values(visit: Visit) -> np.ndarray:
+def observed_values(site: Observed) -> np.ndarray:
     """What was observed at a site, NaN where it is missing.
 
     Args:
-        visit: Of an `Observed` site.
+        site: As the story yields it on data.
+
+    Example:
+    >>> observed_values(Observed("y", None, np.zeros(2), mask=np.array([True, False])))
+    array([ 0., nan])
     """
-    values, mask = ops.convert_to_numpy(visit.value), visit.variable.mask
+    values, mask = ops.convert_to_numpy(site.value), site.mask
     if mask is None:
         return values
     mask = np.asarray(ops.convert_to_numpy(mask))

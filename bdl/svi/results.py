@@ -239,8 +239,8 @@ class Results:
         batch = self._batch(x)
         one = {name: each[0] for name, each in self._real_draws(batch, 1, seed).items()}
         with without_gradients():
-            visits = self.estimator.visit(batch, one)
-        observed = {visit.name: observed_values(visit) for visit in visits if isinstance(visit.variable, Observed)}
+            variables = [visit.variable for visit in self.estimator.visit(batch, one)]
+        observed = {each.name: observed_values(each) for each in variables if isinstance(each, Observed)}
         groups = {
             "posterior": self.posterior(x, num_samples, seed),
             "posterior_predictive": self.predict(x, num_samples, seed),
@@ -250,7 +250,7 @@ class Results:
         if not self._is_point():
             log_p, log_q = self._log_densities(batch, num_samples, seed)
             groups["sample_stats"] = {"log_p": log_p, "log_q": log_q}
-        if not any(isinstance(visit.variable.distribution, Flat) for visit in visits):
+        if not any(isinstance(each.distribution, Flat) for each in variables):
             drawn = self.sample_prior(x, num_samples, seed)
             groups["prior"] = {name: each for name, each in drawn.items() if name not in observed}
             groups["prior_predictive"] = {name: drawn[name] for name in observed}
