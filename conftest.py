@@ -16,7 +16,7 @@ import bdl
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector what was imported, half a million objects: a tenth of the suite's time went there."""
+    """Spares the garbage collector what was imported: a tenth of the suite's time went there."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
