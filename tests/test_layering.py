@@ -119,6 +119,9 @@ def test_importing_bdl_loads_no_heavy_module_that_keras_does_not():
         "typer",
         "tensorflow",
         "jax",
+        "numpyro",
+        "arviz_base",
+        "xarray",
     }
     assert added & (heavy | {"torch", "pandas", "IPython"}) == set()
     assert "bdl" in added
