@@ -43,7 +43,8 @@ class TrainingHealth(keras.callbacks.Callback):
     probe, a fixed sample of the data that it is given, and leaves weights, seeds and metrics as they were, so that a
     training with it ends where one without it does. It spends at most `max_cost` of the training's time: where epochs
     are short, it measures fewer of them. An error inside it is a warning; it never breaks a training. A model that is
-    fitted again with the same callback, or with the same record file, goes on with the run that it began.
+    fitted again with the same callback, or with the same record file, goes on with the run that it began. A model of a
+    story (`bdl.svi.SVI`) is watched without data.
 
     Args:
         data: Training data `(x, y)`, arrays; N is their length. None judges by the logs alone, and then no verdict on

@@ -50,6 +50,9 @@ def diagnose(
 ) -> HealthReport:
     """Says whether a trained network has learned from its data or slid to its prior.
 
+    Of a model of a story (`bdl.svi.SVI`) it says whether its guide has come to rest, and is the posterior (k-hat):
+    `diagnose(model, data, record=health)`. Labels, twin, likelihood and refits do not apply to it.
+
     Args:
         model: A trained Keras model, variational, MC dropout or plain, or a list of them (an ensemble). None judges a
             record alone.
@@ -94,7 +97,8 @@ def diagnose(
             raise ValueError(_NO_NOTHING)
         return _from_record(run)
     if isinstance(model, TellsStory):
-        refuse_for_story(y=y, twin=twin, validation_data=validation_data, likelihood=likelihood)
+        gap = family_gap or None
+        refuse_for_story(y=y, twin=twin, validation_data=validation_data, likelihood=likelihood, family_gap=gap)
         return _of_story(model, x, run, num_examples, num_samples, seed)
     if (x is None or y is None) and validation_data is None:
         raise ValueError("`x` and `y` are needed to measure what the model has learned; pass the training data.")
