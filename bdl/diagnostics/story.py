@@ -23,6 +23,8 @@ from bdl.protocols import TellsStory
 MOST_NUMBERS = 1000
 """Latent numbers up to which k-hat is computed: it grows with them, however good each guide is."""
 
+_LARGEST_K = 10.0
+
 _DRAWS = 64  # of each guide, the same noise at every epoch, for its means and scales
 
 
@@ -227,7 +229,9 @@ def _k_hat(model: Any, x: Any, measured: Quantities, seed: int) -> dict[str, Any
             found = model.k_hat(x, num_samples=4000, seed=seed)
         except ValueError as error:
             return {"k_hat_unknown": f"it cannot be computed: {error}"}
-        return {"k_hat": float(found.k) if np.isfinite(found.k) else 0.0, "k_hat_threshold": float(found.threshold)}
+        # Infinite where all weights are equal, or one draw has all of the weight; a record holds no such number.
+        k = float(np.clip(found.k, -_LARGEST_K, _LARGEST_K))
+        return {"k_hat": k, "k_hat_threshold": float(found.threshold)}
     return {"k_hat_unknown": why}
 
 

@@ -202,6 +202,14 @@ def test_k_hat_and_divergences_are_those_of_the_model():
     assert "all 12 rows, and `x` has 5" in part.k_hat_unknown
 
 
+def test_an_infinite_k_hat_is_a_bad_one_and_can_be_recorded():
+    model = at_the_posterior()
+    model.guide_of("mean").start_at(np.array([1000.0]), np.array([[1e-3]]))  # one draw has all the weight
+    story = measure_story(model, DATA, len(Y), num_samples=2, seed=0).story
+    assert judge(quantities(k_hat=story.k_hat)).verdict == "inconclusive"
+    assert Quantities.from_dict(Quantities(story=story).to_dict()).story == story
+
+
 def test_a_silent_site_is_found_in_the_logs_and_on_the_data():
     def deaf(data):
         mean = yield Global("mean", Normal(0.0, 5.0))
