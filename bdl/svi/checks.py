@@ -52,9 +52,7 @@ class ParetoSmoothing:
         draws = self.log_weights.size
         found = f"k-hat {self.k:.2f}, {self.effective_sample_size:.0f} effective of {draws} draws"
         if self.is_reliable:
-            return (
-                f"{found}: the guide is close enough to the posterior that weighting its draws corrects what is left."
-            )
+            return f"{found}: weights correct what the guide misses, as far as its draws reach."
         if self.k < RELIABLE_K:
             return f"{found}: {draws} draws are too few for this k-hat; {_draws_for(self.k)} are enough."
         return f"{found}: above {RELIABLE_K}, the guide misses so much of the posterior that weights cannot correct it."

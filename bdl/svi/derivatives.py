@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,32 @@ def in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     import tensorflow as tf
 
     return tf.function(function, autograph=False, reduce_retracing=True)
+
+
+class Kept:
+    """Functions that were compiled, kept for further calls with arrays of the same shapes.
+
+    Example:
+    >>> kept = Kept()
+    >>> [float(kept("twice", lambda x: 2.0 * x, ops.convert_to_tensor(each))) for each in (1.0, 2.0)]
+    [2.0, 4.0]
+    """
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[str, str], Callable[..., Any]] = {}
+
+    def __call__(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result.
+
+        Args:
+            name: Of the function: under one name it must always do the same. It may read no variables.
+            function: Of the arguments.
+            *arguments: Tensors in any structure.
+        """
+        shapes = keras.tree.map_structure(lambda leaf: f"{leaf.dtype}{tuple(leaf.shape)}", arguments)
+        # Of each shape one function, whose sizes are known. A partial, for TensorFlow counts the traces of a code
+        # object, and warns at the fifth.
+        return self._functions.setdefault((name, repr(shapes)), in_graph(functools.partial(function)))(*arguments)
 
 
 def value_and_gradient(function: Function, dtype: str) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:

@@ -14,6 +14,7 @@ from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import num_replicas
 from bdl.random import Tensor, draw_key
 from bdl.svi.beginning import Beginning
+from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import Saved
 from bdl.svi.guides import Guide
@@ -132,6 +133,7 @@ class SVI(Results, Saved, Beginning, keras.Model):
         self.progress = Progress(self, num_examples, self.kl_weight)
         self._part_trackers = part_trackers()
         self.is_fitting = False
+        self.kept = Kept()
         self._trained: tuple[int, ...] | None = None
 
     @property

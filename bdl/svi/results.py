@@ -14,7 +14,7 @@ from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi import supports
 from bdl.svi.arviz import as_datatree, observed_values, require_arviz
 from bdl.svi.checks import ParetoSmoothing, k_hat
-from bdl.svi.derivatives import in_graph
+from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import invented
 from bdl.svi.rows import as_data, as_tensors
@@ -23,6 +23,8 @@ from bdl.svi.summary import Comparison, SummaryTable
 from bdl.svi.supports import Flat
 
 Arrays = dict[str, np.ndarray]
+_OfDraw = Callable[[Any, dict[str, Tensor], Tensor], dict[str, Tensor]]
+"""A function of the batch, of a draw on the real line, and of a key."""
 
 
 class Results:
@@ -31,6 +33,7 @@ class Results:
     sites: tuple[Site, ...]
     estimator: Estimator
     described: Any
+    kept: Kept
     compute_dtype: str
     seed_generator: Any
 
@@ -55,14 +58,14 @@ class Results:
         names = [site.name for site in self.sites if site.kind == "global" or (site.kind == "local" and not is_global)]
         draws = self._real_draws(None if is_global else batch, num_samples, seed)
 
-        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+        def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             found = self._simulate(batch, real, None, until=names[-1])
             return {name: found[name] for name in names}
 
         if not names:
             return {}
         try:
-            return self._each(values, draws, num_samples, draw_key(0))
+            return self._each("globals" if is_global else "posterior", values, batch, draws, num_samples, draw_key(0))
         except Exception as error:
             if not is_global:
                 raise
@@ -93,11 +96,11 @@ class Results:
         names = self._names("observed")
         draws = self._real_draws(batch, num_samples, seed)
 
-        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+        def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             found = self._simulate(batch, real, key)
             return {name: found[name] for name in names}
 
-        return self._each(values, draws, num_samples, self._key(seed, 1))
+        return self._each("predict", values, batch, draws, num_samples, self._key(seed, 1))
 
     def sample_prior(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Arrays:
         """Draws of all sites from the story itself, before any data: what it believes.
@@ -117,10 +120,10 @@ class Results:
         if not self.sites:
             self.trace_on(batch)  # type: ignore[attr-defined]
 
-        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+        def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             return self._simulate(batch, None, key)
 
-        return self._each(values, {}, num_samples, self._key(seed, 2))
+        return self._each("prior", values, batch, {}, num_samples, self._key(seed, 2))
 
     def log_likelihood(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> Arrays:
         """Log likelihood of each row at draws of the posterior, unscaled: for LOO and WAIC.
@@ -143,11 +146,12 @@ class Results:
         estimator = self.estimator
         names = self._names("observed")
 
-        def values(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+        def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             visits = {visit.name: visit for visit in estimator.visit(batch, real)}
             return {name: visits[name].log_prob() for name in names}
 
-        return self._each(values, self._real_draws(batch, num_samples, seed), num_samples, draw_key(0))
+        draws = self._real_draws(batch, num_samples, seed)
+        return self._each("log_likelihood", values, batch, draws, num_samples, draw_key(0))
 
     def log_weights(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> np.ndarray:
         """Log importance weights `log p(data, latent) - log q(latent)` of draws of all latent sites, with all rows.
@@ -263,10 +267,10 @@ class Results:
             draws = estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False)
             log_q = ops.convert_to_numpy(draws.log_density())
 
-        def joint(real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+        def joint(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             return {"joint": estimator.log_joint(batch, real)}
 
-        log_p = self._each(joint, draws.real, num_samples, draw_key(0))["joint"]
+        log_p = self._each("joint", joint, batch, draws.real, num_samples, draw_key(0))["joint"]
         return log_p.astype("float64"), log_q.astype("float64")
 
     def _is_point(self) -> bool:
@@ -311,20 +315,22 @@ class Results:
             ) from error
         return {visit.name: visit.value for visit in visits}
 
-    def _each(self, function: Callable[..., Any], real: dict[str, Tensor], number: int, key: Tensor) -> Arrays:
-        """A function's results for each draw and its key, stacked."""
+    def _each(
+        self, name: str, function: _OfDraw, batch: Any, real: dict[str, Tensor], number: int, key: Tensor
+    ) -> Arrays:
+        """A function's results for each draw and its key, stacked; compiled under its name."""
 
-        def results(real: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
-            return ops.map(lambda each: function(each[0], fold_in(key, each[1])), (real, places))
+        def results(batch: Any, real: dict[str, Tensor], places: Tensor, key: Tensor) -> dict[str, Tensor]:
+            return ops.map(lambda each: function(batch, each[0], fold_in(key, each[1])), (real, places))
 
         with without_gradients():
             if self.estimator.networks or keras.backend.backend() == "torch":
                 # Networks keep their own state, such as seeds, which a loop that is compiled would not hand back.
                 draws = [{name: each[place] for name, each in real.items()} for place in range(number)]
-                each = [function(draw, fold_in(key, place)) for place, draw in enumerate(draws)]
+                each = [function(batch, draw, fold_in(key, place)) for place, draw in enumerate(draws)]
                 stacked = {name: ops.stack([one[name] for one in each]) for name in each[0]}
             else:
-                stacked = in_graph(results)(real, ops.arange(number, dtype="int32"))
+                stacked = self.kept(name, results, batch, real, ops.arange(number, dtype="int32"), key)
         return {name: ops.convert_to_numpy(each) for name, each in stacked.items()}
 
     def _real_draws(self, batch: Any, num_samples: int, seed: int | None) -> dict[str, Tensor]:

@@ -112,6 +112,38 @@ def test_a_point_has_no_importance_weights():
         model.log_weights(DATA)
 
 
+@pytest.mark.core
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Torch compiles nothing")
+def test_a_story_is_compiled_once_for_each_shape():
+    runs = []
+
+    def story(data):
+        runs.append(data["y"].shape[0])
+        mean = yield Global("mean", Normal(0.0, 3.0))
+        yield Observed("y", Normal(mean, 1.0), data["y"])
+
+    model = SVI(story, seed=0)
+    model.trace_on(DATA)
+
+    def results(rows):
+        data = {"y": Y[:rows]}
+        found = [model.posterior(num_samples=3, seed=0), model.predict(data, 3, 0), model.log_likelihood(data, 3, 0)]
+        return [*found, model.sample_prior(data, 3, 0), {"joint": model.log_weights(data, 3, 0)}]
+
+    first = results(10)
+    del runs[:]
+    again = results(10)
+    assert not runs
+    for one, other in zip(first, again, strict=True):
+        for name, values in one.items():
+            np.testing.assert_array_equal(values, other[name])
+    moved = results(4)
+    assert set(runs) == {4}
+    np.testing.assert_array_equal(moved[0]["mean"], first[0]["mean"])
+    model.guide_of("mean").start_at(np.array([9.0]), None)
+    assert np.all(results(10)[0]["mean"] > first[0]["mean"] + 3.0)
+
+
 def test_predict_says_what_it_takes():
     with pytest.raises(ValueError, match="takes `x`, `num_samples` and `seed`, not \\['batch_size'\\]"):
         at_the_posterior()[0].predict(DATA, batch_size=3)
