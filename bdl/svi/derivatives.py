@@ -92,6 +92,28 @@ def hessian(function: Function, dtype: str) -> Callable[[np.ndarray], np.ndarray
     return lambda x: ops.convert_to_numpy(evaluate(ops.convert_to_tensor(x, dtype=dtype))).astype("float64")
 
 
+class Differentiable:
+    """A function from a vector to a scalar with its first two derivatives, each of them compiled once.
+
+    Args:
+        function: The function.
+        dtype: In which it computes.
+
+    Attributes:
+        value_and_gradient: See `value_and_gradient`.
+        hessian: See `hessian`.
+
+    Example:
+    >>> square = Differentiable(lambda x: ops.sum(x**2), "float32")
+    >>> square.value_and_gradient(np.array([1.0, 2.0]))[1], square.hessian(np.array([1.0]))
+    (array([2., 4.]), array([[2.]]))
+    """
+
+    def __init__(self, function: Function, dtype: str) -> None:
+        self.value_and_gradient = value_and_gradient(function, dtype)
+        self.hessian = hessian(function, dtype)
+
+
 def _differentiated(function: Function) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     backend = keras.backend.backend()
     if backend == "jax":

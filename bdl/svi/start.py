@@ -8,7 +8,7 @@ mass is, and the Cholesky factor of its covariance makes the coordinates in whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from keras import ops
 
 from bdl.random import Tensor, fold_in, normal
 from bdl.svi import supports
-from bdl.svi.derivatives import hessian, value_and_gradient
+from bdl.svi.derivatives import Differentiable
 from bdl.svi.estimators import Estimator
 from bdl.svi.story import Observed, Variable, run, support_of_site
 from bdl.svi.tracing import Trace
@@ -109,15 +109,16 @@ def find_start(start: Any, trace: Trace, estimator: Estimator, data: Any, key: T
     def joint(x: Tensor) -> Tensor:
         return estimator.log_joint(data, split(x))
 
-    mode, precision = find_mode(joint, first, key, estimator.dtype)
+    density = Differentiable(joint, estimator.dtype)
+    mode, precision = find_mode(density, first, key)
     if start == "map":
         return Start(split(mode))
-    mean, precision = spread_out(joint, mode, precision, key, estimator.dtype)
+    mean, precision = spread_out(density, mode, precision, key)
     return Start(split(mean), np.linalg.inv(precision))
 
 
 def spread_out(
-    joint: Callable[[Tensor], Tensor], mean: np.ndarray, precision: np.ndarray, key: Tensor, dtype: str
+    density: Differentiable, mean: np.ndarray, precision: np.ndarray, key: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Moves a Gaussian from the mode to where the mass is: to gradient and curvature averaged over its own draws.
 
@@ -126,11 +127,10 @@ def spread_out(
     little mass, and a fit in its coordinates would take long. Where p is Gaussian nothing changes.
 
     Args:
-        joint: From a vector to its log density.
+        density: From a vector to its log density.
         mean: Of the Gaussian at the start, the mode.
         precision: The curvature there.
         key: Of the draws, the same ones in each step.
-        dtype: In which the density is computed.
 
     Returns:
         Mean and precision.
@@ -142,19 +142,18 @@ def spread_out(
         return mean, precision
     half = ops.convert_to_numpy(normal((NUM_DRAWS // 2, len(mean)), fold_in(key, 1))).astype("float64")
     noise = np.concatenate([half, -half])
-    evaluate, curvature = value_and_gradient(joint, dtype), hessian(joint, dtype)
 
     def at(mean: np.ndarray, precision: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """ELBO up to a constant, mean gradient, and the draws."""
         root = np.linalg.cholesky(np.linalg.inv(precision))
         draws = mean + noise @ root.T
-        values, gradients = zip(*(evaluate(u) for u in draws), strict=True)
+        values, gradients = zip(*(density.value_and_gradient(u) for u in draws), strict=True)
         elbo = float(np.mean(values) + np.log(np.diag(root)).sum())
         return (elbo if np.isfinite(elbo) else -np.inf), np.mean(gradients, axis=0), draws
 
     elbo, gradient, draws = at(mean, precision)
     for _ in range(NUM_SPREAD_STEPS):
-        average = -np.mean([curvature(u) for u in draws], axis=0)
+        average = -np.mean([density.hessian(u) for u in draws], axis=0)
         if not (np.isfinite(average).all() and np.isfinite(gradient).all()):
             break
         new_precision = positive_definite(0.5 * precision + 0.5 * average)
@@ -166,14 +165,13 @@ def spread_out(
     return mean, precision
 
 
-def find_mode(joint: Callable[[Tensor], Tensor], first: np.ndarray, key: Tensor, dtype: str) -> tuple[Any, Any]:
+def find_mode(density: Differentiable, first: np.ndarray, key: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Looks for the maximum of a log density.
 
     Args:
-        joint: From a vector to its log density.
+        density: From a vector to its log density.
         first: Where to begin.
         key: Of further points around it, one unit away in each coordinate.
-        dtype: In which the density is computed.
 
     Returns:
         The maximum, and the negative Hessian there, made positive definite.
@@ -183,12 +181,10 @@ def find_mode(joint: Callable[[Tensor], Tensor], first: np.ndarray, key: Tensor,
     """
     from scipy.optimize import minimize
 
-    evaluate = value_and_gradient(lambda x: -joint(x), dtype)
-
     def cost(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = evaluate(x)
+        value, gradient = density.value_and_gradient(x)
         is_finite = np.isfinite(value) and np.isfinite(gradient).all()
-        return (value, gradient) if is_finite else (_WALL, np.zeros_like(gradient))
+        return (-value, -gradient) if is_finite else (_WALL, np.zeros_like(gradient))
 
     around = ops.convert_to_numpy(normal((NUM_POINTS - 1, len(first)), key)).astype("float64")
     points = [first, *(first + around)]
@@ -197,7 +193,7 @@ def find_mode(joint: Callable[[Tensor], Tensor], first: np.ndarray, key: Tensor,
     best = min(ends, key=lambda end: end.fun)
     if best.fun >= _WALL:
         raise ValueError("`start` must be a dict of values here: the log joint density is finite at no point tried.")
-    return _newton(cost, hessian(lambda x: -joint(x), dtype), best.x)
+    return _newton(cost, lambda x: -density.hessian(x), best.x)
 
 
 def _newton(cost: Any, curvature: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from stories import HalfNormal, Normal, groups, level, level_posterior
 
 from bdl import random
 from bdl.svi import SVI, Amortized, Flat, Global, Observed
-from bdl.svi.derivatives import hessian
+from bdl.svi.derivatives import Differentiable, hessian
 from bdl.svi.start import ENOUGH_NATS, find_mode, find_start, positive_definite, spread_out
 
 RNG = np.random.default_rng(0)
@@ -92,11 +92,10 @@ def test_a_gaussian_is_spread_out_to_the_best_one():
     best = elbo(np.log(k) - 0.5 / k, k)
     first = np.log(k), 0.25 * k  # where the search is put: twice too wide, at the mode
     mean, precision = spread_out(
-        lambda u: ops.sum(k * u - ops.exp(u)),
+        Differentiable(lambda u: ops.sum(k * u - ops.exp(u)), "float32"),
         np.array([first[0]]),
         np.array([[first[1]]]),
         random.draw_key(0),
-        "float32",
     )
     squares = 1 / k
     noise = ((np.exp(2 * squares) + 1) / 2 / np.exp(squares) - 1) / 32
@@ -109,11 +108,10 @@ def test_where_the_density_is_gaussian_nothing_is_spread_out():
     precision = np.array([[2.0, 0.5], [0.5, 1.0]])
     density = ops.convert_to_tensor(precision, "float32")
     found = spread_out(
-        lambda u: -0.5 * ops.sum(u[:, None] * density * u[None, :]),
+        Differentiable(lambda u: -0.5 * ops.sum(u[:, None] * density * u[None, :]), "float32"),
         np.zeros(2),
         precision,
         random.draw_key(0),
-        "float32",
     )
     np.testing.assert_array_equal(found[0], 0.0)
     np.testing.assert_array_equal(found[1], precision)
@@ -121,7 +119,7 @@ def test_where_the_density_is_gaussian_nothing_is_spread_out():
 
 def test_a_density_that_is_nowhere_finite_is_refused():
     with pytest.raises(ValueError, match="finite at no point tried"):
-        find_mode(lambda x: ops.sum(x) * np.nan, np.zeros(1), random.draw_key(0), "float32")
+        find_mode(Differentiable(lambda x: ops.sum(x) * np.nan, "float32"), np.zeros(1), random.draw_key(0))
 
 
 def test_a_hessian_is_made_positive_definite_whatever_its_scales():
