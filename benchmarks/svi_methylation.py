@@ -308,15 +308,17 @@ def _steps_table(found: dict[str, Any]) -> str:
 def _full_text(found: dict[str, Any]) -> str:
     return (
         f"A step of 100 loci takes {found['100']['ms']:.2f} ms, one of all 494,728 {found['all']['ms']:,.0f} ms: "
-        f"{found['factor']:,.0f} times as long."
+        f"{found['factor']:,.0f} times as long, for 4,947 times as many loci: what a step costs whatever its size (Keras' "
+        "loop, the draws, the optimizer) is most of the small one."
     )
 
 
 def _stream_text(found: dict[str, Any]) -> str:
-    shown = ", ".join(f"{megabytes:.0f} after {int(step):,}" for step, megabytes in found["mb"].items())
+    numbers = [int(step) for step in found["mb"]]
     return (
-        f"{found['rows']:,} loci read from a file of {found['file_mb']:.0f} MB, {found['ms']:.2f} ms a step. Memory of "
-        f"the process in MB, by steps: {shown}."
+        f"{found['rows']:,} loci in a file of {found['file_mb']:.0f} MB, read through `tf.data`: {found['ms']:.2f} ms a "
+        f"step. Memory of the process from step {min(numbers):,} to {max(numbers):,}: "
+        f"{_span(list(found['mb'].values()), '.0f')} MB."
     )
 
 
