@@ -140,7 +140,7 @@ class Beginning:
         self._site_trackers = [keras.metrics.Mean(name=f"kl_{name}", dtype="float32") for name in latent]
         self.built = True
 
-    def begin(self, x: Any, batch_size: int | None) -> None:
+    def begin(self, x: Any, batch_size: int | None, sample_weight: Any = None) -> None:
         """Traces the story on a first batch; before the first fit, moves the guides to where it begins.
 
         Raises:
@@ -153,8 +153,8 @@ class Beginning:
                 raise ValueError(
                     f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays."
                 )
-            whole = as_tensors(x, self.compute_dtype)
-            self._move(find_start(self.start, found, self.estimator, whole, fold_in(draw_key(0), 1)))
+            whole, key = as_tensors(x, self.compute_dtype), fold_in(draw_key(0), 1)
+            self._move(find_start(self.start, found, self.estimator, whole, key, sample_weight))
         self.is_started = True
 
     def trace_first(self, x: Any, batch_size: int | None) -> Trace | None:

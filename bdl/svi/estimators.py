@@ -196,19 +196,23 @@ class Estimator:
             raise ValueError(f"`story` must yield the same sites on each batch; it has left out {sorted(missing)}.")
         return visits
 
-    def log_joint(self, data: Any, real: Mapping[str, Tensor]) -> Tensor:
+    def log_joint(self, data: Any, real: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
         """Log joint density of the data and of latent numbers on the real line: a scalar, in nats.
 
         Args:
             data: The batch.
             real: By site, `(numbers,)` or `(rows, numbers)`.
+            weights: How often each row counts, `(rows,)`; None counts each once.
         """
         total = ops.zeros((), dtype=self.dtype)
+        weights = None if weights is None else ops.cast(weights, self.dtype)
         for visit in self.visit(data, real):
-            total = total + ops.cast(ops.sum(visit.log_prob()), self.dtype)
+            log_prob = ops.cast(visit.log_prob(), self.dtype)
             if visit.name in self.sites:
-                log_det = support_of_site(visit.variable).log_det(real[visit.name], self.sites[visit.name].shape)
-                total = total + ops.sum(log_det)
+                shape = self.sites[visit.name].shape
+                log_prob = log_prob + support_of_site(visit.variable).log_det(real[visit.name], shape)
+            has_rows = not isinstance(visit.variable, Global)
+            total = total + ops.sum(log_prob if weights is None or not has_rows else weights * log_prob)
         return total
 
     def _site(self, name: str) -> Site:

@@ -260,7 +260,8 @@ class SVI(Results, Saved, Beginning, keras.Model):
         width = all_rows(x) if batch_size == "all" else batch_size
         size = training_data.measure(x, width)
         self.progress.set_num_examples(size.num_examples, x)
-        self.begin(x, width)
+        has_rows = not training_data.is_data_set(x)
+        self.begin(x, width, as_weights(kwargs.get("sample_weight"), x, self.compute_dtype) if has_rows else None)
         validation_data = as_validation(validation_data, self.compute_dtype)
         asked = steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
         per_epoch = asked or size.steps_per_epoch

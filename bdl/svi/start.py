@@ -77,7 +77,9 @@ def check_start(start: Any) -> Any:
     raise ValueError(f"`start` must be one of {STARTS}, or a dict of values by site, not {start!r}.")
 
 
-def find_start(start: Any, trace: Trace, estimator: Estimator, data: Any, key: Tensor) -> Start:
+def find_start(
+    start: Any, trace: Trace, estimator: Estimator, data: Any, key: Tensor, weights: Tensor | None = None
+) -> Start:
     """Where a fit of these data begins.
 
     Args:
@@ -86,6 +88,7 @@ def find_start(start: Any, trace: Trace, estimator: Estimator, data: Any, key: T
         estimator: Of the model.
         data: The whole data, as tensors.
         key: Of the points from which the search begins, too.
+        weights: How often each row counts, `(rows,)`; None counts each once.
 
     Raises:
         ValueError: if a mode is asked for and the story has local sites, or none is found.
@@ -107,7 +110,7 @@ def find_start(start: Any, trace: Trace, estimator: Estimator, data: Any, key: T
     first = np.concatenate(list(point.values()))
 
     def joint(x: Tensor) -> Tensor:
-        return estimator.log_joint(data, split(x))
+        return estimator.log_joint(data, split(x), weights)
 
     density = Differentiable(joint, estimator.dtype)
     mode, precision = find_mode(density, first, key)

@@ -39,6 +39,20 @@ def test_rows_with_their_counts_give_the_gradient_of_all_rows():
     np.testing.assert_allclose(3 * weighted_logs["elbo"][0], 6 * logs["elbo"][0], rtol=1e-5)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("start", ["map", "laplace"])
+def test_a_start_at_the_mode_counts_rows_as_often_as_they_say(start):
+    found = []
+    for y, settings in ((np.repeat(Y, COUNTS.astype(int)), {}), (Y, {"sample_weight": COUNTS.astype("int32")})):
+        model = SVI(level, "full_rank", start=start, averaging=False, seed=0)
+        model.compile(keras.optimizers.SGD(0.0))
+        model.fit({"y": y}, batch_size="all", steps=1, verbose=0, **settings)
+        guide = model.guide_of("mean")
+        found.append([array(guide.origin), array(guide.frame)])
+    for expected, weighted in zip(*found, strict=True):
+        np.testing.assert_allclose(weighted, expected, rtol=1e-4)
+
+
 @pytest.mark.tensorflow
 def test_the_local_divergence_of_a_row_counts_as_often_as_the_row():
     """In closed form given the globals' draw, which is the same: it does not depend on the rows' own noise."""
