@@ -127,13 +127,13 @@ def guide_of_codes():
 
 
 def test_a_story_that_fails_on_invented_numbers_asks_for_data(tmp_path):
-    def picky(data):
+    def picky(data, network):  # with a network results are not compiled, and a story may look at numbers
         if is_concrete(data["y"]) and ops.convert_to_numpy(data["y"]).max() < 1.0:
             raise RuntimeError("too small")
         mean = yield Global("mean", Normal(0.0, 1.0))
-        yield Observed("y", Normal(mean, 1.0), data["y"])
+        yield Observed("y", Normal(mean + network(data["y"][:, None])[:, 0], 1.0), data["y"])
 
-    model = SVI(picky, seed=0)
+    model = SVI(picky, networks={"network": keras.layers.Dense(1)}, seed=0)
     model.trace_on(DATA)
     for each in (model, again(model, tmp_path, picky=picky)):
         assert each.posterior(DATA, num_samples=3)["mean"].shape == (3,)
