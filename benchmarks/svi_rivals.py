@@ -23,6 +23,7 @@ from svi_reference import NUM_DRAWS, NUM_SAMPLES, NUM_STEPS, NUM_WEIGHTS, RATE
 from bdl.keras_internals import without_gradients
 from bdl.svi import SVI, Flat, Observed
 from bdl.svi.derivatives import in_graph
+from bdl.svi.rows import as_tensors
 from bdl.svi.story import run
 from bdl.svi.supports import Above, Ordered, Real
 
@@ -101,12 +102,10 @@ def _constraint(support: Any) -> Any:
 
 def mode_of(story: Any, rows: Any) -> dict[str, np.ndarray]:
     """The mode of the posterior density on the real line, in the values' own units."""
-    model = SVI(story, start="map", seed=0)
+    model = SVI(story, "delta", start="map", seed=0)
     model.compile(keras.optimizers.Adam(0.0))
     model.fit(rows, batch_size="all", steps=1, verbose=0)
-    guide = model.guides[0]
-    visits = model.estimator.visit(model.example, _by_site(guide, ops.convert_to_tensor(guide.origin)))
-    return {visit.name: ops.convert_to_numpy(visit.value) for visit in visits if visit.name in model.latent}
+    return {name: values[0] for name, values in model.posterior(num_samples=1).items()}
 
 
 def of_tfp(story: Any, rows: Any, guide: str, start: str, seed: int) -> Result:
@@ -118,7 +117,7 @@ def of_tfp(story: Any, rows: Any, guide: str, start: str, seed: int) -> Result:
     model = SVI(story, start="map" if start == "mode" else "prior", seed=0)
     model.compile(keras.optimizers.Adam(0.0))
     model.fit(rows, batch_size="all", steps=1, verbose=0)
-    whole, joint_guide, estimator = model.example, model.guides[0], model.estimator
+    whole, joint_guide, estimator = as_tensors(rows, "float32"), model.guides[0], model.estimator
     mode = tf.constant(ops.convert_to_numpy(joint_guide.origin), "float32")
 
     def log_joint(u: Any) -> Any:
