@@ -36,6 +36,29 @@ def deserialize(value: Any) -> Any:
     return keras.saving.deserialize_keras_object(value) if is_config else value
 
 
+def take_format(config: dict[str, Any], known: int) -> None:
+    """Takes the version of its format out of a model's configuration.
+
+    Args:
+        config: Of the model.
+        known: Newest format that this bdl reads.
+
+    Raises:
+        ValueError: if a newer version of bdl wrote it.
+
+    Example:
+    >>> config = {"format_version": 1, "seed": 0}
+    >>> take_format(config, known=2)
+    >>> config
+    {'seed': 0}
+    """
+    version = config.pop("format_version", 1)
+    if version > known:
+        raise ValueError(
+            f"This model was saved in format {version}, newer than format {known} of this bdl. Upgrade bdl to load it."
+        )
+
+
 def resolve(value: Any, registry: dict[str, type], argument: str, *expected: type) -> Any:
     """Turns a name, a configuration or an object into an object of an expected type.
 

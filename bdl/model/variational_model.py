@@ -16,6 +16,7 @@ from bdl.latents import keep_local_kl, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.model.predicting import Predicting
 from bdl.random import Tensor
+from bdl.serialization import take_format
 from bdl.training import data as training_data
 from bdl.training import refit
 from bdl.training.batches import known_inputs
@@ -371,12 +372,7 @@ class VariationalModel(Predicting, keras.Model):
             ValueError: if the configuration was written by a newer version of bdl.
         """
         config = dict(config)
-        version = config.pop("format_version", 1)
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"This model was saved in format {version}, newer than format {FORMAT_VERSION} of this bdl. "
-                "Upgrade bdl to load it."
-            )
+        take_format(config, FORMAT_VERSION)
         measured = config.pop("measured_examples", None)
         for name in ("network", "likelihood", "kl_weight"):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from bdl.serialization import take_format
 from bdl.svi.guides import Guide
 from bdl.svi.story import Site
 
@@ -68,12 +69,7 @@ class Saved:
             ValueError: if the story is not registered and not given, or a newer version of bdl wrote the file.
         """
         config = dict(config)
-        version = config.pop("format_version", 1)
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"This model was saved in format {version}, newer than format {FORMAT_VERSION} of this bdl. "
-                "Upgrade bdl to load it."
-            )
+        take_format(config, FORMAT_VERSION)
         config["story"] = _story(config["story"], custom_objects)
         if isinstance(config["guide"], list):
             config["guide"] = {
