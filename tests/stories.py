@@ -6,7 +6,7 @@ from keras import ops
 from scipy import stats
 
 from bdl import random
-from bdl.svi import Global, Local, Observed
+from bdl.svi import SVI, Global, Local, Observed
 from bdl.svi.supports import Above, Real
 
 
@@ -98,6 +98,15 @@ def level_posterior(y):
     covariance = np.eye(len(y)) + 9.0
     evidence = stats.multivariate_normal(np.full(len(y), 0.5), covariance).logpdf(y)
     return (0.5 / 9 + y.sum()) / precision, precision**-0.5, evidence
+
+
+def level_at_the_posterior(y):
+    """A model of `level` whose guide is the posterior."""
+    model = SVI(level, "full_rank", seed=0)
+    model.trace_on({"y": y})
+    mean, sd, _ = level_posterior(y.astype("float64"))
+    model.guide_of("mean").start_at(np.array([mean]), np.array([[sd]]))
+    return model
 
 
 @keras.saving.register_keras_serializable(package="tests")

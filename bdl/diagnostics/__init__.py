@@ -3,14 +3,7 @@
 from bdl.diagnostics.callback import HealthWarning, TrainingHealth
 from bdl.diagnostics.diagnose import diagnose, diagnose_record
 from bdl.diagnostics.finding import HOPELESS, VERDICTS, Finding
-from bdl.diagnostics.quantities import (
-    Fit,
-    LayerHealth,
-    LocalLatents,
-    Quantities,
-    Refit,
-    Trends,
-)
+from bdl.diagnostics.quantities import Fit, LayerHealth, LocalLatents, Quantities, Refit, Trends
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.remedies import REMEDIES, Remedy
 from bdl.diagnostics.report import HealthReport, comparison

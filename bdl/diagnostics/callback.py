@@ -195,11 +195,9 @@ class TrainingHealth(keras.callbacks.Callback):
             self.epochs, self.verdicts = list(recorded.epochs), list(recorded.verdicts)
 
     def _probe(self, data: Any, argument: str, likelihood: Likelihood | None) -> ProbeData | None:
-        return (
-            None
-            if data is None or likelihood is None
-            else take_probe(data, self._probe_size, likelihood, argument, self.model)
-        )
+        if data is None or likelihood is None:
+            return None
+        return take_probe(data, self._probe_size, likelihood, argument, self.model)
 
     def _read_model(self) -> None:
         """Scales at the start, and how the loss counts the KL where that is known without measuring it."""

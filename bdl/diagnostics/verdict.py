@@ -197,4 +197,4 @@ STORY_RULES: tuple[Rule, ...] = (
     story_near_deterministic,
     story_inconclusive,
 )
-"""Those of a model of a story, which has no labels."""
+"""Rules that judge a model of a story, which has no labels."""

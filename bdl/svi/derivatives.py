@@ -54,9 +54,12 @@ class Kept:
             *arguments: Tensors in any structure.
         """
         shapes = keras.tree.map_structure(lambda leaf: f"{leaf.dtype}{tuple(leaf.shape)}", arguments)
-        # Of each shape one function, whose sizes are known. A partial, for TensorFlow counts the traces of a code
-        # object, and warns at the fifth.
-        return self._functions.setdefault((name, repr(shapes)), in_graph(functools.partial(function)))(*arguments)
+        kept = name, repr(shapes)
+        if kept not in self._functions:
+            # Of each shape one function, whose sizes are known. A partial, for TensorFlow counts the traces of a code
+            # object, and warns at the fifth.
+            self._functions[kept] = in_graph(functools.partial(function))
+        return self._functions[kept](*arguments)
 
 
 def value_and_gradient(function: Function, dtype: str) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:

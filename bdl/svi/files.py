@@ -36,7 +36,7 @@ class Saved:
                 raise ValueError(
                     f"Site {site.name!r} must have one shape on all batches, not {known.shape} and then {site.shape}."
                 )
-        if _signature(sites) != _signature(self.sites):
+        if _told(sites) != _told(self.sites):
             raise ValueError(
                 f"`story` must have the sites that this model was fitted to, {_told(self.sites)}, not {_told(sites)}. "
                 "Make a new SVI for another story."
@@ -143,10 +143,6 @@ class Saved:
         rest = {name: store[name] for name in names if name not in ("story", "rows", "noise")}
         super().load_own_variables(rest)  # type: ignore[misc]
         model.is_started = True
-
-
-def _signature(sites: Any) -> list[Any]:
-    return [(site.name, site.kind, site.shape) for site in sites]
 
 
 def _told(sites: Any) -> str:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from standard_errors import assert_within_standard_errors
-from stories import Normal, groups, level, level_posterior
+from stories import Normal, groups, level, level_at_the_posterior, level_posterior
 from typer.testing import CliRunner
 
 from bdl.diagnostics import (
@@ -50,11 +50,7 @@ def quantities(**changes):
 
 
 def at_the_posterior():
-    model = SVI(level, "full_rank", seed=0)
-    model.trace_on(DATA)
-    mean, sd, _ = level_posterior(Y.astype("float64"))
-    model.guide_of("mean").start_at(np.array([mean]), np.array([[sd]]))
-    return model
+    return level_at_the_posterior(Y)
 
 
 # Rules on recorded quantities

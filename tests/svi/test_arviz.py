@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 from standard_errors import assert_within_standard_errors
-from stories import Normal, groups, level, level_posterior
+from stories import Normal, groups, level_at_the_posterior, level_posterior
 
 from bdl.svi import SVI, Amortized, Flat, Global, Observed
 from bdl.svi import arviz as arviz_room
@@ -20,11 +20,7 @@ S = 1600  # at this size ArviZ takes as many weights for the tail as `k_hat`
 
 
 def at_the_posterior():
-    model = SVI(level, "full_rank", seed=0)
-    model.trace_on(DATA)
-    mean, sd, _ = level_posterior(Y.astype("float64"))
-    model.guide_of("mean").start_at(np.array([mean]), np.array([[sd]]))
-    return model
+    return level_at_the_posterior(Y)
 
 
 def exact_leave_one_out():

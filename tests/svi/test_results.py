@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from standard_errors import assert_within_standard_errors
-from stories import HalfNormal, Normal, groups, level, level_posterior, spread
+from stories import HalfNormal, Normal, groups, level, level_at_the_posterior, level_posterior, spread
 
 from bdl import random
 from bdl.svi import SVI, Amortized, Flat, Global, Observed
@@ -18,11 +18,7 @@ S = 2000
 
 
 def at_the_posterior():
-    model = SVI(level, "full_rank", seed=0)
-    model.trace_on(DATA)
-    mean, sd, evidence = level_posterior(Y.astype("float64"))
-    model.guide_of("mean").start_at(np.array([mean]), np.array([[sd]]))
-    return model, mean, sd, evidence
+    return level_at_the_posterior(Y), *level_posterior(Y.astype("float64"))
 
 
 def with_codes():
