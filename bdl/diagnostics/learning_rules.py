@@ -198,26 +198,30 @@ def over_pruned(q: Quantities) -> Finding | None:
 def overfitting(q: Quantities) -> Finding | None:
     """Rung 9: the training NLL falls while the validation NLL has risen from its best (Q15).
 
-    Recorded validation NLLs are those of one weight sample: what their mixture takes back was noise, not overfitting. A
-    small rise is enough where the twin, at its best epoch, is ahead.
+    Recorded validation NLLs are those of one weight sample an epoch: what their mixture takes back was noise, not
+    overfitting, and what was measured at the end must bear the record out. A small rise is enough where the twin, at its
+    best epoch, is ahead.
     """
     trend, fit = q.trends, q.validation
     if trend is None or fit is None or trend.val_nll_rise is None or trend.val_nll_rise_errors is None:
         return None
     if is_warming_up(q):
         return None  # the KL that will mend it does not count in full yet
-    rise = trend.val_nll_rise - (fit.nll_gibbs - fit.nll_bma)
+    noise = fit.nll_gibbs - fit.nll_bma
+    rise = trend.val_nll_rise
+    if trend.val_nll_best is not None:
+        rise = min(rise, fit.nll_gibbs - trend.val_nll_best)
     share = LIMIT.material_nll_fall if is_behind(q, LIMIT.drowned_gap) else LIMIT.overfit_rise
-    is_material = rise > share * unit(fit.nll_null) and trend.val_nll_rise_errors > LIMIT.errors
+    is_material = rise - noise > share * unit(fit.nll_null) and trend.val_nll_rise_errors > LIMIT.errors
     if not is_material or (trend.nll_change or 0.0) > 0.0:
         return None
     return Finding(
         "overfitting",
         "probable",
         (
-            f"The validation NLL is {trend.val_nll_rise:.3f} nats above its best ({trend.val_nll_rise_errors:.1f} "
-            f"standard errors) while the training NLL changed by {trend.nll_change or 0.0:+.3g}; weight noise accounts "
-            f"for {fit.nll_gibbs - fit.nll_bma:.3f} of it.",
+            f"The validation NLL is {rise:.3f} nats above its best ({trend.val_nll_rise:.3f} in the record, "
+            f"{trend.val_nll_rise_errors:.1f} standard errors) while the training NLL changed by "
+            f"{trend.nll_change or 0.0:+.3g}; weight noise accounts for {noise:.3f} of it.",
         ),
     )
 

@@ -111,6 +111,7 @@ class Trends:
         val_nll_p: Its significance.
         val_nll_rise: Validation NLL, mean of its last epochs, above its best smoothed value.
         val_nll_rise_errors: The same in standard errors of the epochs' scatter.
+        val_nll_best: That best smoothed value.
         accuracy_drop: Accuracy (of validation data if there are any) below its best smoothed value.
         kappa: Share of the ELBO's gain that fewer nats of KL bought; above 1 when the NLL got worse.
     """
@@ -127,6 +128,7 @@ class Trends:
     val_nll_p: float | None = None
     val_nll_rise: float | None = None
     val_nll_rise_errors: float | None = None
+    val_nll_best: float | None = None
     accuracy_drop: float | None = None
     kappa: float | None = None
 

@@ -231,7 +231,7 @@ def _k_hat(model: Any, x: Any, measured: Quantities, seed: int) -> dict[str, Any
             return {"k_hat_unknown": f"it cannot be computed: {error}"}
         # Infinite where all weights are equal, or one draw has all of the weight; a record holds no such number.
         k = float(np.clip(found.k, -_LARGEST_K, _LARGEST_K))
-        return {"k_hat": k, "k_hat_threshold": float(found.threshold)}
+        return {"k_hat": k, "k_hat_threshold": float(found.threshold), "effective_share": found.effective_share}
     return {"k_hat_unknown": why}
 
 

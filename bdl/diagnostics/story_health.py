@@ -38,6 +38,7 @@ class StoryHealth:
         moved_site: Site that moved so much.
         k_hat: Shape of the tail of the importance weights of draws from all guides.
         k_hat_threshold: Largest one at which weighting the draws corrects what the guide misses.
+        effective_share: Effective sample size of the weighted draws, as a part of them.
         k_hat_unknown: Why there is none.
     """
 
@@ -50,6 +51,7 @@ class StoryHealth:
     moved_site: str | None = None
     k_hat: float | None = None
     k_hat_threshold: float | None = None
+    effective_share: float | None = None
     k_hat_unknown: str | None = None
 
     @property

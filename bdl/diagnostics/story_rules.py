@@ -93,7 +93,22 @@ def story_healthy(q: Quantities) -> Finding:
 def misses_posterior(q: Quantities) -> bool:
     """Whether the guide is so far from the posterior that weighting its draws does not correct it (Q22)."""
     story = q.story
-    return story is not None and story.k_hat is not None and story.k_hat >= (story.k_hat_threshold or 0.7)
+    if story is None or story.k_hat is None:
+        return False
+    return not _weights_correct(story)
+
+
+def _threshold(story: StoryHealth) -> float:
+    from bdl.svi.checks import RELIABLE_K  # bdl.svi takes a second to import, which a record of a network does not need
+
+    return RELIABLE_K if story.k_hat_threshold is None else story.k_hat_threshold
+
+
+def _weights_correct(story: StoryHealth) -> bool:
+    from bdl.svi.checks import correct
+
+    assert story.k_hat is not None
+    return correct(story.k_hat, _threshold(story), story.effective_share)
 
 
 def _is_mean_field(story: StoryHealth) -> bool:
@@ -102,11 +117,16 @@ def _is_mean_field(story: StoryHealth) -> bool:
 
 def _k_hat_in_words(story: StoryHealth) -> str:
     assert story.k_hat is not None
-    threshold = story.k_hat_threshold or 0.7
+    threshold = _threshold(story)
     if story.k_hat < threshold:
         return (
             f"k-hat {story.k_hat:.2f}, below {threshold:.2g}: as far as the guide's draws reach, weighting them "
             "corrects what is left."
+        )
+    if _weights_correct(story):
+        return (
+            f"k-hat {story.k_hat:.2f}, above {threshold:.2g}, of weights that are nearly equal ({story.effective_share:.0%} "
+            "of the draws are effective): as far as the guide's draws reach, it is the posterior."
         )
     return (
         f"k-hat {story.k_hat:.2f}, above {threshold:.2g}: the guide misses part of the posterior. Its means may still "

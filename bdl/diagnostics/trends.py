@@ -57,6 +57,7 @@ def measure_trends(epochs: Sequence[Mapping[str, float]], num_examples: int | No
         val_nll_p=val_nll_p,
         val_nll_rise=rise,
         val_nll_rise_errors=errors,
+        val_nll_best=None if curves["val_nll"] is None else float(_smoothed(curves["val_nll"], window)[0].min()),
         accuracy_drop=drop,
         kappa=_kappa(kl_change, nll_change, num_examples),
     )

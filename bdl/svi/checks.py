@@ -18,6 +18,14 @@ from bdl.random import Tensor
 RELIABLE_K = 0.7
 """Pareto shape up to which importance sampling converges at a useful rate (Vehtari et al. 2024, section 3.2.4)."""
 
+NEARLY_EQUAL = 0.9
+"""Effective share of the draws from which on a heavy tail of the weights is one of small differences.
+
+The weights' variance is then at most .11, and the divergence of the posterior from the guide, as the draws show it, at
+most log(1 / .9) = .11 nats, of which importance sampling needs few draws (Chatterjee, Diaconis 2018, "The sample size
+required in importance sampling", theorem 1.1: exp of it).
+"""
+
 _LEAST_TAIL = 5
 """Fewest weights from which a generalized Pareto distribution is fitted."""
 
@@ -34,7 +42,8 @@ class ParetoSmoothing:
             where a few draws have all the weight. The weights have `1 / k` finite moments.
         log_weights: Smoothed and normalized: their exponentials sum to one.
         effective_sample_size: Number of draws from the target that estimate a mean as well as the weighted draws.
-        threshold: Largest `k` at which so many draws are enough, `min(1 - 1 / log10(S), 0.7)`.
+        threshold: Largest `k` at which so many draws are enough, `min(1 - 1 / log10(S), 0.7)`, unless the weights are
+            nearly equal.
     """
 
     k: float
@@ -43,19 +52,41 @@ class ParetoSmoothing:
     threshold: float
 
     @property
+    def effective_share(self) -> float:
+        """`effective_sample_size` as a part of the draws."""
+        return self.effective_sample_size / self.log_weights.size
+
+    @property
     def is_reliable(self) -> bool:
-        """Whether `k` is below the threshold."""
-        return self.k < self.threshold
+        """Whether `k` is below the threshold, or the weights are nearly equal and have a mean (`k < 1`)."""
+        return correct(self.k, self.threshold, self.effective_share)
 
     def __str__(self) -> str:
         """One sentence."""
         draws = self.log_weights.size
         found = f"k-hat {self.k:.2f}, {self.effective_sample_size:.0f} effective of {draws} draws"
+        if self.is_reliable and self.k >= self.threshold:
+            return f"{found}: the weights are nearly equal: as far as its draws reach, the guide is the posterior."
         if self.is_reliable:
             return f"{found}: weights correct what the guide misses, as far as its draws reach."
         if self.k < RELIABLE_K:
             return f"{found}: {draws} draws are too few for this k-hat; {_draws_for(self.k)} are enough."
         return f"{found}: above {RELIABLE_K}, the guide misses so much of the posterior that weights cannot correct it."
+
+
+def correct(k: float, threshold: float, effective_share: float | None) -> bool:
+    """Whether weights correct what a guide misses: their tail is light, or they hardly differ.
+
+    Args:
+        k: Shape of their tail.
+        threshold: Largest one at which so many draws are enough.
+        effective_share: Effective sample size as a part of the draws, where it is known.
+
+    Example:
+    >>> correct(0.8, 0.7, 0.5), correct(0.8, 0.7, 0.99)
+    (False, True)
+    """
+    return k < threshold or (k < 1.0 and (effective_share or 0.0) >= NEARLY_EQUAL)
 
 
 def k_hat(log_weights: Any) -> ParetoSmoothing:

@@ -97,6 +97,14 @@ def test_a_bad_k_hat_asks_for_what_the_model_does_not_have_yet(guide, start, kin
     assert all(name in remedy.name for name, remedy in zip(names, remedies, strict=True))
 
 
+def test_a_heavy_tail_of_weights_that_hardly_differ_is_no_miss():
+    finding = judge(quantities(k_hat=0.85, effective_share=0.99))
+    assert finding.verdict == "healthy"
+    assert "nearly equal (99% of the draws are effective)" in finding.evidence[0]
+    assert judge(quantities(k_hat=0.85, effective_share=0.5)).verdict == "inconclusive"
+    assert judge(quantities(k_hat=1.2, effective_share=0.99)).verdict == "inconclusive"
+
+
 def test_few_draws_lower_the_line_below_which_a_k_hat_is_good():
     assert judge(quantities(k_hat=0.6, k_hat_threshold=0.5)).verdict == "inconclusive"
     assert judge(quantities(k_hat=0.6)).verdict == "healthy"
@@ -193,6 +201,7 @@ def test_k_hat_and_divergences_are_those_of_the_model():
     # Half the square of the noise is all that varies, and is one for both of a mirrored pair.
     assert_within_standard_errors(site.kl, exact, np.sqrt(0.5 / 30))
     assert found.story.k_hat < 0.5
+    assert found.story.effective_share > 0.99
     part = measure_story(at_the_posterior(), {"y": Y[:5]}, len(Y), num_samples=4, seed=0).story
     assert part.k_hat is None
     assert "all 12 rows, and `x` has 5" in part.k_hat_unknown

@@ -42,6 +42,10 @@ def test_rise_of_validation_nll_from_its_best():
     trends = measure_trends(epochs(40, val_nll=curve), None)
     assert trends.val_nll_rise == pytest.approx(0.4, abs=0.1)
     assert trends.val_nll_rise_errors > 2
+    width = 8  # a fifth of the epochs
+    end = np.mean(curve[-width:])
+    assert trends.val_nll_best == pytest.approx(end - trends.val_nll_rise)
+    assert trends.val_nll_best == pytest.approx(np.convolve(curve, np.full(width, 1 / width), "valid").min())
 
 
 def test_few_epochs_have_no_trend():

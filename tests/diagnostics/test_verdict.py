@@ -167,6 +167,13 @@ def test_overfitting_is_neither_warm_up_nor_weight_noise(changes, verdict):
     assert judge(but(trends=rising, **changes)).verdict == verdict
 
 
+@pytest.mark.parametrize(("above_best", "verdict"), [(0.8, "overfitting"), (0.1, "healthy"), (-0.2, "healthy")])
+def test_what_is_measured_at_the_end_must_bear_the_record_out(above_best, verdict):
+    best = GOOD.nll_gibbs - above_best
+    rising = dataclasses.replace(FLAT, val_nll_rise=0.8, val_nll_rise_errors=9.0, val_nll_best=best, nll_change=-0.1)
+    assert judge(but(trends=rising)).verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("gain", "errors", "verdict"), [(0.85, 9.0, "overfitting"), (0.85, 1.0, "healthy"), (0.95, 9.0, "healthy")]
 )

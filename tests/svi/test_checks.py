@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from standard_errors import assert_within_standard_errors
 
-from bdl.svi.checks import Chains, k_hat, nuts_flat
+from bdl.svi.checks import Chains, correct, k_hat, nuts_flat
 
 BACKEND = keras.backend.backend()
 
@@ -42,6 +42,26 @@ def test_a_proposal_with_a_heavier_tail_is_reliable_and_one_with_a_lighter_is_no
         assert not bad.is_reliable
         assert "cannot correct" in str(bad)
         assert bad.effective_sample_size < good.effective_sample_size
+
+
+def test_a_heavy_tail_of_weights_that_hardly_differ_is_reliable():
+    """Weights 1 + .01 P with P of Pareto shape .85 have that k-hat, a variance of some 1e-3, and correct every mean."""
+    tail = np.random.default_rng(4).uniform(size=4_000) ** -0.85 - 1.0
+    flat = k_hat(np.log1p(0.01 * tail))
+    assert flat.threshold < flat.k < 1.0
+    assert flat.effective_share > 0.95
+    assert flat.is_reliable
+    assert "nearly equal" in str(flat)
+    steep = k_hat(np.log1p(10.0 * tail))
+    assert steep.k == pytest.approx(flat.k, abs=0.2)
+    assert steep.effective_share < 0.9
+    assert not steep.is_reliable
+
+
+def test_weights_without_a_mean_are_never_reliable():
+    assert not correct(1.0, 0.7, 1.0)
+    assert not correct(math.inf, 0.7, 1.0)
+    assert not correct(0.8, 0.7, None)
 
 
 def test_smoothed_weights_are_normalized_and_keep_order_and_body():
