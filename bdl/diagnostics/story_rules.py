@@ -126,7 +126,8 @@ def _k_hat_in_words(story: StoryHealth) -> str:
     if _weights_correct(story):
         return (
             f"k-hat {story.k_hat:.2f}, above {threshold:.2g}, of weights that are nearly equal "
-            f"({story.effective_share:.0%} of the draws are effective): as far as the guide's draws reach, it is the posterior."
+            f"({story.effective_share:.0%} of the draws are effective): as far as the guide's draws reach, it is the "
+            "posterior."
         )
     return (
         f"k-hat {story.k_hat:.2f}, above {threshold:.2g}: the guide misses part of the posterior. Its means may still "
