@@ -16,6 +16,7 @@ from zoo_cases import cases
 from zoo_remedies import applicable, case_of, read_trials, trial_key
 
 from bdl.diagnostics import Quantities, judge
+from bdl.diagnostics.symptoms import is_less_accurate
 
 _HALVES = ("calibration", "scoring", "all")
 # Verdicts about the budget itself can only be given when it is spent, and one about the signal needs the twin.
@@ -77,6 +78,11 @@ def _is_healthy(result: Result) -> bool:
     return "healthy" in result["right"]
 
 
+def _is_as_accurate(result: Result) -> bool:
+    """Whether a run reached its twin's accuracy within two standard errors: what happened, and not what was done."""
+    return not is_less_accurate(Quantities.from_dict(result["quantities"]), 0.0)
+
+
 def _is_right(result: Result) -> bool:
     return result["verdict"] in result["right"]
 
@@ -92,9 +98,11 @@ def _confusion(results: list[Result]) -> dict[str, dict[str, int]]:
 def _verdicts(results: list[Result]) -> dict[str, Any]:
     faulty = [result for result in results if not _is_healthy(result)]
     healthy = [result for result in results if _is_healthy(result)]
+    accurate = [result for result in healthy if _is_as_accurate(result)]
     return {
         "faulty_right": _share([_is_right(result) for result in faulty]),
         "false_alarms": _share([not _is_right(result) for result in healthy]),
+        "false_alarms_where_as_accurate": _share([not _is_right(result) for result in accurate]),
         "wrong": [f"{result['key']} -> {result['verdict']}" for result in results if not _is_right(result)],
     }
 
@@ -198,6 +206,7 @@ def _print(figures: dict[str, Any], results: list[Result]) -> None:
         print(f"  {kind}: " + ", ".join(f"{verdict} {n}" for verdict, n in counts.items()))
     print("faulty runs named right:", _said(verdicts["faulty_right"]))
     print("false alarms:", _said(verdicts["false_alarms"]))
+    print("  on runs as accurate as their twin:", _said(verdicts["false_alarms_where_as_accurate"]))
     for line in verdicts["wrong"]:
         print("  wrong:", line)
     print("onset, share of the budget:", _quantiles_said(onset["share_of_budget"]))
