@@ -65,11 +65,11 @@ def iterate_of(model: TellsStory) -> Iterate | None:
     guides = _broad(model)
     if not guides:
         return None
-    half = np.random.default_rng(0).standard_normal((_DRAWS // 2, max(guide.size for guide in guides)))
+    half = np.random.default_rng(0).standard_normal((_DRAWS // 2, max(guide.noise_size for guide in guides)))
     noise = np.concatenate([half, -half])
     means, scales = [], []
     for guide in guides:
-        own = ops.convert_to_tensor(noise[:, : guide.size], dtype=guide.variable_dtype)
+        own = ops.convert_to_tensor(noise[:, : guide.noise_size], dtype=guide.variable_dtype)
         with without_gradients():
             draws = ops.convert_to_numpy(guide.distribution().draw(own)).astype("float64")
         means.append(draws.mean(axis=0))

@@ -70,7 +70,7 @@ class Draws:
     Args:
         real: By site, `(draws, numbers)` or `(draws, rows, numbers)`.
         families: Of each guide: its distribution for each draw, all one where it does not depend on others' draws.
-        noise: Of each guide: `(draws, size)` or `(draws, rows, size)`.
+        noise: Of each guide: `(draws, noise_size)` or `(draws, rows, noise_size)`.
     """
 
     real: dict[str, Tensor]
@@ -227,11 +227,13 @@ class Estimator:
         return [(name, site) for name, site in self.sites.items() if site.kind == kind]
 
     def _noise(self, guide: Guide, rows: Any, key: Tensor, number: int, is_shared: bool, is_mirrored: bool) -> Tensor:
-        """Standard normal noise of each draw: `(number, size)`, or `(number, rows, size)`."""
+        """Standard normal noise of each draw: `(number, noise_size)`, or `(number, rows, noise_size)`."""
         is_shared = is_shared and not guide.is_local
         own = 1 if is_shared else (number + 1) // 2 if is_mirrored else number
         noise = (
-            normal((own, rows, guide.size), of_examples(key, 1)) if guide.is_local else normal((own, guide.size), key)
+            normal((own, rows, guide.noise_size), of_examples(key, 1))
+            if guide.is_local
+            else normal((own, guide.noise_size), key)
         )
         noise = ops.cast(noise, self.dtype)
         if is_shared:

@@ -9,15 +9,17 @@ import keras
 from keras import ops
 
 from bdl.random import Tensor
-from bdl.svi.guides.base import Guide, softplus_inverse
-from bdl.svi.guides.gaussian import Gaussian, lower_triangular
+from bdl.svi.guides.base import Family, Guide
+from bdl.svi.guides.gaussian import RealLine
+from bdl.svi.guides.selection import GUIDES
 
-FAMILIES = ("mean_field", "full_rank")
+FAMILIES = tuple(name for name, guide in GUIDES.items() if issubclass(guide, Family))
+"""Families that can be named by a string."""
 
 
 @keras.saving.register_keras_serializable(package="bdl")
 class Amortized(Guide):
-    """Gaussians of each row on the real line, whose parameters a network computes from the row's data; for locals.
+    """A distribution of each row on the real line, whose parameters a network computes from the row's data; for locals.
 
     The network needs no particular outputs: a dense layer of this guide, which starts at zero, makes parameters of
     them. So every row begins with mean 0 and standard deviation 1 on the real line.
@@ -27,7 +29,8 @@ class Amortized(Guide):
         inputs: What it reads: a key of the data or a list of keys, whose arrays are flattened and joined, or a
             registered function of the data; None takes data that are one array. One key alone is handed on as it is.
         given: Names of global sites whose draw the network reads as well, on the real line, after its inputs.
-        family: `"mean_field"`: independent within a row; `"full_rank"`: with all correlations within it.
+        family: What each row has: `"mean_field"`, independent Gaussians within it; `"full_rank"`, a Gaussian with all
+            correlations within it; another guide's name that is a family, or such a guide, with arguments of yours.
         **kwargs: Of `keras.Layer`.
 
     Raises:
@@ -50,18 +53,17 @@ class Amortized(Guide):
         network: keras.Layer,
         inputs: str | Sequence[str] | Callable[[Any], Tensor] | None = None,
         given: Sequence[str] = (),
-        family: str = "mean_field",
+        family: str | Guide = "mean_field",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not isinstance(network, keras.Layer):
             raise ValueError(f"`network` must be a Keras layer or model, not {network!r}.")
-        if family not in FAMILIES:
-            raise ValueError(f"`family` must be one of {FAMILIES}, not {family!r}.")
         self.network = network
         self.inputs = inputs if inputs is None or isinstance(inputs, str) or callable(inputs) else list(inputs)
         self._given = tuple(given)
         self.family = family
+        self._family = as_family(family)
         self._features = 0
 
     @property
@@ -69,27 +71,25 @@ class Amortized(Guide):
         """Global sites whose draw the network reads."""
         return self._given
 
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers that make one draw of a row."""
+        return self._family.num_noise(self.size)
+
     def make_variables(self, data: Any, given_size: int) -> None:
         """Builds the network, by calling it on the data, and the dense layer behind it."""
         if data is not None:
             given = ops.zeros((given_size,), dtype=self.variable_dtype) if self.given else None
             self._features = int(self._read(data, given).shape[-1])
-        number = self.size * (2 + self.size) if self.family == "full_rank" else 2 * self.size
+        number = self._family.num_parameters(self.size)
         self.head = keras.layers.Dense(
             number, kernel_initializer="zeros", dtype=self.variable_dtype, name=f"{self.name}_head"
         )
         self.head.build((None, self._features))
 
-    def distribution(self, data: Any = None, given: Tensor | None = None) -> Gaussian:
-        """A Gaussian for each row, `(rows, size)`."""
-        numbers = self.head(self._read(data, given))
-        size = self.size
-        mean, rho = numbers[:, :size], numbers[:, size : 2 * size]
-        scale = ops.softplus(rho + softplus_inverse(1.0))
-        if self.family == "mean_field":
-            return Gaussian(mean, scale, is_diagonal=True)
-        below = ops.reshape(numbers[:, 2 * size :], (-1, size, size))
-        return Gaussian(mean, lower_triangular(below, scale), is_diagonal=False)
+    def distribution(self, data: Any = None, given: Tensor | None = None) -> RealLine:
+        """A distribution for each row, `(rows, size)`."""
+        return self._family.of_parameters(self.head(self._read(data, given)), self.size)
 
     def _read(self, data: Any, given: Tensor | None) -> Tensor:
         """Features of each row, `(rows, features)`."""
@@ -137,7 +137,7 @@ class Amortized(Guide):
             "network": keras.saving.serialize_keras_object(self.network),
             "inputs": inputs,
             "given": list(self.given),
-            "family": self.family,
+            "family": self.family if isinstance(self.family, str) else keras.saving.serialize_keras_object(self.family),
         }
 
     @classmethod
@@ -147,4 +147,24 @@ class Amortized(Guide):
         config["network"] = keras.saving.deserialize_keras_object(config["network"])
         if isinstance(config["inputs"], dict):
             config["inputs"] = keras.saving.deserialize_keras_object(config["inputs"])
+        if isinstance(config["family"], dict):
+            config["family"] = keras.saving.deserialize_keras_object(config["family"])
         return cls(**config)
+
+
+def as_family(value: Any) -> Family:
+    """A family, from a guide that is one or its name.
+
+    Raises:
+        ValueError: if it is neither, or a guide that has sites of its own.
+
+    Example:
+    >>> as_family("mean_field").num_parameters(3)
+    6
+    """
+    family = GUIDES[value]() if value in FAMILIES else value
+    if not isinstance(family, Family) or not isinstance(family, Guide):
+        raise ValueError(f"`family` must be one of {FAMILIES}, or such a guide, not {value!r}.")
+    if family.sizes:
+        raise ValueError(f"`family` must be a guide without sites of its own, not that of {list(family.sizes)}.")
+    return family

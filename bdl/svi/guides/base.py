@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
+from keras import ops
 
 from bdl.keras_internals import current_value
 from bdl.random import Tensor
@@ -40,6 +41,11 @@ class Guide(keras.Layer):
     def size(self) -> int:
         """Real numbers in one draw."""
         return sum(self.sizes.values())
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers that make one draw."""
+        return self.size
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -99,6 +105,28 @@ class Guide(keras.Layer):
             self.bind({name: int(size) for name, size in config["sizes"]})
 
 
+@runtime_checkable
+class Family(Protocol):
+    """A family whose parameters something else computes: what `Amortized` takes.
+
+    The guides that are one keep nothing of it in their variables, so that one object serves any number of rows.
+    """
+
+    def num_parameters(self, size: int) -> int:
+        """Parameters of a distribution of `size` numbers."""
+
+    def num_noise(self, size: int) -> int:
+        """Standard normal numbers that make one draw of it."""
+
+    def of_parameters(self, parameters: Tensor, size: int) -> RealLine:
+        """The distribution, which is close to a standard normal one where all parameters are zero.
+
+        Args:
+            parameters: Any real numbers, `(..., num_parameters(size))`.
+            size: Numbers in a draw.
+        """
+
+
 class LocationScaleGuide(Guide):
     """Base of global guides of the form `u = origin + frame (m + T e)`, with the fit's start in `origin` and `frame`.
 
@@ -114,6 +142,15 @@ class LocationScaleGuide(Guide):
         self.shift = self._weight("shift", shape, "zeros")
         self.make_scales()
         self.start_at(np.zeros(shape), None)
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers that make one draw."""
+        return self.num_noise(self.size)
+
+    def num_noise(self, size: int) -> int:
+        """Standard normal numbers that make a draw of `size` numbers."""
+        return size
 
     def frame_shape(self) -> tuple[int, ...]:
         """Shape of the frame: standard deviations, or a Cholesky factor."""
@@ -131,9 +168,11 @@ class LocationScaleGuide(Guide):
 
     def start_at(self, origin: np.ndarray, frame: np.ndarray | None) -> None:
         """Moves it to a start: with a frame `T` is the identity there, without one it is small."""
-        unit = np.eye(self.size) if frame is None else frame
+        shape = self.frame_shape()
         self.origin.assign(origin)
-        self.frame.assign(self.frame_of(unit))
+        self.frame.assign(
+            (np.ones(shape) if len(shape) == 1 else np.eye(*shape)) if frame is None else self.frame_of(frame)
+        )
         self.shift.assign(np.zeros(self.size))
         self.start_scales(START_SCALE if frame is None else 1.0)
 
@@ -153,3 +192,17 @@ def softplus_inverse(value: float) -> float:
     0.1
     """
     return value + math.log(-math.expm1(-value))
+
+
+def mean_and_scale(parameters: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Means and positive scales, 0 and 1 where the parameters are zero.
+
+    Args:
+        parameters: `(..., 2 size)` or more, of which the first count.
+        size: Numbers in a draw.
+
+    Example:
+    >>> [np.asarray(each) for each in mean_and_scale(np.zeros(4, "float32"), 2)]
+    [array([0., 0.], dtype=float32), array([1., 1.], dtype=float32)]
+    """
+    return parameters[..., :size], ops.softplus(parameters[..., size : 2 * size] + softplus_inverse(1.0))

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from bdl.random import Tensor
-from bdl.svi.guides.base import LocationScaleGuide, softplus_inverse
+from bdl.svi.guides.base import LocationScaleGuide, mean_and_scale, softplus_inverse
 from bdl.svi.guides.gaussian import Gaussian, lower_triangular
 
 
@@ -57,3 +57,13 @@ class FullRank(LocationScaleGuide):
         factor = frame @ lower_triangular(self.value(self.below), ops.softplus(self.value(self.rho)))
         mean = self.value(self.origin) + ops.sum(frame * self.value(self.shift), axis=-1)
         return Gaussian(mean, factor, is_diagonal=False, sticks=True)
+
+    def num_parameters(self, size: int) -> int:
+        """Means, scales, and a matrix, of which what is below the diagonal counts."""
+        return size * (2 + size)
+
+    def of_parameters(self, parameters: Tensor, size: int) -> Gaussian:
+        """A Gaussian of parameters `(..., size (2 + size))`."""
+        mean, scale = mean_and_scale(parameters, size)
+        below = ops.reshape(parameters[..., 2 * size :], (*ops.shape(mean)[:-1], size, size))
+        return Gaussian(mean, lower_triangular(below, scale), is_diagonal=False)

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from bdl.random import Tensor
-from bdl.svi.guides.base import LocationScaleGuide, softplus_inverse
+from bdl.svi.guides.base import LocationScaleGuide, mean_and_scale, softplus_inverse
 from bdl.svi.guides.gaussian import Gaussian
 
 
@@ -36,7 +36,7 @@ class MeanField(LocationScaleGuide):
         self.rho = self.add_weight(name="rho", shape=(self.size,), initializer="zeros")
 
     def start_scales(self, scale: float) -> None:
-        """Sets all scales to one."""
+        """Sets all scales to one number."""
         self.rho.assign(ops.full((self.size,), softplus_inverse(scale), dtype=self.rho.dtype))
 
     def distribution(self, data: Any = None, given: Tensor | None = None) -> Gaussian:
@@ -44,3 +44,11 @@ class MeanField(LocationScaleGuide):
         frame = self.value(self.frame)
         mean = self.value(self.origin) + frame * self.value(self.shift)
         return Gaussian(mean, frame * ops.softplus(self.value(self.rho)), is_diagonal=True)
+
+    def num_parameters(self, size: int) -> int:
+        """Means and scales."""
+        return 2 * size
+
+    def of_parameters(self, parameters: Tensor, size: int) -> Gaussian:
+        """A Gaussian of parameters `(..., 2 size)`."""
+        return Gaussian(*mean_and_scale(parameters, size), is_diagonal=True)
