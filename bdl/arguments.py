@@ -44,6 +44,13 @@ def check_num_samples(num_samples: Any, meaning: str = "draws of the weights in 
     return int(num_samples)
 
 
+def check_positive_integer(value: Any, name: str) -> int:
+    """Checks an argument that counts something."""
+    if not hasattr(value, "__index__") or isinstance(value, bool) or int(value) <= 0:
+        raise ValueError(f"`{name}` must be a positive integer, not {value!r}.")
+    return int(value)
+
+
 def check_objective(objective: Any, free_bits: float) -> str:
     """Checks the name of an objective, and that it goes with free bits."""
     if objective not in OBJECTIVES:

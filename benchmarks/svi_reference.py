@@ -44,7 +44,7 @@ MODELS = (
     "lotka_volterra",
 )
 GUIDES = {
-    "bdl": ("full_rank", "mean_field", "start"),
+    "bdl": ("full_rank", "low_rank", "flow", "mean_field", "start"),
     "numpyro": ("full_rank", "mean_field", "laplace"),
     "tfp": ("full_rank", "mean_field"),
 }
@@ -157,6 +157,8 @@ def tables(rows: list[Row]) -> str:
     parts = []
     for guide, title in (
         ("full_rank", "Full rank"),
+        ("low_rank", "Low rank: five factors, in the start's coordinates"),
+        ("flow", "Flow: eight layers"),
         ("mean_field", "Mean field"),
         ("start", "bdl's start alone, and NumPyro's Laplace approximation"),
     ):

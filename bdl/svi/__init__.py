@@ -1,7 +1,7 @@
 """Stochastic variational inference for probabilistic models that are not networks."""
 
 from bdl.svi.checks import k_hat
-from bdl.svi.guides import Amortized, Delta, FullRank, Guide, MeanField
+from bdl.svi.guides import Amortized, Delta, Flow, FullRank, Guide, LowRank, MeanField
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.story import Global, Local, Observed
@@ -12,10 +12,12 @@ __all__ = [
     "Amortized",
     "Delta",
     "Flat",
+    "Flow",
     "FullRank",
     "Global",
     "Guide",
     "Local",
+    "LowRank",
     "MeanField",
     "Observed",
     "k_hat",

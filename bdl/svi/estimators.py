@@ -23,7 +23,7 @@ less variance, that in the guide's own log scale twice as much. A guide that is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from keras import ops
@@ -57,10 +57,18 @@ class Draw:
     Args:
         real: By site, `(numbers,)` or `(rows, numbers)`.
         families: Of each guide: its distribution, and the noise of the draw.
+        draws: What it is one of.
+        number: Which one.
     """
 
     real: dict[str, Tensor]
     families: dict[int, tuple[RealLine, Tensor]]
+    draws: Draws
+    number: int
+
+    def log_density(self, place: int) -> Tensor:
+        """Log density by coordinate, under a guide."""
+        return self.draws.log_density_of(place)[self.number]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,28 +79,37 @@ class Draws:
         real: By site, `(draws, numbers)` or `(draws, rows, numbers)`.
         families: Of each guide: its distribution for each draw, all one where it does not depend on others' draws.
         noise: Of each guide: `(draws, noise_size)` or `(draws, rows, noise_size)`.
+        densities: Of each guide, once they were asked for.
     """
 
     real: dict[str, Tensor]
     families: dict[int, list[RealLine]]
     noise: dict[int, Tensor]
+    densities: dict[int, Tensor] = field(default_factory=dict)
 
     def log_density(self) -> Tensor:
         """Log densities on the real line, of all sites and rows together: `(draws,)`."""
         total: Tensor = 0.0
-        for place, families in self.families.items():
-            noise = self.noise[place]
-            if all(family is families[0] for family in families):
-                density = families[0].log_density(noise)
-            else:
-                density = ops.stack([family.log_density(noise[number]) for number, family in enumerate(families)])
+        for place in self.families:
+            density = self.log_density_of(place)
             total = total + ops.sum(density, axis=tuple(range(1, len(density.shape))))
         return total
+
+    def log_density_of(self, place: int) -> Tensor:
+        """Log densities by coordinate under a guide, `(draws, size)` or `(draws, rows, size)`, computed once."""
+        if place not in self.densities:
+            families, noise = self.families[place], self.noise[place]
+            if all(family is families[0] for family in families):
+                self.densities[place] = families[0].log_density(noise)
+            else:
+                each = [family.log_density(noise[number]) for number, family in enumerate(families)]
+                self.densities[place] = ops.stack(each)
+        return self.densities[place]
 
     def one(self, number: int) -> Draw:
         """One of them."""
         families = {place: (each[number], self.noise[place][number]) for place, each in self.families.items()}
-        return Draw({name: each[number] for name, each in self.real.items()}, families)
+        return Draw({name: each[number] for name, each in self.real.items()}, families, self, number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +278,7 @@ class Estimator:
             loc, scale = (self._flat(values, visit, site) for values in prior)
             return block.kl_from(loc, scale)
         start, stop = coordinates
-        log_q = ops.sum(family.log_density(noise)[..., start:stop], axis=-1)
+        log_q = ops.sum(draw.log_density(place)[..., start:stop], axis=-1)
         log_det = support_of_site(visit.variable).log_det(draw.real[site.name], site.shape)
         return log_q - log_det - visit.log_prob()
 

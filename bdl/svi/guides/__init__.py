@@ -3,7 +3,9 @@
 from bdl.svi.guides.amortized import Amortized
 from bdl.svi.guides.base import Guide
 from bdl.svi.guides.delta import Delta
+from bdl.svi.guides.flow import Flow
 from bdl.svi.guides.full_rank import FullRank
+from bdl.svi.guides.low_rank import LowRank
 from bdl.svi.guides.mean_field import MeanField
 
-__all__ = ["Amortized", "Delta", "FullRank", "Guide", "MeanField"]
+__all__ = ["Amortized", "Delta", "Flow", "FullRank", "Guide", "LowRank", "MeanField"]

@@ -7,11 +7,19 @@ from typing import Any
 
 from bdl.svi.guides.base import Guide
 from bdl.svi.guides.delta import Delta
+from bdl.svi.guides.flow import Flow
 from bdl.svi.guides.full_rank import FullRank
+from bdl.svi.guides.low_rank import LowRank
 from bdl.svi.guides.mean_field import MeanField
 from bdl.svi.story import Site
 
-GUIDES: dict[str, type[Guide]] = {"mean_field": MeanField, "full_rank": FullRank, "delta": Delta}
+GUIDES: dict[str, type[Guide]] = {
+    "mean_field": MeanField,
+    "full_rank": FullRank,
+    "low_rank": LowRank,
+    "flow": Flow,
+    "delta": Delta,
+}
 """Guides that can be named by a string."""
 
 Assignment = list[tuple[tuple[str, ...], Guide]]
