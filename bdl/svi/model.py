@@ -54,8 +54,9 @@ class SVI(Results, Saved, Beginning, keras.Model):
         story: Generator function of the data and, by name, of the networks; it yields `Global`, `Local` and `Observed`
             sites. To load a file without giving it again, register it: `keras.saving.register_keras_serializable()`.
         guide: Variational family: `"mean_field"`, `"full_rank"`, `"low_rank"`, `"flow"`, `"delta"` or a
-            `bdl.svi.guides.Guide` for all sites together, or a dict of these by the name of a site, or by a tuple of names, for sites that are guided
-            jointly. Global sites that a dict leaves out have a mean-field guide; local sites need `Amortized`.
+            `bdl.svi.guides.Guide` for all sites together, or a dict of these by the name of a site, or by a tuple of
+            names, for sites that are guided jointly. Global sites that a dict leaves out have a mean-field guide; local
+            sites need `Amortized`.
         networks: Layers by the names of the story's keyword arguments; they are trained and saved with the model, and
             where they have posteriors of their own, their KL joins the globals'.
         num_examples: Number of rows N; None infers it in `fit`, where the data tell it.

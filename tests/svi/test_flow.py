@@ -112,7 +112,9 @@ def test_gradients_have_no_noise_at_the_posterior():
 
     def gap(values, sticks):
         mine = with_values(values, family.couplings, sticks)
-        back = ops.transpose(ops.solve_triangular(family.factor, ops.transpose(mine.draw(noise) - family.mean), lower=True))
+        back = ops.transpose(
+            ops.solve_triangular(family.factor, ops.transpose(mine.draw(noise) - family.mean), lower=True)
+        )
         e, log_scale = family.couplings.inverse(family.weights, back)
         return ops.sum(mine.log_density(noise)) - ops.sum(-0.5 * e**2 - log_scale)
 
@@ -131,7 +133,9 @@ def test_gradients_on_the_path_are_the_others_on_average():
 
     def cost(values, each, sticks):
         mine = with_values(values, family.couplings, sticks)
-        return ops.mean(ops.sum(mine.log_density(tensor(each)), axis=-1) + 0.5 * ops.sum(mine.draw(tensor(each)) ** 2, axis=-1))
+        return ops.mean(
+            ops.sum(mine.log_density(tensor(each)), axis=-1) + 0.5 * ops.sum(mine.draw(tensor(each)) ** 2, axis=-1)
+        )
 
     gaps = []
     for each in noise:
@@ -164,7 +168,9 @@ def one_value(data):
 def test_a_flow_follows_a_skewed_posterior_where_a_gaussian_cannot():
     """ELBO against the evidence by quadrature, of the scale behind one value near zero."""
     y = 0.02
-    evidence = np.log(quad(lambda s: halfnorm.pdf(s, scale=3.0) * norm.pdf(y, scale=s), 0, 40, points=[0.02, 0.1, 1.0])[0])
+    evidence = np.log(
+        quad(lambda s: halfnorm.pdf(s, scale=3.0) * norm.pdf(y, scale=s), 0, 40, points=[0.02, 0.1, 1.0])[0]
+    )
     gaps = {}
     for name, guide in (("full_rank", "full_rank"), ("flow", Flow(layers=4, width=4))):
         model = SVI(one_value, guide, start="laplace", num_samples=8, seed=0)
