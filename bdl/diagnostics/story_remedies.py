@@ -43,6 +43,12 @@ FULL_RANK = Remedy(
     "Kucukelbir et al. 2017, section 2.4",
     'SVI(story, "full_rank")',
 )
+FLOW = Remedy(
+    "a flow guide",
+    "A Gaussian has no skewness, no long tails and no funnels; coupling layers bend it.",
+    "Rezende & Mohamed 2015; Dinh, Sohl-Dickstein & Bengio 2017, arXiv 1605.08803",
+    'SVI(story, "flow", start="laplace")',
+)
 NUTS = Remedy(
     "compare with NUTS",
     "Its draws need no guide, and say which site the guide misses, and by how much.",
@@ -77,7 +83,7 @@ def story_remedies(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
     """
     listed = STORY_REMEDIES.get(verdict, ())
     if verdict == "inconclusive" and misses_posterior(quantities):
-        listed = (FULL_RANK, LAPLACE, NUTS)
+        listed = (FULL_RANK, LAPLACE, FLOW, NUTS)
     return tuple(remedy for remedy in listed if not _is_there(remedy, quantities))
 
 
@@ -87,5 +93,7 @@ def _is_there(remedy: Remedy, q: Quantities) -> bool:
     assert story is not None
     if remedy is FULL_RANK:
         globals_ = [site for site in story.sites if site.kind == "global"]
-        return bool(globals_) and all(site.guide == "FullRank" for site in globals_)
+        return bool(globals_) and all(site.guide in ("FullRank", "Flow") for site in globals_)
+    if remedy is FLOW:  # the next one after full rank
+        return not (story.sites and all(site.guide == "FullRank" for site in story.sites))
     return remedy is LAPLACE and (story.start == "laplace" or any(site.kind == "local" for site in story.sites))

@@ -78,9 +78,10 @@ def test_a_guide_is_still_training_if_it_drifts_by_what_a_user_would_notice(r_ha
     ("guide", "start", "kind", "names"),
     [
         ("MeanField", "prior", "global", ["full-rank", "mode", "NUTS"]),
-        ("FullRank", "prior", "global", ["mode", "NUTS"]),
+        ("FullRank", "prior", "global", ["mode", "flow", "NUTS"]),
         ("MeanField", "laplace", "global", ["full-rank", "NUTS"]),
-        ("FullRank", "laplace", "global", ["NUTS"]),
+        ("FullRank", "laplace", "global", ["flow", "NUTS"]),
+        ("Flow", "laplace", "global", ["NUTS"]),
         ("Amortized", "prior", "local", ["full-rank", "NUTS"]),
     ],
 )

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from stories import Normal, level
+from stories import Normal, groups, level
 
 from bdl.keras_internals import is_concrete
-from bdl.svi import SVI, Flat, Global, Local, Observed
+from bdl.svi import SVI, Amortized, Flat, Flow, Global, Local, LowRank, Observed
 from bdl.svi.files import described, invented
 
 Y = np.random.default_rng(0).normal(2.0, 1.0, size=12).astype("float32")
@@ -165,3 +165,20 @@ def test_what_predict_needs_beyond_observed_values_is_named():
     model.trace_on(DATA)
     with pytest.raises(ValueError, match=r"`x` must have the keys \['y'\], too: the story computes with them"):
         model.predict({"x": Y}, num_samples=2)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("family", [LowRank(1), Flow(layers=2, width=3)])
+def test_guides_that_are_no_plain_gaussians_are_fitted_and_saved_as_all_are(family, tmp_path):
+    kind = type(family)
+    guide = {"code": Amortized(keras.layers.Dense(3), ["y"], given=["mean"], family=family), "mean": kind()}
+    model = made(groups, guide=guide)
+    logs = model.fit(DATA, batch_size="all", steps=2, epochs=2, verbose=0).history
+    assert np.isfinite([logs[name] for name in ("kl_mean", "kl_code", "elbo")]).all()
+    assert np.isfinite(model.k_hat(DATA, num_samples=200, seed=0).k)
+    loaded = again(model, tmp_path)
+    assert isinstance(loaded.guide_of("mean"), kind)
+    before, after = (each.posterior(DATA, num_samples=3, seed=0) for each in (model, loaded))
+    assert before["code"].shape == (3, 12)
+    for name in ("mean", "code"):
+        np.testing.assert_array_equal(after[name], before[name])

@@ -8,7 +8,7 @@ from keras import ops
 from scipy import stats
 from standard_errors import assert_within_standard_errors
 
-from bdl.svi import Amortized, Delta, FullRank, MeanField
+from bdl.svi import Amortized, Delta, Flow, FullRank, LowRank, MeanField
 from bdl.svi.guides.gaussian import Gaussian, lower_triangular
 from bdl.svi.guides.selection import assign_guides, check_guide
 from bdl.svi.story import Site
@@ -28,6 +28,11 @@ def bound(guide, **start):
     guide.bind({"a": 2, "b": 1})
     if start:
         guide.start_at(**start)
+    return guide
+
+
+def bound_to_a_mean(guide):
+    guide.bind({"mean": 1})
     return guide
 
 
@@ -168,10 +173,44 @@ def test_an_amortized_guide_reads_each_row_and_the_globals_draw(family):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("guide", [MeanField(), FullRank(), Delta(), Amortized(keras.layers.Dense(2), "x", ["mean"])])
+@pytest.mark.parametrize("family", [LowRank(1), Flow(layers=2, width=3)])
+def test_a_row_of_an_amortized_guide_may_have_any_family(family):
+    data = {"x": noise_of(4, 3)}
+    guide = Amortized(keras.layers.Dense(5, activation="tanh"), "x", family=family)
+    guide.bind({"code": 2}, data)
+    noise = noise_of(4, guide.noise_size)
+    start = guide.distribution(data)
+    own = array(noise)[:, :2]
+    log_density = -0.5 * own**2 - 0.5 * np.log(2 * np.pi)
+    # Factors of .01 move a draw by .01 times a normal number or two, and a density by their squares and products.
+    np.testing.assert_allclose(array(start.draw(noise)), own, atol=0.06)
+    np.testing.assert_allclose(array(start.log_density(noise)), log_density, atol=0.2)
+    for variable in guide.trainable_variables:
+        variable.assign(0.3 * RNG.normal(size=variable.shape))
+    whole = guide.distribution(data)
+    part = guide.distribution({"x": data["x"][1:3]})
+    for name in ("draw", "log_density"):
+        found, expected = array(getattr(part, name)(noise[1:3])), array(getattr(whole, name)(noise))[1:3]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "guide",
+    [
+        MeanField(),
+        FullRank(),
+        LowRank(1),
+        Flow(layers=2, width=3),
+        Delta(),
+        Amortized(keras.layers.Dense(2), "x", ["mean"]),
+        Amortized(keras.layers.Dense(2), "x", family="low_rank"),
+        Amortized(keras.layers.Dense(2), "x", family=Flow(layers=2, width=3)),
+    ],
+)
 def test_guides_come_back_from_their_configuration(guide):
     data = {"x": tensor(np.ones((3, 2)))}
-    guide.bind({"code": 2}, data, given_size=1)
+    guide.bind({"code": 2}, data, given_size=len(guide.given))
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guide))
     assert again.sizes == {"code": 2}
     assert again.get_config() == guide.get_config()
@@ -223,7 +262,11 @@ def test_what_an_amortized_guide_cannot_read_is_named():
         Amortized(keras.layers.Dense(2), ["x", "y"]).bind({"code": 1}, data)
     with pytest.raises(ValueError, match="`inputs` must name what the network reads of \\['x'\\]"):
         Amortized(keras.layers.Dense(2)).bind({"code": 1}, data)
+    with pytest.raises(ValueError, match=r"`family` must be one of .*'flow'.*, not 'delta'"):
+        Amortized(keras.layers.Dense(2), family="delta")
     with pytest.raises(ValueError, match="`family` must be one of"):
-        Amortized(keras.layers.Dense(2), family="flow")
+        Amortized(keras.layers.Dense(2), family=Delta())
+    with pytest.raises(ValueError, match="`family` must be a guide without sites of its own, not that of \\['mean'\\]"):
+        Amortized(keras.layers.Dense(2), family=bound_to_a_mean(LowRank()))
     with pytest.raises(ValueError, match="`network` must be a Keras layer"):
         Amortized("dense")
