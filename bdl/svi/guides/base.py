@@ -168,11 +168,9 @@ class LocationScaleGuide(Guide):
 
     def start_at(self, origin: np.ndarray, frame: np.ndarray | None) -> None:
         """Moves it to a start: with a frame `T` is the identity there, without one it is small."""
-        shape = self.frame_shape()
+        unit = np.ones(self.size) if len(self.frame_shape()) == 1 else np.eye(self.size)
         self.origin.assign(origin)
-        self.frame.assign(
-            (np.ones(shape) if len(shape) == 1 else np.eye(*shape)) if frame is None else self.frame_of(frame)
-        )
+        self.frame.assign(unit if frame is None else self.frame_of(frame))
         self.shift.assign(np.zeros(self.size))
         self.start_scales(START_SCALE if frame is None else 1.0)
 
