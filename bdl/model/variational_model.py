@@ -23,6 +23,7 @@ from bdl.training.batches import known_inputs
 from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
+from bdl.training.resident import FitsOnDevice, labelled
 from bdl.training.soundness import checked_data
 from bdl.training.steps import build_optimizer, prepared, strategy_scope
 from bdl.uncounted import counted
@@ -35,7 +36,7 @@ _is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=Fal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class VariationalModel(Predicting, keras.Model):
+class VariationalModel(Predicting, FitsOnDevice, keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
@@ -264,12 +265,23 @@ class VariationalModel(Predicting, keras.Model):
         if begin_decay(self.optimizer, steps_per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)  # the schedule is compiled into it
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
-        history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
+        history = self._fit(x, y, batch_size, epochs, verbose, callbacks, settings)
         own_buffers(self.trainable_variables)
         read = refit.TrainingData.given_to_fit(x, y, batch_size, size.num_examples or self.num_examples, kwargs)
         refit.refit_to_average(self, refit.Objective(self._heads, self._loss_weights), read)
         self.progress.end_fit(was_stopped=bool(self.stop_training))
         return history
+
+    def _fit(self, x: Any, y: Any, batch_size: int | None, *others: Any) -> Any:
+        """Keras' `fit`; on the device where `compile` asked for several steps in a call and the data can be there."""
+        *given, settings = others
+        found = labelled(self, x, y, batch_size, settings)
+        if found is None:
+            return super().fit(x, y, batch_size, *given, **settings)
+        data, rows, settings = found
+        build_optimizer(self)
+        with self.fitting(data):
+            return super().fit(rows, None, batch_size, *given, **settings)
 
     def evaluate(
         self,

@@ -1,0 +1,275 @@
+"""Arrays that stay on the device during a fit: the compiled step picks its rows, and several steps are one call.
+
+Keras hands the compiled step one batch after another, and `steps_per_execution` on TensorFlow runs a loop of compiled
+steps. Here the loop and the choice of rows are inside what is compiled: a call takes the row numbers of its steps,
+`(steps, batch)`, beside all the data. Each step in it is the model's own `train_step`, so that counters, averages,
+seeds and metrics change as they do one call after another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from bdl.keras_internals import (
+    build_metrics,
+    is_one_device,
+    is_ragged,
+    is_sparse,
+    split_for_validation,
+    training_batches,
+)
+from bdl.training.data import check_lengths, is_data_set
+
+MAX_BYTES = 2**32
+"""Arrays of more bytes than this stay where they are, and come batch by batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """The data of a fit on the device.
+
+    Args:
+        batch: All rows, in the form in which `train_step` takes a batch.
+        row_numbers: Row numbers of one call after another, `(steps, batch)`; None takes them from what Keras reads.
+        is_whole: Whether each step takes all rows as they are.
+    """
+
+    batch: Any
+    row_numbers: Iterator[np.ndarray] | None = None
+    is_whole: bool = False
+
+    def calls(self, iterator: Iterator[Any], steps: int) -> list[np.ndarray]:
+        """Row numbers of the steps that come next, in parts of one batch size.
+
+        Args:
+            iterator: Where Keras reads batches of row numbers.
+            steps: How many steps at most.
+
+        Raises:
+            StopIteration: where nothing is left.
+        """
+        if self.row_numbers is not None:
+            return [next(self.row_numbers)]
+        batches = [np.asarray(keras.tree.flatten(each)[0]) for each in itertools.islice(iterator, steps)]
+        if not batches:
+            raise StopIteration
+        return [np.stack(list(part)) for _, part in itertools.groupby(batches, len)]
+
+
+class FitsOnDevice:
+    """Mixin of a Keras model that can be fitted to `Resident` data.
+
+    On Torch, which compiles no step, each step is a call of its own.
+    """
+
+    train_function: Any
+    steps_per_execution: Any
+    run_eagerly: bool
+    jit_compile: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._device_calls = _DeviceCalls()
+
+    def compile(self, *args: Any, steps_per_execution: Any = 1, **kwargs: Any) -> None:
+        """As `keras.Model.compile`."""
+        self._device_calls = _DeviceCalls(asked=steps_per_execution)
+        is_torch = keras.backend.backend() == "torch"
+        super().compile(*args, steps_per_execution=1 if is_torch else steps_per_execution, **kwargs)  # type: ignore[misc]
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """As `keras.Model.get_compile_config`; a file of Torch keeps how many steps other backends take in a call."""
+        config = super().get_compile_config()  # type: ignore[misc]
+        return {**config, "steps_per_execution": self._device_calls.asked} if config else config
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As `keras.Model.make_train_function`, or for resident data within `fitting`."""
+        calls = self._device_calls
+        if calls.data is None:
+            calls.function = None if force else calls.function
+            return super().make_train_function(force)  # type: ignore[misc]
+        if force or self.train_function is None:
+            make = _on_jax if keras.backend.backend() == "jax" else _on_tensorflow
+            self.train_function = make(self, calls)
+        return None
+
+    @contextlib.contextmanager
+    def fitting(self, data: Resident) -> Iterator[None]:
+        """Within this context `fit` takes its steps on resident data, and reads row numbers in place of batches."""
+        calls, other = self._device_calls, self.train_function
+        calls.data, self.train_function = data, calls.function
+        try:
+            yield
+        finally:
+            calls.data, calls.function, self.train_function = None, self.train_function, other
+
+    def is_fit_for_device(self, arrays: Any) -> bool:
+        """Whether a fit may hold the arrays on the device and take the steps there.
+
+        It may not where Keras compiles no step or spreads it over several devices, with a `train_step` or
+        `compute_metrics` of the user's, with arrays of other kinds than numbers in rows, or with very many of them.
+
+        Args:
+            arrays: Of the fit, in any structure; None where there is none.
+        """
+        backend = keras.backend.backend()
+        is_compiled = not self.run_eagerly and (self.jit_compile if backend == "jax" else backend == "tensorflow")
+        own = [getattr(type(self), name).__module__ for name in ("train_step", "compute_metrics")]
+        leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+        return (
+            bool(is_compiled)
+            and isinstance(self.steps_per_execution, int)
+            and is_one_device(self)
+            and all(module.split(".")[0] in ("bdl", "keras") for module in own)
+            and all(_is_table(leaf) for leaf in leaves)
+            and sum(_num_bytes(leaf) for leaf in leaves) <= MAX_BYTES
+        )
+
+
+class _DeviceCalls:
+    """What a model keeps of its fits on the device: the data of the present one, and the compiled step."""
+
+    def __init__(self, asked: Any = 1) -> None:
+        self.asked = asked
+        self.data: Resident | None = None
+        self.function: Any = None
+
+
+def labelled(model: Any, x: Any, y: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
+    """The data of a fit to inputs and labels on the device, and what Keras' `fit` is to be called with then.
+
+    Keras shuffles and cuts the row numbers as it would the arrays.
+
+    Args:
+        model: The model that is fitted, built.
+        x: Inputs.
+        y: Labels, or None.
+        batch_size: As of `fit`.
+        settings: Other arguments of `fit`.
+
+    Returns:
+        `Resident` data, the row numbers and the other arguments; None where the fit cannot be one on the device, or is
+        not asked to take several steps in a call.
+    """
+    weights, classes = settings.get("sample_weight"), settings.get("class_weight")
+    is_asked = model.steps_per_execution != 1 and not is_data_set(x)
+    if not is_asked or not model.is_fit_for_device((x, y, weights)):
+        return None
+    settings = {**settings, "sample_weight": None, "class_weight": None}
+    if settings.get("validation_split") and settings.get("validation_data") is None:
+        (x, y, weights), validation = split_for_validation((x, y, weights), settings["validation_split"])
+        settings = {**settings, "validation_data": validation, "validation_split": 0.0}
+    size = check_lengths({"x": x})
+    whole = next(training_batches(x, y, weights, classes, size))
+    order = {"batch_size": batch_size, "shuffle": settings.get("shuffle", True)}
+    build_metrics(model, x, y, weights, class_weight=classes, **order)
+    return Resident(on_device(whole)), np.arange(size, dtype="int32"), settings
+
+
+def on_device(arrays: Any) -> Any:
+    """Arrays as tensors, in their structure; on TensorFlow lists become tuples, as in Keras' own data sets.
+
+    Example:
+    >>> on_device((np.zeros(2, "float32"), None))[0].shape[0]
+    2
+    """
+    is_tensorflow = keras.backend.backend() == "tensorflow"
+    return _mapped(keras.ops.convert_to_tensor, keras.tree.lists_to_tuples(arrays) if is_tensorflow else arrays)
+
+
+def _is_table(leaf: Any) -> bool:
+    """Whether this holds numbers in rows of one length."""
+    if is_ragged(leaf) or is_sparse(leaf) or hasattr(leaf, "tocoo"):
+        return False
+    dtype = getattr(leaf, "dtype", None)
+    kind = np.asarray(leaf).dtype.kind if dtype is None or isinstance(leaf, np.ndarray) else "f"
+    return kind in "biuf" and dtype != "string"
+
+
+def _num_bytes(leaf: Any) -> int:
+    return int(np.prod(leaf.shape)) * np.dtype(keras.backend.standardize_dtype(leaf.dtype)).itemsize
+
+
+def _padded(rows: np.ndarray, steps: int) -> np.ndarray:
+    """Row numbers of so many steps, of which the last do not count: one compiled function for all numbers of steps."""
+    return np.pad(rows.astype("int32"), [(0, steps - len(rows)), (0, 0)])
+
+
+def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
+    """The train function that Keras calls with an iterator."""
+    import tensorflow as tf
+
+    functions: dict[str, Any] = {}
+
+    def steps(batch: Any, rows: Any, number: Any, is_whole: bool) -> Any:
+        def one(step: Any) -> Any:
+            picked = rows[step]
+            model.train_step(batch if is_whole else _mapped(lambda leaf: tf.gather(leaf, picked), batch))
+            return (step + 1,)
+
+        if rows.shape[0] == 1:
+            one(0)
+        else:
+            tf.while_loop(lambda step: step < number, one, [tf.constant(0)], parallel_iterations=1)
+        return model.get_metrics_result()
+
+    def function(iterator: Any) -> Any:
+        logs = None
+        for rows in calls.data.calls(iterator, model.steps_per_execution):  # type: ignore[union-attr]
+            data, number = calls.data, tf.constant(len(rows))
+            rows = tf.constant(_padded(rows, model.steps_per_execution))
+            shapes = repr(_mapped(lambda leaf: (leaf.dtype, leaf.shape), (data.batch, rows))) + str(data.is_whole)
+            if shapes not in functions:
+                # Of each shape one function, whose sizes are known. A partial, for TensorFlow counts the traces of a
+                # code object, and warns at the fifth.
+                taken = functools.partial(steps, is_whole=data.is_whole)
+                functions[shapes] = tf.function(taken, jit_compile=bool(model.jit_compile), autograph=False)
+            logs = functions[shapes](data.batch, rows, number)
+        return logs
+
+    return function
+
+
+def _on_jax(model: Any, calls: _DeviceCalls) -> Callable[[Any, Any], Any]:
+    """The train function that Keras calls with the state of the model and an iterator."""
+    import jax
+
+    def steps(state: Any, batch: Any, rows: Any, number: Any, is_whole: bool) -> Any:
+        def one(step: Any, state: Any) -> Any:
+            picked = rows[step]
+            part = batch if is_whole else _mapped(lambda leaf: leaf.at[picked].get(mode="promise_in_bounds"), batch)
+            _, state = model.train_step(state, part)
+            return _as_lists(state)
+
+        state = _as_lists(state)
+        state = one(0, state) if rows.shape[0] == 1 else jax.lax.fori_loop(0, number, one, state)
+        with keras.StatelessScope(state_mapping=list(zip(model.metrics_variables, state[3], strict=True))):
+            logs = model.get_metrics_result()
+        return logs, state
+
+    compiled = jax.jit(steps, donate_argnums=0, static_argnums=4)
+
+    def function(state: Any, iterator: Any) -> Any:
+        logs, data = None, calls.data
+        for rows in data.calls(iterator, model.steps_per_execution):  # type: ignore[union-attr]
+            padded = _padded(rows, model.steps_per_execution)
+            logs, state = compiled(state, data.batch, padded, len(rows), data.is_whole)  # type: ignore[union-attr]
+        return logs, state
+
+    return function
+
+
+def _as_lists(state: Any) -> tuple[list[Any], ...]:
+    return tuple(list(part) for part in state)
+
+
+def _mapped(function: Callable[[Any], Any], structure: Any) -> Any:
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
