@@ -20,6 +20,7 @@ import numpy as np
 
 from bdl.keras_internals import (
     build_metrics,
+    flatten_layers,
     is_one_device,
     is_ragged,
     is_sparse,
@@ -68,7 +69,13 @@ class FitsOnDevice:
     """Mixin of a Keras model that can be fitted to `Resident` data.
 
     On Torch, which compiles no step, each step is a call of its own.
+
+    Attributes:
+        prefers_xla: Whether calls of several steps are compiled by XLA where nothing is said, on TensorFlow on CPUs
+            too, where Keras would not.
     """
+
+    prefers_xla = False
 
     train_function: Any
     steps_per_execution: Any
@@ -80,10 +87,22 @@ class FitsOnDevice:
         self._device_calls = _DeviceCalls()
 
     def compile(self, *args: Any, steps_per_execution: Any = 1, **kwargs: Any) -> None:
-        """As `keras.Model.compile`."""
+        """As `keras.Model.compile`.
+
+        Raises:
+            ValueError: if `steps_per_execution` is an integer, but not a positive one.
+        """
+        if isinstance(steps_per_execution, int) and steps_per_execution < 1:
+            raise ValueError(f"`steps_per_execution` must be a positive integer, not {steps_per_execution!r}.")
         self._device_calls = _DeviceCalls(asked=steps_per_execution)
-        is_torch = keras.backend.backend() == "torch"
-        super().compile(*args, steps_per_execution=1 if is_torch else steps_per_execution, **kwargs)  # type: ignore[misc]
+        backend = keras.backend.backend()
+        is_open = kwargs.get("jit_compile", "auto") == "auto" and not kwargs.get("run_eagerly", False)
+        if self.prefers_xla and is_open and backend == "tensorflow" and steps_per_execution != 1:
+            model: Any = self
+            can = is_one_device(model) and all(layer.supports_jit for layer in flatten_layers(model))
+            kwargs["jit_compile"] = can
+        asked = 1 if backend == "torch" else steps_per_execution
+        super().compile(*args, steps_per_execution=asked, **kwargs)  # type: ignore[misc]
 
     def get_compile_config(self) -> dict[str, Any]:
         """As `keras.Model.get_compile_config`; a file of Torch keeps how many steps other backends take in a call."""
@@ -232,10 +251,27 @@ def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
                 # code object, and warns at the fifth.
                 taken = functools.partial(steps, is_whole=data.is_whole)
                 functions[shapes] = tf.function(taken, jit_compile=bool(model.jit_compile), autograph=False)
-            logs = functions[shapes](data.batch, rows, number)
+            with _told_of_xla():
+                logs = functions[shapes](data.batch, rows, number)
         return logs
 
     return function
+
+
+@contextlib.contextmanager
+def _told_of_xla() -> Iterator[None]:
+    """Says what to do where XLA cannot compile a step."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+        if "XLA_" not in str(error):
+            raise
+        raise ValueError(
+            f"`jit_compile` must be False, not True or 'auto': XLA cannot compile this training step ({error.message}). "
+            "Call compile(jit_compile=False)."
+        ) from error
 
 
 def _on_jax(model: Any, calls: _DeviceCalls) -> Callable[[Any, Any], Any]:
