@@ -240,8 +240,10 @@ class EndlessRows(keras.utils.PyDataset):
                 steps = min(steps_in_call, steps_per_epoch - done)
                 begin = (self._first + epoch * steps_per_epoch + done) * self._batch_size
                 width = 1 if is_whole else self._batch_size
-                yield np.zeros((steps, 1), "int32") if is_whole else self._picked(begin, begin + steps * width).reshape(
-                    steps, width
+                yield (
+                    np.zeros((steps, 1), "int32")
+                    if is_whole
+                    else self._picked(begin, begin + steps * width).reshape(steps, width)
                 )
 
     def begin_after(self, steps: int) -> None:

@@ -86,23 +86,20 @@ class FitsOnDevice:
         super().__init__(*args, **kwargs)
         self._device_calls = _DeviceCalls()
 
-    def compile(self, *args: Any, steps_per_execution: Any = 1, **kwargs: Any) -> None:
-        """As `keras.Model.compile`.
+    def compile(self, optimizer: Any = "adam", loss: None = None, **kwargs: Any) -> None:
+        """As `keras.Model.compile`, without a loss.
 
         Raises:
             ValueError: if `steps_per_execution` is an integer, but not a positive one.
         """
-        if isinstance(steps_per_execution, int) and steps_per_execution < 1:
-            raise ValueError(f"`steps_per_execution` must be a positive integer, not {steps_per_execution!r}.")
-        self._device_calls = _DeviceCalls(asked=steps_per_execution)
-        backend = keras.backend.backend()
-        is_open = kwargs.get("jit_compile", "auto") == "auto" and not kwargs.get("run_eagerly", False)
-        if self.prefers_xla and is_open and backend == "tensorflow" and steps_per_execution != 1:
-            model: Any = self
-            can = is_one_device(model) and all(layer.supports_jit for layer in flatten_layers(model))
-            kwargs["jit_compile"] = can
-        asked = 1 if backend == "torch" else steps_per_execution
-        super().compile(*args, steps_per_execution=asked, **kwargs)  # type: ignore[misc]
+        steps = kwargs.pop("steps_per_execution", 1)
+        if isinstance(steps, int) and steps < 1:
+            raise ValueError(f"`steps_per_execution` must be a positive integer, not {steps!r}.")
+        self._device_calls = _DeviceCalls(asked=steps)
+        if steps != 1 and self.prefers_xla and kwargs.get("jit_compile", "auto") == "auto":
+            kwargs["jit_compile"] = "auto" if kwargs.get("run_eagerly") else _can_use_xla(self)
+        steps = 1 if keras.backend.backend() == "torch" else steps
+        super().compile(optimizer, loss, steps_per_execution=steps, **kwargs)  # type: ignore[misc]
 
     def get_compile_config(self) -> dict[str, Any]:
         """As `keras.Model.get_compile_config`; a file of Torch keeps how many steps other backends take in a call."""
@@ -160,6 +157,13 @@ class _DeviceCalls:
         self.asked = asked
         self.data: Resident | None = None
         self.function: Any = None
+
+
+def _can_use_xla(model: Any) -> bool | str:
+    """On TensorFlow whether XLA can compile a model's step, as far as its layers tell; elsewhere Keras decides."""
+    if keras.backend.backend() != "tensorflow":
+        return "auto"
+    return is_one_device(model) and all(layer.supports_jit for layer in flatten_layers(model))
 
 
 def labelled(model: Any, x: Any, y: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
@@ -269,8 +273,8 @@ def _told_of_xla() -> Iterator[None]:
         if "XLA_" not in str(error):
             raise
         raise ValueError(
-            f"`jit_compile` must be False, not True or 'auto': XLA cannot compile this training step ({error.message}). "
-            "Call compile(jit_compile=False)."
+            "`jit_compile` must be False, not True or 'auto', for XLA cannot compile this training step "
+            f"({error.message}). Call compile(jit_compile=False)."
         ) from error
 
 
