@@ -6,6 +6,7 @@ number of training steps; what a fit costs once (checks, the copy to the device,
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -357,7 +358,7 @@ def network_weights() -> list[np.ndarray]:
     """First weights of a recognition network, as Keras draws them."""
     rng, sizes = np.random.default_rng(0), [2, HIDDEN, HIDDEN, 2]
     weights = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         bound = np.sqrt(6 / (before + after))
         weights += [rng.uniform(-bound, bound, (before, after)).astype("float32"), np.zeros(after, "float32")]
     return weights

@@ -245,10 +245,10 @@ def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
         return model.get_metrics_result()
 
     def function(iterator: Any) -> Any:
+        data: Any = calls.data
         logs = None
-        for rows in calls.data.calls(iterator, model.steps_per_execution):  # type: ignore[union-attr]
-            data, number = calls.data, tf.constant(len(rows))
-            rows = tf.constant(_padded(rows, model.steps_per_execution))
+        for part in data.calls(iterator, model.steps_per_execution):
+            rows = tf.constant(_padded(part, model.steps_per_execution))
             shapes = repr(_mapped(lambda leaf: (leaf.dtype, leaf.shape), (data.batch, rows))) + str(data.is_whole)
             if shapes not in functions:
                 # Of each shape one function, whose sizes are known. A partial, for TensorFlow counts the traces of a
@@ -256,7 +256,7 @@ def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
                 taken = functools.partial(steps, is_whole=data.is_whole)
                 functions[shapes] = tf.function(taken, jit_compile=bool(model.jit_compile), autograph=False)
             with _told_of_xla():
-                logs = functions[shapes](data.batch, rows, number)
+                logs = functions[shapes](data.batch, rows, tf.constant(len(part)))
         return logs
 
     return function
@@ -298,10 +298,11 @@ def _on_jax(model: Any, calls: _DeviceCalls) -> Callable[[Any, Any], Any]:
     compiled = jax.jit(steps, donate_argnums=0, static_argnums=4)
 
     def function(state: Any, iterator: Any) -> Any:
-        logs, data = None, calls.data
-        for rows in data.calls(iterator, model.steps_per_execution):  # type: ignore[union-attr]
-            padded = _padded(rows, model.steps_per_execution)
-            logs, state = compiled(state, data.batch, padded, len(rows), data.is_whole)  # type: ignore[union-attr]
+        data: Any = calls.data
+        logs = None
+        for part in data.calls(iterator, model.steps_per_execution):
+            rows = _padded(part, model.steps_per_execution)
+            logs, state = compiled(state, data.batch, rows, len(part), data.is_whole)
         return logs, state
 
     return function
