@@ -23,7 +23,7 @@ from bdl.training.batches import known_inputs
 from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
-from bdl.training.resident import FitsOnDevice, labelled
+from bdl.training.resident import FitsOnDevice
 from bdl.training.soundness import checked_data
 from bdl.training.steps import build_optimizer, prepared, strategy_scope
 from bdl.uncounted import counted
@@ -200,6 +200,7 @@ class VariationalModel(Predicting, FitsOnDevice, keras.Model):
         """As `keras.Model.compile`, without a loss: the likelihood says what the loss is.
 
         `loss_weights` multiply the outputs' NLLs, in training and evaluation: exponents of likelihoods, 1 is Bayes.
+        With `steps_per_execution=k`, k steps of a fit to arrays are one compiled call, on data that stay on the device.
 
         Raises:
             ValueError: if a loss is given.
@@ -265,23 +266,12 @@ class VariationalModel(Predicting, FitsOnDevice, keras.Model):
         if begin_decay(self.optimizer, steps_per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)  # the schedule is compiled into it
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
-        history = self._fit(x, y, batch_size, epochs, verbose, callbacks, settings)
+        history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
         own_buffers(self.trainable_variables)
         read = refit.TrainingData.given_to_fit(x, y, batch_size, size.num_examples or self.num_examples, kwargs)
         refit.refit_to_average(self, refit.Objective(self._heads, self._loss_weights), read)
         self.progress.end_fit(was_stopped=bool(self.stop_training))
         return history
-
-    def _fit(self, x: Any, y: Any, batch_size: int | None, *others: Any) -> Any:
-        """Keras' `fit`; on the device where `compile` asked for several steps in a call and the data can be there."""
-        *given, settings = others
-        found = labelled(self, x, y, batch_size, settings)
-        if found is None:
-            return super().fit(x, y, batch_size, *given, **settings)
-        data, rows, settings = found
-        build_optimizer(self)
-        with self.fitting(data):
-            return super().fit(rows, None, batch_size, *given, **settings)
 
     def evaluate(
         self,

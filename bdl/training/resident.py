@@ -28,6 +28,7 @@ from bdl.keras_internals import (
     training_batches,
 )
 from bdl.training.data import check_lengths, is_data_set
+from bdl.training.steps import build_optimizer
 
 MAX_BYTES = 2**32
 """Arrays of more bytes than this stay where they are, and come batch by batch."""
@@ -46,6 +47,11 @@ class Resident:
     batch: Any
     row_numbers: Iterator[np.ndarray] | None = None
     is_whole: bool = False
+
+    @functools.cached_property
+    def form(self) -> str:
+        """Shapes and dtypes of the data, and how they are taken: what a compiled function is made for."""
+        return repr((_mapped(lambda leaf: (leaf.dtype, leaf.shape), self.batch), self.is_whole))
 
     def calls(self, iterator: Iterator[Any], steps: int) -> list[np.ndarray]:
         """Row numbers of the steps that come next, in parts of one batch size.
@@ -117,6 +123,27 @@ class FitsOnDevice:
             self.train_function = make(self, calls)
         return None
 
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        **settings: Any,
+    ) -> Any:
+        """As `keras.Model.fit`; on the device where several steps are to be a call and the data can be there."""
+        is_asked = self.steps_per_execution != 1 and self._device_calls.data is None
+        found = _labelled(self, x, y, batch_size, settings) if is_asked else None
+        others = (batch_size, epochs, verbose, callbacks)
+        if found is None:
+            return super().fit(x, y, *others, **settings)  # type: ignore[misc]
+        data, rows, settings = found
+        build_optimizer(self)
+        with self.fitting(data):
+            return super().fit(rows, None, *others, **settings)  # type: ignore[misc]
+
     @contextlib.contextmanager
     def fitting(self, data: Resident) -> Iterator[None]:
         """Within this context `fit` takes its steps on resident data, and reads row numbers in place of batches."""
@@ -166,7 +193,7 @@ def _can_use_xla(model: Any) -> bool | str:
     return is_one_device(model) and all(layer.supports_jit for layer in flatten_layers(model))
 
 
-def labelled(model: Any, x: Any, y: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
+def _labelled(model: Any, x: Any, y: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
     """The data of a fit to inputs and labels on the device, and what Keras' `fit` is to be called with then.
 
     Keras shuffles and cuts the row numbers as it would the arrays.
@@ -179,12 +206,10 @@ def labelled(model: Any, x: Any, y: Any, batch_size: int | None, settings: dict[
         settings: Other arguments of `fit`.
 
     Returns:
-        `Resident` data, the row numbers and the other arguments; None where the fit cannot be one on the device, or is
-        not asked to take several steps in a call.
+        `Resident` data, the row numbers and the other arguments; None where the fit cannot be one on the device.
     """
     weights, classes = settings.get("sample_weight"), settings.get("class_weight")
-    is_asked = model.steps_per_execution != 1 and not is_data_set(x)
-    if not is_asked or not model.is_fit_for_device((x, y, weights)):
+    if is_data_set(x) or not model.is_fit_for_device((x, y, weights)):
         return None
     settings = {**settings, "sample_weight": None, "class_weight": None}
     if settings.get("validation_split") and settings.get("validation_data") is None:
@@ -230,7 +255,7 @@ def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
     """The train function that Keras calls with an iterator."""
     import tensorflow as tf
 
-    functions: dict[str, Any] = {}
+    functions: dict[tuple[str, int], Any] = {}
 
     def steps(batch: Any, rows: Any, number: Any, is_whole: bool) -> Any:
         def one(step: Any) -> Any:
@@ -249,14 +274,14 @@ def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
         logs = None
         for part in data.calls(iterator, model.steps_per_execution):
             rows = tf.constant(_padded(part, model.steps_per_execution))
-            shapes = repr(_mapped(lambda leaf: (leaf.dtype, leaf.shape), (data.batch, rows))) + str(data.is_whole)
-            if shapes not in functions:
-                # Of each shape one function, whose sizes are known. A partial, for TensorFlow counts the traces of a
+            form = data.form, part.shape[1]
+            if form not in functions:
+                # Of each form one function, whose sizes are known. A partial, for TensorFlow counts the traces of a
                 # code object, and warns at the fifth.
                 taken = functools.partial(steps, is_whole=data.is_whole)
-                functions[shapes] = tf.function(taken, jit_compile=bool(model.jit_compile), autograph=False)
+                functions[form] = tf.function(taken, jit_compile=bool(model.jit_compile), autograph=False)
             with _told_of_xla():
-                logs = functions[shapes](data.batch, rows, tf.constant(len(part)))
+                logs = functions[form](data.batch, rows, tf.constant(len(part)))
         return logs
 
     return function
