@@ -115,8 +115,9 @@ class FitsOnDevice:
     def make_train_function(self, force: bool = False) -> Any:
         """As `keras.Model.make_train_function`, or for resident data within `fitting`."""
         calls = self._device_calls
+        if force:
+            calls.functions.clear()
         if calls.data is None:
-            calls.function = None if force else calls.function
             return super().make_train_function(force)  # type: ignore[misc]
         if force or self.train_function is None:
             make = _on_jax if keras.backend.backend() == "jax" else _on_tensorflow
@@ -144,15 +145,32 @@ class FitsOnDevice:
         with self.fitting(data):
             return super().fit(rows, None, *others, **settings)  # type: ignore[misc]
 
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`; a callback may call it within a fit on the device."""
+        with self.fitting(None):
+            return super().train_on_batch(*args, **kwargs)  # type: ignore[misc]
+
     @contextlib.contextmanager
-    def fitting(self, data: Resident) -> Iterator[None]:
-        """Within this context `fit` takes its steps on resident data, and reads row numbers in place of batches."""
-        calls, other = self._device_calls, self.train_function
-        calls.data, self.train_function = data, calls.function
+    def fitting(self, data: Resident | None) -> Iterator[None]:
+        """Within this context steps are taken on resident data, and read row numbers in place of batches.
+
+        Args:
+            data: The data; None for steps on batches, as Keras reads them.
+        """
+        calls = self._device_calls
+        before, calls.data = calls.data, data
+        self._exchange(before, data)
         try:
             yield
         finally:
-            calls.data, calls.function, self.train_function = None, self.train_function, other
+            self._exchange(data, before)
+            calls.data = before
+
+    def _exchange(self, before: Resident | None, after: Resident | None) -> None:
+        """Puts the train function for one kind of data in the place of that for the other, and keeps both."""
+        functions = self._device_calls.functions
+        functions[before is not None] = self.train_function
+        self.train_function = functions.get(after is not None)
 
     def is_fit_for_device(self, arrays: Any) -> bool:
         """Whether a fit may hold the arrays on the device and take the steps there.
@@ -178,12 +196,18 @@ class FitsOnDevice:
 
 
 class _DeviceCalls:
-    """What a model keeps of its fits on the device: the data of the present one, and the compiled step."""
+    """What a model keeps of its fits on the device: the data of the present one, and train functions.
+
+    Attributes:
+        asked: `steps_per_execution`, as given to `compile`.
+        data: None while there is no such fit.
+        functions: By whether they are for resident data, those that are not in use at the moment.
+    """
 
     def __init__(self, asked: Any = 1) -> None:
         self.asked = asked
         self.data: Resident | None = None
-        self.function: Any = None
+        self.functions: dict[bool, Any] = {}
 
 
 def _can_use_xla(model: Any) -> bool | str:

@@ -43,7 +43,7 @@ def story_model(steps, story=groups, rate=0.05, jit_compile=False, **settings):
 
 
 def was_on_device(model):
-    return model._device_calls.function is not None
+    return model._device_calls.functions.get(True) is not None
 
 
 def numbers(model):
@@ -186,6 +186,24 @@ def test_data_sets_and_single_batches_are_read_as_ever():
     assert model.step == 12 + 6 + 1
     model.fit(X, Y, batch_size=8, verbose=0)
     assert model.step == 25
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a fit of Keras on JAX holds the variables' values")
+def test_a_callback_may_train_on_a_batch_of_its_own():
+    models = [story_model(2, level, averaging=False) for _ in range(2)]
+    for model in models:
+        model.num_examples = 23
+        extra = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs, m=model: m.train_on_batch(LEVELS))
+        steps = {"batch_size": "all", "steps": 2, "verbose": 0}
+        if model is models[0]:
+            model.fit(LEVELS, callbacks=[extra], **steps)
+        else:
+            model.fit(LEVELS, **steps)
+            model.train_on_batch(LEVELS)
+        model.fit(LEVELS, **steps)
+    assert models[0].progress.step == 5
+    assert_same(*models, [{}, {}], ROUNDING)
 
 
 class OwnStep(bdl.VariationalModel):
