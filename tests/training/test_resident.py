@@ -62,12 +62,11 @@ def tolerance(jit_compile):
     return ROUNDING if BACKEND == "tensorflow" and not jit_compile else 0.0
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("jit_compile", "given"),
     [
-        (True, {}),
-        (False, {"sample_weight": WEIGHTS, "validation_split": 0.2}),
+        pytest.param(True, {}, marks=pytest.mark.core),
+        pytest.param(False, {"sample_weight": WEIGHTS, "validation_split": 0.2}, marks=pytest.mark.core),
         (False, {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, "shuffle": "batch"}),
         (False, {"steps_per_epoch": 3, "shuffle": False}),
     ],
@@ -83,7 +82,6 @@ def test_a_network_is_trained_as_with_one_step_a_call(jit_compile, given):
     assert models[1].step == models[0].step
 
 
-@pytest.mark.core
 def test_averages_and_accumulated_gradients_follow_every_step():
     histories, models = [], []
     for steps in (1, 4):
@@ -163,7 +161,6 @@ def test_hooks_of_batches_come_once_a_call_and_callbacks_of_epochs_work(tmp_path
     model.load_weights(path)
 
 
-@pytest.mark.core
 def test_a_file_keeps_how_many_steps_are_a_call(tmp_path):
     model = story_model(3, level)
     model.fit(LEVELS, batch_size="all", steps=4, verbose=0)
@@ -181,7 +178,7 @@ def test_data_sets_and_single_batches_are_read_as_ever():
     model = network_model(3, size=43)
     model.fit(X, Y, batch_size=8, epochs=2, verbose=0)
     stream = iter([(X[:8], Y[:8])] * 6)
-    model.fit(stream, epochs=1, steps_per_epoch=6, verbose=0)
+    model.fit(stream, epochs=1, steps_per_epoch=6, shuffle=False, verbose=0)
     model.train_on_batch(X[:8], Y[:8])
     assert model.step == 12 + 6 + 1
     model.fit(X, Y, batch_size=8, verbose=0)
