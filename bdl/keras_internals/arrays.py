@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.trainers.data_adapters import get_data_adapter
-from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
+from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable, train_validation_split
 
 
 def row_picker(arrays: Any) -> Callable[[np.ndarray], Any]:
@@ -92,6 +92,16 @@ def training_batches(x: Any, y: Any, sample_weight: Any, class_weight: Any, batc
     [4, 1]
     """
     return _one_epoch(get_data_adapter(x, y, sample_weight, batch_size=batch_size, class_weight=class_weight))
+
+
+def split_for_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
+    """What `fit` trains and validates on, of arrays of any kind in any structure.
+
+    Example:
+    >>> split_for_validation((np.arange(4), None), 0.25)
+    ((array([0, 1, 2]), None), (array([3]), None))
+    """
+    return train_validation_split(arrays, validation_split=validation_split)
 
 
 def _one_epoch(adapter: Any) -> Iterator[Any]:

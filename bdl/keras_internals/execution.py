@@ -11,6 +11,7 @@ import numpy as np
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.trainers.epoch_iterator import EpochIterator
 
 from bdl.keras_internals.structure import flatten_layers
 
@@ -240,3 +241,35 @@ def num_replicas() -> int:
     import tensorflow as tf
 
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def is_one_device(model: keras.Model) -> bool:
+    """Whether Keras trains a model on one device: under no strategy of TensorFlow, and no `keras.distribution`.
+
+    Example:
+    >>> is_one_device(keras.Sequential([keras.layers.Dense(1)]))
+    True
+    """
+    if keras.distribution.distribution() is not None:
+        return False
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return getattr(model, "_distribute_strategy", None) is None and not tf.distribute.has_strategy()
+
+
+def build_metrics(model: keras.Model, *data: Any, **settings: Any) -> None:
+    """Makes the variables of the metrics that a model was compiled with, as Keras' `fit` on JAX and Torch does.
+
+    It looks at a first batch only where they are not made yet, as `fit` does then: the orders of the rows that are
+    drawn later are the same.
+
+    Args:
+        model: A built model.
+        *data: Inputs, labels and sample weights.
+        **settings: `batch_size` and `shuffle`, as of `fit`.
+    """
+    metrics = getattr(model, "_compile_metrics", None)
+    if metrics is not None and not metrics.built:
+        model._symbolic_build(iterator=EpochIterator(*data, **settings))

@@ -23,6 +23,7 @@ from bdl.training.batches import known_inputs
 from bdl.training.checks import check_estimators, warn_if_deterministic
 from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
+from bdl.training.resident import FitsOnDevice
 from bdl.training.soundness import checked_data
 from bdl.training.steps import build_optimizer, prepared, strategy_scope
 from bdl.uncounted import counted
@@ -35,7 +36,7 @@ _is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=Fal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class VariationalModel(Predicting, keras.Model):
+class VariationalModel(Predicting, FitsOnDevice, keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
@@ -199,6 +200,7 @@ class VariationalModel(Predicting, keras.Model):
         """As `keras.Model.compile`, without a loss: the likelihood says what the loss is.
 
         `loss_weights` multiply the outputs' NLLs, in training and evaluation: exponents of likelihoods, 1 is Bayes.
+        With `steps_per_execution=k`, k steps of a fit to arrays are one compiled call, on data that stay on the device.
 
         Raises:
             ValueError: if a loss is given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -38,11 +39,12 @@ from bdl.svi.story import Story, num_rows
 from bdl.training import data as training_data
 from bdl.training.figures import part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
+from bdl.training.resident import FitsOnDevice, Resident
 from bdl.training.steps import build_optimizer
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class SVI(Results, Saved, Beginning, keras.Model):
+class SVI(Results, Saved, Beginning, FitsOnDevice, keras.Model):
     """Stochastic variational inference of a story: any probabilistic model, fitted as a Keras model is.
 
     The objective is the ELBO of `bdl.elbo`: observed sites give the NLL, the divergence of global sites is divided by
@@ -91,6 +93,8 @@ class SVI(Results, Saved, Beginning, keras.Model):
     >>> model.posterior(num_samples=500)["mean"].shape
     (500,)
     """
+
+    prefers_xla = True
 
     def __init__(
         self,
@@ -205,8 +209,11 @@ class SVI(Results, Saved, Beginning, keras.Model):
     def compile(self, optimizer: Any = "adam", loss: None = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`, without a loss: the story says what the loss is.
 
+        With `steps_per_execution=50`, for one, 50 steps are one call, in which arrays are read where the device keeps
+        them. On TensorFlow such calls are compiled by XLA unless `jit_compile=False`.
+
         Raises:
-            ValueError: if a loss is given.
+            ValueError: if a loss is given, or `steps_per_execution` is no positive integer.
         """
         if loss is not None:
             raise ValueError(f"`loss` must be None, not {loss!r}: SVI trains on the ELBO of its story.")
@@ -267,7 +274,7 @@ class SVI(Results, Saved, Beginning, keras.Model):
         asked = steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
         per_epoch = asked or size.steps_per_epoch
         kwargs["steps_per_epoch"] = asked if training_data.is_data_set(x) else per_epoch
-        x, callbacks, kwargs = self._batches(x, width, steps, callbacks, kwargs)
+        x, resident, callbacks, kwargs = self._batches(x, width, steps, callbacks, kwargs)
         self.progress.begin_fit(per_epoch, epochs - initial_epoch)
         if begin_decay(self.optimizer, per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)
@@ -278,7 +285,8 @@ class SVI(Results, Saved, Beginning, keras.Model):
         settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}
         self.is_fitting = True
         try:
-            history = super().fit(x, None, None, epochs, verbose, callbacks, **settings)
+            with contextlib.nullcontext() if resident is None else self.fitting(resident):
+                history = super().fit(x, None, None, epochs, verbose, callbacks, **settings)
         finally:
             self.is_fitting = False
         if self.average is not None:
@@ -329,12 +337,17 @@ class SVI(Results, Saved, Beginning, keras.Model):
 
     def _batches(
         self, x: Any, batch_size: int | None, steps: int | None, callbacks: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        """The batches of a fit, its callbacks and other settings: arrays are cut and shuffled from the model's seed."""
+    ) -> tuple[Any, Resident | None, Any, dict[str, Any]]:
+        """The batches of a fit, the same on the device, its callbacks and other settings.
+
+        Arrays are cut and shuffled from the model's seed.
+        """
         kwargs = {**kwargs, "shuffle": False}  # Keras warns otherwise of what shuffles itself
         if training_data.is_data_set(x):
-            return (repeated(x) if steps else x), callbacks, kwargs
+            return (repeated(x) if steps else x), None, callbacks, kwargs
         weights = as_weights(kwargs.pop("sample_weight", None), x, self.compute_dtype)
         size = batch_size or training_data.DEFAULT_BATCH_SIZE
         batches = EndlessRows(x, size, self.seed, weights)
-        return batches.for_fit(), with_callback(callbacks, BeginRows(batches, self.progress)), kwargs
+        is_resident = self.is_fit_for_device((x, weights))
+        resident = batches.on_device(self.steps_per_execution, kwargs["steps_per_epoch"]) if is_resident else None
+        return batches.for_fit(), resident, with_callback(callbacks, BeginRows(batches, self.progress)), kwargs

@@ -21,6 +21,7 @@ from bdl.training.data import (
     is_read_once,
 )
 from bdl.training.progress import Progress
+from bdl.training.resident import Resident, on_device
 
 
 def as_data(x: Any, dtype: str, argument: str = "x") -> Any:
@@ -225,6 +226,25 @@ class EndlessRows(keras.utils.PyDataset):
 
         spec = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), self[0])
         return tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(2)
+
+    def on_device(self, steps_in_call: int, steps_per_epoch: int) -> Resident:
+        """The same batches as rows of data on the device."""
+        is_whole = self._batch_size == self._rows
+        numbers = self._row_numbers(steps_in_call, steps_per_epoch, is_whole)
+        return Resident(on_device(self._batch(self._data, self._weights)), numbers, is_whole)
+
+    def _row_numbers(self, steps_in_call: int, steps_per_epoch: int, is_whole: bool) -> Iterator[np.ndarray]:
+        """Row numbers of one call after another, `(steps, batch)`; the last call of an epoch ends with it."""
+        for epoch in itertools.count():
+            for done in range(0, steps_per_epoch, steps_in_call):
+                steps = min(steps_in_call, steps_per_epoch - done)
+                begin = (self._first + epoch * steps_per_epoch + done) * self._batch_size
+                width = 1 if is_whole else self._batch_size
+                yield (
+                    np.zeros((steps, 1), "int32")
+                    if is_whole
+                    else self._picked(begin, begin + steps * width).reshape(steps, width)
+                )
 
     def begin_after(self, steps: int) -> None:
         """Makes the next batch the one that comes after so many steps."""
