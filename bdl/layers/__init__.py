@@ -60,6 +60,7 @@ from bdl.layers.normalization import (
     LayerNormalizationReparameterization,
     RMSNormalizationReparameterization,
 )
+from bdl.layers.normal_latent import NormalLatent
 from bdl.layers.recurrent import GRUReparameterization, LSTMReparameterization, SimpleRNNReparameterization
 from bdl.layers.regularization.dropout import (
     MCAlphaDropout,
@@ -132,6 +133,7 @@ __all__ = [
     "MCSpatialDropout2D",
     "MCSpatialDropout3D",
     "MultiHeadAttentionReparameterization",
+    "NormalLatent",
     "RMSNormalizationReparameterization",
     "SeparableConv1DFlipout",
     "SeparableConv1DLocalReparameterization",
