@@ -32,7 +32,6 @@ from bdl.keras_internals import call_context, flatten_layers, is_concrete, outer
 from bdl.random import Tensor
 from bdl.uncounted import warn_if_uncounted
 
-
 ACTIVE_VARIANCE = 0.01
 """Variance over inputs of a code unit's mean above which it is active (Burda et al. 2016), for a prior of scale 1."""
 

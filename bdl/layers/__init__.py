@@ -54,13 +54,13 @@ from bdl.layers.dense import (
 from bdl.layers.embedding import EmbeddingRank1, EmbeddingReparameterization
 from bdl.layers.input_factors import InputFactors
 from bdl.layers.latent_attention import LatentAttention, LatentMultiHeadAttention, alignment
+from bdl.layers.normal_latent import NormalLatent
 from bdl.layers.normalization import (
     BatchNormalizationReparameterization,
     GroupNormalizationReparameterization,
     LayerNormalizationReparameterization,
     RMSNormalizationReparameterization,
 )
-from bdl.layers.normal_latent import NormalLatent
 from bdl.layers.recurrent import GRUReparameterization, LSTMReparameterization, SimpleRNNReparameterization
 from bdl.layers.regularization.dropout import (
     MCAlphaDropout,

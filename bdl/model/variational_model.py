@@ -72,7 +72,8 @@ class VariationalModel(Predicting, keras.Model):
             ever (`bdl.elbo` has the formulas). Over random weights it trains the predictive mixture (PAC^m-Bayes), and
             is **not** a bound of the log evidence. It is one, the importance weighted bound, only where all randomness
             is in latent variables whose layers report `log q(z | x) - log p(z)` of their own draw, as
-            `bdl.layers.NormalLatent` does; latent attention reports the divergence itself. Nothing in `loss` says how good the ELBO is: `elbo` does.
+            `bdl.layers.NormalLatent` does; latent attention reports the divergence itself.
+            Nothing in `loss` says how good the ELBO is: `elbo` does.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 
