@@ -15,6 +15,7 @@ from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take_losses
 from bdl.latents import keep_local_kl, kl_of_draws, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
+from bdl.model.comparing import Comparing
 from bdl.model.predicting import Predicting
 from bdl.random import Tensor
 from bdl.serialization import take_format
@@ -36,7 +37,7 @@ _is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=Fal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class VariationalModel(Predicting, keras.Model):
+class VariationalModel(Predicting, Comparing, keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
