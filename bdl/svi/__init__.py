@@ -2,6 +2,7 @@
 
 from bdl.svi.checks import k_hat
 from bdl.svi.guides import Amortized, Delta, FullRank, Guide, MeanField
+from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.story import Global, Local, Observed
@@ -18,6 +19,7 @@ __all__ = [
     "Local",
     "MeanField",
     "Observed",
+    "from_joint",
     "k_hat",
     "nuts",
 ]
