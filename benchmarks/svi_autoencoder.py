@@ -11,6 +11,7 @@ anything (Bowman et al. 2016, arXiv 1511.06349).
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -68,18 +69,15 @@ def bounds(
 ) -> None:
     """Trains codes of 2 and of 8 numbers both ways; test digits differ with the seed."""
     rows = []
-    for seed in range(seeds):
+    for units, seed, way in itertools.product((8, 2), range(seeds), example.WAYS):
         train, test = example.load(seed)
-        for units in (2, 8):
-            for way in example.WAYS:
-                began = time.perf_counter()
-                model = example.autoencoder(way, units, seed, epochs)
-                model.fit(train.image)
-                seconds = time.perf_counter() - began
-                row = {"way": way, "units": units, "seed": seed, "seconds": round(seconds, 1)}
-                rows.append(row | judged(*model.codes(test.image), model.bounds(test.image, draws)))
-                print(json.dumps(rows[-1]), flush=True)
-                store("bounds", {"epochs": epochs, "draws": draws, "rows": rows})
+        began = time.perf_counter()
+        model = example.autoencoder(way, units, seed, epochs)
+        model.fit(train.image)
+        row = {"way": way, "units": units, "seed": seed, "seconds": round(time.perf_counter() - began, 1)}
+        rows.append(row | judged(*model.codes(test.image), model.bounds(test.image, draws)))
+        print(json.dumps(rows[-1]), flush=True)
+        store("bounds", {"epochs": epochs, "draws": draws, "rows": rows})
 
 
 def predicts_from_pixels(units: int) -> keras.Model:
