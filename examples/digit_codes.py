@@ -151,7 +151,21 @@ class AsStory(Autoencoder):
 
     def fit(self, images: np.ndarray) -> None:
         """Trains: with local sites a step has a pair of draws by itself."""
+        self.model.trace_on({"image": images})
+        self._spread_means()
         self.model.fit({"image": images}, batch_size=BATCH_SIZE, epochs=self.epochs, verbose=0)
+
+    def _spread_means(self) -> None:
+        """Gives digits different means from the start, as `NormalLatent` does.
+
+        The guide's last layer starts at zero: until it has moved the decoder learns to do without the code, and some
+        of that stays.
+        """
+        head = self.model.guide_of("code").head
+        kernel, bias = head.get_weights()
+        means = keras.initializers.GlorotUniform(seed=1)((len(kernel), self.units))
+        kernel[:, : self.units] = keras.ops.convert_to_numpy(means)
+        head.set_weights([kernel, bias])
 
     def codes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The guide's distribution."""

@@ -12,6 +12,8 @@ from scipy import stats
 from standard_errors import assert_moments, assert_within_standard_errors
 
 import bdl
+from bdl.diagnostics.local import local_latents
+from bdl.diagnostics.symptoms import is_local_collapse
 from bdl.latents import kl_of_draws, take_local_kl
 from bdl.layers import NormalLatent, collect_latents
 
@@ -200,6 +202,22 @@ def test_logs_have_the_kl_and_the_active_units():
     assert_allclose(history["code_active_units"], 2 / 3, rtol=1e-6)
     assert_allclose(history["kl"], 120 * np.array(history["code_kl"]), rtol=1e-5)
     assert_allclose(history["elbo"], -np.array(history["nll"]) - history["code_kl"], rtol=1e-5)
+
+
+@pytest.mark.core
+def test_a_diagnosis_reads_the_kl_and_the_active_units_and_knows_a_silent_code():
+    network = keras.Sequential([keras.Input((4,)), NormalLatent(3, seed=0, name="code"), keras.layers.Dense(4)])
+    layer = network.get_layer("code")
+    x = np.repeat(X, 20, axis=0)
+    for silent, active in ((1, 2 / 3), (3, 0.0)):
+        kernel = array(layer.mean_head.kernel)
+        kernel[:, :silent] = 0.0
+        layer.mean_head.kernel.assign(kernel)
+        found = local_latents(network, x)
+        mean = array(layer.posterior(x).mean)
+        assert_allclose(found.kl, closed_form(mean, np.ones_like(mean)).sum(axis=1).mean(), rtol=1e-4, atol=1e-6)
+        assert found.active_units == pytest.approx(active)
+        assert is_local_collapse(found) == (active == 0.0)
 
 
 OBSERVED = 1.5
