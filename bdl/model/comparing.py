@@ -25,6 +25,10 @@ class Comparing:
     network: keras.Model
     _heads: Heads
 
+    def build_on(self, inputs: Any) -> None:
+        """Builds the network, if it is not, by calling it on inputs."""
+        raise NotImplementedError
+
     def bounds(self, x: Any, y: Any, num_samples: int = 50, batch_size: int = 32) -> Bounds:
         """The ELBO and the importance weighted bound of the log evidence, with standard errors, in nats.
 

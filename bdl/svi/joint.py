@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -132,7 +132,7 @@ def _names_of(joint: Any) -> list[str]:
     return [name for name, _ in joint.resolve_graph()]
 
 
-def _told(joint: Any) -> Iterator[tuple[str, Any]]:
+def _told(joint: Any) -> Generator[tuple[str, Any], Any, None]:
     """Names and distributions, one after the other; each is answered with a value, on which later ones depend."""
     import tensorflow_probability as tfp
 
@@ -155,7 +155,7 @@ def _told(joint: Any) -> Iterator[tuple[str, Any]]:
         values[name] = yield name, distribution
 
 
-def _told_by_coroutine(joint: Any) -> Iterator[tuple[str, Any]]:
+def _told_by_coroutine(joint: Any) -> Generator[tuple[str, Any], Any, None]:
     import tensorflow_probability as tfp
 
     told = joint.model()
