@@ -34,7 +34,7 @@ import digit_codes as example  # noqa: E402
 app = typer.Typer(add_completion=False)
 RESULTS = HERE / "results" / "svi_autoencoder.json"
 PAGE = HERE / "README.md"
-FLIPPED = 0.05
+FLIPPED = 0.12
 """Share of pixels that are flipped in the copy that the decoder sees."""
 FIGURES = ("elbo", "importance_weighted", "kl", "active")
 

@@ -9,8 +9,8 @@ scikit-learn's 1,797 digits of 8 x 8 pixels are black or white, and each is give
 
 An encoder computes a Gaussian of each digit's code. As a network, encoder, `NormalLatent` and decoder stand in a row
 and `VariationalModel` trains them; as a story, the code is a `Local` site with an `Amortized` guide. Both maximise the
-same ELBO. The figure has the codes of the test digits, the digits whose code is most uncertain beside what the decoder
-makes of them, and what it makes of a grid over the plane.
+same ELBO. The figure has the codes of the test digits, the digits whose picture varies most with draws of their code,
+and what the decoder makes of a grid over the plane.
 """
 
 from __future__ import annotations
@@ -193,9 +193,23 @@ def active_units(mean: np.ndarray) -> int:
     return int(np.sum(mean.var(axis=0) > 0.01))
 
 
-def most_uncertain(scale: np.ndarray, number: int) -> np.ndarray:
-    """The digits with the widest posteriors, by the entropy of their code."""
-    return np.argsort(-np.log(scale).sum(axis=1))[:number]
+def uncertainty(model: Autoencoder, images: np.ndarray, draws: int = 32) -> np.ndarray:
+    """How much the picture varies with draws of its code: information between them, summed over pixels, in nats."""
+    mean, scale = model.codes(images)
+    noise = np.random.default_rng(0).standard_normal((draws, *mean.shape))
+    p = model.decode((mean + scale * noise).reshape(-1, mean.shape[1])).reshape(draws, *images.shape)
+    return (entropy(p.mean(axis=0)) - entropy(p).mean(axis=0)).sum(axis=-1)
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """Of black or white pixels, in nats."""
+    p = np.clip(p.astype("float64"), 1e-12, 1 - 1e-12)
+    return -p * np.log(p) - (1 - p) * np.log1p(-p)
+
+
+def framed(images: np.ndarray) -> np.ndarray:
+    """Images with a grey line around each, `(images, 10, 10)`."""
+    return np.pad(images.reshape(-1, SIDE, SIDE), ((0, 0), (1, 1), (1, 1)), constant_values=0.15)
 
 
 def draw(path: Path, model: Autoencoder, test: Digits, number: int = 10) -> None:
@@ -208,35 +222,35 @@ def draw(path: Path, model: Autoencoder, test: Digits, number: int = 10) -> None
     from scipy.stats import norm
 
     mean, scale = model.codes(test.image)
+    chosen = np.argsort(-uncertainty(model, test.image))[:number]
     figure = plt.figure(figsize=(12, 8.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[3, 1])
     plane, decoded, strip = (figure.add_subplot(part) for part in (grid[0, 0], grid[0, 1], grid[1, :]))
     colours = plt.get_cmap("tab10")
-    chosen = most_uncertain(scale, number)
     for digit in range(10):
         rows = test.label == digit
         plane.scatter(*mean[rows].T, s=14, color=colours(digit), label=str(digit))
     for row in chosen:
         colour = colours(test.label[row])
         plane.add_patch(Ellipse(mean[row], *(4 * scale[row]), fill=False, edgecolor=colour, lw=1.2))
-    plane.set(xlabel="code, first number", ylabel="second number", title="Test digits; ellipses: the ten widest codes")
+    plane.set(xlabel="code, first number", ylabel="second number", title="Test digits; ellipses: the most uncertain")
     plane.set_aspect("equal", "datalim")
     plane.legend(frameon=False, ncols=10, loc="upper center", bbox_to_anchor=(0.5, -0.12), handletextpad=0.1)
     side = 12
     points = norm.ppf((np.arange(side) + 0.5) / side)
     codes = np.stack(np.meshgrid(points, points[::-1]), axis=-1).reshape(-1, 2)
-    tiles = model.decode(codes).reshape(side, side, SIDE, SIDE).transpose(0, 2, 1, 3).reshape(side * SIDE, -1)
+    tiles = framed(model.decode(codes)).reshape(side, side, SIDE + 2, SIDE + 2)
+    tiles = tiles.transpose(0, 2, 1, 3).reshape(side * (SIDE + 2), -1)
     decoded.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
     decoded.set(xticks=[], yticks=[], title="What the decoder makes of codes, by quantiles of N(0, 1)")
     made = model.decode(mean[chosen])
-    pairs = np.concatenate([test.image[chosen].reshape(-1, SIDE, SIDE), made.reshape(-1, SIDE, SIDE)], axis=1)
-    framed = np.pad(pairs, ((0, 0), (0, 0), (1, 1)), constant_values=0.15)
-    strip.imshow(np.concatenate(list(framed), axis=1), cmap="gray_r", vmin=0, vmax=1)
+    pairs = np.concatenate([framed(test.image[chosen]), framed(made)], axis=1)
+    strip.imshow(np.concatenate(list(pairs), axis=1), cmap="gray_r", vmin=0, vmax=1)
     names = [str(digit) for digit in test.label[chosen]]
     strip.set_xticks((SIDE + 2) * np.arange(number) + (SIDE + 1) / 2, names)
-    strip.set_yticks([SIDE / 2, 1.5 * SIDE], ["digit", "decoded"])
+    strip.set_yticks([(SIDE + 1) / 2, 1.5 * SIDE + 2.5], ["digit", "decoded"])
     strip.tick_params(length=0)
-    strip.set_title("The most uncertain test digits, the widest code first")
+    strip.set_title("The most uncertain test digits, and what the decoder makes of the mean of their codes")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -256,10 +270,11 @@ def main(
     print(f"{len(train.image)} digits, {epochs} epochs, {time.perf_counter() - began:.0f} s")
     found = model.bounds(test.image, draws)
     print(found)
-    mean, scale = model.codes(test.image)
+    mean, _ = model.codes(test.image)
     print(f"{active_units(mean)} of {model.units} units of the code are active")
-    chosen = most_uncertain(scale, 10)
-    print(f"most uncertain: {', '.join(str(digit) for digit in test.label[chosen])}")
+    uncertain = uncertainty(model, test.image)
+    told = [f"{test.label[row]} ({uncertain[row]:.1f})" for row in np.argsort(-uncertain)[:10]]
+    print(f"most uncertain, nats: {', '.join(told)}")
     if figure is not None:
         draw(figure, model, test)
 
