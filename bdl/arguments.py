@@ -36,11 +36,13 @@ def check_free_bits(free_bits: Any) -> float:
     return float(free_bits)
 
 
-def check_num_samples(num_samples: Any, meaning: str = "draws of the weights in a training step") -> int:
-    """Checks a number of draws of the network."""
+def check_num_samples(
+    num_samples: Any, meaning: str = "draws of the weights in a training step", argument: str = "num_samples"
+) -> int:
+    """Checks a number of draws."""
     is_integer = hasattr(num_samples, "__index__") and not isinstance(num_samples, bool)
     if not is_integer or int(num_samples) <= 0:
-        raise ValueError(f"`num_samples` must be a positive integer ({meaning}), not {num_samples!r}.")
+        raise ValueError(f"`{argument}` must be a positive integer ({meaning}), not {num_samples!r}.")
     return int(num_samples)
 
 

@@ -32,6 +32,9 @@ from bdl.keras_internals import call_context, flatten_layers, is_concrete, outer
 from bdl.random import Tensor
 from bdl.uncounted import warn_if_uncounted
 
+ACTIVE_VARIANCE = 0.01
+"""Variance over inputs of a code unit's mean above which it is active (Burda et al. 2016), for a prior of scale 1."""
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianCode:
@@ -172,6 +175,7 @@ _evaluations: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 # Of each thread its own, so that a prediction beside a training step does not disturb it.
 _local_kls: ContextVar[_Kept | None] = ContextVar("local_kls", default=None)
+_is_kl_of_draw: ContextVar[bool] = ContextVar("is_kl_of_draw", default=False)
 
 
 def add_local_kl(layer: keras.Layer, kl: Tensor) -> None:
@@ -243,6 +247,31 @@ def take_local_kl(model: keras.Layer) -> Tensor | None:
     else:  # called in parts, or by `stateless_call`, which calls what is inside
         terms = [term.kl for term in found if term.scope == last.scope and not term.is_of_call(model)]
     return sum(terms[1:], terms[0])
+
+
+@contextlib.contextmanager
+def kl_of_draws() -> Iterator[None]:
+    """Within this context layers add `log q(z | x) - log p(z)` of their draw, where they know it.
+
+    An objective that averages over draws inside the logarithm needs it; a mean over draws has less noise with the
+    divergence in closed form.
+    """
+    token = _is_kl_of_draw.set(True)
+    try:
+        yield
+    finally:
+        _is_kl_of_draw.reset(token)
+
+
+def is_kl_of_draw() -> bool:
+    """Whether a layer should add the divergence of its draw, and not that of its posterior.
+
+    Example:
+    >>> with kl_of_draws():
+    ...     is_kl_of_draw()
+    True
+    """
+    return _is_kl_of_draw.get()
 
 
 @contextlib.contextmanager

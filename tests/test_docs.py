@@ -49,3 +49,13 @@ def test_the_code_of_the_page_on_stories_runs_and_bears_out_what_it_says(monkeyp
     assert model.k_hat(data, seed=0).is_reliable
     assert model.k_hat(data, seed=0).effective_sample_size > 3500
     assert narrow.k_hat(data, seed=0).effective_sample_size < 1000
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the page's distributions are TensorFlow's")
+def test_the_code_of_the_page_on_codes_runs():
+    found = {"__name__": "page"}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "codes.md").read_text(), flags=re.DOTALL):
+        exec(compile(code, "codes.md", "exec"), found)
+    assert found["report"].quantities.local.active_units > 0
+    assert found["model"].bounds(found["test"], found["test"], num_samples=5).importance_weighted < 0

@@ -25,6 +25,7 @@ ROOMS = [
     "schedules",
     "latents",
     "elbo",
+    "bounds",
     "estimators",
     "layers",
     "training",

@@ -55,9 +55,9 @@ def test_every_layer_of_the_table_exists():
         "add_local_kl",
         "alignment",
     }
-    others |= {"InputFactors", "LatentAttention", "LatentMultiHeadAttention"}
+    others |= {"InputFactors", "LatentAttention", "LatentMultiHeadAttention", "NormalLatent"}
     assert expected | others == set(bdl.layers.__all__)
     for name in recurrent + normalization:
         assert f"`{name}`" in TEXT
-    for name in ("ConcreteDropout", "MCDropout", "TemperatureScaling", "LatentMultiHeadAttention"):
+    for name in ("ConcreteDropout", "MCDropout", "TemperatureScaling", "LatentMultiHeadAttention", "NormalLatent"):
         assert name in TEXT

@@ -14,7 +14,7 @@ from keras import ops
 from bdl.convert.rewiring import ConvertedModel
 from bdl.estimators.weights import FactoredWeight
 from bdl.keras_internals import flatten_layers
-from bdl.layers import InputFactors, TemperatureScaling, Variational
+from bdl.layers import InputFactors, NormalLatent, TemperatureScaling, Variational
 from bdl.model import VariationalModel
 
 
@@ -138,6 +138,8 @@ def _plain(layer: keras.Layer) -> keras.Layer:
         return type(layer.layer).from_config(config)
     if isinstance(layer, TemperatureScaling):
         return keras_layers.Rescaling(1 / float(ops.convert_to_numpy(layer.temperature)), name=layer.name)
+    if isinstance(layer, NormalLatent):
+        return keras_layers.Dense(layer.units, name=layer.name)
     if hasattr(layer, "rate"):
         return keras_layers.Dropout(layer.rate, name=layer.name)
     return keras_layers.Identity(name=layer.name)
@@ -151,6 +153,8 @@ def _plain_weights(layer: keras.Layer) -> list[np.ndarray]:
         return _plain_weights(layer.layer)
     if not _is_ours(layer):
         return layer.get_weights()
+    if isinstance(layer, NormalLatent):
+        return layer.mean_head.get_weights()
     if not isinstance(layer, keras_layers.Wrapper) or isinstance(layer, InputFactors):
         return []  # without weights, or with their means in the settings
     return _mean_values(layer.layer.weights, [layer] if isinstance(layer, Variational) else [])

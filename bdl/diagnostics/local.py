@@ -27,10 +27,8 @@ from keras import ops
 from bdl.diagnostics.quantities import LocalLatents
 from bdl.diagnostics.weights import aside
 from bdl.estimators.weights import whole_functions
-from bdl.latents import Alignment, GaussianCode, Latent, collect_latents, take_local_kl
+from bdl.latents import ACTIVE_VARIANCE, Alignment, GaussianCode, Latent, collect_latents, take_local_kl
 
-ACTIVE_VARIANCE = 0.01
-"""Variance over inputs of a code unit's mean above which it is active (Burda et al. 2016), for a prior of scale 1."""
 _EXAMPLES = 256
 _BATCH_SIZE = 64
 _MAX_VALUES = 2**24  # probabilities and means to hold: long sequences are measured on fewer examples

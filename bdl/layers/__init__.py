@@ -54,6 +54,7 @@ from bdl.layers.dense import (
 from bdl.layers.embedding import EmbeddingRank1, EmbeddingReparameterization
 from bdl.layers.input_factors import InputFactors
 from bdl.layers.latent_attention import LatentAttention, LatentMultiHeadAttention, alignment
+from bdl.layers.normal_latent import NormalLatent
 from bdl.layers.normalization import (
     BatchNormalizationReparameterization,
     GroupNormalizationReparameterization,
@@ -132,6 +133,7 @@ __all__ = [
     "MCSpatialDropout2D",
     "MCSpatialDropout3D",
     "MultiHeadAttentionReparameterization",
+    "NormalLatent",
     "RMSNormalizationReparameterization",
     "SeparableConv1DFlipout",
     "SeparableConv1DLocalReparameterization",

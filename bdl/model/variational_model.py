@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from contextvars import ContextVar
 from typing import Any
@@ -12,8 +13,9 @@ from keras import ops
 from bdl.arguments import check_free_bits, check_num_samples, check_objective
 from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take_losses
-from bdl.latents import keep_local_kl, take_local_kl
+from bdl.latents import keep_local_kl, kl_of_draws, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
+from bdl.model.comparing import Comparing
 from bdl.model.predicting import Predicting
 from bdl.random import Tensor
 from bdl.serialization import take_format
@@ -36,7 +38,7 @@ _is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=Fal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class VariationalModel(Predicting, FitsOnDevice, keras.Model):
+class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
@@ -71,8 +73,9 @@ class VariationalModel(Predicting, FitsOnDevice, keras.Model):
             `"multi_sample"`: of each example `-log (1/S) sum_s exp(-(nll_s + T * local_kl_s))`, plus the weights' KL as
             ever (`bdl.elbo` has the formulas). Over random weights it trains the predictive mixture (PAC^m-Bayes), and
             is **not** a bound of the log evidence. It is one, the importance weighted bound, only where all randomness
-            is in latent variables whose layers report `log q(z | x) - log p(z)` of their own draw; layers of bdl report
-            the divergence itself. Nothing in `loss` says how good the ELBO is: `elbo` does.
+            is in latent variables whose layers report `log q(z | x) - log p(z)` of their own draw, as
+            `bdl.layers.NormalLatent` does; latent attention reports the divergence itself.
+            Nothing in `loss` says how good the ELBO is: `elbo` does.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 
@@ -177,7 +180,8 @@ class VariationalModel(Predicting, FitsOnDevice, keras.Model):
             return self.network(inputs, training=training)
         draws, losses, divergences = [], [], []
         for _ in range(self.num_samples):
-            draws.append(self.network(inputs, training=training))
+            with kl_of_draws() if self.objective == "multi_sample" else contextlib.nullcontext():
+                draws.append(self.network(inputs, training=training))
             losses.append(take_losses(self.network))
             divergences.append(take_local_kl(self.network))
         # What a layer gives to `add_loss` counts once a step: on average over the draws.

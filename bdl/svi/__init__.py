@@ -2,6 +2,7 @@
 
 from bdl.svi.checks import k_hat
 from bdl.svi.guides import Amortized, Delta, Flow, FullRank, Guide, LowRank, MeanField
+from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.story import Global, Local, Observed
@@ -20,6 +21,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Observed",
+    "from_joint",
     "k_hat",
     "nuts",
 ]

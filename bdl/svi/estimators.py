@@ -175,13 +175,13 @@ class Estimator:
             if guide.is_local and rows is None:
                 continue
             noise = self._noise(guide, rows, fold_in(key, place), number, is_shared, is_mirrored)
-            if guide.given:
-                given = ops.concatenate([draws.real[name] for name in guide.given], axis=-1)
+            given = ops.concatenate([draws.real[name] for name in guide.given], axis=-1) if guide.given else None
+            if given is None or is_shared:  # one distribution for all draws
+                families = [guide.distribution(data, None if given is None else given[0])] * number
+                real = families[0].draw(noise)
+            else:
                 families = [guide.distribution(data, given[each]) for each in range(number)]
                 real = ops.stack([family.draw(noise[each]) for each, family in enumerate(families)])
-            else:
-                families = [guide.distribution(data)] * number
-                real = families[0].draw(noise)
             draws.families[place], draws.noise[place] = families, noise
             for name in guide.sizes:
                 start, stop = guide.coordinates(name)

@@ -15,12 +15,12 @@ from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import num_replicas
 from bdl.random import Tensor, draw_key
 from bdl.svi.beginning import Beginning
+from bdl.svi.comparison import Compared
 from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import Saved
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import check_guide
-from bdl.svi.results import Results
 from bdl.svi.rows import (
     BeginRows,
     EndlessRows,
@@ -44,7 +44,7 @@ from bdl.training.steps import build_optimizer
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class SVI(Results, Saved, Beginning, FitsOnDevice, keras.Model):
+class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
     """Stochastic variational inference of a story: any probabilistic model, fitted as a Keras model is.
 
     The objective is the ELBO of `bdl.elbo`: observed sites give the NLL, the divergence of global sites is divided by

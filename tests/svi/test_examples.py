@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
+from standard_errors import assert_within_standard_errors
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -123,6 +124,37 @@ def test_the_methylation_example_prints_its_table_and_draws(tmp_path, capsys):
     assert "2 weighted draws" in printed
     assert "nats per locus" in printed
     assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("way", ["network", "story"])
+def test_the_digit_codes_are_those_of_the_model_whichever_way_it_is_written(way, tmp_path):
+    module = example("digit_codes")
+    train, test = module.load(seed=0)
+    assert len(train.image) == 1400
+    assert set(np.unique(test.image)) == {0.0, 1.0}
+    model = module.autoencoder(way, units=2, seed=0, epochs=1)
+    model.fit(train.image)
+    mean, scale = model.codes(test.image)
+    assert mean.shape == scale.shape == (397, 2)
+    found = model.bounds(test.image, 20)
+    # E log p(x | z) - KL(q || N(0, 1)), with the density by hand.
+    code = mean + scale * np.random.default_rng(0).normal(size=(20, *mean.shape))
+    p = np.clip(model.decode(code.reshape(-1, 2)).reshape(20, 397, 64), 1e-7, 1 - 1e-7).astype("float64")
+    log_likelihood = np.where(test.image == 1, np.log(p), np.log1p(-p)).sum(axis=-1)
+    elbo = (log_likelihood - (0.5 * (mean**2 + scale**2 - 1) - np.log(scale)).sum(axis=1)).sum(axis=1)
+    error = np.hypot(found.elbo_error, elbo.std(ddof=1) / np.sqrt(20))
+    assert_within_standard_errors(found.elbo, elbo.mean(), error)
+    assert found.importance_weighted > found.elbo
+    assert module.active_units(np.array([[0.0, 1.0], [0.05, 2.0]])) == 1
+    uncertain = module.uncertainty(model, test.image[:20])
+    entropy = stats.bernoulli(p[:, :20]).entropy().mean(axis=0)
+    assert np.all((uncertain > 0) & (uncertain < 64 * np.log(2) - entropy.sum(axis=-1)))
+    if way == "network":
+        module.draw(tmp_path / "codes.png", model, test)
+        assert (tmp_path / "codes.png").stat().st_size > 10_000
+        with pytest.raises(ValueError, match="`way` must be one of"):
+            module.autoencoder("prose", units=2, seed=0, epochs=1)
 
 
 @pytest.mark.slow

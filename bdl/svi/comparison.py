@@ -1,0 +1,98 @@
+"""How probable data are under a story: bounds of the log evidence, by which stories and guides are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from bdl.arguments import check_num_samples
+from bdl.bounds import Bounds
+from bdl.keras_internals import flatten_layers, without_gradients
+from bdl.protocols import HasKL
+from bdl.random import Tensor, draw_key, fold_in
+from bdl.svi.estimators import Draws
+from bdl.svi.results import Results
+from bdl.svi.story import Global, support_of_site
+
+
+class Compared(Results):
+    """Bounds of a model of a story; see `bdl.svi.SVI`."""
+
+    def bounds(self, x: Any, num_samples: int = 50, num_globals: int = 10, seed: int | None = None) -> Bounds:
+        """The ELBO and the importance weighted bound of the log evidence, with standard errors, in nats.
+
+        All rows are held in memory at once, with all draws of a group. Rows that were not fitted are judged by
+        `elbo_by_row` and `importance_weighted_by_row`, in which the globals' divergence has no part.
+
+        Args:
+            x: Rows, as of `fit`.
+            num_samples: Draws of the local sites inside the logarithm of each row; of a story without local sites,
+                draws of the global ones.
+            num_globals: Draws of the global sites, each with `num_samples` of the local ones, where there are both.
+            seed: Integer, for the same draws on each call.
+
+        Raises:
+            ValueError: if the model was not fitted, a guide is a point, a network has random weights, an argument is
+                not a positive integer, or data are not sound.
+
+        Source: Burda et al. 2016, arXiv 1509.00519; see `bdl.bounds`.
+        """
+        self._require_fit("bounds")
+        num_samples = check_num_samples(num_samples, "draws inside the logarithm")
+        num_globals = check_num_samples(num_globals, "draws of the global sites", "num_globals")
+        if self._is_point():
+            raise ValueError("`guide` must not be a point (Delta) here: it has no density, and so no bound.")
+        networks = self.estimator.networks
+        wrong = [name for name, net in networks.items() if any(isinstance(each, HasKL) for each in flatten_layers(net))]
+        if wrong:
+            raise ValueError(
+                f"`networks` must not have random weights for these bounds, as {wrong} have: each row would see "
+                "weights of its own. Their ELBO is what `evaluate` returns."
+            )
+        batch, key = self._batch(x), self._key(seed, 0)
+        kinds = {site.kind for site in self.sites}
+        if "local" not in kinds:
+            rows, shared = self._log_weights(batch, key, num_samples, is_shared=False)
+            return Bounds.of(rows[:, None], shared)
+        groups = num_globals if "global" in kinds else 1
+        found = [self._log_weights(batch, fold_in(key, group), num_samples, is_shared=True) for group in range(groups)]
+        return Bounds.of(np.stack([rows for rows, _ in found]), np.stack([shared[0] for _, shared in found]))
+
+    def _log_weights(self, batch: Any, key: Tensor, number: int, is_shared: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Log weights of draws: of each row `(draws, rows)`, and of the global sites `(draws,)`."""
+        estimator = self.estimator
+        with without_gradients():
+            draws = estimator.draws(batch, key, number, is_shared, is_mirrored=False)
+            log_q = [ops.convert_to_numpy(each) for each in self._log_q(draws)]
+
+        def log_p(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            parts: dict[bool, Tensor] = {False: ops.zeros((), dtype=self.compute_dtype)}
+            for visit in estimator.visit(batch, real):
+                density = ops.cast(visit.log_prob(), self.compute_dtype)
+                if visit.name in estimator.sites:
+                    shape = estimator.sites[visit.name].shape
+                    density = density + support_of_site(visit.variable).log_det(real[visit.name], shape)
+                has_rows = not isinstance(visit.variable, Global)
+                parts[has_rows] = parts.get(has_rows, 0.0) + density
+            return {"rows": parts[True], "shared": parts[False]}
+
+        found = self._each("log_weights", log_p, batch, draws.real, number, draw_key(0))
+        return found["rows"].astype("float64") - log_q[0], found["shared"].astype("float64") - log_q[1]
+
+    def _log_q(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Log densities of draws on the real line: of the local sites by row, and of the global ones."""
+        local = shared = ops.zeros((1,), dtype=self.compute_dtype)
+        for place, families in draws.families.items():
+            noise = draws.noise[place]
+            if all(family is families[0] for family in families):
+                density = families[0].log_density(noise)
+            else:
+                density = ops.stack([family.log_density(noise[each]) for each, family in enumerate(families)])
+            density = ops.sum(density, axis=-1)
+            if self.estimator.guides[place].is_local:
+                local = local + density if len(local.shape) > 1 else density
+            else:
+                shared = shared + density
+        return (local if len(local.shape) > 1 else local[:, None]), shared
