@@ -1,11 +1,11 @@
 """Stochastic variational inference for probabilistic models that are not networks."""
 
 from bdl.svi.checks import k_hat
-from bdl.svi.guides import Amortized, Delta, FullRank, Guide, MeanField
+from bdl.svi.guides import Amortized, Delta, FullRank, Guide, MeanField, Structured
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.story import Global, Local, Observed
-from bdl.svi.supports import Flat
+from bdl.svi.supports import Flat, MarkovChain
 
 __all__ = [
     "SVI",
@@ -16,8 +16,10 @@ __all__ = [
     "Global",
     "Guide",
     "Local",
+    "MarkovChain",
     "MeanField",
     "Observed",
+    "Structured",
     "k_hat",
     "nuts",
 ]

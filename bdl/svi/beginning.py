@@ -132,7 +132,8 @@ class Beginning:
             if not guide.sizes:
                 given = sum(latent[name].size for name in guide.given)
                 guide.dtype_policy = self.dtype_policy
-                guide.bind({name: latent[name].size for name in names}, data, given)
+                sizes = {name: latent[name].size for name in names}
+                guide.bind(sizes, data, given, {name: latent[name].shape for name in names})
         if self.averaging:
             layers = [*self.guides, *self.networks.values()]
             weights = [weight for layer in layers for weight in layer.weights if "float" in weight.dtype]

@@ -5,5 +5,6 @@ from bdl.svi.guides.base import Guide
 from bdl.svi.guides.delta import Delta
 from bdl.svi.guides.full_rank import FullRank
 from bdl.svi.guides.mean_field import MeanField
+from bdl.svi.guides.structured import Structured
 
-__all__ = ["Amortized", "Delta", "FullRank", "Guide", "MeanField"]
+__all__ = ["Amortized", "Delta", "FullRank", "Guide", "MeanField", "Structured"]

@@ -21,7 +21,7 @@ from keras import ops
 
 from bdl.random import Tensor
 
-_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +98,8 @@ class Gaussian:
 
     def log_density(self, noise: Tensor) -> Tensor:
         """`log q(u_i | u_1 .. u_{i-1})` of each coordinate."""
-        density = -0.5 * noise**2 - _HALF_LOG_TWO_PI - self._log_scale(self.factor)
-        if not self.sticks:
-            return density
-        draw = self.draw(noise)
-        moved = draw - ops.stop_gradient(draw)  # zero, with the gradient of the draw
-        return ops.stop_gradient(density) - ops.stop_gradient(self._solved(noise)) * moved
+        density = -0.5 * noise**2 - HALF_LOG_TWO_PI - self._log_scale(self.factor)
+        return stuck(density, self.draw(noise), self.solved(noise)) if self.sticks else density
 
     def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
         """The Gaussian of coordinates start to stop, given a draw of those before them; None if the density sticks."""
@@ -117,7 +113,7 @@ class Gaussian:
     def _scaled(self, factor: Tensor, noise: Tensor) -> Tensor:
         return factor * noise if self.is_diagonal else ops.sum(factor * noise[..., None, :], axis=-1)
 
-    def _solved(self, noise: Tensor) -> Tensor:
+    def solved(self, noise: Tensor) -> Tensor:
         """`L^-T e`."""
         if self.is_diagonal:
             return noise / self.factor
@@ -127,6 +123,18 @@ class Gaussian:
 
     def _log_scale(self, factor: Tensor) -> Tensor:
         return ops.log(factor if self.is_diagonal else ops.diagonal(factor, axis1=-2, axis2=-1))
+
+
+def stuck(density: Tensor, draw: Tensor, solved: Tensor) -> Tensor:
+    """A log density whose gradient comes through the draw alone, coordinate by coordinate.
+
+    Args:
+        density: By coordinate.
+        draw: That it is of.
+        solved: `L^-T e`, minus the gradient of the density in the draw.
+    """
+    moved = draw - ops.stop_gradient(draw)  # zero, with the gradient of the draw
+    return ops.stop_gradient(density) - ops.stop_gradient(solved) * moved
 
 
 @dataclass(frozen=True, eq=False)

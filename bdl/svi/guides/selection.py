@@ -9,9 +9,15 @@ from bdl.svi.guides.base import Guide
 from bdl.svi.guides.delta import Delta
 from bdl.svi.guides.full_rank import FullRank
 from bdl.svi.guides.mean_field import MeanField
+from bdl.svi.guides.structured import Structured
 from bdl.svi.story import Site
 
-GUIDES: dict[str, type[Guide]] = {"mean_field": MeanField, "full_rank": FullRank, "delta": Delta}
+GUIDES: dict[str, type[Guide]] = {
+    "mean_field": MeanField,
+    "full_rank": FullRank,
+    "delta": Delta,
+    "structured": Structured,
+}
 """Guides that can be named by a string."""
 
 Assignment = list[tuple[tuple[str, ...], Guide]]
