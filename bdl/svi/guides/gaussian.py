@@ -21,7 +21,7 @@ from keras import ops
 
 from bdl.random import Tensor
 
-HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +55,12 @@ class Block:
 
 
 class RealLine(Protocol):
-    """A distribution of `size` real numbers, reparameterized by standard normal noise of as many."""
+    """A distribution of `size` real numbers, reparameterized by standard normal noise: `noise_size` numbers of it."""
 
     is_point: bool
 
     def draw(self, noise: Tensor) -> Tensor:
-        """The draw that belongs to noise `(..., size)`, of its shape."""
+        """The draw that belongs to noise `(..., noise_size)`: `(..., size)`."""
 
     def log_density(self, noise: Tensor) -> Tensor:
         """Log density of that draw by coordinate, `(..., size)`."""
@@ -98,8 +98,8 @@ class Gaussian:
 
     def log_density(self, noise: Tensor) -> Tensor:
         """`log q(u_i | u_1 .. u_{i-1})` of each coordinate."""
-        density = -0.5 * noise**2 - HALF_LOG_TWO_PI - self._log_scale(self.factor)
-        return stuck(density, self.draw(noise), self.solved(noise)) if self.sticks else density
+        density = log_normal(noise) - self._log_scale(self.factor)
+        return stuck(density, self.solved(noise), self.draw(noise)) if self.sticks else density
 
     def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
         """The Gaussian of coordinates start to stop, given a draw of those before them; None if the density sticks."""
@@ -125,18 +125,6 @@ class Gaussian:
         return ops.log(factor if self.is_diagonal else ops.diagonal(factor, axis1=-2, axis2=-1))
 
 
-def stuck(density: Tensor, draw: Tensor, solved: Tensor) -> Tensor:
-    """A log density whose gradient comes through the draw alone, coordinate by coordinate.
-
-    Args:
-        density: By coordinate.
-        draw: That it is of.
-        solved: `L^-T e`, minus the gradient of the density in the draw.
-    """
-    moved = draw - ops.stop_gradient(draw)  # zero, with the gradient of the draw
-    return ops.stop_gradient(density) - ops.stop_gradient(solved) * moved
-
-
 @dataclass(frozen=True, eq=False)
 class Point:
     """All mass at one point, whose density is left out: it does not depend on where the point is.
@@ -158,6 +146,23 @@ class Point:
 
     def block(self, noise: Tensor, start: int, stop: int) -> None:
         """None: it has no scale."""
+
+
+def log_normal(noise: Tensor) -> Tensor:
+    """Log density of standard normal numbers, one by one."""
+    return -0.5 * noise**2 - _HALF_LOG_TWO_PI
+
+
+def stuck(density: Tensor, slope: Tensor, draw: Tensor) -> Tensor:
+    """A draw's log density by coordinate whose gradient comes through the draw alone.
+
+    Args:
+        density: `(..., size)`.
+        slope: The negative gradient of their sum in the draw, `(..., size)`.
+        draw: `(..., size)`.
+    """
+    moved = draw - ops.stop_gradient(draw)  # zero, with the gradient of the draw
+    return ops.stop_gradient(density) - ops.stop_gradient(slope) * moved
 
 
 def lower_triangular(below: Tensor, diagonal: Tensor) -> Tensor:
