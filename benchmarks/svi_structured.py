@@ -50,8 +50,8 @@ CASES = (
     ("known", "mean_field", "laplace", 500),
     ("known", "structured", "prior", 4000),
     ("known", "mean_field", "prior", 4000),
-    ("unknown", "structured", "laplace", 2000),
-    ("unknown", "mean_field", "laplace", 2000),
+    ("unknown", "structured", "prior", 10_000),
+    ("unknown", "mean_field", "prior", 10_000),
 )
 
 
@@ -190,7 +190,9 @@ def chain(q: Any) -> Any:
     """Of a path."""
     from bdl.svi import MarkovChain
 
-    return MarkovChain(normal(0.0, q / np.sqrt(1 - PHI**2)), lambda previous, step: normal(PHI * previous, q), NUM_STEPS)
+    return MarkovChain(
+        normal(0.0, q / np.sqrt(1 - PHI**2)), lambda previous, step: normal(PHI * previous, q), NUM_STEPS
+    )
 
 
 def normal(loc: Any, scale: Any) -> Any:

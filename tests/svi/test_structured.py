@@ -196,7 +196,8 @@ def test_it_comes_back_from_its_configuration():
     guide = bound((3, 2), 0)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guide))
     assert again.get_config() == guide.get_config()
-    assert again.sizes == guide.sizes and again.shapes == guide.shapes
+    assert again.sizes == guide.sizes
+    assert again.shapes == guide.shapes
     assert [weight.shape for weight in again.weights] == [weight.shape for weight in guide.weights]
 
 
