@@ -80,16 +80,28 @@ def test_the_density_is_that_of_a_markov_chain_given_the_other_sites(shape, axis
     for variable in guide.trainable_variables:
         variable.assign(RNG.normal(size=variable.shape))
     assert list(guide.sizes) == ["a", "path"]
-    family, noise = guide.distribution(), tensor(RNG.normal(size=(4, 8)))
-    mean, root = moments(family, 8)
-    expected = stats.multivariate_normal(mean, root @ root.T).logpdf(array(family.draw(noise)))
-    np.testing.assert_allclose(array(family.log_density(noise)).sum(-1), expected, rtol=1e-3)
-    precision = np.linalg.inv(root @ root.T)[2:, 2:]
+    family = guide.distribution()
     place = np.stack(np.unravel_index(np.arange(6), shape), axis=1)
     gaps = np.abs(place[:, None] - place[None])
     is_neighbour = (gaps.sum(-1) == 1) & (gaps[..., axis] == 1)
-    assert np.abs(precision[is_neighbour]).min() > 1e-3
-    np.testing.assert_allclose(precision[~is_neighbour & ~np.eye(6, dtype=bool)], 0.0, atol=1e-3)
+    others = guide.others.distribution()
+    precisions = []
+    for first in RNG.normal(size=(2, 2)):
+        units = np.concatenate([np.zeros((1, 6)), np.eye(6), RNG.normal(size=(1, 6))])
+        noise = tensor(np.concatenate([np.tile(first, (8, 1)), units], axis=1))
+        draws = array(family.draw(noise))
+        np.testing.assert_allclose(draws[:, :2], np.tile(array(others.draw(tensor(first))), (8, 1)), rtol=1e-5)
+        mean, root = draws[0, 2:], (draws[1:-1, 2:] - draws[0, 2:]).T
+        expected = stats.multivariate_normal(mean, root @ root.T).logpdf(draws[-1, 2:])
+        found = array(family.log_density(noise))[-1]
+        assert found[2:].sum() == pytest.approx(expected, rel=2e-3, abs=2e-3)
+        assert found[:2].sum() == pytest.approx(array(others.log_density(tensor(first))).sum(), rel=1e-4)
+        precision = np.linalg.inv(root @ root.T)
+        scale = np.sqrt(np.outer(np.diag(precision), np.diag(precision)))
+        assert np.abs((precision / scale)[is_neighbour]).max() > 0.1
+        np.testing.assert_allclose((precision / scale)[~is_neighbour & ~np.eye(6, dtype=bool)], 0.0, atol=1e-3)
+        precisions.append(precision)
+    assert not np.allclose(*precisions, rtol=0.01)  # it depends on the other sites
 
 
 @pytest.mark.core
@@ -199,6 +211,26 @@ def test_it_comes_back_from_its_configuration():
     assert again.sizes == guide.sizes
     assert again.shapes == guide.shapes
     assert [weight.shape for weight in again.weights] == [weight.shape for weight in guide.weights]
+
+
+@pytest.mark.core
+def test_as_a_family_it_is_a_chain_for_each_row():
+    guide = Structured()
+    assert guide.num_parameters(3) == 9
+    assert guide.num_noise(3) == 3
+    family = guide.of_parameters(tensor(np.zeros((2, 9))), 3)
+    noise = tensor(RNG.normal(size=(2, 3)))
+    np.testing.assert_allclose(array(family.draw(noise)), array(noise), rtol=1e-5)  # standard normal
+    family = guide.of_parameters(tensor(RNG.normal(size=(2, 9))), 3)
+    draws = array(family.draw(tensor(np.concatenate([np.zeros((1, 2, 3)), np.eye(3)[:, None].repeat(2, 1)]))))
+    density = array(family.log_density(noise)).sum(-1)
+    for row, u in enumerate(array(family.draw(noise))):
+        root = (draws[1:, row] - draws[0, row]).T
+        assert np.linalg.inv(root @ root.T)[0, 2] == pytest.approx(0.0, abs=1e-4)
+        expected = stats.multivariate_normal(draws[0, row], root @ root.T).logpdf(u)
+        assert density[row] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ValueError, match="`axis` of Structured must be -1 where"):
+        Structured(axis=0).of_parameters(tensor(np.zeros((2, 9))), 3)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Gaussian:
     def log_density(self, noise: Tensor) -> Tensor:
         """`log q(u_i | u_1 .. u_{i-1})` of each coordinate."""
         density = log_normal(noise) - self._log_scale(self.factor)
-        return stuck(density, self.solved(noise), self.draw(noise)) if self.sticks else density
+        return stuck(density, self._solved(noise), self.draw(noise)) if self.sticks else density
 
     def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
         """The Gaussian of coordinates start to stop, given a draw of those before them; None if the density sticks."""
@@ -113,7 +113,7 @@ class Gaussian:
     def _scaled(self, factor: Tensor, noise: Tensor) -> Tensor:
         return factor * noise if self.is_diagonal else ops.sum(factor * noise[..., None, :], axis=-1)
 
-    def solved(self, noise: Tensor) -> Tensor:
+    def _solved(self, noise: Tensor) -> Tensor:
         """`L^-T e`."""
         if self.is_diagonal:
             return noise / self.factor

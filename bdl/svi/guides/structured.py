@@ -13,7 +13,7 @@ from keras import ops
 from bdl.keras_internals import current_value
 from bdl.random import Tensor
 from bdl.svi.guides.base import START_SCALE, Guide, softplus_inverse
-from bdl.svi.guides.chain import Chain, Layout, chained
+from bdl.svi.guides.chain import Chain, Layout, Linear, chained
 from bdl.svi.guides.full_rank import FullRank
 
 
@@ -23,13 +23,17 @@ class Structured(Guide):
 
     Each number of the path depends on the one before it, so that it knows the correlations along the path, at a price
     that grows with its length T and not with its square. The other sites of the guide, such as the parameters of the
-    model, have a full-rank Gaussian, and the path's mean is linear in them. That is every Gaussian in which the path
-    is a Markov chain given the parameters, as it is in the posterior of such a model.
+    model, have a full-rank Gaussian, and the path depends on them:
 
-        u_t = mean_t + a_t (u_{t-1} - mean_{t-1}) + s_t e_t,     mean = origin + (linear in the other sites)
+        u_t = mean_t + a_t (u_{t-1} - mean_{t-1}) + s_t e_t
+
+    where means, slopes `a_t` and the scales' parameters are linear in the other sites: given the noise of its steps,
+    a path is smooth or rough. In the posterior of a state-space model the path is a Markov chain given the parameters,
+    too.
 
     With `start="laplace"` it begins as the chain that is closest to the Laplace approximation, which takes the Hessian
-    of all T numbers; without, independent and narrow, and takes more steps. Its gradients stick the landing
+    of all T numbers; without, independent and narrow, and takes more steps. The mode of a path together with the
+    scale of its steps is no place to begin: there both are zero. Its gradients stick the landing
     (`bdl.svi.guides.gaussian`).
 
     Args:
@@ -110,7 +114,9 @@ class Structured(Guide):
         if others:
             gains = (sum(others.values()), *shape)
             self.frame_gain = self._weight("frame_gain", gains, trainable=False)
-            self.gain = self._weight("gain", gains)
+            self.mean_gain = self._weight("mean_gain", gains)
+            self.slope_gain = self._weight("slope_gain", gains)
+            self.rho_gain = self._weight("rho_gain", gains)
         self.start_at(np.zeros(self.size), None)
 
     def start_at(self, origin: np.ndarray, frame: np.ndarray | None) -> None:
@@ -132,7 +138,8 @@ class Structured(Guide):
         if self.others is not None:
             gain = np.zeros((*order.shape, number)) if frame is None else frame[order, :number]
             self.frame_gain.assign(np.moveaxis(gain, -1, 0))
-            self.gain.assign(np.zeros((number, *order.shape)))
+            for variable in (self.mean_gain, self.slope_gain, self.rho_gain):
+                variable.assign(np.zeros((number, *order.shape)))
         start = START_SCALE if frame is None else 1.0
         self.rho.assign(ops.full(order.shape, softplus_inverse(start), dtype=self.rho.dtype))
 
@@ -142,17 +149,52 @@ class Structured(Guide):
         What moves the mean, and what the others add to it, are numbers in the coordinates of the start: its own chain
         makes a path of them.
         """
-        frame_slope, frame_scale = current_value(self.frame_slope), current_value(self.frame_scale)
-        mean = current_value(self.origin) + chained(frame_slope, frame_scale * current_value(self.shift))
-        slope = frame_slope + current_value(self.slope_unit) * current_value(self.slope)
-        scale = frame_scale * ops.softplus(current_value(self.rho))
+        frame_slope, unit, slope_unit = (
+            current_value(each) for each in (self.frame_slope, self.frame_scale, self.slope_unit)
+        )
+        mean = current_value(self.origin) + chained(frame_slope, unit * current_value(self.shift))
+        slope, rho = frame_slope + slope_unit * current_value(self.slope), current_value(self.rho)
         if self.others is None:
-            return Chain(mean, slope, scale, self.layout, sticks=True)
+            return Chain(Linear(mean), Linear(slope), Linear(rho), unit, self.layout, sticks=True)
         frame_gain = current_value(self.frame_gain)
         mean = mean + ops.tensordot(current_value(self.others.shift), frame_gain, axes=1)
         gain = ops.tensordot(ops.transpose(self.others.inner()), frame_gain, axes=1)
-        gain = gain + chained(frame_slope, frame_scale * current_value(self.gain))
-        return Chain(mean, slope, scale, self.layout, self.others.distribution(), gain, sticks=True)
+        gain = gain + chained(frame_slope, unit * current_value(self.mean_gain))
+        return Chain(
+            Linear(mean, gain),
+            Linear(slope, slope_unit * current_value(self.slope_gain)),
+            Linear(rho, current_value(self.rho_gain)),
+            unit,
+            self.layout,
+            self.others.distribution(),
+            sticks=True,
+        )
+
+    def num_parameters(self, size: int) -> int:
+        """Parameters of a chain of `size` numbers: means, scales, and slopes."""
+        return 3 * size
+
+    def num_noise(self, size: int) -> int:
+        """Standard normal numbers that make a draw of `size` numbers."""
+        return size
+
+    def of_parameters(self, parameters: Tensor, size: int) -> Chain:
+        """One chain over the numbers of a site in their order, standard normal where all parameters are zero.
+
+        Args:
+            parameters: `(..., 3 size)`.
+            size: Numbers in a draw.
+
+        Raises:
+            ValueError: if time is not the last axis, so that neighbours in time are none in the site's order.
+        """
+        if self.axis != -1:
+            raise ValueError(
+                f"`axis` of Structured must be -1 where it is the family of another guide, not {self.axis}."
+            )
+        mean, rho, slope = (parameters[..., first : first + size] for first in (0, size, 2 * size))
+        rho = rho + softplus_inverse(1.0)
+        return Chain(Linear(mean), Linear(slope), Linear(rho), ops.ones_like(mean), Layout((size,), -1))
 
     def _weight(self, name: str, shape: tuple[int, ...], trainable: bool = True) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=trainable)
