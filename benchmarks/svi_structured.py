@@ -6,8 +6,8 @@
 LogNormal(0, 1); the posterior is the smoother averaged over a grid of the Kalman filter's likelihood.
 
 Errors are the largest over the steps: of a mean in posterior standard deviations, and of a standard deviation in
-percent. `factor` is the mean of the posterior's standard deviation over the guide's. Means and standard deviations of
-the guide are those of its Gaussian, not of draws.
+percent. `factor` is the mean of the posterior's standard deviation over the guide's. Moments of the guide are exact for
+`known`, and of 40,000 mirrored draws for `unknown`, whose noise is up to 1.3 % in the largest of 1,000 errors.
 
     python benchmarks/svi_structured.py run --seeds 3           # resumable
     python benchmarks/svi_structured.py report --write          # into benchmarks/README.md
@@ -32,6 +32,7 @@ NUM_STEPS, PHI, Q, R = 1000, 0.95, 0.3, 1.0
 RATE, NUM_SAMPLES = 1e-2, 4
 GRID = 25
 """Points of each parameter's grid."""
+NUM_DRAWS = 40_000
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,7 @@ def fit(case: Case) -> Row:
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, case.steps)))
     model.fit({"y": y[None].astype("float32")}, batch_size="all", steps=case.steps, verbose=0)
     seconds = time.perf_counter() - began
-    mean, factor = dense(model.guide_of("path"))
-    sd = np.sqrt((factor**2).sum(1))
+    mean, sd = moments(model.guide_of("path"), is_gaussian=case.story == "known")
     number = len(mean) - NUM_STEPS
     row = compared(mean[number:], sd[number:], exact["mean"], exact["sd"])
     if number:
@@ -158,14 +158,24 @@ def compared(mean: np.ndarray, sd: np.ndarray, exact_mean: np.ndarray, exact_sd:
     }
 
 
-def dense(guide: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and Cholesky factor of a guide, by the draws that belong to unit vectors."""
+def moments(guide: Any, is_gaussian: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations: of a Gaussian by the draws that belong to unit vectors, otherwise of draws."""
     from keras import ops
 
     family, size = guide.distribution(), guide.size
-    noise = ops.convert_to_tensor(np.concatenate([np.zeros((1, size)), np.eye(size)]), dtype="float32")
-    draws = ops.convert_to_numpy(family.draw(noise)).astype("float64")
-    return draws[0], (draws[1:] - draws[0]).T
+
+    def drawn(noise: np.ndarray) -> np.ndarray:
+        return ops.convert_to_numpy(family.draw(ops.convert_to_tensor(noise, dtype="float32"))).astype("float64")
+
+    if is_gaussian:
+        draws = drawn(np.concatenate([np.zeros((1, size)), np.eye(size)]))
+        return draws[0], np.sqrt(((draws[1:] - draws[0]) ** 2).sum(0))
+    random, draws = np.random.default_rng(0), []
+    for _ in range(NUM_DRAWS // 4000):
+        noise = random.standard_normal((2000, size))
+        draws.append(drawn(np.concatenate([noise, -noise])))
+    means = np.mean([each.mean(0) for each in draws], axis=0)
+    return means, np.sqrt(np.mean([((each - means) ** 2).mean(0) for each in draws], axis=0))
 
 
 def path_known(data: Any) -> Iterator[Any]:
