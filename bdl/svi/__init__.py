@@ -1,7 +1,7 @@
 """Stochastic variational inference for probabilistic models that are not networks."""
 
 from bdl.svi.checks import k_hat
-from bdl.svi.guides import Amortized, Delta, FullRank, Guide, MeanField, Structured
+from bdl.svi.guides import Amortized, Delta, FullRank, Guide, Hierarchical, MeanField, Structured
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.story import Global, Local, Observed
@@ -15,6 +15,7 @@ __all__ = [
     "FullRank",
     "Global",
     "Guide",
+    "Hierarchical",
     "Local",
     "MarkovChain",
     "MeanField",

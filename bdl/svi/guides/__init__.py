@@ -4,7 +4,8 @@ from bdl.svi.guides.amortized import Amortized
 from bdl.svi.guides.base import Guide
 from bdl.svi.guides.delta import Delta
 from bdl.svi.guides.full_rank import FullRank
+from bdl.svi.guides.hierarchical import Hierarchical
 from bdl.svi.guides.mean_field import MeanField
 from bdl.svi.guides.structured import Structured
 
-__all__ = ["Amortized", "Delta", "FullRank", "Guide", "MeanField", "Structured"]
+__all__ = ["Amortized", "Delta", "FullRank", "Guide", "Hierarchical", "MeanField", "Structured"]

@@ -26,12 +26,15 @@ class Guide(keras.Layer):
     Attributes:
         is_local: Whether it is for sites with a value for each row.
         is_point: Whether its distribution is a point, which has no density.
+        follows_prior: Whether it is made of the prior of its sites, as a run of the story finds it: then it has a
+            method `conditional`, see `bdl.svi.guides.hierarchical`.
         sizes: Numbers on the real line of each of its sites, by name; empty before it is bound.
         shapes: Shapes of their values, of one row's where it is local.
     """
 
     is_local = False
     is_point = False
+    follows_prior = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
