@@ -41,6 +41,7 @@ RATE, NUM_SAMPLES = 1e-2, 4
 GRID = 25
 """Points of each parameter's grid."""
 NUM_DRAWS = 40_000
+SCHOOLS_STEPS = 4000
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def schools(
 def fit_schools(case: SchoolsCase, folder: Path) -> Row:
     """Fits one guide, and compares it with the reference draws."""
     import keras
-    from svi_reference import NUM_SAMPLES, NUM_STEPS, RATE, weights_row
+    from svi_reference import weights_row
     from svi_stories import half_cauchy
 
     from bdl.svi import SVI, Global, Hierarchical, Observed
@@ -277,9 +278,9 @@ def fit_schools(case: SchoolsCase, folder: Path) -> Row:
 
     guide: Any = {("mu", "tau"): "full_rank", "theta": Hierarchical()} if case.guide == "hierarchical" else "full_rank"
     began = time.perf_counter()
-    model = SVI(story, guide, num_samples=NUM_SAMPLES, seed=case.seed)
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, NUM_STEPS)))
-    model.fit(rows, batch_size="all", steps=NUM_STEPS, verbose=0)
+    model = SVI(story, guide, num_samples=8, seed=case.seed)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-2, SCHOOLS_STEPS)))
+    model.fit(rows, batch_size="all", steps=SCHOOLS_STEPS, verbose=0)
     seconds = time.perf_counter() - began
     draws = model.posterior(num_samples=NUM_DRAWS, seed=1000 + case.seed)
     kept = [number for number, name in enumerate(reference.names) if not name.startswith("theta_trans")]
@@ -289,8 +290,10 @@ def fit_schools(case: SchoolsCase, folder: Path) -> Row:
         columns.append(draws[site][:, int(index.rstrip("]")) - 1] if index else draws[site])
     numbers = np.stack(columns, axis=1).astype("float64")
     row = compared(numbers.mean(0), numbers.std(0), reference.mean[kept], reference.sd[kept])
+    place = [reference.names[number] for number in kept].index("tau")
+    row["sd_but_tau"] = float(100 * np.max(np.abs(np.delete(numbers.std(0) / reference.sd[kept], place) - 1)))
     row |= weights_row(model.log_weights(rows, num_samples=4000, seed=2000 + case.seed))
-    return {**row, "names": [reference.names[number] for number in kept], "seconds": round(seconds, 1)}
+    return {**row, "seconds": round(seconds, 1)}
 
 
 @app.command()
@@ -320,11 +323,11 @@ def schools_table() -> str:
     """Eight schools: the largest error of a mean and of a standard deviation over seeds, k-hat, effective part."""
     lines = []
     for (guide,), rows in grouped(read(SCHOOLS), ["guide"]).items():
-        worst = [max(row[name] for row in rows) for name in ("mean", "sd")]
+        worst = [max(row[name] for row in rows) for name in ("mean", "sd", "sd_but_tau")]
         usual = [float(np.mean([row[name] for row in rows])) for name in ("k_hat", "effective")]
-        cells = [f"{worst[0]:.2f}", f"{worst[1]:.0f} %", f"{usual[0]:.2f}", f"{usual[1]:.2f}"]
+        cells = [f"{worst[0]:.2f}", f"{worst[1]:.0f} %", f"{worst[2]:.0f} %", f"{usual[0]:.2f}", f"{usual[1]:.2f}"]
         lines.append([guide, str(len(rows)), *cells, f"{np.median([row['seconds'] for row in rows]):.0f}"])
-    header = ["eight schools", "seeds", "mean", "sd", "k-hat", "effective", "seconds"]
+    header = ["eight schools", "seeds", "mean", "sd", "sd but tau's", "k-hat", "effective", "seconds"]
     return markdown(header, lines)
 
 

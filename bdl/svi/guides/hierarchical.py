@@ -93,10 +93,9 @@ class Hierarchical(LocationScaleGuide):
             self.start_scales(1.0 / START_SCALE)
 
     def distribution(self, data: Any = None, given: Tensor | None = None) -> Gaussian:
-        """Its own Gaussian `N(b, c^2)`, without the prior."""
-        frame = self.value(self.frame)
-        mean = self.value(self.origin) + frame * self.value(self.shift)
-        return Gaussian(mean, frame * ops.exp(self.value(self.rho)), is_diagonal=True)
+        """Its own Gaussian `N(b, c^2)`, without the prior: `c = frame exp(rho)`, and `b = origin + c shift`."""
+        scale = self.value(self.frame) * ops.exp(self.value(self.rho))
+        return Gaussian(self.value(self.origin) + scale * self.value(self.shift), scale, is_diagonal=True)
 
     def conditional(self, site: str, prior: tuple[Tensor, Tensor] | None) -> Conditional:
         """The distribution of a site given a draw of the sites before it.
@@ -107,7 +106,7 @@ class Hierarchical(LocationScaleGuide):
         """
         start, stop = self.coordinates(site)
         own = self.distribution()
-        parts = []
+        parts: list[Tensor] = []
         for mean, scale in (
             (own.mean, own.factor),
             (ops.stop_gradient(own.mean), ops.stop_gradient(own.factor)),
