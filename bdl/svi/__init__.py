@@ -1,12 +1,12 @@
 """Stochastic variational inference for probabilistic models that are not networks."""
 
 from bdl.svi.checks import k_hat
-from bdl.svi.guides import Amortized, Delta, Flow, FullRank, Guide, LowRank, MeanField
+from bdl.svi.guides import Amortized, Delta, Flow, FullRank, Guide, Hierarchical, LowRank, MeanField, Structured
 from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.story import Global, Local, Observed
-from bdl.svi.supports import Flat
+from bdl.svi.supports import Flat, MarkovChain
 
 __all__ = [
     "SVI",
@@ -17,10 +17,13 @@ __all__ = [
     "FullRank",
     "Global",
     "Guide",
+    "Hierarchical",
     "Local",
     "LowRank",
+    "MarkovChain",
     "MeanField",
     "Observed",
+    "Structured",
     "from_joint",
     "k_hat",
     "nuts",

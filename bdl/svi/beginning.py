@@ -94,32 +94,37 @@ class Beginning:
         return found
 
     def _check_globals(self, data: Any, point: dict[str, np.ndarray]) -> None:
-        """Refuses a story in which the value of a global site depends on data or on a local site, by its support.
+        """Refuses a story in which the value of a global site depends on data or on a local site.
 
-        It would be another one on each batch, and there would be no global posterior. At the same unconstrained
-        numbers its values on the traced batch are those on invented numbers. Where the story fails on the latter,
-        `posterior()` will say so.
+        It does so by its support, or by its prior where the guide follows that. It would be another one on each batch,
+        and there would be no global posterior. At the same unconstrained numbers its values on the traced batch are
+        those on invented numbers. Where the story fails on the latter, `posterior()` will say so.
         """
         names = [site.name for site in self.sites if site.kind == "global"]
         if not names:
             return
         real = {name: ops.convert_to_tensor(numbers, dtype=self.compute_dtype) for name, numbers in point.items()}
         moved = {name: each if name in names else each + 1.0 for name, each in real.items()}
+        following = [name for guide in self.guides if guide.follows_prior for name in guide.sizes]
 
         def values(batch: Any, real: dict[str, Any]) -> list[np.ndarray]:
             visits = {visit.name: visit.value for visit in self.estimator.visit(batch, real, until=names[-1])}
-            return [ops.convert_to_numpy(visits[name]) for name in names]
+            drawn = self.estimator.draws(batch, draw_key(0), 1, is_global=True).real if following else {}
+            found = [*(visits[name] for name in names), *(drawn[name] for name in following)]
+            return [ops.convert_to_numpy(each) for each in found]
 
         ours = values(data, real)
         try:
             others = values(invented(self.described), moved)
         except Exception:
             return
-        differing = [name for name, one, other in zip(names, ours, others, strict=True) if not np.allclose(one, other)]
+        pairs = zip([*names, *following], ours, others, strict=True)
+        differing = sorted({name for name, one, other in pairs if not np.allclose(one, other)})
         if differing:
             raise ValueError(
-                f"The support of the global sites {differing} must not depend on data or local sites: their values "
-                "would differ from batch to batch. Compute such bounds before, and let the story close over them."
+                f"The support of the global sites {differing}, and a prior that their guide follows, must not depend "
+                "on data or local sites: their values would differ from batch to batch. Compute such bounds before, "
+                "and let the story close over them."
             )
 
     def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
@@ -132,7 +137,8 @@ class Beginning:
             if not guide.sizes:
                 given = sum(latent[name].size for name in guide.given)
                 guide.dtype_policy = self.dtype_policy
-                guide.bind({name: latent[name].size for name in names}, data, given)
+                sizes = {name: latent[name].size for name in names}
+                guide.bind(sizes, data, given, {name: latent[name].shape for name in names})
         if self.averaging:
             layers = [*self.guides, *self.networks.values()]
             weights = [weight for layer in layers for weight in layer.weights if "float" in weight.dtype]

@@ -30,6 +30,7 @@ from keras import ops
 
 from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
+from bdl.svi.following import follow
 from bdl.svi.guides import Guide
 from bdl.svi.guides.gaussian import RealLine
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
@@ -158,25 +159,37 @@ class Estimator:
         total = {name: ops.mean(ops.stack([each[name] for each in kl])) for name, site in self._of_kind("global")}
         return Terms(ops.stack(nll), local, total)
 
-    def draws(self, data: Any, key: Tensor, number: int, is_shared: bool = False, is_mirrored: bool = True) -> Draws:
+    def draws(
+        self,
+        data: Any,
+        key: Tensor,
+        number: int,
+        is_shared: bool = False,
+        is_mirrored: bool = True,
+        is_global: bool = False,
+    ) -> Draws:
         """Draws of all latent sites.
 
         Args:
-            data: The batch; None draws the global sites alone.
+            data: The batch.
             key: Of the noise.
             number: How many.
             is_shared: Whether all share one draw of the global sites.
-            is_mirrored: Whether they come in pairs; otherwise each has noise of its own.
+            is_mirrored: Whether they come in pairs; otherwise each has noise of its own, and there may be many.
+            is_global: Whether the global sites alone are drawn.
         """
-        rows = None if data is None else num_rows(data)
+        rows = None if is_global else num_rows(data)
         draws = Draws({}, {}, {})
-        # Globals first: a local guide may read their draw.
-        for place, guide in sorted(enumerate(self.guides), key=lambda pair: pair[1].is_local):
-            if guide.is_local and rows is None:
+        # Globals first, for a local guide may read their draw; of these first what the priors of others depend on.
+        order = sorted(enumerate(self.guides), key=lambda pair: (pair[1].is_local, pair[1].follows_prior))
+        for place, guide in order:
+            if guide.is_local and is_global:
                 continue
             noise = self._noise(guide, rows, fold_in(key, place), number, is_shared, is_mirrored)
             given = ops.concatenate([draws.real[name] for name in guide.given], axis=-1) if guide.given else None
-            if given is None or is_shared:  # one distribution for all draws
+            if guide.follows_prior:
+                families, real = follow(self, guide, data, draws.real, noise, is_unrolled=is_mirrored)
+            elif given is None or is_shared:  # one distribution for all draws
                 families = [guide.distribution(data, None if given is None else given[0])] * number
                 real = families[0].draw(noise)
             else:

@@ -56,7 +56,6 @@ class Results:
         is_global = data is None
         batch = invented(self.described) if is_global else self._batch(data)
         names = [site.name for site in self.sites if site.kind == "global" or (site.kind == "local" and not is_global)]
-        draws = self._real_draws(None if is_global else batch, num_samples, seed)
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             found = self._simulate(batch, real, None, until=names[-1])
@@ -64,8 +63,10 @@ class Results:
 
         if not names:
             return {}
+        name = "globals" if is_global else "posterior"
         try:
-            return self._each("globals" if is_global else "posterior", values, batch, draws, num_samples, draw_key(0))
+            draws = self._real_draws(batch, num_samples, seed, is_global)
+            return self._each(name, values, batch, draws, num_samples, draw_key(0))
         except Exception as error:
             if not is_global:
                 raise
@@ -333,9 +334,10 @@ class Results:
                 stacked = self.kept(name, results, batch, real, ops.arange(number, dtype="int32"), key)
         return {name: ops.convert_to_numpy(each) for name, each in stacked.items()}
 
-    def _real_draws(self, batch: Any, num_samples: int, seed: int | None) -> dict[str, Tensor]:
+    def _real_draws(self, batch: Any, num_samples: int, seed: int | None, is_global: bool = False) -> dict[str, Tensor]:
+        key = self._key(seed, 0)
         with without_gradients():
-            return self.estimator.draws(batch, self._key(seed, 0), num_samples, is_mirrored=False).real
+            return self.estimator.draws(batch, key, num_samples, is_mirrored=False, is_global=is_global).real
 
     def _key(self, seed: int | None, number: int) -> Tensor:
         return fold_in(draw_key(self.seed_generator if seed is None else seed), number)

@@ -5,7 +5,9 @@ from bdl.svi.guides.base import Guide
 from bdl.svi.guides.delta import Delta
 from bdl.svi.guides.flow import Flow
 from bdl.svi.guides.full_rank import FullRank
+from bdl.svi.guides.hierarchical import Hierarchical
 from bdl.svi.guides.low_rank import LowRank
 from bdl.svi.guides.mean_field import MeanField
+from bdl.svi.guides.structured import Structured
 
-__all__ = ["Amortized", "Delta", "Flow", "FullRank", "Guide", "LowRank", "MeanField"]
+__all__ = ["Amortized", "Delta", "Flow", "FullRank", "Guide", "Hierarchical", "LowRank", "MeanField", "Structured"]

@@ -27,15 +27,20 @@ class Guide(keras.Layer):
     Attributes:
         is_local: Whether it is for sites with a value for each row.
         is_point: Whether its distribution is a point, which has no density.
+        follows_prior: Whether it is made of the prior of its sites, as a run of the story finds it: then it has a
+            method `conditional`, see `bdl.svi.guides.hierarchical`.
         sizes: Numbers on the real line of each of its sites, by name; empty before it is bound.
+        shapes: Shapes of their values, of one row's where it is local.
     """
 
     is_local = False
     is_point = False
+    follows_prior = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sizes: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     @property
     def size(self) -> int:
@@ -58,15 +63,23 @@ class Guide(keras.Layer):
         start = sum(self.sizes[name] for name in names[: names.index(site)])
         return start, start + self.sizes[site]
 
-    def bind(self, sizes: Mapping[str, int], data: Any = None, given_size: int = 0) -> None:
+    def bind(
+        self,
+        sizes: Mapping[str, int],
+        data: Any = None,
+        given_size: int = 0,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         """Makes the variables, for sites of these sizes.
 
         Args:
             sizes: Numbers on the real line of each site, in the order of a draw.
             data: A batch, for guides that read it.
             given_size: Numbers on the real line of the sites in `given`.
+            shapes: Shapes of the sites' values, of one row's where they are local; None takes vectors of these sizes.
         """
         self.sizes = dict(sizes)
+        self.shapes = dict(shapes or {name: (size,) for name, size in sizes.items()})
         self.make_variables(data, given_size)
         self.built = True
 
@@ -97,12 +110,15 @@ class Guide(keras.Layer):
 
     def get_build_config(self) -> dict[str, Any]:
         """What `build_from_config` needs, once the guide is bound."""
-        return {"sizes": list(self.sizes.items())} if self.sizes else {}
+        if not self.sizes:
+            return {}
+        return {"sizes": list(self.sizes.items()), "shapes": [[name, list(each)] for name, each in self.shapes.items()]}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Binds a guide that was loaded to its sites."""
         if config.get("sizes"):
-            self.bind({name: int(size) for name, size in config["sizes"]})
+            shapes = {name: tuple(shape) for name, shape in config.get("shapes", [])}
+            self.bind({name: int(size) for name, size in config["sizes"]}, shapes=shapes or None)
 
 
 @runtime_checkable

@@ -51,10 +51,14 @@ class FullRank(LocationScaleGuide):
         self.rho.assign(ops.full((self.size,), softplus_inverse(scale), dtype=self.rho.dtype))
         self.below.assign(np.zeros((self.size, self.size)))
 
+    def inner(self) -> Tensor:
+        """`T`."""
+        return lower_triangular(self.value(self.below), ops.softplus(self.value(self.rho)))
+
     def distribution(self, data: Any = None, given: Tensor | None = None) -> Gaussian:
         """The Gaussian; the product of two lower-triangular factors is one."""
         frame = self.value(self.frame)
-        factor = frame @ lower_triangular(self.value(self.below), ops.softplus(self.value(self.rho)))
+        factor = frame @ self.inner()
         mean = self.value(self.origin) + ops.sum(frame * self.value(self.shift), axis=-1)
         return Gaussian(mean, factor, is_diagonal=False, sticks=True)
 

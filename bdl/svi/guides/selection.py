@@ -11,6 +11,7 @@ from bdl.svi.guides.flow import Flow
 from bdl.svi.guides.full_rank import FullRank
 from bdl.svi.guides.low_rank import LowRank
 from bdl.svi.guides.mean_field import MeanField
+from bdl.svi.guides.structured import Structured
 from bdl.svi.story import Site
 
 GUIDES: dict[str, type[Guide]] = {
@@ -18,6 +19,7 @@ GUIDES: dict[str, type[Guide]] = {
     "full_rank": FullRank,
     "low_rank": LowRank,
     "flow": Flow,
+    "structured": Structured,
     "delta": Delta,
 }
 """Guides that can be named by a string."""

@@ -14,6 +14,7 @@ from bdl.svi.supports.distributions import (
 )
 from bdl.svi.supports.flat import Flat
 from bdl.svi.supports.intervals import Above, Below, Between, Real, interval
+from bdl.svi.supports.markov import MarkovChain
 from bdl.svi.supports.matrices import CorrelationCholesky, CorrelationMatrix, LowerCholesky, PositiveDefinite
 from bdl.svi.supports.torch_like import unchecked
 from bdl.svi.supports.vectors import Ordered, Product, Simplex
@@ -27,6 +28,7 @@ __all__ = [
     "Distribution",
     "Flat",
     "LowerCholesky",
+    "MarkovChain",
     "Ordered",
     "PositiveDefinite",
     "Product",
