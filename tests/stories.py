@@ -58,6 +58,26 @@ class Beta22:
         return ops.full((num_samples,), 0.5)
 
 
+class Categorical:
+    """One of several values, of a batch of logits."""
+
+    support = None
+    event_shape = ()
+
+    def __init__(self, logits):
+        self.log_probs = ops.log_softmax(ops.convert_to_tensor(logits), axis=-1)
+        self.batch_shape = tuple(self.log_probs.shape[:-1])
+        self.values = np.arange(self.log_probs.shape[-1], dtype="int32")
+
+    def log_prob(self, value):
+        chosen = ops.one_hot(ops.cast(value, "int32"), len(self.values), dtype=self.log_probs.dtype)
+        return ops.sum(ops.where(chosen > 0, self.log_probs, 0.0), axis=-1)
+
+    def sample(self, num_samples, key):
+        noise = random.uniform((num_samples, *self.log_probs.shape), key)
+        return ops.argmax(self.log_probs - ops.log(-ops.log(noise)), axis=-1)
+
+
 class Binomial:
     """Counts out of `total`, of a batch of probabilities."""
 

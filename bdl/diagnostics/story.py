@@ -23,14 +23,16 @@ from bdl.protocols import TellsStory
 MOST_NUMBERS = 1000
 """Latent numbers up to which k-hat is computed: it grows with them, however good each guide is."""
 
+_GUIDED = ("global", "local")  # kinds of sites; enumerated ones are exact
+
 _LARGEST_K = 10.0
 
 _DRAWS = 64  # of each guide, the same noise at every epoch, for its means and scales
 
 
 def kinds_of(model: TellsStory) -> dict[str, str]:
-    """Kinds of the latent sites of a model of a story, by name."""
-    return {site.name: site.kind for site in model.sites if site.kind != "observed"}
+    """Kinds of the sites of a model of a story that have guides, by name."""
+    return {site.name: site.kind for site in model.sites if site.kind in _GUIDED}
 
 
 def refuse_for_story(**given: Any) -> None:
@@ -124,7 +126,7 @@ def story_quantities(
     ratio = size_ratio(progress, size)
     declared = progress.final_temperature
     weights = [ops.convert_to_numpy(weight) for guide in model.guides for weight in guide.weights]
-    sites = {site.name: site for site in model.sites if site.kind != "observed"}
+    sites = {site.name: site for site in model.sites if site.kind in _GUIDED}
     guides = {name: model.guide_of(name) for name in sites}
     start = getattr(model, "start", None)
     return Quantities(

@@ -56,6 +56,11 @@ class Beginning:
         """The latent sites by name, once the story has been traced."""
         return {site.name: site for site in self.sites if site.kind != "observed"}
 
+    @property
+    def guided(self) -> dict[str, Site]:
+        """The latent sites that have guides: all but the enumerated ones."""
+        return {name: site for name, site in self.latent.items() if site.kind != "enumerated"}
+
     def guide_of(self, site: str) -> Guide:
         """The guide of a latent site; `guide_of(site).trainable = False` freezes it.
 
@@ -65,7 +70,7 @@ class Beginning:
         for guide in self.guides:
             if site in guide.sizes:
                 return guide
-        raise ValueError(f"`site` must be one of the latent sites {list(self.latent)}, not {site!r}.")
+        raise ValueError(f"`site` must be one of the sites with a guide, {list(self.guided)}, not {site!r}.")
 
     def trace_on(self, data: Any) -> Trace:
         """Traces the story on a batch; the first time guides and networks get their variables, at the trace's values.
@@ -130,8 +135,8 @@ class Beginning:
     def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
         """Gives guides their sites and all the model its variables; those of a file come without data."""
         self.sites = tuple(sites)
-        latent = self.latent
-        assignment = assign_guides(self.requested_guide, latent)
+        latent = self.guided
+        assignment = assign_guides(self.requested_guide, self.latent)
         self.guides = [guide for _, guide in assignment]
         for names, guide in assignment:
             if not guide.sizes:

@@ -10,6 +10,10 @@ the draw itself, with the log determinant of the way to the support in `log q`. 
 function of the guide's variables (the pathwise, reparameterization gradient; Kingma and Welling 2014, arXiv 1312.6114;
 Rezende et al. 2014, arXiv 1401.4082).
 
+Discrete local sites of few values are summed out of each draw (`bdl.svi.enumeration`): the NLL of a row is that given
+its other latent values, the divergence of another local site that from its prior without the indicators. What comes
+after an indicator in the story has a prior that is a mixture, and the divergence is that of the draw itself.
+
 With `objective="multi_sample"` one draw of the globals is shared by S draws of the locals, whose mean is taken inside
 the logarithm of each row: the importance weighted bound (Burda et al. 2016, arXiv 1509.00519). Globals within it would
 not give a bound, for they are shared by all rows. Every local divergence is then that of the draw itself. The
@@ -17,22 +21,27 @@ bound needs no independence of its samples, only that each is a draw of the guid
 logits of binomial counts, with the best Gaussian of each, mirrored samples came up to nine times nearer to the evidence
 (2 of 2: .0002 nats below it in place of .0017, 2 samples), and the gradient in the globals' mean had 3 to 180 times
 less variance, that in the guide's own log scale twice as much. A guide that is twice too wide is bounded worse by them:
-.80 nats below in place of .24 with 2 samples, .026 in place of .014 with 20.
+.80 nats below in place of .24 with 2 samples, .026 in place of .014 with 20. The variables of the locals' guides have
+doubly reparameterized gradients (`bdl.svi.doubly`), but for networks with a state of their own, such as seeds, in the
+story, and for families of which a draw's score is not known.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from keras import ops
 
 from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
+from bdl.svi.doubly import handing_on, shares_of
+from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
 from bdl.svi.guides import Guide
-from bdl.svi.guides.gaussian import RealLine
+from bdl.svi.guides.gaussian import RealLine, stuck
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
 
 
@@ -42,7 +51,7 @@ class Terms:
 
     Args:
         nll: Of each draw and row, `(draws, rows)`.
-        local_kl: Of each local site, draw and row, `(draws, rows)`, by site.
+        local_kl: Of each local site with a guide, draw and row, `(draws, rows)`, by site.
         global_kl: Of each global site, mean over the draws, scalars by site.
     """
 
@@ -58,12 +67,14 @@ class Draw:
     Args:
         real: By site, `(numbers,)` or `(rows, numbers)`.
         families: Of each guide: its distribution, and the noise of the draw.
+        sticky: Of guides whose density has its gradient through the draw alone: the draw, `(..., size)`.
         draws: What it is one of.
         number: Which one.
     """
 
     real: dict[str, Tensor]
     families: dict[int, tuple[RealLine, Tensor]]
+    sticky: dict[int, Tensor]
     draws: Draws
     number: int
 
@@ -80,12 +91,14 @@ class Draws:
         real: By site, `(draws, numbers)` or `(draws, rows, numbers)`.
         families: Of each guide: its distribution for each draw, all one where it does not depend on others' draws.
         noise: Of each guide: `(draws, noise_size)` or `(draws, rows, noise_size)`.
+        sticky: Of guides whose density has its gradient through the draw alone: the draws, `(draws, rows, size)`.
         densities: Of each guide, once they were asked for.
     """
 
     real: dict[str, Tensor]
     families: dict[int, list[RealLine]]
     noise: dict[int, Tensor]
+    sticky: dict[int, Tensor] = field(default_factory=dict)
     densities: dict[int, Tensor] = field(default_factory=dict)
 
     def log_density(self) -> Tensor:
@@ -110,7 +123,8 @@ class Draws:
     def one(self, number: int) -> Draw:
         """One of them."""
         families = {place: (each[number], self.noise[place][number]) for place, each in self.families.items()}
-        return Draw({name: each[number] for name, each in self.real.items()}, families, self, number)
+        sticky = {place: each[number] for place, each in self.sticky.items()}
+        return Draw({name: each[number] for name, each in self.real.items()}, families, sticky, self, number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +134,7 @@ class Estimator:
     Args:
         story: The story.
         sites: The latent sites of its trace, by name.
-        guides: With bound sites; they cover all latent sites.
+        guides: With bound sites; they cover all latent sites but the enumerated ones.
         networks: Layers by the names of the story's keyword arguments.
         num_samples: Draws S in a step.
         objective: `"elbo"` or `"multi_sample"`.
@@ -135,29 +149,64 @@ class Estimator:
     objective: str = "elbo"
     dtype: str = "float32"
 
+    @functools.cached_property
+    def combinations(self) -> Combinations:
+        """Of the values of enumerated sites."""
+        return Combinations.of(self.sites.values())
+
     @property
     def num_draws(self) -> int:
         """Evaluations of the story in a step: `num_samples`, and a mirrored pair at least where there are locals."""
         is_single = self.objective == "elbo" and self.num_samples == 1
         return 2 if is_single and any(guide.is_local for guide in self.guides) else self.num_samples
 
-    def terms(self, data: Any, key: Tensor) -> Terms:
+    def terms(self, data: Any, key: Tensor, temperature: Tensor | float | None = None) -> Terms:
         """The terms of a step.
 
         Args:
             data: The batch.
             key: Of the step's noise.
+            temperature: T of a training step; None where no gradient is asked for.
         """
-        nll, kl = [], []
         draws = self.draws(data, key, self.num_draws, is_shared=self.objective == "multi_sample")
+        if temperature is not None and self._is_doubly_reparameterized:
+            draws = self._doubly_reparameterized(draws, self._terms_at(data, draws), temperature)
+        return self._terms_at(data, draws)
+
+    def _terms_at(self, data: Any, draws: Draws) -> Terms:
+        """What draws cost."""
+        nll, kl = [], []
+        repeated = self.combinations.repeat(data)
         for number in range(self.num_draws):
             draw = draws.one(number)
-            visits = self.visit(data, draw.real)
-            nll.append(self._nll(visits))
-            kl.append({visit.name: self._kl(visit, draw) for visit in visits if visit.name in self.sites})
+            visits = self.visit_every(repeated, draw.real, num_rows(data))
+            summed = self.summed(visits, draw.real)
+            nll.append(-sum(summed.log_prob[visit.name] for visit in visits if isinstance(visit.variable, Observed)))
+            guided = [visit for visit in visits if visit.name in draw.real]
+            kl.append({visit.name: self._kl(visit, draw, summed) for visit in guided})
         local = {name: ops.stack([each[name] for each in kl]) for name, site in self._of_kind("local")}
         total = {name: ops.mean(ops.stack([each[name] for each in kl])) for name, site in self._of_kind("global")}
         return Terms(ops.stack(nll), local, total)
+
+    @property
+    def _is_doubly_reparameterized(self) -> bool:
+        """Whether guides of local sites have such gradients: not where two evaluations of networks may differ."""
+        has_state = any(layer.non_trainable_variables for layer in self.networks.values())
+        return self.objective == "multi_sample" and self.num_draws > 1 and not has_state
+
+    def _doubly_reparameterized(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Draws:
+        """The draws with the gradients of `bdl.svi.doubly`, of guides of local sites whose density has a score."""
+        costs = terms.nll + ops.cast(temperature, self.dtype) * sum(terms.local_kl.values())
+        shares = shares_of(-costs, temperature)
+        real, sticky = dict(draws.real), {}
+        for place, guide in enumerate(self.guides):
+            if guide.is_local and draws.families[place][0].score(draws.noise[place][0]) is not None:
+                numbers = ops.concatenate([draws.real[name] for name in guide.sizes], axis=-1)
+                sticky[place] = numbers = handing_on(numbers, *shares)
+                for name in guide.sizes:
+                    start, stop = guide.coordinates(name)
+                    real[name] = numbers[..., start:stop]
+        return replace(draws, real=real, sticky=sticky)
 
     def draws(
         self,
@@ -201,30 +250,80 @@ class Estimator:
                 draws.real[name] = real[..., start:stop]
         return draws
 
-    def visit(self, data: Any, real: Mapping[str, Tensor], until: str | None = None) -> list[Visit]:
+    def visit(
+        self,
+        data: Any,
+        real: Mapping[str, Tensor],
+        until: str | None = None,
+        combination: Tensor | None = None,
+        rows: Tensor | int | None = None,
+    ) -> list[Visit]:
         """The sites of one run of the story at values on the real line.
 
         Args:
             data: The batch.
             real: By site, `(numbers,)` or `(rows, numbers)`.
             until: Name of the site at which the run ends; None runs to the end.
+            combination: Of the enumerated sites' values, for each row `(rows,)`; None takes the first one.
+            rows: Number of rows; None counts those of the data.
 
         Raises:
             ValueError: if the sites are not those of the trace.
         """
+        rows = num_rows(data) if rows is None else rows
 
         def answer(variable: Variable) -> Tensor:
             if isinstance(variable, Observed):
                 return variable.value
             site = self._site(variable.name)
+            if site.kind == "enumerated":
+                first = ops.zeros((rows,), dtype="int32")
+                return self.combinations.value(variable, first if combination is None else combination)
             return support_of_site(variable).constrain(real[site.name], site.shape)
 
         with supports.unchecked():
-            visits = run(self.story, data, answer, self.networks, until=until)
+            visits = run(self.story, data, answer, self.networks, rows, until)
         missing = set(self.sites) - {visit.name for visit in visits}
         if missing and until is None:
             raise ValueError(f"`story` must yield the same sites on each batch; it has left out {sorted(missing)}.")
         return visits
+
+    def visit_every(self, repeated: Any, real: Mapping[str, Tensor], rows: Tensor | int) -> list[Visit]:
+        """The sites of one run on all combinations of the enumerated sites' values.
+
+        Args:
+            repeated: The batch, as `combinations.repeat` makes it.
+            real: By site, `(numbers,)` or `(rows, numbers)`, not repeated.
+            rows: Of the batch, before it was repeated.
+        """
+        combinations = self.combinations
+        if not combinations.sites:
+            return self.visit(repeated, real, rows=rows)
+        real = {
+            name: combinations.repeat(each) if self.sites[name].kind == "local" else each for name, each in real.items()
+        }
+        return self.visit(repeated, real, None, combinations.every(rows), rows * combinations.number)
+
+    def summed(self, visits: Sequence[Visit], real: Mapping[str, Tensor]) -> Summed:
+        """Log densities on the real line, enumerated sites summed out.
+
+        Args:
+            visits: Of `visit_every`. An observed site without a value tells nothing.
+            real: By site, `(numbers,)` or `(rows, numbers)`, not repeated.
+        """
+        kept = [visit for visit in visits if not isinstance(visit.variable, Global) and visit.value is not None]
+        return sum_out(self.combinations, {visit.name: (visit.variable, self._log_prob(visit, real)) for visit in kept})
+
+    def log_densities(self, data: Any, real: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log density of each site but the enumerated ones, on the real line, in nats: a scalar, or `(rows,)`.
+
+        Args:
+            data: The batch.
+            real: By site, `(numbers,)` or `(rows, numbers)`.
+        """
+        visits = self.visit_every(self.combinations.repeat(data), real, num_rows(data))
+        total = {visit.name: self._log_prob(visit, real) for visit in visits if isinstance(visit.variable, Global)}
+        return {**total, **self.summed(visits, real).log_prob}
 
     def log_joint(self, data: Any, real: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
         """Log joint density of the data and of latent numbers on the real line: a scalar, in nats.
@@ -236,14 +335,24 @@ class Estimator:
         """
         total = ops.zeros((), dtype=self.dtype)
         weights = None if weights is None else ops.cast(weights, self.dtype)
-        for visit in self.visit(data, real):
-            log_prob = ops.cast(visit.log_prob(), self.dtype)
-            if visit.name in self.sites:
-                shape = self.sites[visit.name].shape
-                log_prob = log_prob + support_of_site(visit.variable).log_det(real[visit.name], shape)
-            has_rows = not isinstance(visit.variable, Global)
-            total = total + ops.sum(log_prob if weights is None or not has_rows else weights * log_prob)
+        for name, log_prob in self.log_densities(data, real).items():
+            log_prob = ops.cast(log_prob, self.dtype)
+            is_global = name in self.sites and self.sites[name].kind == "global"
+            total = total + ops.sum(log_prob if weights is None or is_global else weights * log_prob)
         return total
+
+    def first_value(self, variable: Variable, data: Any) -> Tensor:
+        """The value of an enumerated site in the first combination, in all rows."""
+        return self.combinations.value(variable, ops.zeros((num_rows(data),), dtype="int32"))
+
+    def _log_prob(self, visit: Visit, real: Mapping[str, Tensor]) -> Tensor:
+        """Log density of a site on the real line: a scalar, or one number for each of the repeated rows."""
+        if visit.name not in real:
+            return visit.log_prob()
+        numbers, site = real[visit.name], self.sites[visit.name]
+        if site.kind == "local":
+            numbers = self.combinations.repeat(numbers)
+        return visit.log_prob() + support_of_site(visit.variable).log_det(numbers, site.shape)
 
     def _site(self, name: str) -> Site:
         if name not in self.sites:
@@ -273,10 +382,7 @@ class Estimator:
         pairs = ops.stack([noise, -noise], axis=1)
         return ops.reshape(pairs, (-1, *ops.shape(noise)[1:]))[:number]
 
-    def _nll(self, visits: Sequence[Visit]) -> Tensor:
-        return -sum(visit.log_prob() for visit in visits if isinstance(visit.variable, Observed))
-
-    def _kl(self, visit: Visit, draw: Draw) -> Tensor:
+    def _kl(self, visit: Visit, draw: Draw, summed: Summed) -> Tensor:
         """Divergence of a site, given the draw of those before it: a scalar, or `(rows,)`."""
         site = self.sites[visit.name]
         place = next(number for number, guide in enumerate(self.guides) if site.name in guide.sizes)
@@ -284,19 +390,23 @@ class Estimator:
         coordinates = self.guides[place].coordinates(site.name)
         if family.is_point:
             return -visit.log_prob()
-        is_mixture = site.kind == "local" and self.objective == "multi_sample"
+        is_mixture = site.kind == "local" and (self.objective == "multi_sample" or site.name in summed.depends)
         block = None if is_mixture else family.block(noise, *coordinates)
         prior = None if block is None else supports.as_normal(visit.variable.distribution)
         if block is not None and prior is not None:
             loc, scale = (self._flat(values, visit, site) for values in prior)
             return block.kl_from(loc, scale)
         start, stop = coordinates
-        log_q = ops.sum(draw.log_density(place)[..., start:stop], axis=-1)
-        log_det = support_of_site(visit.variable).log_det(draw.real[site.name], site.shape)
-        return log_q - log_det - visit.log_prob()
+        log_q = draw.log_density(place)
+        if place in draw.sticky:
+            log_q = stuck(log_q, family.score(noise), draw.sticky[place])
+        log_q = ops.sum(log_q[..., start:stop], axis=-1)
+        is_global = isinstance(visit.variable, Global)
+        return log_q - (self._log_prob(visit, draw.real) if is_global else summed.log_prob[site.name])
 
     def _flat(self, values: Tensor, visit: Visit, site: Site) -> Tensor:
         """Parameters of a prior in the layout of the real line: `(size,)` or `(rows, size)`."""
         values = ops.broadcast_to(ops.convert_to_tensor(values, dtype=self.dtype), ops.shape(visit.value))
-        lead = () if isinstance(visit.variable, Global) else (-1,)
-        return ops.reshape(values, (*lead, site.size))
+        if isinstance(visit.variable, Global):
+            return ops.reshape(values, (site.size,))
+        return self.combinations.apart(ops.reshape(values, (-1, site.size)))[:, 0]

@@ -89,7 +89,7 @@ class Saved:
         """The sites, and what the data looked like on which they were traced."""
         if not self.sites:
             return {}
-        sites = [[site.name, site.kind, list(site.shape), site.size] for site in self.sites]
+        sites = [[site.name, site.kind, list(site.shape), site.size, site.num_values] for site in self.sites]
         return {"sites": sites, "data": self.described}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -97,7 +97,9 @@ class Saved:
         if not config:
             return
         model: Any = self
-        model.bind_guides(tuple(Site(name, kind, tuple(shape), size) for name, kind, shape, size in config["sites"]))
+        model.bind_guides(
+            tuple(Site(name, kind, tuple(shape), *numbers) for name, kind, shape, *numbers in config["sites"])
+        )
         model.described = config["data"]
         model.is_started = True
 
@@ -146,7 +148,10 @@ class Saved:
 
 
 def _told(sites: Any) -> str:
-    return ", ".join(f"{site.name} ({site.kind}, {site.shape})" for site in sites)
+    def values(site: Site) -> str:
+        return f", {site.num_values} values" if site.num_values else ""
+
+    return ", ".join(f"{site.name} ({site.kind}, {site.shape}{values(site)})" for site in sites)
 
 
 def _fingerprint(sites: Any) -> np.ndarray:

@@ -55,10 +55,11 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
     Args:
         story: Generator function of the data and, by name, of the networks; it yields `Global`, `Local` and `Observed`
             sites. To load a file without giving it again, register it: `keras.saving.register_keras_serializable()`.
-        guide: Variational family: `"mean_field"`, `"full_rank"`, `"low_rank"`, `"flow"`, `"delta"` or a
+        guide: Variational family: `"mean_field"`, `"full_rank"`, `"low_rank"`, `"flow"`, `"structured"`, `"delta"` or a
             `bdl.svi.guides.Guide` for all sites together, or a dict of these by the name of a site, or by a tuple of
             names, for sites that are guided jointly. Global sites that a dict leaves out have a mean-field guide; local
-            sites need `Amortized`.
+            sites need `Amortized`, but for discrete ones of few values, which are summed out
+            (`bdl.svi.enumeration`).
         networks: Layers by the names of the story's keyword arguments; they are trained and saved with the model, and
             where they have posteriors of their own, their KL joins the globals'.
         num_examples: Number of rows N; None infers it in `fit`, where the data tell it.
@@ -66,7 +67,7 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
             density on the real line; `"laplace"`, the mode, in coordinates that the curvature there makes round; or a
             dict of values by site.
         objective: `"elbo"`, or `"multi_sample"`: the importance weighted bound, with one draw of the globals shared by
-            `num_samples` draws of the locals.
+            `num_samples` draws of the locals, and doubly reparameterized gradients of their guides (`bdl.svi.doubly`).
         num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least.
         averaging: Whether `fit` ends with the mean of the variables over the second half of its steps.
         kl_weight: Temperature T, a number (1.0 is Bayes) or a `bdl.elbo.KLSchedule`.
@@ -168,7 +169,8 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """The terms of the objective for one step's draws; see `bdl.svi.estimators.Terms`."""
         data = as_tensors(inputs, self.compute_dtype)
-        terms = self.estimator.terms(data, draw_key(self.seed_generator))
+        temperature = self.progress.current_temperature if training else None
+        terms = self.estimator.terms(data, draw_key(self.seed_generator), temperature)
         return {"nll": terms.nll, "local": terms.local_kl, "global": terms.global_kl}
 
     def compute_loss(

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from bdl.random import Tensor, draw_key
+from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi.checks import Chains, nuts_flat
 from bdl.svi.derivatives import in_graph
 from bdl.svi.estimators import Estimator
 from bdl.svi.rows import as_data, as_tensors
+from bdl.svi.simulation import combination_of
 from bdl.svi.start import on_the_real_line
 from bdl.svi.story import Story
 from bdl.svi.tracing import trace
@@ -54,7 +55,8 @@ def nuts(
 ) -> Reference:
     """Draws from the posterior of a story with the No-U-Turn sampler, all its latent sites together.
 
-    For what has few latent numbers: local sites have a coordinate for each row.
+    For what has few latent numbers: local sites have a coordinate for each row. Discrete ones of few values are summed
+    out of the density; each draw has a draw of theirs given the rest.
 
     Args:
         story: The story.
@@ -84,8 +86,11 @@ def nuts(
         parts = zip(shapes, ends[:-1], ends[1:], strict=True)
         return {name: ops.reshape(u[begin:end], shapes[name]) for name, begin, end in parts}
 
-    def values(u: Tensor) -> dict[str, Tensor]:
-        return {visit.name: visit.value for visit in estimator.visit(tensors, split(u)) if visit.name in sites}
+    def values(draw: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        real = split(draw[0])
+        combination = combination_of(estimator, tensors, real, fold_in(draw_key(seed), draw[1]))
+        visits = estimator.visit(tensors, real, combination=combination)
+        return {visit.name: visit.value for visit in visits if visit.name in sites}
 
     first = np.concatenate([each.ravel() for each in point.values()]).astype(dtype)
     chains = nuts_flat(
@@ -97,5 +102,5 @@ def nuts(
         seed,
     )
     flat = ops.convert_to_tensor(chains.draws.reshape(-1, len(first)).astype(dtype))
-    draws = in_graph(lambda u: ops.map(values, u))(flat)
+    draws = in_graph(lambda *drawn: ops.map(values, drawn))(flat, ops.arange(flat.shape[0], dtype="int32"))
     return Reference({name: ops.convert_to_numpy(each) for name, each in draws.items()}, chains)

@@ -11,14 +11,14 @@ from keras import ops
 
 from bdl.keras_internals import without_gradients
 from bdl.random import Tensor, draw_key, fold_in
-from bdl.svi import supports
 from bdl.svi.arviz import as_datatree, observed_values, require_arviz
 from bdl.svi.checks import ParetoSmoothing, k_hat
 from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import invented
 from bdl.svi.rows import as_data, as_tensors
-from bdl.svi.story import Global, Observed, Site, Variable, num_rows, run, support_of_site
+from bdl.svi.simulation import combination_of, log_weights_of, simulate
+from bdl.svi.story import Observed, Site
 from bdl.svi.summary import Comparison, SummaryTable
 from bdl.svi.supports import Flat
 
@@ -40,6 +40,8 @@ class Results:
     def posterior(self, data: Any = None, num_samples: int = 1000, seed: int | None = None) -> Arrays:
         """Draws of the latent sites from the guides.
 
+        Enumerated sites are drawn from their exact distribution given the data and the other sites' draw.
+
         Args:
             data: Rows whose local sites are drawn as well; None draws the global sites alone, in runs of the story on
                 invented numbers that end with the last of them.
@@ -55,10 +57,12 @@ class Results:
         self._require_fit("posterior")
         is_global = data is None
         batch = invented(self.described) if is_global else self._batch(data)
-        names = [site.name for site in self.sites if site.kind == "global" or (site.kind == "local" and not is_global)]
+        kinds = ("global",) if is_global else ("global", "local", "enumerated")
+        names = [site.name for site in self.sites if site.kind in kinds]
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            found = self._simulate(batch, real, None, until=names[-1])
+            combination = None if is_global else combination_of(self.estimator, batch, real, self._own(key))
+            found = self._simulate(batch, real, None, names[-1], combination)
             return {name: found[name] for name in names}
 
         if not names:
@@ -66,7 +70,8 @@ class Results:
         name = "globals" if is_global else "posterior"
         try:
             draws = self._real_draws(batch, num_samples, seed, is_global)
-            return self._each(name, values, batch, draws, num_samples, draw_key(0))
+            key = draw_key(0) if is_global else self._key(seed, 1)
+            return self._each(name, values, batch, draws, num_samples, key)
         except Exception as error:
             if not is_global:
                 raise
@@ -74,6 +79,38 @@ class Results:
                 "`data` must be given here, not None: up to its last Global site the story does not run on invented "
                 f"numbers ({type(error).__name__}: {error}). Call posterior(data)."
             ) from error
+
+    def probabilities(self, data: Any, num_samples: int = 1000, seed: int | None = None) -> Arrays:
+        """Posterior probabilities of the values of discrete sites that were summed out.
+
+        They are exact given the other latent sites, over whose draws they are averaged: quieter than the shares of
+        values in `posterior(data)`.
+
+        Args:
+            data: Rows.
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+
+        Returns:
+            By enumerated site `(rows, values)`, the values in the order of the distribution's; of a site with several
+            entries in a row all their combinations, the last entry changing fastest.
+
+        Raises:
+            ValueError: if the model was not fitted, the story has no such site, or data are not sound.
+        """
+        self._require_fit("probabilities")
+        estimator = self.estimator
+        if not estimator.combinations.sites:
+            raise ValueError(f"`story` must have a discrete local site here, not only {list(estimator.sites)}.")
+        batch = self._batch(data)
+
+        def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
+            found = ops.exp(log_weights_of(estimator, batch, real))
+            return {site.name: estimator.combinations.marginal(site, found) for site in estimator.combinations.sites}
+
+        draws = self._real_draws(batch, num_samples, seed)
+        found = self._each("probabilities", values, batch, draws, num_samples, draw_key(0))
+        return {name: each.mean(0) for name, each in found.items()}
 
     def predict(self, x: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> Arrays:
         """Draws of every observed site from the posterior predictive, of missing entries as of the others.
@@ -98,7 +135,8 @@ class Results:
         draws = self._real_draws(batch, num_samples, seed)
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            found = self._simulate(batch, real, key)
+            combination = combination_of(self.estimator, batch, real, self._own(key))
+            found = self._simulate(batch, real, key, None, combination)
             return {name: found[name] for name in names}
 
         return self._each("predict", values, batch, draws, num_samples, self._key(seed, 1))
@@ -129,7 +167,8 @@ class Results:
     def log_likelihood(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> Arrays:
         """Log likelihood of each row at draws of the posterior, unscaled: for LOO and WAIC.
 
-        What is missing by a site's mask counts nothing: a row of which all is missing has zeros.
+        What is missing by a site's mask counts nothing: a row of which all is missing has zeros. Enumerated sites are
+        summed out; of several observed sites each is then given those before it, so that their sum is that of the row.
 
         Args:
             x: Rows.
@@ -148,8 +187,8 @@ class Results:
         names = self._names("observed")
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            visits = {visit.name: visit for visit in estimator.visit(batch, real)}
-            return {name: visits[name].log_prob() for name in names}
+            log_prob = estimator.log_densities(batch, real)
+            return {name: log_prob[name] for name in names}
 
         draws = self._real_draws(batch, num_samples, seed)
         return self._each("log_likelihood", values, batch, draws, num_samples, draw_key(0))
@@ -272,49 +311,26 @@ class Results:
             return {"joint": estimator.log_joint(batch, real)}
 
         log_p = self._each("joint", joint, batch, draws.real, num_samples, draw_key(0))["joint"]
-        return log_p.astype("float64"), log_q.astype("float64")
+        return log_p.astype("float64"), np.broadcast_to(log_q.astype("float64"), log_p.shape)
 
     def _is_point(self) -> bool:
         """Whether a guide has no density."""
         return any(guide.is_point for guide in self.estimator.guides)
 
     def _simulate(
-        self, batch: Any, real: dict[str, Tensor] | None, key: Tensor | None, until: str | None = None
+        self,
+        batch: Any,
+        real: dict[str, Tensor] | None,
+        key: Tensor | None,
+        until: str | None = None,
+        combination: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Values of all sites in a run of the story, or up to one of them.
+        sites = {site.name: site for site in self.sites}
+        return simulate(self.estimator, sites, batch, real, key, until, combination)
 
-        Latent sites have the given numbers on the real line, zeros where there are none, or without any a draw of
-        their prior; observed sites a draw, or the data's without a key.
-        """
-        known = {site.name: site for site in self.sites}
-        rows = num_rows(batch)
-
-        def answer(variable: Variable) -> Tensor:
-            site = known[variable.name]
-            if isinstance(variable, Observed) and key is None:
-                return variable.value
-            lead = () if isinstance(variable, Global) else (rows,)
-            if real is None or isinstance(variable, Observed):
-                own = fold_in(key, list(known).index(site.name))
-                return sample_of_shape(variable.distribution, (*lead, *site.shape), own)
-            numbers = real.get(site.name)
-            if numbers is None:
-                numbers = ops.zeros((*lead, site.size), dtype=self.compute_dtype)
-            return support_of_site(variable).constrain(numbers, site.shape)
-
-        data = _Forgiving(batch) if isinstance(batch, dict) else batch
-        try:
-            with supports.unchecked():
-                visits = run(self.estimator.story, data, answer, self.estimator.networks, rows, until)
-        except Exception as error:
-            missing = data.missed if isinstance(data, _Forgiving) else []
-            if not missing:
-                raise
-            raise ValueError(
-                f"`x` must have the keys {missing}, too: the story computes with them. Only what it hands to an "
-                "Observed site as it is may be left out; any numbers do in its place."
-            ) from error
-        return {visit.name: visit.value for visit in visits}
+    def _own(self, key: Tensor) -> Tensor:
+        """A key beside those of the sites of a run."""
+        return fold_in(key, len(self.sites))
 
     def _each(
         self, name: str, function: _OfDraw, batch: Any, real: dict[str, Tensor], number: int, key: Tensor
@@ -351,36 +367,3 @@ class Results:
     def _require_fit(self, method: str) -> None:
         if not self.sites:
             raise ValueError(f"The model must be fitted before {method} is called. Call fit, or load a file.")
-
-
-class _Forgiving(dict):
-    """Data of which what is to be predicted may be missing.
-
-    Attributes:
-        missed: Keys that were asked for and are not there.
-    """
-
-    def __init__(self, data: Any) -> None:
-        super().__init__(data)
-        self.missed: list[str] = []
-
-    def __missing__(self, key: str) -> None:
-        self.missed.append(key)
-
-
-def sample_of_shape(distribution: Any, shape: tuple[Any, ...], key: Tensor) -> Tensor:
-    """A draw of a whole site, of a distribution that may be of one row or of one entry of an axis alone.
-
-    Args:
-        distribution: Of the site.
-        shape: Of the draw; the distribution's own broadcasts to it, and entries that share it are drawn independently.
-        key: Of the draw.
-    """
-    own = supports.shape_of(distribution)
-    padded = (1,) * (len(shape) - len(own)) + own
-    copies = [1 if one == all_ else all_ for one, all_ in zip(padded, shape, strict=True)]
-    draws = supports.sample(distribution, int(np.prod(copies)), key)
-    draws = ops.reshape(draws, (*copies, *padded))
-    rank = len(shape)
-    order = [axis for pair in zip(range(rank), range(rank, 2 * rank), strict=True) for axis in pair]
-    return ops.reshape(ops.transpose(draws, order), shape)

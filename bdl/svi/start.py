@@ -237,7 +237,7 @@ def positive_definite(matrix: np.ndarray) -> np.ndarray:
 
 
 def on_the_real_line(trace: Trace, estimator: Estimator, data: Any = None) -> dict[str, np.ndarray]:
-    """The trace's values of latent sites, unconstrained.
+    """The trace's values of latent sites, unconstrained; enumerated ones have none.
 
     Args:
         trace: Of the story.
@@ -252,12 +252,15 @@ def on_the_real_line(trace: Trace, estimator: Estimator, data: Any = None) -> di
     def answer(variable: Variable) -> Tensor:
         if isinstance(variable, Observed):
             return variable.value
+        if estimator.sites[variable.name].kind == "enumerated":
+            return estimator.first_value(variable, batch)
         value = ops.convert_to_tensor(trace.values[variable.name], dtype=estimator.dtype)
         site = estimator.sites[variable.name]
         real = support_of_site(variable).unconstrain(value, site.shape)
         point[site.name] = ops.convert_to_numpy(real).astype("float64")
         return value
 
+    batch = trace.data if data is None else data
     with supports.unchecked():
-        run(estimator.story, trace.data if data is None else data, answer, estimator.networks)
+        run(estimator.story, batch, answer, estimator.networks)
     return point

@@ -52,6 +52,9 @@ class Global:
 class Local:
     """A latent variable with a value for each row; these are on the value's first axis.
 
+    A discrete one of few values, such as the component of a mixture, is summed out (`bdl.svi.enumeration`): it needs no
+    guide, and has the values, in the dtype, that its library draws.
+
     Args:
         name: Of the site, unique in the story.
         distribution: The prior of a row's value, or of all of them, where its first batch axis runs over the rows.
@@ -99,15 +102,17 @@ class Site:
 
     Args:
         name: Of the site.
-        kind: `"global"`, `"local"` or `"observed"`.
+        kind: `"global"`, `"local"`, `"enumerated"` (a discrete local site that is summed out) or `"observed"`.
         shape: Of its value; of one row's value where it has rows.
-        size: Numbers on the real line of one value; 0 of an observed site.
+        size: Numbers on the real line of one value; 0 of an enumerated or observed site.
+        num_values: Values that one row of an enumerated site may have; 0 of others.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     size: int = 0
+    num_values: int = 0
 
 
 @dataclass(frozen=True, eq=False)

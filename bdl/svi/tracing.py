@@ -13,6 +13,7 @@ from keras import ops
 from bdl.keras_internals import is_concrete
 from bdl.random import Tensor, fold_in
 from bdl.svi import supports
+from bdl.svi.enumeration import Combinations, all_values
 from bdl.svi.story import Local, Observed, Site, Story, Variable, Visit, at_site, num_rows, run, support_of_site
 from bdl.svi.supports import Flat
 
@@ -26,7 +27,7 @@ class Trace:
 
     Args:
         sites: In the order in which the story tells them.
-        values: Of the latent sites, constrained: where a fit may begin.
+        values: Of the latent sites but the enumerated ones, constrained: where a fit may begin.
         data: The batch.
     """
 
@@ -49,7 +50,8 @@ def trace(
 ) -> Trace:
     """Runs a story once, to learn names, shapes and supports of its sites, and checks that it can be fitted.
 
-    Latent sites have the values of `start`, or else the median of their prior on the real line, given the sites before.
+    Latent sites have the values of `start`, or else the median of their prior on the real line, given the sites before;
+    discrete local sites have a draw of theirs.
 
     Args:
         story: The story.
@@ -60,16 +62,16 @@ def trace(
         dtype: Of the latent values.
 
     Raises:
-        ValueError: naming a site that is met twice, is discrete, has a log density that is not finite or is summed over
-            the rows already, whose rows do not match, or for which `start` has a value of another shape or none; or if
-            there is no latent, or no observed site.
+        ValueError: naming a site that is met twice, is discrete and not a local one of few values, has a log density
+            that is not finite or is summed over the rows already, whose rows do not match, or for which `start` has a
+            value of another shape or none; or if there is no latent, or no observed site.
     """
     found = _Teller(story, data, key, networks, start, dtype).tell()
     unknown = sorted(set(start or {}) - set(found.values))
     if unknown:
         raise ValueError(f"`start` must have values of the sites {sorted(found.values)}, not of {unknown}.")
-    if not found.values or not found.of_kind("observed"):
-        missing = "a Global or Local site" if not found.values else "an Observed site"
+    if all(site.kind == "observed" for site in found.sites) or not found.of_kind("observed"):
+        missing = "an Observed site" if found.sites and not found.of_kind("observed") else "a Global or Local site"
         raise ValueError(f"`story` must yield {missing}, which {getattr(story, '__name__', story)!r} does not.")
     return found
 
@@ -85,10 +87,30 @@ class _Teller:
         self.runs_over_rows: dict[str, bool] = {}  # of the distribution of a local site
 
     def tell(self) -> Trace:
-        for visit in run(self.story, self.data, self.answer, self.networks):
-            _check_finite(visit)
+        visits = run(self.story, self.data, self.answer, self.networks)
+        sites = tuple(site for site, _ in self.found.values())
+        combinations = Combinations.of(sites)
+        if combinations.sites:
+            visits = self._on_every(combinations)
+        for visit in visits:
+            _check_finite(visit, combinations)
         latent = {name: value for name, (_, value) in self.found.items() if value is not None}
-        return Trace(tuple(site for site, _ in self.found.values()), latent, self.data)
+        return Trace(sites, latent, self.data)
+
+    def _on_every(self, combinations: Combinations) -> list[Visit]:
+        """The run on all combinations of the enumerated sites' values."""
+        every = combinations.every(self.rows)
+
+        def answer(variable: Variable) -> Tensor:
+            if isinstance(variable, Observed):
+                return ops.convert_to_tensor(variable.value)
+            site, value = self.found[variable.name]
+            if site.kind == "enumerated":
+                return combinations.value(variable, every)
+            value = ops.convert_to_tensor(value, dtype=self.dtype)
+            return combinations.repeat(value) if site.kind == "local" else value
+
+        return run(self.story, combinations.repeat(self.data), answer, self.networks)
 
     def answer(self, variable: Variable) -> Tensor:
         name, distribution = variable.name, variable.distribution
@@ -97,12 +119,17 @@ class _Teller:
             value = ops.convert_to_tensor(variable.value)
             self.found[name] = Site(name, "observed", tuple(value.shape[1:])), None
             return value
-        support = support_of_site(variable)
         with at_site(name):
             shape = supports.shape_of(distribution)
+            is_discrete = supports.is_discrete(distribution)
         is_local = isinstance(variable, Local)
         if isinstance(variable, Local) and self._has_rows(variable, shape):
             shape = shape[1:]
+        if is_local and is_discrete:
+            number = int(all_values(variable, shape).shape[0])
+            self.found[name] = Site(name, "enumerated", shape, num_values=number), None
+            return supports.sample_of_shape(distribution, (self.rows, *shape), fold_in(self.key, len(self.found)))
+        support = support_of_site(variable)
         site = Site(name, "local" if is_local else "global", shape, support.flat_size(shape))
         value = self._begin(site, distribution, support, (self.rows,) if is_local else ())
         self.found[name] = site, value
@@ -157,14 +184,22 @@ def _check_observed(variable: Observed, rows: int) -> None:
         )
 
 
-def _check_finite(visit: Visit) -> None:
-    """Refuses a start at which a site has no density."""
-    log_prob = ops.convert_to_numpy(visit.log_prob()) if is_concrete(visit.value) else np.zeros(())
+def _check_finite(visit: Visit, combinations: Combinations) -> None:
+    """Refuses a start at which a site has no density, in any combination of the enumerated sites' values."""
+    if not is_concrete(visit.value):
+        return
+    log_prob = ops.convert_to_numpy(visit.log_prob())
+    value = ops.convert_to_numpy(visit.value)
+    if log_prob.ndim:
+        by_combination = log_prob.reshape(-1, combinations.number)
+        finite = np.isfinite(by_combination)
+        best = np.where(finite.any(1), finite.argmax(1), 0)
+        log_prob = by_combination[np.arange(len(best)), best]
+        value = value[:: combinations.number]
     bad = np.argwhere(~np.isfinite(log_prob))
     if len(bad) == 0:
         return
     row = int(bad[0][0]) if log_prob.ndim else None
-    value = ops.convert_to_numpy(visit.value)
     at = value if row is None else value[row]
     where = "" if row is None else f" in row {row}"
     raise ValueError(

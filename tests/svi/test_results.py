@@ -9,8 +9,8 @@ from stories import HalfNormal, Normal, groups, level, level_at_the_posterior, l
 
 from bdl import random
 from bdl.svi import SVI, Amortized, Flat, Global, Observed
-from bdl.svi.results import sample_of_shape
 from bdl.svi.summary import SummaryTable
+from bdl.svi.supports import sample_of_shape
 
 Y = np.random.default_rng(0).normal(2.0, 1.0, size=10).astype("float32")
 DATA = {"y": Y}

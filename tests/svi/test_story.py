@@ -158,14 +158,23 @@ def test_a_run_ends_at_the_site_that_was_asked_for():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("kind", [Global, Local])
-def test_a_discrete_latent_site_is_refused(kind):
+def test_a_discrete_global_site_is_refused():
+    chance = distributions().Bernoulli(ops.convert_to_tensor(0.5))
+
+    def story(data):
+        yield Global("is_there", chance)
+
+    refused(story, "Site 'is_there': The distribution of a latent variable must be continuous, not .* Bernoulli")
+
+
+@pytest.mark.core
+def test_a_discrete_local_site_without_end_is_refused():
     count = distributions().Poisson(ops.convert_to_tensor(3.0))
 
     def story(data):
-        yield kind("count", count)
+        yield Local("count", count)
 
-    refused(story, "Site 'count': The distribution of a latent variable must be continuous, not .* Poisson")
+    refused(story, "Site 'count': a discrete local variable must have at most 512 values, .* not those of Poisson")
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one pair of libraries is enough")

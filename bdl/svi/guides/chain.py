@@ -150,6 +150,9 @@ class Chain:
             return density
         return ops.concatenate([self.others.log_density(first), density], axis=-1)
 
+    def score(self, noise: Tensor) -> None:
+        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
+
     def block(self, noise: Tensor, start: int, stop: int) -> None:
         """None: divergences are those of the draw itself, which at the optimum have no noise in their gradient."""
 

@@ -118,6 +118,9 @@ class Bent:
         _, log_scale = self.couplings.forward(self.weights, noise)
         return log_normal(noise) - log_scale - ops.log(ops.diagonal(self.factor, axis1=-2, axis2=-1))
 
+    def score(self, noise: Tensor) -> None:
+        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
+
     def block(self, noise: Tensor, start: int, stop: int) -> None:
         """None: it is no Gaussian."""
 

@@ -48,6 +48,9 @@ class Framed:
         diagonal = self.frame if self._is_diagonal() else ops.diagonal(self.frame)
         return self.base.log_density(noise) - ops.log(diagonal)
 
+    def score(self, noise: Tensor) -> None:
+        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
+
     def block(self, noise: Tensor, start: int, stop: int) -> None:
         """None: divergences are those of the draw."""
 

@@ -65,6 +65,12 @@ class RealLine(Protocol):
     def log_density(self, noise: Tensor) -> Tensor:
         """Log density of that draw by coordinate, `(..., size)`."""
 
+    def score(self, noise: Tensor) -> Tensor | None:
+        """Gradient of the log density in that draw, `(..., size)`.
+
+        None if it is not known, or the draw of the noise reversed is not the draw reflected at a centre.
+        """
+
     def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
         """The Gaussian of coordinates start to stop, given those before them in the draw; None if it is not one."""
 
@@ -99,7 +105,18 @@ class Gaussian:
     def log_density(self, noise: Tensor) -> Tensor:
         """`log q(u_i | u_1 .. u_{i-1})` of each coordinate."""
         density = log_normal(noise) - self._log_scale(self.factor)
-        return stuck(density, self._solved(noise), self.draw(noise)) if self.sticks else density
+        return stuck(density, self.score(noise), self.draw(noise)) if self.sticks else density
+
+    def score(self, noise: Tensor) -> Tensor:
+        """`-L^-T e`."""
+        if self.is_diagonal:
+            return -noise / self.factor
+        transposed = ops.swapaxes(self.factor, -1, -2)
+        if len(self.factor.shape) > 2:  # of each row
+            return -ops.solve_triangular(transposed, noise[..., None], lower=False)[..., 0]
+        columns = ops.transpose(ops.reshape(noise, (-1, noise.shape[-1])))
+        solved = ops.solve_triangular(transposed, columns, lower=False)
+        return -ops.reshape(ops.transpose(solved), ops.shape(noise))
 
     def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
         """The Gaussian of coordinates start to stop, given a draw of those before them; None if the density sticks."""
@@ -112,14 +129,6 @@ class Gaussian:
 
     def _scaled(self, factor: Tensor, noise: Tensor) -> Tensor:
         return factor * noise if self.is_diagonal else ops.sum(factor * noise[..., None, :], axis=-1)
-
-    def _solved(self, noise: Tensor) -> Tensor:
-        """`L^-T e`."""
-        if self.is_diagonal:
-            return noise / self.factor
-        columns = ops.transpose(ops.reshape(noise, (-1, noise.shape[-1])))
-        solved = ops.solve_triangular(ops.transpose(self.factor), columns, lower=False)
-        return ops.reshape(ops.transpose(solved), ops.shape(noise))
 
     def _log_scale(self, factor: Tensor) -> Tensor:
         return ops.log(factor if self.is_diagonal else ops.diagonal(factor, axis1=-2, axis2=-1))
@@ -144,6 +153,9 @@ class Point:
         """Zeros."""
         return ops.zeros_like(noise)
 
+    def score(self, noise: Tensor) -> None:
+        """None: it has no density."""
+
     def block(self, noise: Tensor, start: int, stop: int) -> None:
         """None: it has no scale."""
 
@@ -153,16 +165,16 @@ def log_normal(noise: Tensor) -> Tensor:
     return -0.5 * noise**2 - _HALF_LOG_TWO_PI
 
 
-def stuck(density: Tensor, slope: Tensor, draw: Tensor) -> Tensor:
-    """A draw's log density by coordinate whose gradient comes through the draw alone.
+def stuck(log_density: Tensor, score: Tensor, draw: Tensor) -> Tensor:
+    """A log density whose gradient comes through the draw alone, by coordinate.
 
     Args:
-        density: `(..., size)`.
-        slope: The negative gradient of their sum in the draw, `(..., size)`.
+        log_density: Of the draw, `(..., size)`.
+        score: Its gradient in the draw, `(..., size)`.
         draw: `(..., size)`.
     """
     moved = draw - ops.stop_gradient(draw)  # zero, with the gradient of the draw
-    return ops.stop_gradient(density) - ops.stop_gradient(slope) * moved
+    return ops.stop_gradient(log_density) + ops.stop_gradient(score) * moved
 
 
 def lower_triangular(below: Tensor, diagonal: Tensor) -> Tensor:

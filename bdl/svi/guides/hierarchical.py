@@ -43,6 +43,9 @@ class Conditional:
         read = ops.stop_gradient(noise) + gap - ops.stop_gradient(gap)
         return log_normal(read) - ops.log(self.held_scale)
 
+    def score(self, noise: Tensor) -> None:
+        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
+
     def block(self, noise: Tensor, start: int, stop: int) -> None:
         """None: the density sticks."""
 

@@ -147,17 +147,19 @@ class LowRankGaussian:
         variance = 1.0 + ops.sum(w**2, axis=-1)
         distance = own + ops.sum(w * _times(root, rest), axis=-1)
         density = log_normal(distance / ops.sqrt(variance)) - ops.log(self.scale) - 0.5 * ops.log(variance)
-        return stuck(density, self._slope(factors, own, common), self.draw(noise)) if self.sticks else density
+        return stuck(density, self.score(noise), self.draw(noise)) if self.sticks else density
 
     def block(self, noise: Tensor, start: int, stop: int) -> None:
         """None: divergences are those of the draw."""
 
-    def _slope(self, factors: Tensor, own: Tensor, common: Tensor) -> Tensor:
-        """`(D^2 + W W^T)^-1 (u - m)`, which is `D^-1 (e + D^-1 W P^-1 (z - W^T D^-1 e))`, P of all."""
+    def score(self, noise: Tensor) -> Tensor:
+        """`-(D^2 + W W^T)^-1 (u - m)`, which is `-D^-1 (e + D^-1 W P^-1 (z - W^T D^-1 e))`, P of all."""
+        own, common = self._parts(noise)
+        factors = self.factors / self.scale[..., None]
         root = _inverse_root(self._identity() + matmul(ops.swapaxes(factors, -1, -2), factors))
         rest = _times(root, common - matmul(own[..., None, :], factors)[..., 0, :])
         turned = _times(ops.swapaxes(root, -1, -2), rest)
-        return (own + ops.sum(factors * turned[..., None, :], axis=-1)) / self.scale
+        return -(own + ops.sum(factors * turned[..., None, :], axis=-1)) / self.scale
 
     def _parts(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         size = self.mean.shape[-1]

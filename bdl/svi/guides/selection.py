@@ -67,21 +67,28 @@ def assign_guides(guide: Guide | Mapping[Any, Guide], sites: Mapping[str, Site])
     Args:
         guide: One for all sites, or a dict by the name of a site or a tuple of names. Global sites that a dict leaves
             out have a mean-field guide.
-        sites: The latent sites by name.
+        sites: The latent sites by name; enumerated ones have no guide.
 
     Raises:
-        ValueError: naming sites that are unknown, have two guides or none, or one of the wrong kind.
+        ValueError: naming sites that are unknown, enumerated, have two guides or none, or one of the wrong kind.
 
     Example:
     >>> sites = {"mean": Site("mean", "global", (), 1), "scale": Site("scale", "global", (), 1)}
     >>> [(names, type(guide).__name__) for names, guide in assign_guides({"scale": Delta()}, sites)]
     [(('scale',), 'Delta'), (('mean',), 'MeanField')]
     """
+    summed = [name for name, site in sites.items() if site.kind == "enumerated"]
+    sites = {name: site for name, site in sites.items() if name not in summed}
     if isinstance(guide, Mapping):
         assignment = [((key,) if isinstance(key, str) else tuple(key), each) for key, each in guide.items()]
     else:
-        assignment = [(tuple(sites), guide)]
+        assignment = [(tuple(sites), guide)] if sites else []
     named = [name for names, _ in assignment for name in names]
+    if set(named) & set(summed):
+        raise ValueError(
+            f"`guide` must not be for {sorted(set(named) & set(summed))}: a discrete local site is summed out exactly, "
+            "and has no guide. Leave it out."
+        )
     unknown = sorted(set(named) - set(sites))
     if unknown:
         raise ValueError(f"`guide` must be for latent sites of the story, {list(sites)}, not for {unknown}.")

@@ -2,6 +2,7 @@
 
 from bdl.svi.supports.base import Support
 from bdl.svi.supports.distributions import (
+    MOST_VALUES,
     Distribution,
     as_normal,
     batch_rank,
@@ -9,8 +10,10 @@ from bdl.svi.supports.distributions import (
     is_discrete,
     log_prob,
     sample,
+    sample_of_shape,
     shape_of,
     support_of,
+    values_of,
 )
 from bdl.svi.supports.flat import Flat
 from bdl.svi.supports.intervals import Above, Below, Between, Real, interval
@@ -20,6 +23,7 @@ from bdl.svi.supports.torch_like import unchecked
 from bdl.svi.supports.vectors import Ordered, Product, Simplex
 
 __all__ = [
+    "MOST_VALUES",
     "Above",
     "Below",
     "Between",
@@ -42,7 +46,9 @@ __all__ = [
     "is_discrete",
     "log_prob",
     "sample",
+    "sample_of_shape",
     "shape_of",
     "support_of",
     "unchecked",
+    "values_of",
 ]

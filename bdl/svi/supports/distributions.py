@@ -7,9 +7,12 @@ of it is there; `tfp.py` and `torch_like.py` alone know them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import keras
+import numpy as np
 from keras import ops
 
 from bdl.svi.supports.base import Support, Tensor
@@ -17,10 +20,16 @@ from bdl.svi.supports.library import Library
 from bdl.svi.supports.tfp import TFP
 from bdl.svi.supports.torch_like import NumPyro, Torch
 
+MOST_VALUES = 512
+"""Values of a discrete variable up to which they are enumerated: each is an evaluation of the story."""
+
 
 @runtime_checkable
 class Distribution(Protocol):
     """A distribution of your own: what an object must have that is from none of the libraries.
+
+    A discrete one has the attribute `values`, too: all values of one of its events, `(values, *event_shape)`, in the
+    dtype of its samples; its support is None.
 
     Attributes:
         support: Where its density is not zero, a `bdl.svi.supports.Support`.
@@ -28,7 +37,7 @@ class Distribution(Protocol):
         event_shape: Shape of one event; a value has the shape `(*batch_shape, *event_shape)`.
     """
 
-    support: Support
+    support: Support | None
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
 
@@ -60,7 +69,8 @@ def support_of(distribution: Any) -> Support:
     if library.is_discrete(distribution):
         raise ValueError(
             f"The distribution of a latent variable must be continuous, not {_name(distribution)}: a discrete one has "
-            "no gradient. Sum it out in the story, as a mixture does, or give a continuous one in its place."
+            "no gradient. Only a Local site of few values, as Categorical and Bernoulli have, is summed out. Sum it "
+            "out in the story, as a mixture does, or give a continuous one in its place."
         )
     support = library.support(distribution)
     if support is None:
@@ -119,6 +129,24 @@ def sample(distribution: Any, num_samples: int, key: Tensor) -> Tensor:
     return _library_of(distribution).sample(distribution, num_samples, key)
 
 
+def sample_of_shape(distribution: Any, shape: tuple[Any, ...], key: Tensor) -> Tensor:
+    """A draw of a whole site, of a distribution that may be of one row or of one entry of an axis alone.
+
+    Args:
+        distribution: Of the site.
+        shape: Of the draw; the distribution's own broadcasts to it, and entries that share it are drawn independently.
+        key: Of the draw.
+    """
+    own = shape_of(distribution)
+    padded = (1,) * (len(shape) - len(own)) + own
+    copies = [1 if one == all_ else all_ for one, all_ in zip(padded, shape, strict=True)]
+    draws = sample(distribution, int(np.prod(copies)), key)
+    draws = ops.reshape(draws, (*copies, *padded))
+    rank = len(shape)
+    order = [axis for pair in zip(range(rank), range(rank, 2 * rank), strict=True) for axis in pair]
+    return ops.reshape(ops.transpose(draws, order), shape)
+
+
 def inside(distribution: Any, like: Tensor) -> Tensor:
     """Values in the support, away from its edges: 0, 1 where it is positive, the middle of what is bounded.
 
@@ -141,6 +169,36 @@ def is_discrete(distribution: Any) -> bool:
         distribution: As of `support_of`, or a discrete one.
     """
     return _library_of(distribution).is_discrete(distribution)
+
+
+def values_of(distribution: Any, shape: Sequence[int]) -> Tensor | None:
+    """All values that a discrete distribution can take.
+
+    Args:
+        distribution: As of `support_of`, or a discrete one.
+        shape: Shape of a value; all of it, or the trailing part without leading axes such as rows.
+
+    Returns:
+        `(values, *shape)` in the dtype of the distribution's own draws, the last entry changing fastest; None where
+        there is no end of them, or their number is not known before a compiled function runs.
+
+    Example:
+    >>> class Coin:
+    ...     support, values, batch_shape, event_shape = None, [0, 1], (), ()
+    ...     def log_prob(self, value): return np.log(0.5) + 0.0 * value
+    ...     def sample(self, num_samples, key): return np.zeros(num_samples, "int32")
+    >>> np.asarray(values_of(Coin(), (2,))).tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1]]
+    """
+    values = _library_of(distribution).values(distribution)
+    if values is None:
+        return None
+    number, event = int(values.shape[0]), tuple(values.shape[1:])
+    entries = math.prod(shape) // math.prod(event)
+    if number**entries > MOST_VALUES:
+        return None
+    places = np.indices((number,) * entries).reshape(entries, -1).T
+    return ops.reshape(ops.take(values, ops.convert_to_tensor(places, dtype="int32"), axis=0), (-1, *shape))
 
 
 def as_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:

@@ -32,7 +32,15 @@ class Library:
 
     def is_discrete(self, distribution: Any) -> bool:
         """Whether its values are counts, classes or the like."""
-        return False
+        return self.values(distribution) is not None
+
+    def values(self, distribution: Any) -> Tensor | None:
+        """All values of one entry of a discrete distribution, `(values, *event)`; None where there is no end of them.
+
+        An entry is what the distribution draws independently: a number, or a vector such as a one-hot one.
+        """
+        values = getattr(distribution, "values", None)
+        return None if values is None else ops.convert_to_tensor(values)
 
     def is_joint(self, distribution: Any) -> bool:
         """Whether a value is a structure of several tensors."""

@@ -68,6 +68,32 @@ class TFP(Library):
         names = {cls.__name__ for cls in type(distribution).__mro__}
         return "DiscreteDistributionMixin" in names or any(self.is_discrete(part) for part in _parts(distribution))
 
+    def values(self, distribution: Any) -> Tensor | None:
+        """Of distributions whose number of values is known before a compiled function runs."""
+        import tensorflow as tf
+        import tensorflow_probability as tfp
+
+        tfd = tfp.distributions
+        while isinstance(distribution, (tfd.Independent, tfd.Sample, tfd.BatchReshape, tfd.BatchBroadcast, tfd.Masked)):
+            distribution = distribution.distribution
+        if isinstance(distribution, tfd.FiniteDiscrete):
+            return distribution.outcomes
+        if isinstance(distribution, tfd.OneHotCategorical):
+            return tf.eye(int(distribution.event_shape[-1]), dtype=distribution.dtype)
+        if isinstance(distribution, tfd.Categorical):
+            weights = distribution.probs if distribution.logits is None else distribution.logits
+            number = int(weights.shape[-1])
+        elif isinstance(distribution, tfd.Bernoulli):
+            number = 2
+        elif isinstance(distribution, tfd.Binomial):
+            totals = np.unique(tf.get_static_value(distribution.total_count))
+            if len(totals) != 1 or totals[0] is None:
+                return None
+            number = int(totals[0]) + 1
+        else:
+            return None
+        return tf.range(number, dtype=distribution.dtype)
+
     def is_joint(self, distribution: Any) -> bool:
         """By their base class."""
         import tensorflow_probability as tfp

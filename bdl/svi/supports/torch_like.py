@@ -54,15 +54,30 @@ class _TorchLike(Library):
         """By the distribution's constraint."""
         return bool(distribution.support.is_discrete)
 
+    def values(self, distribution: Any) -> Tensor | None:
+        """As the library enumerates them."""
+        inner = self._unwrapped(distribution)
+        if not self.is_discrete(inner) or not inner.has_enumerate_support:
+            return None
+        try:
+            values = inner.enumerate_support(expand=False)
+        except NotImplementedError:  # counts out of totals that differ
+            return None
+        return ops.reshape(values, (-1, *inner.event_shape))
+
+    def _unwrapped(self, distribution: Any) -> Any:
+        """The distribution inside one that is expanded, or whose axes are joined."""
+        library = importlib.import_module(self.module)
+        names = ("Independent", "ExpandedDistribution")
+        wrappers = tuple(getattr(library, name) for name in names if hasattr(library, name))
+        while isinstance(distribution, wrappers):
+            distribution = distribution.base_dist
+        return distribution
+
     def as_normal(self, distribution: Any) -> tuple[Tensor, Tensor] | None:
         """Normal and log-normal distributions, alone, expanded or with their axes joined."""
         library = importlib.import_module(self.module)
-        wrappers = tuple(
-            getattr(library, name) for name in ("Independent", "ExpandedDistribution") if hasattr(library, name)
-        )
-        inner = distribution
-        while isinstance(inner, wrappers):
-            inner = inner.base_dist
+        inner = self._unwrapped(distribution)
         if not isinstance(inner, (library.Normal, library.LogNormal)):
             return None
         shape = (*distribution.batch_shape, *distribution.event_shape)

@@ -1,0 +1,240 @@
+"""Noise of the gradients of `bdl.svi`: sums over a guide's variables of the variance over draws, on the same rows.
+
+The bound: doubly reparameterized gradients against usual ones, of the recognition network of examples/methylation.py on
+1,000 loci, where the fit begins and after one by the ELBO. Sticking the landing: densities whose gradient comes through
+the draw alone against divergences in closed form, of mean-field guides on models of the public posterior database at
+the end of a fit, with the ELBO that each reaches, and of the recognition network with two draws of the ELBO. It runs on
+TensorFlow.
+
+    python benchmarks/svi_gradients.py bound --data DIR
+    python benchmarks/svi_gradients.py sticking --data DIR
+    python benchmarks/svi_gradients.py report --write            # tables, into benchmarks/README.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import data as data_sets
+import keras
+import numpy as np
+import typer
+from keras import ops
+from runs import markdown, replace_section
+
+from bdl.elbo import elbo_parts
+from bdl.svi import SVI, Amortized, MeanField
+from bdl.svi.estimators import Estimator
+from bdl.svi.rows import as_data, as_tensors
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "examples"))
+
+app = typer.Typer(add_completion=False)
+RESULTS = HERE / "results" / "svi_gradients.json"
+PAGE = HERE / "README.md"
+NUM_ROWS, NUM_DRAWS = 1000, 200
+MODELS = ("kidiq", "nes", "arK", "mixture", "eight_schools")
+NUM_STEPS, RATE, NUM_SAMPLES = 1000, 1e-2, 8  # of a fit of these
+Data = Annotated[Path | None, typer.Option(help="Folder with methylation and posteriordb; default: that of BDL_DATA.")]
+
+
+@contextlib.contextmanager
+def usual_gradients() -> Iterator[None]:
+    """Within this context no gradient is doubly reparameterized."""
+    kept = Estimator._is_doubly_reparameterized
+    Estimator._is_doubly_reparameterized = property(lambda self: False)
+    try:
+        yield
+    finally:
+        Estimator._is_doubly_reparameterized = kept
+
+
+@contextlib.contextmanager
+def sticking(kind: type, sticks: bool) -> Iterator[None]:
+    """Within this context the Gaussians of a kind of guide stick, or do not."""
+    kept = kind.distribution
+    kind.distribution = lambda self, *given: dataclasses.replace(kept(self, *given), sticks=sticks)
+    try:
+        yield
+    finally:
+        kind.distribution = kept
+
+
+class Noise:
+    """Gradients of a model's objective in the variables of a guide, on the same rows, compiled.
+
+    Args:
+        model: Traced or fitted.
+        guide: The guide.
+        x: The rows.
+    """
+
+    def __init__(self, model: SVI, guide: Any, x: Any) -> None:
+        import tensorflow as tf
+
+        batch = as_tensors(as_data(x, model.compute_dtype), model.compute_dtype)
+
+        @tf.function(jit_compile=True, autograph=False)
+        def gradient() -> Any:
+            with tf.GradientTape() as tape:
+                terms = model(batch, training=True)
+                local, total = terms["local"], sum(terms["global"].values(), ops.zeros(()))
+                local_kl = sum(local.values()) if local else None
+                size = model.progress.size
+                loss = elbo_parts(terms["nll"], total, size, 1.0, local_kl, objective=model.objective).loss
+            found = tape.gradient(loss, [weight.value for weight in guide.trainable_weights])
+            return ops.concatenate([ops.reshape(each, (-1,)) for each in found])
+
+        self.gradient = gradient
+
+    def figures(self, number: int = NUM_DRAWS) -> dict[str, float]:
+        """Sum of the variances, and median milliseconds of one."""
+        self.gradient()
+        draws, times = [], []
+        for _ in range(number):
+            began = time.perf_counter()
+            draws.append(self.gradient().numpy())
+            times.append(1e3 * (time.perf_counter() - began))
+        return {"variance": float(np.var(draws, axis=0, ddof=1).sum()), "ms": float(np.median(times))}
+
+
+def folder_of(data: Path | None) -> Path:
+    folder = data_sets.folder_of(data)
+    if folder is None:
+        raise SystemExit("Say where the data are: --data DIR, or the environment variable BDL_DATA.")
+    return folder
+
+
+def stored() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
+def store(name: str, figures: Any) -> None:
+    RESULTS.write_text(json.dumps({**stored(), name: figures}, indent=1) + "\n")
+
+
+def loci_and_model(data: Path | None, steps: int, seed: int) -> tuple[Any, SVI]:
+    """Loci of the chromosome, and the model after a fit to batches by the ELBO."""
+    import methylation as example
+
+    loci = example.load(folder_of(data))
+    model = example.fit_batches(loci, steps=steps, seed=seed)
+    kept = np.random.default_rng(0).permutation(len(loci["coverage"]))[:NUM_ROWS]
+    return {name: values[kept] for name, values in loci.items()}, model
+
+
+@app.command()
+def bound(
+    data: Data = None,
+    draws: Annotated[str, typer.Option(help="Draws in the bound, separated by commas.")] = "2,5,20",
+    steps: Annotated[int, typer.Option(help="Steps of the fit by the ELBO.")] = 500,
+) -> None:
+    """Usual and doubly reparameterized gradients of the importance weighted bound."""
+    rows = []
+    for name, number in (("at the start", 1), (f"after {steps} steps by the ELBO", steps)):
+        loci, model = loci_and_model(data, number, seed=0)
+        for size in map(int, draws.split(",")):
+            model.objective, model.num_samples = "multi_sample", size
+            row: dict[str, Any] = {"where": name, "draws": size}
+            for kind, context in (("usual", usual_gradients()), ("doubly", contextlib.nullcontext())):
+                with context:
+                    row[kind] = Noise(model, model.guide_of("logit"), loci).figures()
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    store("bound", {"rows": rows})
+
+
+@app.command(name="sticking")
+def sticking_command(
+    data: Data = None,
+    models: Annotated[str, typer.Option(help="Models, separated by commas.")] = ",".join(MODELS),
+    steps: Annotated[int, typer.Option(help="Steps of the methylation's fit by the ELBO.")] = 500,
+) -> None:
+    """Sticking the landing in mean-field and amortized guides."""
+    from svi_stories import MODELS as STORIES
+
+    rows = []
+    for name in models.split(","):
+        told = STORIES[name]
+        x = told.rows(data_sets.posterior(folder_of(data), told.name).data)
+        row: dict[str, Any] = {"model": name}
+        for kind in ("closed", "sticks"):
+            with sticking(MeanField, kind == "sticks"):
+                model = SVI(told.story, start="laplace", num_samples=NUM_SAMPLES, seed=0)
+                model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, NUM_STEPS)))
+                model.fit(x, batch_size="all", steps=NUM_STEPS, verbose=0)
+                row[kind] = {"elbo": float(model.log_weights(x, num_samples=4000, seed=1).mean())}
+        for kind in ("closed", "sticks"):  # at the same place, the end of the second fit
+            with sticking(MeanField, kind == "sticks"):
+                row[kind] |= Noise(model, model.guides[0], x).figures()
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    loci, model = loci_and_model(data, steps, seed=0)
+    amortized = {}
+    for kind in ("closed", "sticks"):
+        with sticking(Amortized, kind == "sticks"):
+            amortized[kind] = Noise(model, model.guide_of("logit"), loci).figures()
+    print(json.dumps(amortized), flush=True)
+    store("sticking", {"rows": rows, "amortized": amortized})
+
+
+@app.command()
+def report(write: Annotated[bool, typer.Option(help="Into benchmarks/README.md.")] = False) -> None:
+    """Prints what is stored."""
+    found = stored()
+    parts = [part(found[name]) for name, part in PARTS.items() if name in found]
+    text = "\n\n".join(parts)
+    print(text)
+    if write:
+        replace_section(PAGE, "svi_gradients", text)
+
+
+def _bound_table(found: dict[str, Any]) -> str:
+    lines = [
+        [
+            row["where"],
+            str(row["draws"]),
+            f"{row['usual']['variance']:.2g}",
+            f"{row['doubly']['variance']:.2g}",
+            f"{row['usual']['variance'] / row['doubly']['variance']:,.1f}",
+            f"{row['usual']['ms']:.2f}",
+            f"{row['doubly']['ms']:.2f}",
+        ]
+        for row in found["rows"]
+    ]
+    header = [
+        "bound",
+        "draws",
+        "usual: variance",
+        "doubly reparameterized",
+        "ratio",
+        "usual: ms",
+        "doubly: ms",
+    ]
+    return markdown(header, lines)
+
+
+def _sticking_table(found: dict[str, Any]) -> str:
+    rows = [*found["rows"], {"model": "methylation, recognition network", **found["amortized"]}]
+    lines = []
+    for row in rows:
+        gain = row["sticks"]["elbo"] - row["closed"]["elbo"] if "elbo" in row["closed"] else None
+        variances = [row[kind]["variance"] for kind in ("closed", "sticks")]
+        cells = [f"{each:.2g}" for each in variances] + [f"{variances[0] / variances[1]:,.1f}"]
+        lines.append([row["model"], *cells, "" if gain is None else f"{gain:+.4f}"])
+    return markdown(["ELBO", "closed form: variance", "sticks", "ratio", "ELBO reached: gain, nats"], lines)
+
+
+PARTS = {"bound": _bound_table, "sticking": _sticking_table}
+
+
+if __name__ == "__main__":
+    app()
