@@ -177,7 +177,7 @@ def test_a_file_keeps_how_many_steps_are_a_call(tmp_path):
 def test_data_sets_and_single_batches_are_read_as_ever():
     model = network_model(3, size=43)
     model.fit(X, Y, batch_size=8, epochs=2, verbose=0)
-    stream = iter([(X[:8], Y[:8])] * 6)
+    stream = (each for each in [(X[:8], Y[:8])] * 6)
     model.fit(stream, epochs=1, steps_per_epoch=6, shuffle=False, verbose=0)
     model.train_on_batch(X[:8], Y[:8])
     assert model.step == 12 + 6 + 1
