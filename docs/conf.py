@@ -1,10 +1,13 @@
 """The site: `sphinx-build -W docs site`."""
 
 import os
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import bdl
+import bdl  # noqa: E402
 
 project = "bdl"
 author = "The bdl developers"
@@ -12,6 +15,7 @@ copyright = "2026, The bdl developers"
 version = release = bdl.__version__
 
 extensions = [
+    "house_docstrings",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -20,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_extensions"]
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_theme = "pydata_sphinx_theme"
