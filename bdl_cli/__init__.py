@@ -33,7 +33,7 @@ def main() -> None:
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"bdl {importlib.metadata.version('bdl')}")
+        typer.echo(f"bdl {importlib.metadata.version('keras-bdl')}")
         raise typer.Exit
 
 

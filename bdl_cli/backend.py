@@ -48,7 +48,7 @@ def load_backend(backend: Backend | None = None, verbose: bool = False) -> None:
     os.environ[level] = "0" if verbose else os.environ.get(level, "3")
     if backend is not None and importlib.util.find_spec(backend) is None:
         raise typer.BadParameter(
-            f"{backend} is not installed. Install it with: pip install 'bdl[{backend}]'", param_hint="--backend"
+            f"{backend} is not installed. Install it with: pip install 'keras-bdl[{backend}]'", param_hint="--backend"
         )
     if backend is not None and "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = backend

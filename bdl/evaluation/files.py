@@ -50,7 +50,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
     Args:
         path: File to read: .npz, .npy, .csv, .tsv, .csv.gz, .tsv.gz or .parquet. Arrays of a .npy file stay on disk (a
-            memory map). Tables need pandas (`pip install 'bdl[tables]'`).
+            memory map). Tables need pandas (`pip install 'keras-bdl[tables]'`).
 
     Raises:
         ValueError: if the file is missing, damaged, empty or of another kind, or what reads it is not installed.
@@ -64,7 +64,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         arrays = {".npz": _read_npz, ".npy": _read_npy}.get(suffix, read_table)(path)
     except ImportError as error:
         raise ValueError(
-            f"{path} needs {error.name} to be read. Install it with: pip install 'bdl[tables]'."
+            f"{path} needs {error.name} to be read. Install it with: pip install 'keras-bdl[tables]'."
         ) from error
     except Exception as error:  # readers raise what they like at a damaged file
         raise ValueError(f"{path} cannot be read as {suffix}: {error or type(error).__name__}") from error

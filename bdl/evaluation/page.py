@@ -219,6 +219,6 @@ def _names(evaluation: Evaluation) -> list[str] | None:
 
 def _footer() -> str:
     return (
-        f"Made by bdl {importlib.metadata.version('bdl')} with NumPy {np.__version__}, Python "
+        f"Made by bdl {importlib.metadata.version('keras-bdl')} with NumPy {np.__version__}, Python "
         f"{platform.python_version()}. Page and figures stand alone; nothing is loaded from elsewhere."
     )

@@ -260,7 +260,7 @@ class Results:
         coords: Mapping[str, Sequence[Any]] | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
     ) -> Any:
-        """The results as ArviZ takes them, with all rows' arrays in memory; needs `pip install "bdl[arviz]"`.
+        """The results as ArviZ takes them, with all rows' arrays in memory; needs `pip install "keras-bdl[arviz]"`.
 
         Args:
             x: All data; of data that do not fit into memory, some rows.

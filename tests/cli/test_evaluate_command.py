@@ -165,7 +165,7 @@ def test_names_are_never_markup_on_a_page(name: str) -> None:
 def test_the_extra_is_named_where_pandas_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     Path("a.csv").write_text("y,p\n1,0.5\n")
-    assert "pip install 'bdl[tables]'" in message(run("a.csv", *QUICK))
+    assert "pip install 'keras-bdl[tables]'" in message(run("a.csv", *QUICK))
     assert run("network.npz", *QUICK).exit_code == 0
 
 

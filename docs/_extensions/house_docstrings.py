@@ -1,0 +1,42 @@
+"""Tells Sphinx how docstrings are written in this house, before napoleon reads their sections.
+
+An example stands at the left margin under "Example:", formulas stand indented in the text, and a source may say of what
+it is ("Source of ..."): napoleon wants an indented example, and reStructuredText takes the formulas for quotations.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_HEADING = re.compile(r"^(\w[\w ]*):$")
+
+
+def rewritten(lines: list[str]) -> list[str]:
+    """The lines of a docstring, as napoleon and reStructuredText want them."""
+    result: list[str] = []
+    in_section = False
+    for number, line in enumerate(lines):
+        before = next((each for each in reversed(lines[:number]) if each.strip()), "")
+        follows_blank = number > 0 and not lines[number - 1].strip()
+        if line and not line[0].isspace():
+            in_section = bool(_HEADING.match(line)) and line.rstrip(":") not in ("Example", "Examples")
+        if line in ("Example:", "Examples:"):
+            result += [f".. rubric:: {line[:-1]}", ""]
+            continue
+        is_formula = line.startswith("    ") and follows_blank and before[:1].strip() and not before.startswith(("-", "*", ">>>"))
+        if is_formula and not in_section:
+            result += ["::", ""]
+        result.append(line)
+    return result
+
+
+def _process(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = rewritten(lines)
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Tells Sphinx."""
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-docstring", _process, priority=400)
+    return {"parallel_read_safe": True}
