@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import bdl  # noqa: E402
+import bdl
 
 project = "bdl"
 author = "The bdl developers"

@@ -49,7 +49,7 @@ ax.plot(x, y, ".", color="black", markersize=4, label="data")
 ax.set(xlabel="x", ylabel="y", ylim=(-3, 3), title="Two standard deviations")
 ax.legend(loc="upper center", ncols=2, frameon=False)
 
-inside = np.abs(np.abs(grid) - 1.3) < 0.7
-print(f"epistemic standard deviation: {doubt[inside].mean():.2f} where there are data, {doubt[~inside].mean():.2f} elsewhere")
+near = np.abs(np.abs(grid) - 1.3) < 0.7
+print(f"epistemic standard deviation: {doubt[near].mean():.2f} at the data, {doubt[~near].mean():.2f} elsewhere")
 if len(sys.argv) > 1:
     figure.savefig(sys.argv[1], dpi=110)
