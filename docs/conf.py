@@ -76,7 +76,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"/(plot_\w+|predictive_bands|diabetes_regression|custom_loop)\.py$",
     "ignore_pattern": r"(alignment_figure|word_pairs)\.py$",  # parts of word_alignment.py
-    "plot_gallery": not os.environ.get("BDL_DOCS_WITHOUT_EXAMPLES"),
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
