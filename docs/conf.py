@@ -74,7 +74,7 @@ copybutton_prompt_is_regexp = True
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"/(plot_\w+|predictive_bands|diabetes_regression|custom_loop)\.py$",
+    "filename_pattern": r"/(plot_\w+|unseen_inputs|diabetes_regression|custom_loop)\.py$",
     "ignore_pattern": r"(alignment_figure|word_pairs)\.py$",  # parts of word_alignment.py
     "download_all_examples": False,
     "show_memory": False,
