@@ -34,7 +34,6 @@ if os.environ.get("BDL_DOCS_INTERSPHINX"):  # links into other sites need a netw
         "sklearn": ("https://scikit-learn.org/stable", None),
     }
 templates_path = ["_templates"]
-html_static_path = ["_static"]
 html_theme = "pydata_sphinx_theme"
 html_title = "bdl"
 html_theme_options = {
@@ -62,7 +61,7 @@ napoleon_custom_sections = [
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
