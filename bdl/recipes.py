@@ -344,8 +344,8 @@ def recommend(
     The rules: a trained network is fine-tuned; of a network with more than ten million weights the last layer gets a
     posterior; classification takes `instead_of_ensemble`; a regression takes `fully_gaussian` below 200 examples,
     `regression` from 8,000 on unless the network predicts the scale, too, and `small_data` otherwise, as do counts.
-    `bdl.sklearn` follows the same rules. They rest on the measurements of docs/defaults.md and docs/sklearn.md, which
-    the record quotes.
+    `bdl.sklearn` follows the same rules. They rest on the measurements of docs/defaults.md and
+    docs/explain/sklearn.md, which the record quotes.
 
     Text, booleans and one-hot rows are classes, numbers with a fraction are targets of a regression. Whole numbers are
     ambiguous, and the network decides: below its number of outputs they are classes; behind one output 0 and 1 are

@@ -330,12 +330,12 @@ _OF_TARGETS: _Words = (
     "outputs for each target; with StudentT() its RMSE is not worse than the twin's.",
     "A step takes 1.5 to 2.5 times the plain network's.",
     "StudentT() where the mean's error counts, Normal() where the noise is known to be Gaussian. `fully_gaussian` for "
-    "hundreds of noisy targets, which this recipe overfits (docs/sklearn.md, diabetes). Five networks "
+    "hundreds of noisy targets, which this recipe overfits (docs/explain/sklearn.md, diabetes). Five networks "
     "(bdl.predict_distribution of a list) have a lower RMSE on all six. Above 10,000 rows it was not measured.",
 )
 _OF_FEW_TARGETS: _Words = (
     "The fitted means of `small_data` overfit fewer than 200 targets: with 60 of diabetes and of friedman1 and 16 of "
-    "linnerud this recipe's NLL is lower by .5 to 1.2 nats (docs/sklearn.md, five seeds).",
+    "linnerud this recipe's NLL is lower by .5 to 1.2 nats (docs/explain/sklearn.md, five seeds).",
     "A step takes 1.5 to 2.5 times the plain network's.",
     "A Gaussian process or a linear model (scikit-learn) is ahead of every network on some of these sets. "
     "`small_data` for smooth targets with little noise.",

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import bdl  # noqa: E402
+import bdl
 
 project = "bdl"
 author = "The bdl developers"
@@ -23,10 +23,17 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "_extensions"]
+exclude_patterns = ["_build", "_extensions", "gallery/**/*.ipynb", "gallery/*.ipynb"]
+if os.environ.get("BDL_DOCS_INTERSPHINX"):  # links into other sites need a network, so they are made on request only
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+    }
 templates_path = ["_templates"]
-html_static_path = ["_static"]
 html_theme = "pydata_sphinx_theme"
 html_title = "bdl"
 html_theme_options = {
@@ -54,10 +61,26 @@ napoleon_custom_sections = [
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # compilers and devices announce themselves there
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Every example has a page. Those named in `filename_pattern` run; the others take minutes, or need data.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/(plot_\w+|unseen_inputs|diabetes_regression|custom_loop)\.py$",
+    "ignore_pattern": r"(alignment_figure|word_pairs)\.py$",  # parts of word_alignment.py
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,
+    "image_scrapers": ("matplotlib",),
+    "remove_config_comments": True,
+}
 
 
 def _skip_what_others_wrote(app, what, name, member, skip, options):

@@ -1,4 +1,7 @@
-"""A training loop of your own on TensorFlow, JAX or Torch: `python examples/custom_loop.py`, with KERAS_BACKEND set.
+"""A training loop of your own
+===========================
+
+A training loop of your own on TensorFlow, JAX or Torch: `python examples/custom_loop.py`, with KERAS_BACKEND set.
 
 `bdl.ELBO` gives the parts of the objective on a batch: NLL, KL, ELBO and T. TensorFlow and Torch differentiate what
 happened to the network's variables. JAX differentiates a function of their values, so that `parts` gets these values:

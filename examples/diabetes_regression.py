@@ -1,6 +1,9 @@
-"""Regression with intervals on scikit-learn's diabetes data: does a 90 % interval hold 90 % of unseen patients?
+"""Regression with intervals
+=========================
 
-python examples/diabetes_regression.py
+Regression with intervals on scikit-learn's diabetes data: does a 90 % interval hold 90 % of unseen patients?
+
+    python examples/diabetes_regression.py
 """
 
 import keras

@@ -1,4 +1,7 @@
-"""Eight schools: does coaching help, and how much do schools differ? A classic hierarchy, against exact figures.
+"""Eight schools
+=============
+
+Eight schools: does coaching help, and how much do schools differ? A classic hierarchy, against exact figures.
 
     python examples/eight_schools.py --figure eight_schools.png
 

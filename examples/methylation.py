@@ -1,4 +1,7 @@
-"""How methylated are half a million loci of a genome? A latent variable for each, and a network that infers them.
+"""Half a million latent variables
+===============================
+
+How methylated are half a million loci of a genome? A latent variable for each, and a network that infers them.
 
     python examples/methylation.py --figure methylation.png      # made loci, whose truth is known
     python examples/methylation.py --data DIR                    # those of human chromosome 22 (IMR90 cells)

@@ -1,4 +1,7 @@
-"""How bright is a star, and does it flicker? Counts of photons with a background, against exact quadrature.
+"""Counts of photons
+=================
+
+How bright is a star, and does it flicker? Counts of photons with a background, against exact quadrature.
 
     python examples/star_brightness.py --figure star.png     # made counts, whose truth is known
     python examples/star_brightness.py --data DIR            # a light curve of the X-ray telescope eROSITA

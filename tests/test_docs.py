@@ -23,6 +23,30 @@ def test_links_lead_somewhere(page):
     assert missing == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_name_of_bdl_exists(page):
+    if page.name == "CHANGELOG.md":
+        return  # names what there was, too
+    missing = []
+    for name in set(re.findall(r"\bbdl((?:\.[a-zA-Z]\w*)+)", page.read_text())):
+        found = bdl
+        for part in name.strip(".").split("."):
+            found = getattr(found, part, None)
+        if found is None:
+            missing.append(f"bdl{name}")
+    assert missing == []
+
+
+GUIDES = sorted([*ROOT.glob("docs/guides/*.md"), *ROOT.glob("docs/start/*.md")])
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=[page.stem for page in GUIDES])
+def test_a_guide_is_short_and_leads_on(page):
+    text = page.read_text()
+    assert len(text.splitlines()) < 150
+    assert page.name == "index.md" or "\n## See also\n" in text
+
+
 def least_squares(story, data):
     """In the place of NUTS, which has tests of its own: the posterior under flat priors, of a known noise."""
     x = np.stack([np.ones_like(data["height"]), data["height"]], axis=1)
