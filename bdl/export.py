@@ -26,7 +26,7 @@ CLASSIFICATION_OUTPUTS = ("probabilities", "total_uncertainty", "aleatoric", "ep
 REGRESSION_OUTPUTS = ("mean", "variance", "aleatoric", "epistemic")
 
 _FORMATS = {"tensorflow": ("tf_saved_model", "onnx", "litert"), "jax": ("tf_saved_model",)}
-"""Formats that hold the noise, by backend; docs/export.md has the reasons."""
+"""Formats that hold the noise, by backend; docs/guides/serving.md has the reasons."""
 _ONNX_OPSET = 18
 """The first with operations on the bits of integers, of which the noise is made."""
 

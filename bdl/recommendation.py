@@ -1,6 +1,7 @@
 """Which recipe for which network and data: rules with the measurements that they rest on. Nothing is trained or probed.
 
-The figures are those of benchmarks/; docs/defaults.md has the tables.
+The figures are printed by research/, and those of estimators by benchmarks/sklearn_table.py. docs/explain/defaults.md
+names the script of each.
 """
 
 from __future__ import annotations
@@ -330,12 +331,12 @@ _OF_TARGETS: _Words = (
     "outputs for each target; with StudentT() its RMSE is not worse than the twin's.",
     "A step takes 1.5 to 2.5 times the plain network's.",
     "StudentT() where the mean's error counts, Normal() where the noise is known to be Gaussian. `fully_gaussian` for "
-    "hundreds of noisy targets, which this recipe overfits (docs/sklearn.md, diabetes). Five networks "
+    "hundreds of noisy targets, which this recipe overfits (docs/explain/sklearn.md, diabetes). Five networks "
     "(bdl.predict_distribution of a list) have a lower RMSE on all six. Above 10,000 rows it was not measured.",
 )
 _OF_FEW_TARGETS: _Words = (
     "The fitted means of `small_data` overfit fewer than 200 targets: with 60 of diabetes and of friedman1 and 16 of "
-    "linnerud this recipe's NLL is lower by .5 to 1.2 nats (docs/sklearn.md, five seeds).",
+    "linnerud this recipe's NLL is lower by .5 to 1.2 nats (docs/explain/sklearn.md, five seeds).",
     "A step takes 1.5 to 2.5 times the plain network's.",
     "A Gaussian process or a linear model (scikit-learn) is ahead of every network on some of these sets. "
     "`small_data` for smooth targets with little noise.",
@@ -343,7 +344,7 @@ _OF_FEW_TARGETS: _Words = (
 _OF_MANY_TARGETS: _Words = (
     "With Normal() its NLL is below that of the layers' defaults on three of four large sets: 11,934 rows with hardly "
     "any noise (-.84), 8,192 smooth ones (-.04), 9,568 of a power plant (-.005); with much noise (45,730 rows) it is "
-    ".019 behind. `small_data` is behind it on all four, by .93, .014, .006 and .020 (docs/defaults.md).",
+    ".019 behind. `small_data` is behind it on all four, by .93, .014, .006 and .020 (research/defaults.md).",
     "A step takes 1.5 to 2.5 times the plain network's.",
     "`compile('adam')` and the layers' defaults where the noise is as large as what there is to learn. `small_data` "
     "where the network predicts the scale as well, which this recipe overfits.",

@@ -7,7 +7,7 @@ example and target) and RMSE are of targets in standard deviations of the traini
 prediction, compilation included, as the ratio of bdl's to the peer's in each case (median, least and greatest).
 
     python benchmarks/sklearn_table.py run              # ten minutes of CPU time, resumable
-    python benchmarks/sklearn_table.py report --write   # the tables go into docs/sklearn.md
+    python benchmarks/sklearn_table.py report --write   # the tables go into docs/explain/sklearn.md
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 app = typer.Typer(add_completion=False)
 HERE = Path(__file__).parent
 RUN = HERE / "runs" / "sklearn_table.jsonl"
-PAGE = HERE.parent / "docs" / "sklearn.md"
+PAGE = HERE.parent / "docs" / "explain" / "sklearn.md"
 SEEDS = 5
 SLOW_CLASSES = 1_000
 """Examples from which the Gaussian process classifier, which needs their cube in time, takes no part."""

@@ -1,4 +1,4 @@
-"""A real picture of each verdict for docs/diagnostics.md: one run of the zoo's calibration half each.
+"""A real picture of each verdict for docs/explain/diagnostics.md: one run of the zoo's calibration half each.
 
 python benchmarks/verdict_gallery.py                 # writes docs/images/verdicts/*.png, two minutes
 """

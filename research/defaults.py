@@ -9,6 +9,7 @@ The rule: candidates whose mean accuracy on each task of digits is within 0.5 po
 ordered by the mean rank of their validation NLL over all tasks, digits and regression weighing the same. Those whose
 rank is within one standard error of the best one's (over tasks and seeds, paired) count as equal to it, and of these
 the choice is free: the docs say what was chosen and why.
+UCI's data come from the folder of `--data`, and `benchmarks/data.py` names their sources.
 `vary` then changes one thing at a time: initial scale, warm-up, depth, width, activation, size of the data.
 
     python -m research.defaults search --data DIR        # resumable, on two processes

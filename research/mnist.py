@@ -5,6 +5,7 @@
 on TREC; with `--left-out` all again without one class. Every contestant has the same epochs and batches (`contest.py`).
 `report` prints accuracy, NLL (nats per example), Brier score, ECE (15 bins), AUROC against unseen inputs, NLL and ECE
 under shift by severity; ± is the standard error over seeds. What it costs is in `recipe_cost.py`.
+Digits are scikit-learn's; the others come from the folder of `--data`, and `benchmarks/data.py` names the sources.
 
     python -m research.mnist run --data DIR              # resumable, on two processes
     python -m research.mnist report --write              # tables and figure into research/defaults.md

@@ -8,7 +8,8 @@ each standardised, for two hidden layers of 64 units. Where empty pixels are wor
 Every contestant has the same network, epochs and batches, the twin and MC dropout Adam at 1e-3. `report` prints
 accuracy, NLL and Brier score of test data with the difference to the twin, paired over seeds (which split the data and
 begin the networks), and AUROC of epistemic uncertainty (of the twin total) against noise and, of images, their quarter
-turn. Choices are made with `--split validation`, a fifth of the training data.
+turn. Choices are made with `--split validation`, a fifth of the training data. Fashion-MNIST and
+power come from the folder of `--data`, and `benchmarks/data.py` names their sources.
 
     python -m research.photographs run --data DIR        # resumable, on two processes
     python -m research.photographs report --write        # the table goes into research/defaults.md

@@ -5,7 +5,8 @@ and two networks of the recipe on the rest, with the budget of `contest.py`; all
 on the test set. A gap that only the test set shows would be the test set's; a gap that two networks close, three fewer
 than five, is due to the one mode that a posterior around one network has. Printed are accuracy, NLL (nats per
 example), Brier score and AUROC of epistemic uncertainty against the other of the two sets, ± the standard error over
-splits, and the differences to the five, paired. The test set has no part in any choice.
+splits, and the differences to the five, paired. The test set has no part in any choice. Data come from the folder of
+`--data`, and `benchmarks/data.py` names their sources.
 
     python -m research.recipe_modes run --data DIR     # 40 minutes, resumable, on two processes
     python -m research.recipe_modes report --write     # the table goes into research/defaults.md

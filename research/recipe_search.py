@@ -12,6 +12,7 @@ The recipe is the one that these changes were tried on, with input factors `N(1,
 `N(1, 3^2)` now: they trade detection against robustness. It has AUROC against noise, turned images and the partner of
 MNIST and Fashion-MNIST (each other), and the NLL of images that are noisy, blurred or of low contrast, mean of the
 three at severity 3 (`shifts.py`). Five twins stand beside them, where `mnist.py` has trained them.
+Digits are scikit-learn's; the others come from the folder of `--data`, and `benchmarks/data.py` names the sources.
 
     python -m research.mnist run --data DIR --split validation --contestants twin --sets mnist,fashion
     python -m research.mnist run --split validation --contestants twin --sets digits --seeds 5

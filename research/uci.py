@@ -5,7 +5,8 @@ Contestants, all with the same epochs (400, of power 40) and batches of 32: the 
 and `twin_averaged`, a twin with that of `small_data`. Likelihoods: Normal with a learned scale, Normal with a predicted
 one (heteroscedastic), Student's t with either. NLL is per example in the targets' own unit, in nats, RMSE in
 that unit; ± is the standard error over splits. The difference to the MC-dropout authors' own results is paired over
-the same splits. Test data are used once, for the table.
+the same splits. Test data are used once, for the table. Data and splits come from the
+folder of `--data`, and `benchmarks/data.py` names their sources.
 
     python -m research.uci run --data DIR        # resumable, on two processes
     python -m research.uci report --data DIR     # prints the tables; --write puts them into research/defaults.md

@@ -79,7 +79,7 @@ def bootstrap_interval(
 
     Do not ask it for the interval of a plain expected calibration error: chance makes that error too large, resampled
     data add the same once more, and the interval lies above the truth, almost surely for a calibrated model
-    (docs/calibration). `reliability_bins(...).debiased_interval()` has one that covers.
+    (docs/explain/calibration.md). `reliability_bins(...).debiased_interval()` has one that covers.
 
     Args:
         metric: A function of arrays, from `bdl.calibration` or your own.

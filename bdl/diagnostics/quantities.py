@@ -4,7 +4,7 @@ Everything here can be written to JSON and read back, so that a verdict needs ne
 that layers of any library, dropout and local latent variables reach the rules by the same road. A quantity that was
 not measured is None; no rule fires on None.
 
-The numbers Q1 to Q22 are those of docs/diagnostics.
+The numbers Q1 to Q22 are those of docs/explain/diagnostics.md.
 """
 
 from __future__ import annotations

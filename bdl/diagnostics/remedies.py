@@ -3,7 +3,7 @@
 A remedy that needs nothing of the user's code is applied by `remedy.apply(model)`, which returns a new model,
 compiled and untrained, of the same architecture; the model that was diagnosed is not touched. What it returns is what
 its `code` says and nothing besides. The order in which a verdict lists its remedies was set on the calibration half of
-`benchmarks/zoo.py`; docs/diagnostics.md has the table, and names what was tried and left out.
+`benchmarks/zoo.py`; docs/explain/diagnostics.md has the table, and names what was tried and left out.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ FAST_SCALES = Remedy(
     "scales that move as fast as means",
     "Adam moves a stored parameter by its rate a step, whatever the gradient: stored as log(scale) / 10, a scale "
     "arrives.",
-    "docs/defaults.md",
+    "docs/explain/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
     partial(rebuilt, posterior=MeanFieldNormal(speed=10.0)),
 )
@@ -118,7 +118,7 @@ NARROW_FACTORS = Remedy(
     "carries something, broad ones do not become so, and the network reads noise. The prior of InputFactors() is "
     "narrow on such entries and broad on empty ones; without broad factors, inputs that the data never used do not "
     "make the network unsure. apply() returns the recipe without input factors.",
-    "Dusenberry et al. 2020, arXiv 2005.07186; docs/diagnostics.md",
+    "Dusenberry et al. 2020, arXiv 2005.07186; docs/explain/diagnostics.md",
     "bdl.recipes.instead_of_ensemble(network, likelihood, input_prior=None); in your own layers "
     "bdl.layers.InputFactors() with its own prior, bdl.priors.InputNormal(), "
     "bdl.layers.DenseRank1(..., input_factor_prior=...)",

@@ -1,7 +1,7 @@
 """Every threshold of the verdicts, in one table, with what it was set by.
 
 Values marked "zoo" were set on the calibration half of `benchmarks/zoo.py` and scored on the other;
-docs/diagnostics.md has both. The rest follow from definitions.
+docs/explain/diagnostics.md has both. The rest follow from definitions.
 """
 
 from __future__ import annotations
