@@ -21,7 +21,7 @@ import typer
 
 from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
 from research.contest import digits
-from research.record import RUNS, Output, Run, Write, publish
+from research.record import RUNS, Output, Run, Write, publish, subtract
 from research.shifts import quarter_turn, uniform_noise
 
 app = typer.Typer(add_completion=False)
@@ -32,7 +32,7 @@ CONTESTANTS = (*LAYERS, *RECIPES)
 EPOCHS = 100
 BATCH_SIZE = 64
 NUM_SAMPLES = 64
-FIGURES = ("accuracy", "nll", "elbo", "auroc_noise", "auroc_rotated", "stuck")
+FIGURES = ("accuracy", "nll", "accuracy - twin", "nll - twin", "elbo", "auroc_noise", "auroc_rotated", "stuck")
 
 
 @dataclass(frozen=True)
@@ -152,22 +152,16 @@ def run(
 def report(run: Run = RUN, write: Write = False) -> None:
     """Prints means over seeds with standard errors, and the paired differences to the twin."""
     rows = rows_of_run(run)
-    twins = {(row["width"], row["activation"], row["seed"]): row for row in rows if row["contestant"] == "twin"}
-    for row in rows:
-        twin = twins.get((row["width"], row["activation"], row["seed"]))
-        if twin is not None and row is not twin:
-            row["gap"] = row["accuracy"] - twin["accuracy"]
-            row["nll_gap"] = row["nll"] - twin["nll"]
-    columns = (*FIGURES[:2], "gap", "nll_gap", *FIGURES[2:])
+    subtract(rows, "twin", ["width", "activation", "seed"], ["accuracy", "nll"])
     by = ["activation", "width", "contestant"]
     rows.sort(key=lambda row: (row["activation"], row["width"], CONTESTANTS.index(row["contestant"])))
     lines = [
-        [activation, str(width), contestant, str(len(group)), *(cell(group, column, 3) for column in columns)]
+        [activation, str(width), contestant, str(len(group)), *(cell(group, figure, 3) for figure in FIGURES)]
         for (activation, width, contestant), group in grouped(rows, by).items()
     ]
     names = ["accuracy", "NLL", "accuracy - twin", "NLL - twin", "ELBO", "AUROC noise", "AUROC rotated", "stuck"]
     text = markdown(["activation", "h", "layers", "seeds", *names], lines)
-    publish("digits", text, rows, by, columns, write)
+    publish("digits", text, rows, by, FIGURES, write)
 
 
 if __name__ == "__main__":

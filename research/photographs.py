@@ -30,7 +30,7 @@ from benchmarks.data import fashion_mnist, folder_of, hold_out, standardised, uc
 from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
 from research import contest, shifts
 from research.networks import mlp, small_cnn
-from research.record import NO_DATA, RUNS, DataFolder, Output, Run, Workers, Write, publish
+from research.record import NO_DATA, RUNS, DataFolder, Output, Run, Workers, Write, publish, subtract
 
 app = typer.Typer(add_completion=False)
 RUN = RUNS / "photographs.jsonl"
@@ -211,25 +211,13 @@ def report(
     write: Write = False,
 ) -> None:
     """Prints the table."""
-    rows = beside_twins([row for row in rows_of_run(run) if row["split"] == split])
+    rows = [row for row in rows_of_run(run) if row["split"] == split]
+    subtract(rows, "twin", ["data", "seed"], DIFFERENCES)
+    for row in rows:
+        kind = "total" if row["contestant"] == "twin" else "epistemic"
+        row |= {f"auroc_{unseen}": row.get(f"auroc_{unseen}/{kind}") for unseen in ("noise", "rotated")}
     figures = (*FIGURES, *(f"{figure} - twin" for figure in DIFFERENCES), "auroc_noise", "auroc_rotated")
     publish("photographs", table_of(rows), rows, ["data", "contestant"], figures, write)
-
-
-def beside_twins(rows: list[Row]) -> list[Row]:
-    """Rows that have a twin of the same seed, with their differences to it and one AUROC for each unseen set."""
-    twins = {(row["data"], row["seed"]): row for row in rows if row["contestant"] == "twin"}
-    found = []
-    for row in rows:
-        twin = twins.get((row["data"], row["seed"]))
-        if twin is None:
-            continue
-        kind = "total" if row is twin else "epistemic"
-        more = {f"auroc_{unseen}": row.get(f"auroc_{unseen}/{kind}") for unseen in ("noise", "rotated")}
-        if row is not twin:
-            more |= {f"{figure} - twin": row[figure] - twin[figure] for figure in DIFFERENCES}
-        found.append({**row, **more})
-    return found
 
 
 def table_of(rows: list[Row]) -> str:

@@ -47,6 +47,22 @@ def publish(
         write_summary(csv_of(section), rows, by, figures)
 
 
+def subtract(rows: list[Row], contestant: str, by: Sequence[str], figures: Sequence[str]) -> None:
+    """Adds to each row what its figures are less those of a contestant, as `nll - twin`, paired.
+
+    Args:
+        rows: Of all contestants; changed in place.
+        contestant: Whose figures are subtracted. Its own rows have no difference, as those that have no partner.
+        by: Columns that two rows of a pair have in common.
+        figures: Columns to subtract.
+    """
+    others = {tuple(row[name] for name in by): row for row in rows if row["contestant"] == contestant}
+    for row in rows:
+        other = others.get(tuple(row[name] for name in by))
+        if other is not None and other is not row:
+            row |= {f"{figure} - {contestant}": row[figure] - other[figure] for figure in figures}
+
+
 def csv_of(section: str) -> Path:
     """The CSV of a section."""
     return RESULTS / f"{section.replace('-', '_')}.csv"

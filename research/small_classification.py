@@ -21,12 +21,12 @@ import typer
 
 from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
 from research.networks import mlp
-from research.record import RUNS, Output, Run, Workers, Write, publish
+from research.record import RUNS, Output, Run, Workers, Write, publish, subtract
 
 app = typer.Typer(add_completion=False)
 RUN = RUNS / "small_classification.jsonl"
 BY = ("data", "size", "contestant")
-FIGURES = {"nll": "", "nll_gap": "+", "accuracy": "", "gap": "+"}  # with the sign of differences
+FIGURES = {"nll": "", "nll - twin": "+", "accuracy": "", "accuracy - twin": "+"}  # with the sign of differences
 SETS = ("iris", "wine", "breast_cancer", "digits")
 SIZES = (60, 100, 200)
 RECIPES = ("small_data", "instead_of_ensemble", "last_layer")
@@ -121,21 +121,10 @@ def run(
 @app.command()
 def report(run: Run = RUN, write: Write = False) -> None:
     """Prints the table."""
-    rows = beside_twins(rows_of_run(run))
+    rows = rows_of_run(run)
+    subtract(rows, "twin", ["data", "size", "seed"], ["nll", "accuracy"])
+    rows.sort(key=lambda row: (SETS.index(row["data"]), row["size"], CONTESTANTS.index(row["contestant"])))
     publish("small-classification", table(rows), rows, BY, tuple(FIGURES), write)
-
-
-def beside_twins(rows: list[Row]) -> list[Row]:
-    """Rows in the table's order, with their differences to the twin of the same split."""
-    twins = {(row["data"], row["size"], row["seed"]): row for row in rows if row["contestant"] == "twin"}
-    for row in rows:
-        twin = twins.get((row["data"], row["size"], row["seed"]))
-        if twin is not None and row is not twin:
-            row["nll_gap"] = row["nll"] - twin["nll"]
-            row["gap"] = row["accuracy"] - twin["accuracy"]
-    return sorted(
-        rows, key=lambda row: (SETS.index(row["data"]), row["size"], CONTESTANTS.index(row["contestant"]), row["seed"])
-    )
 
 
 def table(rows: list[Row]) -> str:

@@ -29,11 +29,11 @@ import typer
 
 from benchmarks.data import folder_of, standardised, uci_split
 from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
-from research.record import NO_DATA, RUNS, DataFolder, Output, Run, Workers, Write, publish
+from research.record import NO_DATA, RUNS, DataFolder, Output, Run, Workers, Write, publish, subtract
 
 app = typer.Typer(add_completion=False)
 RUN = RUNS / "smooth_regression.jsonl"
-FIGURES = ("nll", "gain", "rmse", "coverage", "noise")
+FIGURES = ("nll", "nll - default", "rmse", "coverage", "noise")
 NUM_SAMPLES = 128
 SETS = ("arm", "plant", "rough", "power")
 CONTESTANTS = (
@@ -176,24 +176,17 @@ def rough(generator: np.random.Generator) -> Arrays:
 @app.command()
 def report(run: Run = RUN, write: Write = False) -> None:
     """Prints the table of what is there."""
-    rows = beside_default(rows_of_run(run))
+    rows = rows_of_run(run)
+    subtract(rows, "default", ["data", "seed"], ["nll"])
+    rows.sort(key=lambda row: (SETS.index(row["data"]), CONTESTANTS.index(row["contestant"])))
     publish("smooth-regression", table(rows), rows, ["data", "contestant"], FIGURES, write)
-
-
-def beside_default(rows: list[Row]) -> list[Row]:
-    """Rows in the table's order, with the difference of their NLL to that of `default`, paired by seed."""
-    usual = {(row["data"], row["seed"]): row["nll"] for row in rows if row["contestant"] == "default"}
-    for row in rows:
-        before = usual.get((row["data"], row["seed"]))
-        row["gain"] = None if before is None or row["contestant"] == "default" else row["nll"] - before
-    return sorted(rows, key=lambda row: (SETS.index(row["data"]), CONTESTANTS.index(row["contestant"])))
 
 
 def table(rows: list[Row]) -> str:
     """A line for each set and contestant."""
     lines = []
     for (name, contestant), group in grouped(rows, ["data", "contestant"]).items():
-        figures = [cell(group, "nll", 3), cell(group, "gain", 3, "+"), cell(group, "rmse", 4)]
+        figures = [cell(group, "nll", 3), cell(group, "nll - default", 3, "+"), cell(group, "rmse", 4)]
         figures += [cell(group, "coverage", 3), cell(group, "noise", 4)]
         lines.append([name, contestant, str(len(group)), *figures])
     header = ["data", "contestant", "seeds", "NLL", "NLL - default", "RMSE", "coverage of 90 %", "noise scale"]
