@@ -2,8 +2,8 @@
 
 A recipe takes a built Keras network that ends in raw outputs (logits) and returns a compiled `VariationalModel` around
 the same network; `fit` it. A network that visibly ends in softmax or sigmoid will do: `Categorical()` and `Bernoulli()`
-follow it. All end at T = 1. Figures are those of benchmarks/ (docs/defaults.md has the tables and says
-how to repeat them); NLL is per example, in nats.
+follow it. All end at T = 1. Figures are printed by the scripts of research/, which
+docs/explain/defaults.md names; NLL is per example, in nats.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bdl.recommendation import Recommendation, advise
 from bdl.schedules import DecayOverFit
 from bdl.training.averaging import AveragingAdam
 
-# Wide enough to notice unseen inputs, and no wider: 10 takes a little noise for one (docs/defaults.md).
+# Wide enough to notice unseen inputs, and no wider: 10 takes a little noise for one (research/defaults.md).
 _INPUT_PRIOR = InputNormal(widest=3.0)
 
 # Scales that grow no faster than weights do: at the default speed of 10 they reach their prior in the hundred steps in
-# which a network on photographs has learned nothing yet, and then drown what it would learn (docs/defaults.md).
+# which a network on photographs has learned nothing yet, and then drown what it would learn (research/defaults.md).
 _KERNEL_SPEED = 1.0
 
 
@@ -89,7 +89,7 @@ def regression(
     the default layers with Adam at 1e-3, in nats: 11,934 examples of 16 inputs, nearly without noise, -.84 ± .24; 8,192
     of 8 inputs with noise of .22 standard deviations -.039 ± .015; a power plant's 9,568 -.005 ± .002; 45,730 of
     9 inputs, noise of .5, +.019 ± .007 (five seeds each). On small data, on noisy data and with a predicted scale it
-    overfits where the default does not (docs/defaults.md).
+    overfits where the default does not (research/defaults.md).
 
     Args:
         network: Built Keras model that ends in raw outputs. Its weights are the means at the start, and are trained.
@@ -344,7 +344,7 @@ def recommend(
     The rules: a trained network is fine-tuned; of a network with more than ten million weights the last layer gets a
     posterior; classification takes `instead_of_ensemble`; a regression takes `fully_gaussian` below 200 examples,
     `regression` from 8,000 on unless the network predicts the scale, too, and `small_data` otherwise, as do counts.
-    `bdl.sklearn` follows the same rules. They rest on the measurements of docs/defaults.md and
+    `bdl.sklearn` follows the same rules. They rest on the measurements of docs/explain/defaults.md and
     docs/explain/sklearn.md, which the record quotes.
 
     Text, booleans and one-hot rows are classes, numbers with a fraction are targets of a regression. Whole numbers are

@@ -1,6 +1,7 @@
 """Which recipe for which network and data: rules with the measurements that they rest on. Nothing is trained or probed.
 
-The figures are those of benchmarks/; docs/defaults.md has the tables.
+The figures are printed by research/, and those of estimators by benchmarks/sklearn_table.py. docs/explain/defaults.md
+names the script of each.
 """
 
 from __future__ import annotations
@@ -343,7 +344,7 @@ _OF_FEW_TARGETS: _Words = (
 _OF_MANY_TARGETS: _Words = (
     "With Normal() its NLL is below that of the layers' defaults on three of four large sets: 11,934 rows with hardly "
     "any noise (-.84), 8,192 smooth ones (-.04), 9,568 of a power plant (-.005); with much noise (45,730 rows) it is "
-    ".019 behind. `small_data` is behind it on all four, by .93, .014, .006 and .020 (docs/defaults.md).",
+    ".019 behind. `small_data` is behind it on all four, by .93, .014, .006 and .020 (research/defaults.md).",
     "A step takes 1.5 to 2.5 times the plain network's.",
     "`compile('adam')` and the layers' defaults where the noise is as large as what there is to learn. `small_data` "
     "where the network predicts the scale as well, which this recipe overfits.",

@@ -5,6 +5,7 @@ A case is a frozen dataclass of plain values; it is its own key. A line that an 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
@@ -77,6 +78,14 @@ def read(results: Path) -> list[Row]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
+def rows_of_run(run: Path) -> list[Row]:
+    """Rows of a file that `run_all` made; stops where there are none, so that no table becomes an empty one."""
+    rows = read(run)
+    if not rows:
+        raise SystemExit(f"{run} holds no rows. The command `run` makes it.")
+    return rows
+
+
 def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
     """Rows by their values of some columns, in order of appearance."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
@@ -94,7 +103,7 @@ def mean_and_error(rows: Sequence[Row], name: str) -> tuple[float, float]:
 
 def cell(rows: Sequence[Row], name: str, digits: int = 4, sign: str = "") -> str:
     """`mean ± standard error` of a column, for a table; empty where no row has it. `sign="+"` is for differences."""
-    having = [row for row in rows if row.get(name) is not None]
+    having = _having(rows, name)
     if not having:
         return ""
     mean, error = mean_and_error(having, name)
@@ -107,6 +116,28 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """A table as a file; numbers that are not whole have five significant digits, and what is not a number is empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    with draft.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [header, *([_written(value) for value in line] for line in lines)]
+        )
+    draft.replace(path)
+
+
+def write_summary(path: Path, rows: Iterable[Row], by: Sequence[str], figures: Sequence[str]) -> None:
+    """A line of CSV for each group of rows and each figure that it has: mean, standard error and number of seeds."""
+    lines = [
+        (*key, figure, *mean_and_error(having, figure), len(having))
+        for key, group in grouped(rows, by).items()
+        for figure in figures
+        if (having := _having(group, figure))
+    ]
+    write_csv(path, (*by, "figure", "mean", "error", "seeds"), lines)
+
+
 def replace_section(page: Path, name: str, text: str) -> None:
     """Puts text between the comments `<!-- name -->` and `<!-- /name -->` of a page."""
     before, start, rest = page.read_text().partition(f"<!-- {name} -->\n")
@@ -116,6 +147,14 @@ def replace_section(page: Path, name: str, text: str) -> None:
     draft = page.with_suffix(".tmp")
     draft.write_text(f"{before}{start}{text}\n{end}{after}")
     draft.replace(page)
+
+
+def _having(rows: Iterable[Row], name: str) -> list[Row]:
+    return [row for row in rows if row.get(name) is not None]
+
+
+def _written(value: Any) -> str:
+    return ("" if np.isnan(value) else f"{value:.5g}") if isinstance(value, float) else str(value)
 
 
 def _hashable(value: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from runs import Row, cell, grouped, markdown, read, replace_section, run_all
+from runs import Row, cell, grouped, markdown, replace_section, rows_of_run, run_all, write_summary
 from scipy import stats
 from sklearn import datasets
 from sklearn.base import BaseEstimator
@@ -36,7 +36,7 @@ from sklearn.preprocessing import StandardScaler
 
 app = typer.Typer(add_completion=False)
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "sklearn_table.jsonl"
+RUN = HERE / "runs" / "sklearn_table.jsonl"
 PAGE = HERE.parent / "docs" / "explain" / "sklearn.md"
 SEEDS = 5
 SLOW_CLASSES = 1_000
@@ -83,10 +83,10 @@ class Gaussian:
 
 
 @app.command()
-def run(results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS, workers: int = 1) -> None:
+def run(output: Annotated[Path, typer.Option(help="File of JSON lines.")] = RUN, workers: int = 1) -> None:
     """Trains what is not there yet."""
     cases = [Case(data, seed) for seed in range(SEEDS) for data in (*CLASSES, *TARGETS)]
-    run_all(train, cases, results, workers)
+    run_all(train, cases, output, workers)
 
 
 def train(case: Case) -> Row:
@@ -187,26 +187,53 @@ def predict(name: str, estimator: BaseEstimator, x: np.ndarray, x_test: np.ndarr
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the tables into docs.")] = False,
+    run: Annotated[Path, typer.Argument(help="File of JSON lines that `run` made.")] = RUN,
+    write: Annotated[bool, typer.Option(help="Put the tables into docs, and into benchmarks/results.")] = False,
 ) -> None:
     """Prints the tables."""
-    rows = read(results)
+    rows = rows_of_run(run)
     for section, names, figures in (
         ("classes", tuple(CLASSES), ("accuracy", "nll")),
         ("targets", TARGETS, ("rmse", "nll", "coverage")),
     ):
-        text = table([row for row in rows if row["data"] in names], figures)
+        own = [row for row in rows if row["data"] in names]
+        text = table(own, figures)
         print(text, end="\n\n")
         if write:
             replace_section(PAGE, f"sklearn-{section}", text)
+            compared = (*figures, *(f"{figure} - bdl" for figure in figures), "seconds")
+            file = HERE / "results" / f"sklearn_{section}.csv"
+            write_summary(file, by_estimator(own, figures), ["data", "estimator"], compared)
+
+
+def names_of(row: Row) -> list[str]:
+    """The estimators of a row."""
+    return [key.removesuffix("/nll") for key in row if key.endswith("/nll")]
+
+
+def by_estimator(rows: Sequence[Row], figures: Sequence[str]) -> list[Row]:
+    """A row for each case and estimator, with the paired differences to bdl."""
+    return [
+        {
+            "data": row["data"],
+            "estimator": name,
+            **{figure: row[f"{name}/{figure}"] for figure in (*figures, "seconds")},
+            **(
+                {f"{figure} - bdl": row[f"{name}/{figure}"] - row[f"bdl/{figure}"] for figure in figures}
+                if name != "bdl"
+                else {}
+            ),
+        }
+        for row in rows
+        for name in names_of(row)
+    ]
 
 
 def table(rows: Sequence[Row], figures: Sequence[str]) -> str:
     """A line for each data set and estimator."""
     lines = []
     for (data,), group in grouped(rows, ["data"]).items():
-        for name in (key.removesuffix("/nll") for key in group[0] if key.endswith("/nll")):
+        for name in names_of(group[0]):
             lines.append([data, name, *(against_bdl(group, name, figure) for figure in figures), time_of(group, name)])
     return markdown(["data", "estimator", *figures, "bdl's time / its time"], lines)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import bdl
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 OF_TENSORFLOW = ("tensorflow", "tensorflow-probability", "tf-keras")
 
 
@@ -35,6 +36,14 @@ def test_the_version_is_that_of_the_package_everywhere():
     assert "version" in PROJECT["dynamic"]
     assert f"version: {bdl.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {bdl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_searches_are_in_no_distribution_and_no_test_needs_them():
+    targets = SETTINGS["tool"]["hatch"]["build"]["targets"]
+    assert "research" not in targets["wheel"]["packages"] + targets["sdist"]["include"]
+    assert "research" not in SETTINGS["tool"]["pytest"]["ini_options"]["pythonpath"]
+    files = [path for folder in ("bdl", "bdl_cli", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")]
+    assert not [path for path in files if re.search(r"^\s*(from|import) research\b", path.read_text(), re.MULTILINE)]
 
 
 def test_what_an_error_or_a_page_asks_to_install_exists():

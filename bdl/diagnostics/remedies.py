@@ -79,7 +79,7 @@ FAST_SCALES = Remedy(
     "scales that move as fast as means",
     "Adam moves a stored parameter by its rate a step, whatever the gradient: stored as log(scale) / 10, a scale "
     "arrives.",
-    "docs/defaults.md",
+    "docs/explain/defaults.md",
     "kernel_posterior=bdl.posteriors.MeanFieldNormal(speed=10.0), with Adam at 1e-3",
     partial(rebuilt, posterior=MeanFieldNormal(speed=10.0)),
 )

@@ -29,7 +29,7 @@ from bdl.random import Tensor
 from bdl.uncounted import note_reading, warn_if_uncounted
 
 DEFAULT_PRIOR = TiedMean(WidthNormal(), mean_prior=Normal(0.0, 3.0))
-"""Gaussian around fitted means: variational EM. docs/defaults.md has the search that it comes from."""
+"""Gaussian around fitted means: variational EM. docs/explain/defaults.md says why."""
 
 DEFAULT_POSTERIOR = MeanFieldNormal()
 

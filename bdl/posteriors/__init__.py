@@ -9,7 +9,7 @@ each call. So one object can serve many layers.
 Scales are `exp(speed * rho)`. An optimizer with normalised steps, such as Adam, moves `rho` by about its learning
 rate a step whatever the gradient; with `speed = 1` a scale then changes by 0.1 % a step at rate 1e-3 and is still near
 its start after 2,000 steps. With the default speed of 10 it arrives with the means. Rate and speed multiply: above a
-rate of 3e-3 lower the speed in proportion, or the scales overshoot (docs/defaults.md has a run that did).
+rate of 3e-3 lower the speed in proportion, or the scales overshoot (research/defaults.md has a run that did).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class WidthNormal(_FixedGaussian):
     Raises:
         ValueError: if an argument is not positive and finite.
 
-    Source: an experiment, docs/defaults.md; at a fixed spread it is `FanInNormal`.
+    Source: an experiment, research/defaults.py; at a fixed spread it is `FanInNormal`.
 
     Example:
     >>> WidthNormal().parameters(np.zeros((100, 2)), np.ones((100, 2)), input_axes=(0,))

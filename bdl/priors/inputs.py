@@ -41,8 +41,8 @@ class InputNormal(Prior):
     Raises:
         ValueError: if an argument is not positive and finite, or another layer is to have this prior.
 
-    Sources: an experiment, docs/defaults.md. Updating of mean and variance: Chan, Golub & LeVeque 1983, "Algorithms for
-    computing the sample variance".
+    Sources: an experiment, research/photographs.py. Updating of mean and variance: Chan, Golub & LeVeque 1983,
+    "Algorithms for computing the sample variance".
 
     Example:
     >>> layer = bdl.layers.InputFactors(prior=InputNormal(typical=0.1, widest=3.0))

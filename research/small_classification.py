@@ -5,8 +5,8 @@ scores on all other examples; inputs are standardised by the training part (digi
 layer of 50 relu units, batches of 32, 1,000 steps for each contestant, 64 prediction samples. Printed are NLL (nats per
 example) and accuracy, ± the standard error over splits, and the differences to the twin, paired over splits.
 
-    python benchmarks/small_classification.py run               # resumable, on two processes
-    python benchmarks/small_classification.py report --write    # the table, into docs/defaults.md
+    python -m research.small_classification run               # resumable, on two processes
+    python -m research.small_classification report --write    # the table, into research/defaults.md
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from networks import mlp
-from runs import Row, cell, grouped, markdown, read, replace_section, run_all
+
+from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
+from research.networks import mlp
+from research.record import RUNS, Output, Run, Workers, Write, publish, subtract
 
 app = typer.Typer(add_completion=False)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "small_classification.jsonl"
-PAGE = HERE.parent / "docs" / "defaults.md"
+RUN = RUNS / "small_classification.jsonl"
+BY = ("data", "size", "contestant")
+FIGURES = {"nll": "", "nll - twin": "+", "accuracy": "", "accuracy - twin": "+"}  # with the sign of differences
 SETS = ("iris", "wine", "breast_cancer", "digits")
 SIZES = (60, 100, 200)
 RECIPES = ("small_data", "instead_of_ensemble", "last_layer")
@@ -110,40 +111,27 @@ def train(case: Case) -> Row:
 @app.command()
 def run(
     seeds: Annotated[int, typer.Option(help="Number of splits, from 0.")] = 5,
-    workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    workers: Workers = 2,
+    output: Output = RUN,
 ) -> None:
     """Trains what is not there yet."""
-    run_all(train, cases(seeds), results, workers)
+    run_all(train, cases(seeds), output, workers)
 
 
 @app.command()
-def report(
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the table into docs/defaults.md.")] = False,
-) -> None:
+def report(run: Run = RUN, write: Write = False) -> None:
     """Prints the table."""
-    text = table(read(results))
-    print(text)
-    if write:
-        replace_section(PAGE, "small-classification", text)
+    rows = rows_of_run(run)
+    subtract(rows, "twin", ["data", "size", "seed"], ["nll", "accuracy"])
+    rows.sort(key=lambda row: (SETS.index(row["data"]), row["size"], CONTESTANTS.index(row["contestant"])))
+    publish("small-classification", table(rows), rows, BY, tuple(FIGURES), write)
 
 
 def table(rows: list[Row]) -> str:
     """A line for each data set, size and contestant."""
-    twins = {(row["data"], row["size"], row["seed"]): row for row in rows if row["contestant"] == "twin"}
-    for row in rows:
-        twin = twins.get((row["data"], row["size"], row["seed"]))
-        if twin is not None and row is not twin:
-            row["nll_gap"] = row["nll"] - twin["nll"]
-            row["gap"] = row["accuracy"] - twin["accuracy"]
-    rows = sorted(
-        rows, key=lambda row: (SETS.index(row["data"]), row["size"], CONTESTANTS.index(row["contestant"]), row["seed"])
-    )
     lines = [
-        [data, str(size), contestant, str(len(group))]
-        + [cell(group, name, 3, sign) for name, sign in (("nll", ""), ("nll_gap", "+"), ("accuracy", ""), ("gap", "+"))]
-        for (data, size, contestant), group in grouped(rows, ["data", "size", "contestant"]).items()
+        [data, str(size), contestant, str(len(group))] + [cell(group, name, 3, sign) for name, sign in FIGURES.items()]
+        for (data, size, contestant), group in grouped(rows, BY).items()
     ]
     header = ["data", "examples", "network", "splits", "NLL", "NLL - twin", "accuracy", "accuracy - twin"]
     return markdown(header, lines)

@@ -5,10 +5,11 @@ Contestants, all with the same epochs (400, of power 40) and batches of 32: the 
 and `twin_averaged`, a twin with that of `small_data`. Likelihoods: Normal with a learned scale, Normal with a predicted
 one (heteroscedastic), Student's t with either. NLL is per example in the targets' own unit, in nats, RMSE in
 that unit; ± is the standard error over splits. The difference to the MC-dropout authors' own results is paired over
-the same splits. Test data are used once, for the table.
+the same splits. Test data are used once, for the table. Data and splits come from the
+folder of `--data`, and `benchmarks/data.py` names their sources.
 
-    python benchmarks/uci.py run --data DIR        # resumable, on two processes
-    python benchmarks/uci.py report --data DIR     # prints the tables; --write puts them into docs/defaults.md
+    python -m research.uci run --data DIR        # resumable, on two processes
+    python -m research.uci report --data DIR     # prints the tables; --write puts them into research/defaults.md
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from data import UCI, UCISplit, folder_of, uci_split
-from runs import Row, cell, grouped, markdown, read, replace_section, run_all
+
+from benchmarks.data import UCI, UCISplit, folder_of, uci_split
+from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
+from research.record import NO_DATA, RUNS, DataFolder, Output, Run, Write, publish
 
 app = typer.Typer(add_completion=False)
-RESULTS = Path(__file__).parent / "results" / "uci.jsonl"
-PAGE = Path(__file__).parent.parent / "docs" / "defaults.md"
+RUN = RUNS / "uci.jsonl"
 NUM_SPLITS = 20
 NUM_SAMPLES = 256
 WIDTH = 50
@@ -43,7 +45,7 @@ PUBLISHED = {
     "wine-red": (1.00, 0.93),
     "yacht": (2.01, 1.25),
 }
-Data = Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")]
+FIGURES = ("nll", "paired", "rmse")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Case:
 
 @app.command()
 def run(
-    data: Data = None,
+    data: DataFolder = None,
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(PUBLISHED),
     splits: Annotated[int, typer.Option(help="Number of splits, from 0.")] = NUM_SPLITS,
     contestants: Annotated[
@@ -69,12 +71,12 @@ def run(
         str, typer.Option(help="normal, heteroscedastic, student, student_heteroscedastic")
     ] = "normal,heteroscedastic",
     members: Annotated[int, typer.Option(help="Twins on a split.")] = ENSEMBLE_SIZE,
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    output: Output = RUN,
 ) -> None:
     """Trains what is not there yet."""
     folder = folder_of(data)
     if folder is None:
-        raise SystemExit("UCI's data need --data DIR (or BDL_DATA); benchmarks/README.md says where they come from.")
+        raise SystemExit(NO_DATA.format("UCI regression"))
     cases = [
         Case(name, split, contestant, likelihood, member)
         for split in range(splits)
@@ -83,7 +85,7 @@ def run(
         for contestant in contestants.split(",")
         for member in range(members if contestant == "twin" and likelihood == "normal" else 1)
     ]
-    run_all(partial(train, folder=folder), cases, results)
+    run_all(partial(train, folder=folder), cases, output)
 
 
 def train(case: Case, folder: Path) -> Row:
@@ -168,26 +170,18 @@ def plain(inputs: int, outputs: int, layer: Any = None, rate: float = 0.0) -> An
 
 
 @app.command()
-def report(
-    data: Data = None,
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the tables into docs/defaults.md.")] = False,
-) -> None:
+def report(run: Run = RUN, data: DataFolder = None, write: Write = False) -> None:
     """Prints the tables of what is there."""
-    folder = folder_of(data)
-    rows = read(results)
-    text = "\n\n".join(
-        table(name, group) for (name,), group in grouped(rows + ensembles(rows, folder), ["data"]).items()
-    )
-    print(text)
-    if write:
-        replace_section(PAGE, "uci", text)
+    rows = rows_of_run(run)
+    single = [row for row in rows + ensembles(rows, folder_of(data)) if row["member"] == 0]
+    text = "\n\n".join(table(name, group) for (name,), group in grouped(single, ["data"]).items())
+    publish("uci", text, single, ["data", "likelihood", "contestant"], FIGURES, write)
 
 
 def ensembles(rows: list[Row], folder: Path | None) -> list[Row]:
     """Rows of ensembles of five twins of one split: equal mixtures of their predictive distributions."""
     if folder is None:
-        raise SystemExit("Ensembles need the targets: --data DIR (or BDL_DATA).")
+        raise SystemExit(NO_DATA.format("An ensemble"))
     twins = [row for row in rows if row["contestant"] == "twin" and row["likelihood"] == "normal"]
     found = []
     for (name, split), members in grouped(twins, ["data", "split"]).items():
@@ -202,10 +196,9 @@ def ensembles(rows: list[Row], folder: Path | None) -> list[Row]:
 
 def table(name: str, rows: list[Row]) -> str:
     """The table of one data set."""
-    single = [row for row in rows if row["member"] == 0]
     lines = []
-    for (likelihood, contestant), group in grouped(single, ["likelihood", "contestant"]).items():
-        figures = [cell(group, figure, 3) for figure in ("nll", "paired", "rmse")]
+    for (likelihood, contestant), group in grouped(rows, ["likelihood", "contestant"]).items():
+        figures = [cell(group, figure, 3) for figure in FIGURES]
         lines.append([contestant, likelihood, str(len(group)), *figures])
     variational, dropout = PUBLISHED[name]
     title = (

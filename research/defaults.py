@@ -9,11 +9,12 @@ The rule: candidates whose mean accuracy on each task of digits is within 0.5 po
 ordered by the mean rank of their validation NLL over all tasks, digits and regression weighing the same. Those whose
 rank is within one standard error of the best one's (over tasks and seeds, paired) count as equal to it, and of these
 the choice is free: the docs say what was chosen and why.
+UCI's data come from the folder of `--data`, and `benchmarks/data.py` names their sources.
 `vary` then changes one thing at a time: initial scale, warm-up, depth, width, activation, size of the data.
 
-    python benchmarks/defaults.py search --data DIR        # resumable, on two processes
-    python benchmarks/defaults.py vary
-    python benchmarks/defaults.py report --write           # table and figure into docs
+    python -m research.defaults search --data DIR        # resumable, on two processes
+    python -m research.defaults vary
+    python -m research.defaults report --write           # table and figure into research/defaults.md
 """
 
 from __future__ import annotations
@@ -21,31 +22,43 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from contest import digits
-from data import folder_of, hold_out, uci_split
-from runs import Row, cell, change_of, grouped, key_of, markdown, mean_and_error, read, replace_section, run_all
+
+from benchmarks.data import folder_of, hold_out, uci_split
+from benchmarks.runs import (
+    Row,
+    cell,
+    change_of,
+    grouped,
+    key_of,
+    markdown,
+    mean_and_error,
+    rows_of_run,
+    run_all,
+    write_csv,
+)
+from research.contest import digits
+from research.record import IMAGES, RESULTS, RUNS, DataFolder, Output, Run, Write, publish
 
 app = typer.Typer(add_completion=False)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "defaults.jsonl"
-PAGE = HERE.parent / "docs" / "defaults.md"
-FIGURE = HERE.parent / "docs" / "images" / "defaults.png"
+RUN = RUNS / "defaults.jsonl"
+FIGURE = IMAGES / "defaults.png"
 NUM_SAMPLES = 64
 MAX_ACCURACY_GAP = 0.005
+TASK = ("task", "width", "activation")
+FIGURES = ("accuracy", "nll")
 BASE = {"width": 128, "depth": 2}  # of the variations
 SEARCHED = ((32, "relu"), (512, "relu"), (128, "tanh"))  # width and activation on digits
 UCI_TASKS = ("boston", "concrete", "wine-red")
 # Names of candidates: the default, and the one before it, whose spread is the same at every width.
 BY_WIDTH = "tied mean by width, mean prior N(0, 3^2)"
 FIXED_SPREAD = "tied mean 0.5, mean prior N(0, 3^2)"
-Data = Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")]
 
 
 @dataclass(frozen=True)
@@ -258,41 +271,42 @@ def network(case: Case, inputs: int, outputs: int) -> Any:
 
 @app.command()
 def search(
-    data: Data = None,
+    data: DataFolder = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 2,
     names: Annotated[str, typer.Option(help="Candidates, separated by semicolons; all by default.")] = "",
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    output: Output = RUN,
 ) -> None:
     """Trains all candidates on all tasks."""
     folder = folder_of(data)
     chosen = names.split(";") if names else list(candidates())
-    run_all(partial(train, folder=folder), search_cases(folder, seeds, chosen), results)
+    run_all(partial(train, folder=folder), search_cases(folder, seeds, chosen), output)
 
 
 @app.command()
 def vary(
     name: Annotated[str, typer.Option(help="Candidate.")] = BY_WIDTH,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 3,
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    output: Output = RUN,
 ) -> None:
     """Changes one thing at a time."""
-    run_all(partial(train, folder=None), variations(name, seeds), results)
+    run_all(partial(train, folder=None), variations(name, seeds), output)
 
 
 @app.command()
-def report(
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put table and figure into docs.")] = False,
-) -> None:
+def report(run: Run = RUN, write: Write = False) -> None:
     """Prints the table of the search, the winner, and the variations; draws the figure."""
-    rows = read(results)
-    tasks = grouped([row for row in rows if searched(row)], ["task", "width", "activation"])
-    text = ranking(tasks)
-    varied = variation_table(rows)
-    print(text, varied, sep="\n\n")
+    rows = rows_of_run(run)
+    places, ranks = ranking(grouped([row for row in rows if searched(row)], TASK))
+    compared = [row for rows_of_task in places.values() for row in rows_of_task]
+    publish("search", search_table(places, ranks), compared, ["candidate", *TASK], FIGURES, write)
+    varied = beside_twins(rows)
+    by = ["change", "candidate"]
+    publish(
+        "variations", variation_table(varied), varied, by, (*FIGURES, *(f"twin's {name}" for name in FIGURES)), write
+    )
     if write:
-        replace_section(PAGE, "search", text)
-        replace_section(PAGE, "variations", varied)
+        header = ("candidate", "mean rank", "to the best", "error", "accuracy gap", "equal to the best")
+        write_csv(RESULTS / "search_ranks.csv", header, [astuple(rank) for rank in ranks])
         draw(rows)
 
 
@@ -305,8 +319,31 @@ def searched(row: Row) -> bool:
     )
 
 
-def ranking(tasks: dict[tuple[Any, ...], list[Row]]) -> str:
-    """The table of the search, in the order of mean rank, with the paired difference to the first."""
+@dataclass(frozen=True)
+class Rank:
+    """A candidate's mean rank by validation NLL.
+
+    Args:
+        candidate: Its name.
+        mean: Mean rank over tasks and seeds.
+        to_best, error: Paired difference to the best, and its standard error.
+        accuracy_gap: The largest distance of the mean accuracy to the twin's, over the tasks of digits.
+        is_equal: Whether it counts as equal to the best by the rule.
+    """
+
+    candidate: str
+    mean: float
+    to_best: float
+    error: float
+    accuracy_gap: float
+    is_equal: bool
+
+
+Tasks = dict[tuple[Any, ...], list[Row]]
+
+
+def ranking(tasks: Tasks) -> tuple[Tasks, list[Rank]]:
+    """The tasks with the rows that all candidates have, and the candidates in the order of mean rank."""
     nll = {(row["candidate"], task, row["seed"]): row["nll"] for task, rows in tasks.items() for row in rows}
     counts = Counter((task, seed) for _, task, seed in nll)  # a place of the search has all, of the variations two
     places = sorted((place for place, count in counts.items() if 2 * count > max(counts.values())), key=str)
@@ -319,24 +356,33 @@ def ranking(tasks: dict[tuple[Any, ...], list[Row]]) -> str:
     gaps = {name: accuracy_gap(tasks, name) for name in names}
     order = sorted(names, key=lambda name: mean_rank[name])
     best = next(name for name in order if gaps[name] <= MAX_ACCURACY_GAP and name != "twin")
-    lines, equal = [], []
+    found = []
     for name in order:
         differences = ranks[:, names.index(name)] - ranks[:, names.index(best)]
-        error = np.sqrt(np.sum(weights**2 * (differences - weights @ differences) ** 2))
-        if weights @ differences <= error and gaps[name] <= MAX_ACCURACY_GAP and name != "twin":
-            equal.append(name)
+        mean = float(weights @ differences)
+        error = float(np.sqrt(np.sum(weights**2 * (differences - mean) ** 2)))
+        is_equal = mean <= error and gaps[name] <= MAX_ACCURACY_GAP and name != "twin"
+        found.append(Rank(name, float(mean_rank[name]), mean, error, gaps[name], is_equal))
+    return tasks, found
+
+
+def search_table(tasks: Tasks, ranks: list[Rank]) -> str:
+    """The table of the search, in the order of mean rank, with the paired difference to the first."""
+    lines = []
+    for rank in ranks:
         cells = [
             cell(chosen, "nll", 3) + (f" ({mean_and_error(chosen, 'accuracy')[0]:.3f})" if task[0] == "digits" else "")
             for task, rows in tasks.items()
-            for chosen in [[row for row in rows if row["candidate"] == name]]
+            for chosen in [[row for row in rows if row["candidate"] == rank.candidate]]
         ]
-        difference = f"{weights @ differences:+.1f} ± {error:.1f}"
-        lines.append([name, f"{mean_rank[name]:.1f}", difference, f"{gaps[name]:.3f}", *cells])
+        difference = f"{rank.to_best:+.1f} ± {rank.error:.1f}"
+        lines.append([rank.candidate, f"{rank.mean:.1f}", difference, f"{rank.accuracy_gap:.3f}", *cells])
     header = ["candidate", "mean rank", "to the best", "accuracy gap", *(" ".join(map(str, task)) for task in tasks)]
-    return f"{markdown(header, lines)}\n\nBest, or within one standard error of it: {'; '.join(equal)}."
+    equal = "; ".join(rank.candidate for rank in ranks if rank.is_equal)
+    return f"{markdown(header, lines)}\n\nBest, or within one standard error of it: {equal}."
 
 
-def accuracy_gap(tasks: dict[tuple[Any, ...], list[Row]], name: str) -> float:
+def accuracy_gap(tasks: Tasks, name: str) -> float:
     """The largest distance of the mean accuracy to the twin's, over the tasks of digits."""
     gaps = [0.0]
     for task, rows in tasks.items():
@@ -349,22 +395,32 @@ def accuracy_gap(tasks: dict[tuple[Any, ...], list[Row]], name: str) -> float:
     return max(gaps)
 
 
-def variation_table(rows: list[Row]) -> str:
-    """What changes when one thing changes, on digits, of the candidate and of the twin."""
+def beside_twins(rows: list[Row]) -> list[Row]:
+    """Rows of digits in the order of the table, with their `change` and the figures of the twin of the same seed."""
     defaults = {field.name: field.default for field in fields(Case)}
     varied = [{**defaults, **row} for row in rows if row["task"] == "digits"]
     usual = {name: value for name, value in {**defaults, **BASE}.items() if name not in ("task", "candidate", "seed")}
     for row in varied:
         row["change"] = change_of(row, usual)
-    groups = grouped(varied, ["change", "candidate"])
-    names = sorted({name for (_, name), group in groups.items() if len(group) >= 2 and name != "twin"})
-    lines = []
-    for change in sorted({change for change, _ in groups}, key=lambda change: (change != "none", change)):
-        for name in names:
-            own, twin = groups.get((change, name), []), groups.get((change, "twin"), [])
-            if len(own) >= 2:  # the search alone has one seed
-                figures = [cell(each, figure, 3) for each in (own, twin) for figure in ("accuracy", "nll")]
-                lines.append([change, name, str(len(own)), *figures])
+    twins = {(row["change"], row["seed"]): row for row in varied if row["candidate"] == "twin"}
+    for row in varied:
+        twin = twins.get((row["change"], row["seed"]), {})
+        row |= {f"twin's {figure}": twin.get(figure) for figure in FIGURES}
+    several = [
+        row
+        for (_, candidate), group in grouped(varied, ["change", "candidate"]).items()
+        for row in group
+        if candidate != "twin" and len(group) >= 2  # the search alone has one seed
+    ]
+    return sorted(several, key=lambda row: (row["change"] != "none", row["change"], row["candidate"]))
+
+
+def variation_table(rows: list[Row]) -> str:
+    """What changes when one thing changes, on digits, of the candidate and of the twin."""
+    lines = [
+        [*key, str(len(group)), *(cell(group, f"{of}{figure}", 3) for of in ("", "twin's ") for figure in FIGURES)]
+        for key, group in grouped(rows, ["change", "candidate"]).items()
+    ]
     return markdown(["change", "candidate", "seeds", "accuracy", "NLL", "twin's accuracy", "twin's NLL"], lines)
 
 
@@ -391,7 +447,6 @@ def draw(rows: list[Row]) -> None:
         ax.set_xticks([32, 128, 512, 1024], ["32", "128", "512", "1024"])
         ax.minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=150)
 
 

@@ -6,34 +6,33 @@ noise and against the same digits rotated by 90 degrees. Recipes have their own 
 their defaults. An ELBO is to be compared across widths, not across rows: where weights are point estimates it is given
 them. Data: scikit-learn's own digits.
 
-    python benchmarks/digits.py run --seeds 5                # resumable, on two processes
-    python benchmarks/digits.py report --write               # the table, into docs/defaults.md
+    python -m research.digits run --seeds 5                # resumable, on two processes
+    python -m research.digits report --write               # the table, into research/defaults.md
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from contest import digits
-from runs import Row, cell, grouped, markdown, read, replace_section, run_all
-from shifts import quarter_turn, uniform_noise
+
+from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
+from research.contest import digits
+from research.record import RUNS, Output, Run, Write, publish, subtract
+from research.shifts import quarter_turn, uniform_noise
 
 app = typer.Typer(add_completion=False)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "digits.jsonl"
-PAGE = HERE.parent / "docs" / "defaults.md"
+RUN = RUNS / "digits.jsonl"
 LAYERS = ("twin", "reparameterization", "flipout", "local_reparameterization", "rank1")
 RECIPES = ("fully_gaussian", "last_layer", "instead_of_ensemble")
 CONTESTANTS = (*LAYERS, *RECIPES)
 EPOCHS = 100
 BATCH_SIZE = 64
 NUM_SAMPLES = 64
-FIGURES = ("accuracy", "nll", "elbo", "auroc_noise", "auroc_rotated", "stuck")
+FIGURES = ("accuracy", "nll", "accuracy - twin", "nll - twin", "elbo", "auroc_noise", "auroc_rotated", "stuck")
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def run(
     activations: Annotated[str, typer.Option(help="Activations, separated by commas.")] = "relu,tanh",
     contestants: Annotated[str, typer.Option(help="Contestants, separated by commas.")] = ",".join(CONTESTANTS),
     backend: Annotated[str, typer.Option(help="Keras backend.")] = "jax",
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    output: Output = RUN,
 ) -> None:
     """Trains what is not there yet."""
     cases = [
@@ -146,35 +145,23 @@ def run(
         for activation in activations.split(",")
         for contestant in contestants.split(",")
     ]
-    run_all(train, cases, results, backend=backend)
+    run_all(train, cases, output, backend=backend)
 
 
 @app.command()
-def report(
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the table into docs/defaults.md.")] = False,
-) -> None:
+def report(run: Run = RUN, write: Write = False) -> None:
     """Prints means over seeds with standard errors, and the paired differences to the twin."""
-    rows = read(results)
-    twins = {(row["width"], row["activation"], row["seed"]): row for row in rows if row["contestant"] == "twin"}
-    for row in rows:
-        twin = twins.get((row["width"], row["activation"], row["seed"]))
-        if twin is not None and row is not twin:
-            row["gap"] = row["accuracy"] - twin["accuracy"]
-            row["nll_gap"] = row["nll"] - twin["nll"]
-    columns = (*FIGURES[:2], "gap", "nll_gap", *FIGURES[2:])
+    rows = rows_of_run(run)
+    subtract(rows, "twin", ["width", "activation", "seed"], ["accuracy", "nll"])
+    by = ["activation", "width", "contestant"]
+    rows.sort(key=lambda row: (row["activation"], row["width"], CONTESTANTS.index(row["contestant"])))
     lines = [
-        [activation, str(width), contestant, str(len(group)), *(cell(group, column, 3) for column in columns)]
-        for (activation, width, contestant), group in grouped(
-            sorted(rows, key=lambda row: (row["activation"], row["width"], CONTESTANTS.index(row["contestant"]))),
-            ["activation", "width", "contestant"],
-        ).items()
+        [activation, str(width), contestant, str(len(group)), *(cell(group, figure, 3) for figure in FIGURES)]
+        for (activation, width, contestant), group in grouped(rows, by).items()
     ]
     names = ["accuracy", "NLL", "accuracy - twin", "NLL - twin", "ELBO", "AUROC noise", "AUROC rotated", "stuck"]
     text = markdown(["activation", "h", "layers", "seeds", *names], lines)
-    print(text)
-    if write:
-        replace_section(PAGE, "digits", text)
+    publish("digits", text, rows, by, FIGURES, write)
 
 
 if __name__ == "__main__":

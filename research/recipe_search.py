@@ -12,12 +12,13 @@ The recipe is the one that these changes were tried on, with input factors `N(1,
 `N(1, 3^2)` now: they trade detection against robustness. It has AUROC against noise, turned images and the partner of
 MNIST and Fashion-MNIST (each other), and the NLL of images that are noisy, blurred or of low contrast, mean of the
 three at severity 3 (`shifts.py`). Five twins stand beside them, where `mnist.py` has trained them.
+Digits are scikit-learn's; the others come from the folder of `--data`, and `benchmarks/data.py` names the sources.
 
-    python benchmarks/mnist.py run --data DIR --split validation --contestants twin --sets mnist,fashion
-    python benchmarks/mnist.py run --split validation --contestants twin --sets digits --seeds 5
-    python benchmarks/mnist.py report --split validation  # makes ensembles of the twins
-    python benchmarks/recipe_search.py run --data DIR     # resumable, on two processes
-    python benchmarks/recipe_search.py report --write     # the tables go into docs/defaults.md
+    python -m research.mnist run --data DIR --split validation --contestants twin --sets mnist,fashion
+    python -m research.mnist run --split validation --contestants twin --sets digits --seeds 5
+    python -m research.mnist report --split validation  # makes ensembles of the twins
+    python -m research.recipe_search run --data DIR     # resumable, on two processes
+    python -m research.recipe_search report --write     # the tables go into research/defaults.md
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import contest
 import numpy as np
-import shifts
 import typer
-from data import folder_of
-from mnist import ENSEMBLE_RESULTS, NETWORKS
-from runs import Row, cell, change_of, grouped, key_of, markdown, read, replace_section, run_all
+
+from benchmarks.data import folder_of
+from benchmarks.runs import Row, cell, change_of, grouped, key_of, markdown, read, rows_of_run, run_all, write_csv
+from research import contest, shifts
+from research.mnist import ENSEMBLE_RUN, NETWORKS
+from research.record import RESULTS, RUNS, DataFolder, Output, Run, Write, publish
 
 app = typer.Typer(add_completion=False)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "recipe_search.jsonl"
-PAGE = HERE.parent / "docs" / "defaults.md"
+RUN = RUNS / "recipe_search.jsonl"
 SEEDS = {"digits": 5, "trec": 2, "fashion": 2, "mnist": 2}
 MORE_SEEDS = {"trec": 5, "fashion": 5}  # where the change may be for the better
 BACKENDS = {"digits": "jax", "trec": "tensorflow", "fashion": "tensorflow", "mnist": "tensorflow"}
 MAX_FALL = 0.005
 HARMLESS, SEVERITY = ("noise", "blur", "contrast"), 3
+INPUT_FIGURES = ("accuracy", "nll", "auroc_noise", "auroc_rotated", "auroc_partner", "harmless/nll")
 TWIN = "is_twin True"  # the change that is no variant of the recipe
 
 # One change each, and the data sets whose network it changes.
@@ -112,13 +113,13 @@ class Case:
 
 @app.command()
 def run(
-    data: Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")] = None,
+    data: DataFolder = None,
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(SEEDS),
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    output: Output = RUN,
 ) -> None:
     """Trains what is not there yet."""
     for name in sets.split(","):
-        run_all(partial(train, folder=folder_of(data)), cases(name), results, backend=BACKENDS[name])
+        run_all(partial(train, folder=folder_of(data)), cases(name), output, backend=BACKENDS[name])
 
 
 def cases(name: str) -> Iterator[Case]:
@@ -187,36 +188,45 @@ def posterior(case: Case, layer: Any) -> Any:
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the tables into docs.")] = False,
+    run: Run = RUN,
+    ensembles: Annotated[Path, typer.Option(help="File of five twins that `mnist` made.")] = ENSEMBLE_RUN,
+    write: Write = False,
 ) -> None:
     """Prints the tables, and which changes are for the better by the rule."""
-    rows = read(results)
-    fives = [row for row in read(ENSEMBLE_RESULTS) if row["split"] == "validation" and row["contestant"] == "ensemble"]
-    texts = {"recipe-search": table(rows), "input-factors": table_of_inputs(rows, fives)}
-    print(*texts.values(), sep="\n\n")
+    rows = rows_of_run(run)
+    changes = beside_the_recipe(rows)
+    figures = ("accuracy", "nll", "nll change", "auroc_noise/epistemic", "ratio")
+    publish("recipe-search", table(changes), changes, ["change", "data"], figures, write)
     if write:
-        for name, text in texts.items():
-            replace_section(PAGE, name, text)
+        ratios = {name: mean_ratio(group) for (name,), group in grouped(changes, ["change"]).items()}
+        lines = [(name, *ratio) for name, ratio in ratios.items() if name != "none"]
+        write_csv(RESULTS / "recipe_search_ratios.csv", ("change", "log ratio", "error"), lines)
+    fives = [row for row in read(ensembles) if row["split"] == "validation" and row["contestant"] == "ensemble"]
+    named = by_inputs(rows, fives)
+    publish("input-factors", table_of_inputs(named), named, ["data", "name"], INPUT_FIGURES, write)
 
 
-def table(rows: list[Row]) -> str:
-    """A line for each change: the mean log ratio of the NLL, and for each data set what it reaches."""
+def beside_the_recipe(rows: list[Row]) -> list[Row]:
+    """Rows in the order of the table, with their `change` and what it changes, beside the recipe of the same seed."""
     plain = {(row["data"], row["seed"]): row for row in rows if row["key"] == key_of(Case(row["data"], row["seed"]))}
     usual = {field.name: field.default for field in fields(Case) if field.name not in ("data", "seed")}
-    changed: dict[str, list[Row]] = {}
+    found = []
     for row in rows:
         base = plain.get((row["data"], row["seed"]))
         if base is None:  # of an interrupted run
             continue
         more = {f"{name} change": row[name] - base[name] for name in ("nll", "accuracy", "auroc_noise/epistemic")}
         more["ratio"] = np.log(row["nll"] / base["nll"])
-        changed.setdefault(change_of(row, usual), []).append({**row, **more})
+        found.append({**row, **more, "change": change_of(row, usual)})
+    return sorted(found, key=lambda row: (row["change"] != "none", row["change"] != TWIN, row["change"]))
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each change: the mean log ratio of the NLL, and for each data set what it reaches."""
     lines, better = [], []
-    for name in sorted(changed, key=lambda name: (name != "none", name != TWIN, name)):
-        group = changed[name]
+    for (name,), group in grouped(rows, ["change"]).items():
         by_data = grouped(group, ["data"])
-        ratio, error = mean_ratio(list(by_data.values()))
+        ratio, error = mean_ratio(group)
         falls = [
             float(np.mean([row[f"{figure} change"] for row in own])) < -MAX_FALL
             for own in by_data.values()
@@ -230,9 +240,9 @@ def table(rows: list[Row]) -> str:
     return f"{markdown(header, lines)}\n\nFor the better by the rule: {', '.join(better) or 'none'}."
 
 
-def mean_ratio(groups: list[list[Row]]) -> tuple[float, float]:
+def mean_ratio(rows: list[Row]) -> tuple[float, float]:
     """Mean over data sets of the mean log ratio over seeds, and its standard error."""
-    ratios = [np.array([row["ratio"] for row in group]) for group in groups]
+    ratios = [np.array([row["ratio"] for row in group]) for group in grouped(rows, ["data"]).values()]
     variances = [ratio.var(ddof=1) / len(ratio) if len(ratio) > 1 else np.nan for ratio in ratios]
     return float(np.mean([ratio.mean() for ratio in ratios])), float(np.sqrt(np.sum(variances)) / len(ratios))
 
@@ -246,8 +256,8 @@ def entry(group: list[Row], name: str) -> str:
     return f"{cell(group, 'accuracy', 3)}, {cell(group, 'nll', 3)}{difference}{auroc}"
 
 
-def table_of_inputs(rows: list[Row], fives: list[Row]) -> str:
-    """For each data set a line for the twin, five twins, and each prior of the input factors."""
+def by_inputs(rows: list[Row], fives: list[Row]) -> list[Row]:
+    """Rows of the twin, five twins, and each prior of the input factors, as `name`, in the table's order."""
     harmless = [f"{name}_{SEVERITY}/nll" for name in HARMLESS]
     usual = {field.name: field.default for field in fields(Case) if field.name not in ("data", "seed", "inputs")}
     named = [{**row, "name": "five twins"} for row in fives if row["data"] in IMAGES]
@@ -257,13 +267,19 @@ def table_of_inputs(rows: list[Row], fives: list[Row]) -> str:
             named.append({**row, "name": "twin"})
         elif change == "none":
             named.append({**row, "name": f"N(1, {row['inputs']:g}^2)" if row["inputs"] else "no input factors"})
+    for row in named:
+        kind = "total" if row["name"] == "twin" else "epistemic"  # one network without noise has nothing else
+        row |= {f"auroc_{unseen}": row.get(f"auroc_{unseen}/{kind}") for unseen in ("noise", "rotated", "partner")}
+        row["harmless/nll"] = float(np.mean([row[figure] for figure in harmless]))
+    return sorted(named, key=_order)
+
+
+def table_of_inputs(rows: list[Row]) -> str:
+    """For each data set a line for each network."""
     lines = []
-    for (data, name), group in grouped(sorted(named, key=_order), ["data", "name"]).items():
-        kind = "total" if name == "twin" else "epistemic"  # one network without noise has nothing else
-        detection = [cell(group, f"auroc_{unseen}/{kind}", 3) for unseen in ("noise", "rotated", "partner")]
-        shifted = [{"nll": np.mean([row[figure] for figure in harmless])} for row in group]
-        quality = [cell(group, "accuracy", 3), cell(group, "nll", 3)]
-        lines.append([data, name, str(len(group)), *quality, *detection, cell(shifted, "nll", 2)])
+    for (data, name), group in grouped(rows, ["data", "name"]).items():
+        cells = [cell(group, figure, 3) for figure in INPUT_FIGURES[:-1]]
+        lines.append([data, name, str(len(group)), *cells, cell(group, INPUT_FIGURES[-1], 2)])
     header = ["data", "network", "seeds", "accuracy", "NLL", "AUROC noise", "turned", "partner", "NLL, harmless shift"]
     return markdown(header, lines)
 

@@ -5,7 +5,7 @@ the shapes of digits (two hidden layers of 512 units, JAX), MNIST (LeNet-5, Tens
 convolutional network, TensorFlow without XLA). Compilation is not in it. Printed is the median over the rounds (10 %
 and 90 % quantiles).
 
-    python benchmarks/recipe_cost.py --write       # the table goes into docs/defaults.md
+    python -m research.recipe_cost --write       # the table goes into research/defaults.md
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from contest import BUDGETS, Case, Data, as_input, compiled
-from runs import markdown, replace_section, start_worker
-from timing import Round, ratio_of, time_of
 
-PAGE = Path(__file__).parent.parent / "docs" / "defaults.md"
+from benchmarks.runs import markdown, replace_section, start_worker, write_csv
+from benchmarks.timing import Round, ratio_of, time_of
+from research.contest import BUDGETS, Case, Data, as_input, compiled
+from research.record import PAGE, Write, csv_of
+
 CONTESTANTS = ("twin", "twin_averaged", "mc_dropout", "instead_of_ensemble")
 # Data set, network, backend, shape of an example, number of words (0 for images), steps of an epoch.
 NETWORKS = (
@@ -35,21 +35,30 @@ NETWORKS = (
 
 def main(
     rounds: Annotated[int, typer.Option(help="Epochs of each contestant.")] = 15,
-    write: Annotated[bool, typer.Option(help="Put the table into docs/defaults.md.")] = False,
+    write: Write = False,
 ) -> None:
     """Prints the ratios."""
-    lines = []
+    lines, values = [], []
     for name, network, backend, shape, words, steps in NETWORKS:
         # A process each: a backend is chosen once.
         with ProcessPoolExecutor(1, get_context("spawn"), partial(start_worker, backend)) as pool:
             measured = pool.submit(measure, name, network, shape, words, steps, rounds).result()
         milliseconds = time_of("twin", measured)
-        ratios = [str(ratio_of(contestant, "twin", measured)) for contestant in CONTESTANTS[1:]]
-        lines.append([f"{name}, {network} ({backend})", f"{milliseconds} ms", *ratios])
+        ratios = {contestant: ratio_of(contestant, "twin", measured) for contestant in CONTESTANTS[1:]}
+        lines.append([f"{name}, {network} ({backend})", f"{milliseconds} ms", *map(str, ratios.values())])
+        spreads = {("twin", "milliseconds per step"): milliseconds}
+        spreads |= {(contestant, "ratio to the twin"): ratio for contestant, ratio in ratios.items()}
+        values += [
+            (name, network, backend, *key, spread.median, spread.low, spread.high)
+            for key, spread in spreads.items()
+            if spread is not None
+        ]
     text = markdown(["network", "a step of the twin", *CONTESTANTS[1:]], lines)
     print(text)
     if write:
         replace_section(PAGE, "recipe-cost", text)
+        header = ("data", "network", "backend", "contestant", "figure", "median", "10 %", "90 %")
+        write_csv(csv_of("recipe-cost"), header, values)
 
 
 def measure(name: str, network: str, shape: tuple[int, ...], words: int, steps: int, rounds: int) -> list[Round]:

@@ -5,10 +5,11 @@ and two networks of the recipe on the rest, with the budget of `contest.py`; all
 on the test set. A gap that only the test set shows would be the test set's; a gap that two networks close, three fewer
 than five, is due to the one mode that a posterior around one network has. Printed are accuracy, NLL (nats per
 example), Brier score and AUROC of epistemic uncertainty against the other of the two sets, ± the standard error over
-splits, and the differences to the five, paired. The test set has no part in any choice.
+splits, and the differences to the five, paired. The test set has no part in any choice. Data come from the folder of
+`--data`, and `benchmarks/data.py` names their sources.
 
-    python benchmarks/recipe_modes.py run --data DIR     # 40 minutes, resumable, on two processes
-    python benchmarks/recipe_modes.py report --write     # the table goes into docs/defaults.md
+    python -m research.recipe_modes run --data DIR     # 40 minutes, resumable, on two processes
+    python -m research.recipe_modes report --write     # the table goes into research/defaults.md
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
-import contest
 import numpy as np
 import typer
-from data import folder_of, hold_out
-from runs import Row, cell, grouped, markdown, read, replace_section, run_all
+
+from benchmarks.data import folder_of, hold_out
+from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
+from research import contest
+from research.record import RUNS, DataFolder, Output, Run, Write, publish
 
 app = typer.Typer(add_completion=False)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "recipe_modes.jsonl"
-PAGE = HERE.parent / "docs" / "defaults.md"
+RUN = RUNS / "recipe_modes.jsonl"
 SPLITS = {"fashion": 4, "mnist": 2}
 NETWORKS = {"twin": contest.ENSEMBLE_SIZE, "instead_of_ensemble": 2}
 NAMES = {
@@ -37,6 +37,7 @@ NAMES = {
     "instead_of_ensemble": "one recipe",
     "instead_of_ensemble together": "two recipes",
 }
+BY = ("data", "images", "network")
 FIGURES = ("accuracy", "nll", "brier", "auroc_partner/epistemic")
 
 
@@ -54,13 +55,10 @@ class Case:
 
 
 @app.command()
-def run(
-    data: Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")] = None,
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-) -> None:
+def run(data: DataFolder = None, output: Output = RUN) -> None:
     """Trains what is not there yet."""
     cases = [Case(name, split) for name, splits in SPLITS.items() for split in range(splits)]
-    run_all(partial(train, folder=folder_of(data)), cases, results, backend="tensorflow")
+    run_all(partial(train, folder=folder_of(data)), cases, output, backend="tensorflow")
 
 
 def train(case: Case, folder: Path | None) -> Row:
@@ -94,39 +92,45 @@ def predictions(case: contest.Case, data: contest.Data, images: dict[str, np.nda
 
 
 @app.command()
-def report(
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the table into docs.")] = False,
-) -> None:
+def report(run: Run = RUN, write: Write = False) -> None:
     """Prints the table."""
-    text = table(read(results))
-    print(text)
-    if write:
-        replace_section(PAGE, "recipe-modes", text)
+    rows = apart(rows_of_run(run))
+    figures = (*FIGURES, *(f"{figure} - five twins" for figure in FIGURES))
+    publish("recipe-modes", table(rows), rows, BY, figures, write)
 
 
-def table(rows: Iterable[Row]) -> str:
-    """A line for each data set, set of images and contestant."""
-    lines = []
+def apart(rows: Iterable[Row]) -> list[Row]:
+    """A row for each split, set of images and network; of recipes with the difference to five twins, paired."""
+    found = []
     for (data,), group in grouped(rows, ["data"]).items():
-        for name in ("held out", "test"):
-            for contestant, title in NAMES.items():
-                cells = [difference_to_five(group, name, contestant, figure) for figure in FIGURES]
-                lines.append([data, name, title, str(len(group)), *cells])
+        for images in ("held out", "test"):
+            for contestant, network in NAMES.items():
+                for row in group:
+                    own: Row = {"data": data, "images": images, "network": network}
+                    for figure in FIGURES:
+                        if contestant == "twin" and figure.endswith("epistemic"):
+                            continue  # one network without noise has none
+                        own[figure] = row[f"{images}/{contestant}/{figure}"]
+                        if contestant.startswith("instead_of_ensemble"):
+                            own[f"{figure} - five twins"] = own[figure] - row[f"{images}/twin together/{figure}"]
+                    found.append(own)
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each data set, set of images and network."""
+    lines = [
+        [*key, str(len(group)), *(beside_five(group, figure) for figure in FIGURES)]
+        for key, group in grouped(rows, BY).items()
+    ]
     header = ["data", "images", "network", "splits", "accuracy", "NLL", "Brier", "AUROC partner"]
     return markdown(header, lines)
 
 
-def difference_to_five(rows: list[Row], name: str, contestant: str, figure: str) -> str:
-    """A figure, and for networks of the recipe in brackets what it is less that of five twins, paired."""
-    if contestant == "twin" and figure.endswith("epistemic"):
-        return ""  # one network without noise has none
-    value = cell(rows, f"{name}/{contestant}/{figure}")
-    if not contestant.startswith("instead_of_ensemble"):
-        return value
-    five = f"{name}/twin together/{figure}"
-    less = [{"difference": row[f"{name}/{contestant}/{figure}"] - row[five]} for row in rows]
-    return f"{value} ({cell(less, 'difference', sign='+')})"
+def beside_five(rows: list[Row], figure: str) -> str:
+    """A figure, and for networks of the recipe in brackets the difference to five twins."""
+    difference = cell(rows, f"{figure} - five twins", sign="+")
+    return f"{cell(rows, figure)} ({difference})" if difference else cell(rows, figure)
 
 
 if __name__ == "__main__":

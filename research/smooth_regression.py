@@ -11,8 +11,8 @@ with a learned scale, but for `small_data_student` and `regression_student`, whi
 NLL is per example in nats, and RMSE, both in units of the training targets' standard deviation. ± is the standard error
 over seeds, which make data, split and network. Differences are paired.
 
-    python benchmarks/smooth_regression.py run --data DIR   # resumable
-    python benchmarks/smooth_regression.py report --write   # into docs/defaults.md
+    python -m research.smooth_regression run --data DIR   # resumable
+    python -m research.smooth_regression report --write   # into research/defaults.md
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from data import folder_of, standardised, uci_split
-from runs import Row, cell, grouped, markdown, read, replace_section, run_all
+
+from benchmarks.data import folder_of, standardised, uci_split
+from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
+from research.record import NO_DATA, RUNS, DataFolder, Output, Run, Workers, Write, publish, subtract
 
 app = typer.Typer(add_completion=False)
-RESULTS = Path(__file__).parent / "results" / "smooth_regression.jsonl"
-PAGE = Path(__file__).parent.parent / "docs" / "defaults.md"
+RUN = RUNS / "smooth_regression.jsonl"
+FIGURES = ("nll", "nll - default", "rmse", "coverage", "noise")
 NUM_SAMPLES = 128
 SETS = ("arm", "plant", "rough", "power")
 CONTESTANTS = (
@@ -59,12 +61,12 @@ class Case:
 
 @app.command()
 def run(
-    data: Annotated[Path | None, typer.Option(help="Folder of real data, for power; else BDL_DATA.")] = None,
+    data: DataFolder = None,
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(SETS),
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 5,
     contestants: Annotated[str, typer.Option(help="Contestants, separated by commas.")] = ",".join(CONTESTANTS),
-    workers: Annotated[int, typer.Option(help="Number of processes.")] = 2,
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    workers: Workers = 2,
+    output: Output = RUN,
 ) -> None:
     """Trains what is not there yet."""
     cases = [
@@ -73,7 +75,7 @@ def run(
         for name in sets.split(",")
         for contestant in contestants.split(",")
     ]
-    run_all(partial(train, folder=folder_of(data)), cases, results, workers)
+    run_all(partial(train, folder=folder_of(data)), cases, output, workers)
 
 
 def train(case: Case, folder: Path | None = None) -> Row:
@@ -130,7 +132,7 @@ def split_of(name: str, seed: int, folder: Path | None) -> tuple[np.ndarray, np.
     """Standardised inputs and targets: nine tenths to train, one tenth to test."""
     if name == "power":
         if folder is None:
-            raise SystemExit("power needs --data DIR (or BDL_DATA); benchmarks/README.md says where it comes from.")
+            raise SystemExit(NO_DATA.format(name))
         split = uci_split(folder, name, seed)
         return split.x, split.y, split.x_test, split.y_test
     generator = np.random.default_rng(100 + seed)
@@ -172,29 +174,19 @@ def rough(generator: np.random.Generator) -> Arrays:
 
 
 @app.command()
-def report(
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the table into docs/defaults.md.")] = False,
-) -> None:
+def report(run: Run = RUN, write: Write = False) -> None:
     """Prints the table of what is there."""
-    text = table(read(results))
-    print(text)
-    if write:
-        replace_section(PAGE, "smooth-regression", text)
+    rows = rows_of_run(run)
+    subtract(rows, "default", ["data", "seed"], ["nll"])
+    rows.sort(key=lambda row: (SETS.index(row["data"]), CONTESTANTS.index(row["contestant"])))
+    publish("smooth-regression", table(rows), rows, ["data", "contestant"], FIGURES, write)
 
 
 def table(rows: list[Row]) -> str:
-    """A line for each set and contestant; differences are to `default`, paired by seed."""
-    usual = {(row["data"], row["seed"]): row["nll"] for row in rows if row["contestant"] == "default"}
-    for row in rows:
-        before = usual.get((row["data"], row["seed"]))
-        row["gain"] = None if before is None or row["contestant"] == "default" else row["nll"] - before
+    """A line for each set and contestant."""
     lines = []
-    for (name, contestant), group in sorted(
-        grouped(rows, ["data", "contestant"]).items(),
-        key=lambda item: (SETS.index(item[0][0]), CONTESTANTS.index(item[0][1])),
-    ):
-        figures = [cell(group, "nll", 3), cell(group, "gain", 3, "+"), cell(group, "rmse", 4)]
+    for (name, contestant), group in grouped(rows, ["data", "contestant"]).items():
+        figures = [cell(group, "nll", 3), cell(group, "nll - default", 3, "+"), cell(group, "rmse", 4)]
         figures += [cell(group, "coverage", 3), cell(group, "noise", 4)]
         lines.append([name, contestant, str(len(group)), *figures])
     header = ["data", "contestant", "seeds", "NLL", "NLL - default", "RMSE", "coverage of 90 %", "noise scale"]

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shifts
-from data import fashion_mnist, hold_out, mnist, trec
-from networks import lenet5, mlp, text_cnn
-from runs import Row, key_of
+
+from benchmarks.data import fashion_mnist, hold_out, mnist, trec
+from benchmarks.runs import Row, key_of
+from research import shifts
+from research.networks import lenet5, mlp, text_cnn
+from research.record import NO_DATA
 
 NUM_SAMPLES = 64
 NUM_SHIFT_SAMPLES = 16
@@ -157,7 +159,7 @@ def load(case: Case, folder: Path | None) -> Data:
     if case.data == "digits":
         x, y, x_test, y_test = digits(case.seed % MEMBER_STEP)
     elif folder is None:
-        raise SystemExit(f"{case.data} needs --data DIR (or BDL_DATA); benchmarks/README.md says where it comes from.")
+        raise SystemExit(NO_DATA.format(case.data))
     elif case.data == "trec":
         x, y, x_test, y_test = trec(folder)
     else:

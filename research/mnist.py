@@ -5,9 +5,10 @@
 on TREC; with `--left-out` all again without one class. Every contestant has the same epochs and batches (`contest.py`).
 `report` prints accuracy, NLL (nats per example), Brier score, ECE (15 bins), AUROC against unseen inputs, NLL and ECE
 under shift by severity; ± is the standard error over seeds. What it costs is in `recipe_cost.py`.
+Digits are scikit-learn's; the others come from the folder of `--data`, and `benchmarks/data.py` names the sources.
 
-    python benchmarks/mnist.py run --data DIR              # resumable, on two processes
-    python benchmarks/mnist.py report --write              # tables and figure into docs
+    python -m research.mnist run --data DIR              # resumable, on two processes
+    python -m research.mnist report --write              # tables and figure into research/defaults.md
 """
 
 from __future__ import annotations
@@ -18,28 +19,32 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import shifts
 import typer
-from contest import ENSEMBLE_SIZE, ENSEMBLES, MEMBER_STEP, Case, ensemble_number, ensemble_rows
-from contest import run as run_case
-from data import folder_of
-from runs import Row, cell, grouped, markdown, mean_and_error, read, replace_section, run_all
+
+from benchmarks.data import folder_of
+from benchmarks.runs import Row, cell, grouped, markdown, mean_and_error, read, rows_of_run, run_all
+from research import shifts
+from research.contest import ENSEMBLE_SIZE, ENSEMBLES, MEMBER_STEP, Case, ensemble_number, ensemble_rows
+from research.contest import run as run_case
+from research.record import FOLDER, IMAGES, RUNS, DataFolder, Output, Run, Write, publish
 
 app = typer.Typer(add_completion=False)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "mnist.jsonl"
-ENSEMBLE_RESULTS = HERE / "results" / "mnist_ensembles.jsonl"
-PREDICTIONS = HERE / "predictions"
-PAGE = HERE.parent / "docs" / "defaults.md"
-FIGURE = HERE.parent / "docs" / "images" / "shift.png"
+RUN = RUNS / "mnist.jsonl"
+ENSEMBLE_RUN = RUNS / "mnist_ensembles.jsonl"
+PREDICTIONS = FOLDER / "predictions"
+FIGURE = IMAGES / "shift.png"
 NETWORKS = {"digits": "mlp512", "fashion": "lenet5", "trec": "text_cnn", "mnist": "lenet5"}
 LEFT_OUT = 4  # the class
 AUROCS = ("noise", "rotated", "partner", "left_out")
+QUALITY = ("accuracy", "nll", "brier", "ece")
+UNDER_SHIFT = ("nll", "ece")
+PAIRED = ("accuracy", "nll", "brier", "auroc_left_out/epistemic")
+LESS = "instead_of_ensemble less ensemble"
 
 
 @app.command()
 def run(
-    data: Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")] = None,
+    data: DataFolder = None,
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(NETWORKS),
     networks: Annotated[str, typer.Option(help="Networks, separated by commas; the set's own by default.")] = "",
     contestants: Annotated[
@@ -49,7 +54,7 @@ def run(
     left_out: Annotated[bool, typer.Option(help="Train without one class.")] = False,
     split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
     backend: Annotated[str, typer.Option(help="Keras backend.")] = "tensorflow",
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    output: Output = RUN,
 ) -> None:
     """Trains what is not there yet."""
     names = [(name, network) for name in sets.split(",") for network in (networks or NETWORKS[name]).split(",")]
@@ -60,7 +65,7 @@ def run(
         for contestant in contestants.split(",")
         for case in _cases(name, network, contestant, seed, LEFT_OUT if left_out else -1, split)
     ]
-    run_all(partial(run_case, folder=folder_of(data), predictions=PREDICTIONS), cases, results, backend=backend)
+    run_all(partial(run_case, folder=folder_of(data), predictions=PREDICTIONS), cases, output, backend=backend)
 
 
 def _cases(name: str, network: str, contestant: str, seed: int, left_out: int, split: str) -> Iterator[Case]:
@@ -75,31 +80,36 @@ def _cases(name: str, network: str, contestant: str, seed: int, left_out: int, s
 
 @app.command()
 def report(
+    run: Run = RUN,
+    ensembles: Annotated[Path, typer.Option(help="File that ensembles of five twins are kept in.")] = ENSEMBLE_RUN,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put tables and figure into docs.")] = False,
+    write: Write = False,
 ) -> None:
     """Prints the tables of what is there."""
-    rows = [row for row in read(results) if row["split"] == split]
-    rows = single_twins(rows) + [row for row in ensembles(rows) if row["split"] == split]
+    rows = [row for row in rows_of_run(run) if row["split"] == split]
+    rows = single_twins(rows) + [row for row in kept_ensembles(rows, ensembles) if row["split"] == split]
     tables = [table(*key, group) for key, group in grouped(rows, ["data", "network"]).items()]
     images = [row for row in rows if row["data"] != "trec" and row["left_out"] < 0]
     shifted = [row for row in images if row["network"] == NETWORKS[row["data"]]]
     shift_tables = [shift_table(*key, group) for key, group in grouped(shifted, ["data", "network"]).items()]
-    text, under_shift = "\n\n".join(tables), "\n\n".join(shift_tables)
-    print(text, under_shift, sep="\n\n")
+    by = ["data", "network", "contestant", "left_out"]
+    kinds = [f"auroc_{name}/{kind}" for name in AUROCS for kind in ("total", "epistemic")]
+    differences = [row for group in grouped(rows, by[:2]).values() for row in paired(group)]
+    publish("classifiers", "\n\n".join(tables), rows + differences, by, (*QUALITY, *kinds), write)
+    figures = [
+        f"{kind}_{severity}/{name}" for kind in shifts.SHIFTS for severity in shifts.SEVERITIES for name in UNDER_SHIFT
+    ]
+    publish("shift", "\n\n".join(shift_tables), shifted, by[:3], figures, write)
     if write:
-        replace_section(PAGE, "classifiers", text)
-        replace_section(PAGE, "shift", under_shift)
         draw(shifted)
 
 
-def ensembles(rows: list[Row]) -> list[Row]:
-    """Rows of ensembles; kept with the results, for predictions of the members stay where they were made."""
-    kept = {row["key"]: row for row in [*read(ENSEMBLE_RESULTS), *ensemble_rows(rows, PREDICTIONS)]}
-    draft = ENSEMBLE_RESULTS.with_suffix(".tmp")
+def kept_ensembles(rows: list[Row], place: Path) -> list[Row]:
+    """Rows of ensembles; kept with the run, for predictions of the members stay where they were made."""
+    kept = {row["key"]: row for row in [*read(place), *ensemble_rows(rows, PREDICTIONS)]}
+    draft = place.with_suffix(".tmp")
     draft.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
-    draft.replace(ENSEMBLE_RESULTS)
+    draft.replace(place)
     return list(kept.values())
 
 
@@ -130,28 +140,35 @@ def table(data: str, network: str, rows: list[Row]) -> str:
             else cell(group if name == "left_out" else whole, f"auroc_{name}/total", 3)
             for name in AUROCS
         ]
-        quality = [cell(whole, name) for name in ("accuracy", "nll", "brier", "ece")]
+        quality = [cell(whole, name) for name in QUALITY]
         lines.append([contestant, str(len(whole)), *quality, *aurocs])
     title = f"**{data}, {network}** (AUROC of total / epistemic uncertainty)"
-    return f"{title}\n\n{markdown(header, lines)}{paired(rows)}"
+    return f"{title}\n\n{markdown(header, lines)}{paired_text(rows)}"
 
 
-def paired(rows: list[Row]) -> str:
-    """The recipe less the ensemble, over the seeds (of digits: splits) that both have; empty for a single one."""
-    sides = [
+def paired(rows: list[Row]) -> list[Row]:
+    """The recipe less the ensemble, over the seeds (of digits: splits) that both have."""
+    recipes, fives = (
         {(row["seed"], row["left_out"]): row for row in rows if row["contestant"] == name}
         for name in ("instead_of_ensemble", "ensemble")
-    ]
-    parts = []
-    for name in ("accuracy", "nll", "brier", "auroc_left_out/epistemic"):
-        keys = [
-            key
-            for key in sides[0]
-            if key in sides[1] and name in sides[0][key] and (key[1] < 0 or name.startswith("auroc_left_out"))
-        ]
-        if len(keys) > 1:
-            parts.append(f"{name} {cell([{name: sides[0][key][name] - sides[1][key][name]} for key in keys], name)}")
-    return f"\n\ninstead_of_ensemble less ensemble, paired: {', '.join(parts)}." if parts else ""
+    )
+    found = []
+    for key, recipe in recipes.items():
+        if key in fives:
+            names = PAIRED[:-1] if key[1] < 0 else PAIRED[-1:]
+            own = {name: recipe[name] - fives[key][name] for name in names}
+            found.append(
+                {**{name: recipe[name] for name in ("data", "network", "left_out")}, "contestant": LESS, **own}
+            )
+    return found
+
+
+def paired_text(rows: list[Row]) -> str:
+    """The figures of `paired` that have more than one seed."""
+    differences = paired(rows)
+    several = [name for name in PAIRED if sum(name in row for row in differences) > 1]
+    parts = [f"{name} {cell(differences, name)}" for name in several]
+    return f"\n\n{LESS}, paired: {', '.join(parts)}." if parts else ""
 
 
 def shift_table(data: str, network: str, rows: list[Row]) -> str:
@@ -161,7 +178,7 @@ def shift_table(data: str, network: str, rows: list[Row]) -> str:
         for (contestant,), group in grouped(rows, ["contestant"]).items():
             cells = []
             for severity in shifts.SEVERITIES:
-                nll, ece = (mean_and_error(group, f"{name}_{severity}/{figure}")[0] for figure in ("nll", "ece"))
+                nll, ece = (mean_and_error(group, f"{name}_{severity}/{figure}")[0] for figure in UNDER_SHIFT)
                 cells.append(f"{nll:.2f} ({ece:.2f})")
             lines.append([name, contestant, *cells])
     header = ["shift", "contestant", *(f"severity {severity}" for severity in shifts.SEVERITIES)]
@@ -177,9 +194,7 @@ def draw(rows: list[Row]) -> None:
     figure = Figure((4 * len(sets), 6), layout="constrained")
     axes: Any = figure.subplots(2, len(sets), squeeze=False, sharex=True)
     for column, ((name,), group) in enumerate(sets.items()):
-        for ax, figure_name, label in zip(
-            axes[:, column], ("nll", "ece"), ("NLL (nats per example)", "ECE"), strict=True
-        ):
+        for ax, figure_name, label in zip(axes[:, column], UNDER_SHIFT, ("NLL (nats per example)", "ECE"), strict=True):
             for (contestant,), members in grouped(group, ["contestant"]).items():
                 values = [mean_and_error(members, figure_name)[0]]
                 for severity in shifts.SEVERITIES:
@@ -191,7 +206,6 @@ def draw(rows: list[Row]) -> None:
         axes[1, column].set_xlabel("severity (0: none)")
     lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}  # not every set has all contestants
     axes[0, 0].legend(handles=list(lines.values()), fontsize="small")
-    FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=150)
 
 

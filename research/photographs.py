@@ -8,10 +8,11 @@ each standardised, for two hidden layers of 64 units. Where empty pixels are wor
 Every contestant has the same network, epochs and batches, the twin and MC dropout Adam at 1e-3. `report` prints
 accuracy, NLL and Brier score of test data with the difference to the twin, paired over seeds (which split the data and
 begin the networks), and AUROC of epistemic uncertainty (of the twin total) against noise and, of images, their quarter
-turn. Choices are made with `--split validation`, a fifth of the training data.
+turn. Choices are made with `--split validation`, a fifth of the training data. Fashion-MNIST and
+power come from the folder of `--data`, and `benchmarks/data.py` names their sources.
 
-    python benchmarks/photographs.py run --data DIR        # resumable, on two processes
-    python benchmarks/photographs.py report --write        # the table goes into docs/defaults.md
+    python -m research.photographs run --data DIR        # resumable, on two processes
+    python -m research.photographs report --write        # the table goes into research/defaults.md
 """
 
 from __future__ import annotations
@@ -22,18 +23,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import contest
 import numpy as np
-import shifts
 import typer
-from data import fashion_mnist, folder_of, hold_out, standardised, uci
-from networks import mlp, small_cnn
-from runs import Row, cell, grouped, markdown, read, replace_section, run_all
+
+from benchmarks.data import fashion_mnist, folder_of, hold_out, standardised, uci
+from benchmarks.runs import Row, cell, grouped, markdown, rows_of_run, run_all
+from research import contest, shifts
+from research.networks import mlp, small_cnn
+from research.record import NO_DATA, RUNS, DataFolder, Output, Run, Workers, Write, publish, subtract
 
 app = typer.Typer(add_completion=False)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "photographs.jsonl"
-PAGE = HERE.parent / "docs" / "defaults.md"
+RUN = RUNS / "photographs.jsonl"
 NUM_TRAINING, NUM_TEST = 3200, 2000  # of photographs
 SIZE = 32
 NUM_CLASSES = {"photographs": 10, "breast-cancer": 2, "wine": 3, "power": 5}
@@ -47,6 +47,7 @@ BUDGETS = {
 BACKENDS = {"photographs": "tensorflow"}  # XLA's convolutions are slow on a CPU
 CONTESTANTS = ("twin", "mc_dropout", "instead_of_ensemble", "N(1, 3^2) everywhere", "no input factors")
 FIGURES = ("accuracy", "nll", "brier")
+DIFFERENCES = ("accuracy", "nll")  # to the twin
 
 
 @dataclass(frozen=True)
@@ -182,55 +183,50 @@ def noise(x: np.ndarray, like: np.ndarray, seed: int) -> np.ndarray:
 
 def _required(folder: Path | None) -> Path:
     if folder is None:
-        raise SystemExit(
-            "Photographs and power need --data DIR (or BDL_DATA): benchmarks/README.md says what it holds."
-        )
+        raise SystemExit(NO_DATA.format("Photographs, as power,"))
     return folder
 
 
 @app.command()
 def run(
-    data: Annotated[Path | None, typer.Option(help="Folder of real data; else BDL_DATA.")] = None,
+    data: DataFolder = None,
     sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join(NUM_CLASSES),
     contestants: Annotated[str, typer.Option(help="Contestants, separated by semicolons.")] = ";".join(CONTESTANTS),
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
     split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
-    workers: Annotated[int, typer.Option(help="Number of processes.")] = 2,
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
+    workers: Workers = 2,
+    output: Output = RUN,
 ) -> None:
     """Trains what is not there yet."""
     for name in sets.split(","):
         cases = [Case(name, each, seed, split) for seed in range(seeds) for each in contestants.split(";")]
         backend = BACKENDS.get(name, "jax")
-        run_all(partial(train, folder=folder_of(data)), cases, results, workers, backend)
+        run_all(partial(train, folder=folder_of(data)), cases, output, workers, backend)
 
 
 @app.command()
 def report(
+    run: Run = RUN,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    results: Annotated[Path, typer.Option(help="File of JSON lines.")] = RESULTS,
-    write: Annotated[bool, typer.Option(help="Put the table into docs.")] = False,
+    write: Write = False,
 ) -> None:
     """Prints the table."""
-    text = table_of([row for row in read(results) if row["split"] == split])
-    print(text)
-    if write:
-        replace_section(PAGE, "photographs", text)
+    rows = [row for row in rows_of_run(run) if row["split"] == split]
+    subtract(rows, "twin", ["data", "seed"], DIFFERENCES)
+    for row in rows:
+        kind = "total" if row["contestant"] == "twin" else "epistemic"
+        row |= {f"auroc_{unseen}": row.get(f"auroc_{unseen}/{kind}") for unseen in ("noise", "rotated")}
+    figures = (*FIGURES, *(f"{figure} - twin" for figure in DIFFERENCES), "auroc_noise", "auroc_rotated")
+    publish("photographs", table_of(rows), rows, ["data", "contestant"], figures, write)
 
 
 def table_of(rows: list[Row]) -> str:
     """A line for each data set and contestant, with paired differences to the twin."""
-    twins = {(row["data"], row["seed"]): row for row in rows if row["contestant"] == "twin"}
     lines = []
     for (data, contestant), group in grouped(rows, ["data", "contestant"]).items():
-        group = [row for row in group if (data, row["seed"]) in twins]
         cells = [cell(group, figure, 3) for figure in FIGURES]
-        differences = [
-            {figure: row[figure] - twins[data, row["seed"]][figure] for figure in FIGURES[:2]} for row in group
-        ]
-        less = ["" if contestant == "twin" else cell(differences, figure, 3, "+") for figure in FIGURES[:2]]
-        kind = "total" if contestant == "twin" else "epistemic"
-        detection = [cell(group, f"auroc_{unseen}/{kind}", 2) for unseen in ("noise", "rotated")]
+        less = [cell(group, f"{figure} - twin", 3, "+") for figure in DIFFERENCES]
+        detection = [cell(group, f"auroc_{unseen}", 2) for unseen in ("noise", "rotated")]
         lines.append([data, contestant, str(len(group)), *cells, *less, *detection])
     header = ["data", "contestant", "seeds", "accuracy", "NLL", "Brier"]
     header += ["accuracy - twin", "NLL - twin", "AUROC noise", "AUROC turned"]

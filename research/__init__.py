@@ -1,0 +1,1 @@
+"""The searches and tables that chose the defaults: `python -m research.digits` from the top folder."""
