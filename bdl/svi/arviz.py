@@ -24,7 +24,9 @@ def require_arviz() -> None:
         ValueError: if it is not installed.
     """
     if importlib.util.find_spec("arviz_base") is None:
-        raise ValueError("`to_arviz` needs ArviZ, which is not installed. Install it with: pip install 'keras-bdl[arviz]'")
+        raise ValueError(
+            "`to_arviz` needs ArviZ, which is not installed. Install it with: pip install 'keras-bdl[arviz]'"
+        )
 
 
 def observed_values(site: Observed) -> np.ndarray:

@@ -24,8 +24,8 @@ def rewritten(lines: list[str]) -> list[str]:
         if line in ("Example:", "Examples:"):
             result += [f".. rubric:: {line[:-1]}", ""]
             continue
-        is_formula = line.startswith("    ") and follows_blank and before[:1].strip() and not before.startswith(("-", "*", ">>>"))
-        if is_formula and not in_section:
+        follows_text = bool(before[:1].strip()) and not before.startswith(("-", "*", ">>>"))
+        if line.startswith("    ") and follows_blank and follows_text and not in_section:
             result += ["::", ""]
         result.append(line)
     return result

@@ -13,7 +13,7 @@ from bdl.svi import SVI, Amortized, Flat, Global, Observed
 from bdl.svi import arviz as arviz_room
 from bdl.svi.checks import k_hat
 
-needs_arviz = pytest.mark.skipif(importlib.util.find_spec("arviz_base") is None, reason="keras-bdl[arviz] is not installed")
+needs_arviz = pytest.mark.skipif(importlib.util.find_spec("arviz_base") is None, reason="no ArviZ")
 Y = np.random.default_rng(0).normal(2.0, 1.0, size=10).astype("float32")
 DATA = {"y": Y}
 S = 1600  # at this size ArviZ takes as many weights for the tail as `k_hat`
