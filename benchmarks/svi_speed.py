@@ -4,7 +4,7 @@
     python benchmarks/svi_speed.py run --pyro-python PYTHON   # with Pyro, from an environment of its own
     python benchmarks/svi_speed.py report --write             # the table, into benchmarks/README.md
 
-Each contestant lives in a process of its own, on one thread of one core. In a round all have their turn, one after the
+The contestants of a backend share a process, on one thread of one core. In a round all have their turn, one after the
 other. Processor time is what is compared: a neighbour on the machine lengthens a step's wall-clock time, but hardly its
 processor time. Ratios are formed within a round.
 """
@@ -62,22 +62,25 @@ def run(
 ) -> None:
     """Times all contestants in turns."""
     workers: dict[str, Worker] = {}
-    compiled: dict[str, float] = {}
+    ready: dict[str, float] = {}
     for name in (name for name in CONTESTANTS if any(part in name for part in only.split("|"))):
-        python = pyro_python if name == PYRO else sys.executable
-        worker = Worker([python, str(HERE / "svi_speed_trainers.py"), name], {"PYTHONPATH": _path()})
+        backend = CONTESTANTS[name][0]
+        if backend not in workers:
+            python = pyro_python if backend == "torch" else sys.executable
+            workers[backend] = Worker([python, str(HERE / "svi_speed_trainers.py"), backend], {"PYTHONPATH": _path()})
         try:
-            compiled[name] = worker.ask("prepare", TIMEOUT, steps=_steps_of(name, steps))["cpu_seconds"]
-            workers[name] = worker
-            print(f"{name}: ready after {compiled[name]:.1f} s of processor time", flush=True)
+            steps_of_name = _steps_of(name, steps)
+            ready[name] = workers[backend].ask("prepare", TIMEOUT, name=name, steps=steps_of_name)["cpu_seconds"]
+            print(f"{name}: ready after {ready[name]:.1f} s of processor time", flush=True)
         except WorkerError as error:
             print(f"{name}: left out, {error}", flush=True)
-            worker.close()
     for number in range(rounds):
-        order = list(workers)[:: -1 if number % 2 else 1]
-        found = {name: workers[name].ask("burst", TIMEOUT, steps=_steps_of(name, steps)) for name in order}
+        found = {}
+        for name in list(ready)[:: -1 if number % 2 else 1]:
+            worker = workers[CONTESTANTS[name][0]]
+            found[name] = worker.ask("burst", TIMEOUT, name=name, steps=_steps_of(name, steps))
         print(number, {name: round(each["cpu_ms"], 2) for name, each in found.items()}, flush=True)
-        row = {"times": found, "ready": compiled, "load": os.getloadavg()[0], "versions": _versions()}
+        row = {"times": found, "ready": ready, "load": os.getloadavg()[0], "versions": _versions()}
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("a") as file:
             file.write(json.dumps(row) + "\n")

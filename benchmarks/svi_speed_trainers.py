@@ -1,4 +1,4 @@
-"""Contestants of `svi_speed.py`, each in a process of its own: `python svi_speed_trainers.py NAME`, asked by `timing`.
+"""Contestants of `svi_speed.py`, in a process for each backend: `python svi_speed_trainers.py BACKEND`, asked by `timing`.
 
 All fit the methylation model of examples/methylation.py in batches of 1,000 loci, by Adam, on one thread. A burst is a
 number of training steps; what a fit costs once (checks, the copy to the device, compiling) is outside of it.
@@ -19,7 +19,6 @@ from timing import serve
 
 HERE = Path(__file__).resolve().parent
 BATCH_SIZE, STEPS_IN_CALL, HIDDEN, RATE = 1000, 50, 32, 1e-2
-SERVED = {"tf": "tensorflow", "jax": "jax", "torch": "torch"}
 
 Run = Callable[[int], tuple[float, float]]
 """Trains for a number of steps; wall-clock and processor seconds of them all."""
@@ -408,24 +407,22 @@ CONTESTANTS: dict[str, tuple[str, Callable[[], Run]]] = {
 """By name: the Keras backend, and what makes the contestant."""
 
 
-class Contestant:
-    """The handlers of `timing.serve` for one contestant."""
+class Garage:
+    """The contestants of this process, by name: the handlers of `timing.serve`."""
 
-    def __init__(self, make: Callable[[], Run]) -> None:
-        self._make = make
-        self._run: Run | None = None
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
 
-    def prepare(self, steps: int) -> dict:
-        """Builds and compiles it, and takes a burst that does not count."""
+    def prepare(self, name: str, steps: int) -> dict:
+        """Builds and compiles one, and takes a burst that does not count."""
         wall, cpu = time.perf_counter(), time.process_time()
-        self._run = self._make()
-        self._run(steps)
+        self._runs[name] = CONTESTANTS[name][1]()
+        self._runs[name](steps)
         return {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
-    def burst(self, steps: int) -> dict:
+    def burst(self, name: str, steps: int) -> dict:
         """Milliseconds of a step."""
-        assert self._run is not None
-        wall, cpu = self._run(steps)
+        wall, cpu = self._runs[name](steps)
         return {"wall_ms": 1e3 * wall / steps, "cpu_ms": 1e3 * cpu / steps}
 
 
@@ -443,7 +440,6 @@ def one_thread(backend: str) -> None:
 
 
 if __name__ == "__main__":
-    backend, make = CONTESTANTS[sys.argv[1]]
-    one_thread(backend)
-    contestant = Contestant(make)
-    serve({"prepare": contestant.prepare, "burst": contestant.burst})
+    one_thread(sys.argv[1])
+    garage = Garage()
+    serve({"prepare": garage.prepare, "burst": garage.burst})
