@@ -40,8 +40,8 @@ class Bounds(Shown):
     Example:
     >>> print(Bounds.of(np.log([[[0.1, 0.4], [0.3, 0.4]]])))  # two draws of two rows, log .2 + log .4 in the limit
                            total  error  per row
-    ELBO                   -2.67  0.388    -1.33
-    importance weighted    -2.53  0.354    -1.26
+    ELBO                   -2.67  0.549    -1.33
+    importance weighted    -2.53  0.5      -1.26
     """
 
     elbo: float

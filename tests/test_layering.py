@@ -128,7 +128,8 @@ def test_importing_bdl_loads_no_heavy_module_that_keras_does_not():
     assert "bdl" in added
 
 
-OF_NAMED_TUPLES = ("_asdict", "_fields", "_make", "_replace")  # which are public there: names of fields could clash
+NAMED_TUPLES_OWN = {"_fields", "_asdict", "_replace", "_make"}
+"""Public by Python's documentation: their underscore keeps them apart from the names of fields."""
 
 
 def reads_of_private_attributes(path):
@@ -136,7 +137,7 @@ def reads_of_private_attributes(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
             continue
-        if node.attr in OF_NAMED_TUPLES:
+        if node.attr in NAMED_TUPLES_OWN:
             continue
         is_super = isinstance(node.value, ast.Call) and getattr(node.value.func, "id", None) == "super"
         if not is_super and getattr(node.value, "id", None) not in ("self", "cls"):

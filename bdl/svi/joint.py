@@ -139,12 +139,11 @@ def _told(joint: Any) -> Generator[tuple[str, Any], Any, None]:
     if _is_of(joint, "Coroutine"):
         yield from _told_by_coroutine(joint)
         return
-    model = joint.model
-    is_named = _is_of(joint, "Named")
-    makers = (model if isinstance(model, Mapping) else model._asdict()) if is_named else None
+    model, is_named = joint.model, _is_of(joint, "Named")
     values: dict[str, Tensor] = {}
     for place, (name, parents) in enumerate(joint.resolve_graph()):
-        maker = makers[name] if makers is not None else model[place]
+        key = name if is_named else place
+        maker = getattr(model, name) if is_named and not isinstance(model, Mapping) else model[key]
         if isinstance(maker, tfp.distributions.Distribution):
             distribution = maker
         elif is_named:
