@@ -1,4 +1,7 @@
-"""What is a digit, in two numbers? A variational autoencoder, written as a network and as a story.
+"""Codes of digits
+===============
+
+What is a digit, in two numbers? A variational autoencoder, written as a network and as a story.
 
     python examples/digit_codes.py --figure digit_codes.png
     python examples/digit_codes.py --way story

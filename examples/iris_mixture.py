@@ -1,4 +1,7 @@
-"""Which flowers belong together? A mixture of Gaussians whose indicators are summed out, on Fisher's irises.
+"""Kinds of irises
+================
+
+Which flowers belong together? A mixture of Gaussians whose indicators are summed out, on Fisher's irises.
 
     python examples/iris_mixture.py --figure iris.png
 
