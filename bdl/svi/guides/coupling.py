@@ -42,10 +42,10 @@ class Couplings:
 
     Example:
     >>> couplings = Couplings(size=3, layers=2, width=4)
-    >>> x = keras.ops.convert_to_tensor([1.0, -2.0, 3.0])
+    >>> x = keras.ops.convert_to_tensor([0.5, -2.0, 3.0])
     >>> y, log_scale = couplings.forward(keras.ops.zeros(couplings.num_weights), x)
-    >>> np.asarray(y), np.asarray(log_scale)
-    (array([ 1., -2.,  3.], dtype=float32), array([0., 0., 0.], dtype=float32))
+    >>> np.asarray(y).round(4), np.asarray(log_scale).round(4)
+    (array([ 0.5, -2. ,  3. ], dtype=float32), array([0., 0., 0.], dtype=float32))
     """
 
     size: int
