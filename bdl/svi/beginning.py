@@ -123,14 +123,13 @@ class Beginning:
             others = values(invented(self.described), moved)
         except Exception:
             return
-        pairs = zip([*names, *following], ours, others, strict=True)
-        differing = sorted({name for name, one, other in pairs if not np.allclose(one, other)})
-        if differing:
-            raise ValueError(
-                f"The support of the global sites {differing}, and a prior that their guide follows, must not depend "
-                "on data or local sites: their values would differ from batch to batch. Compute such bounds before, "
-                "and let the story close over them."
-            )
+        what = ["support"] * len(names) + ["prior, which the guide follows,"] * len(following)
+        for name, kind, one, other in zip([*names, *following], what, ours, others, strict=True):
+            if not np.allclose(one, other):
+                raise ValueError(
+                    f"The {kind} of the global sites {[name]} must not depend on data or local sites: their values "
+                    "would differ from batch to batch. Compute such bounds before, and let the story close over them."
+                )
 
     def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
         """Gives guides their sites and all the model its variables; those of a file come without data."""
