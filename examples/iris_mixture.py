@@ -89,8 +89,8 @@ def start_of(flowers: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def fit(flowers: np.ndarray, steps: int, seed: int) -> SVI:
-    """A Gaussian with all correlations of shares, means, scales and correlations."""
-    model = SVI(story, "full_rank", start=start_of(flowers), num_samples=4, seed=seed)
+    """Independent Gaussians, on the real line, of shares, means, scales and correlations."""
+    model = SVI(story, "mean_field", start=start_of(flowers), num_samples=4, seed=seed)
     model.compile(keras.optimizers.Adam(DecayOverFit(2e-2)))
     model.fit({"flower": flowers}, batch_size="all", steps=steps, verbose=0)
     return model
@@ -159,13 +159,13 @@ def draw(path: Path, flowers: np.ndarray, species: np.ndarray, kinds: Kinds) -> 
         right.plot(np.arange(len(order)) + 1, likely[order], "o", ms=4, color=colours[place], label=SPECIES[place])
     right.axhline(0.5, color="0.7", lw=1)
     right.set(xlabel="flowers of a species, in order", ylabel="probability", title="Is it of the kind of virginica?")
-    right.legend(frameon=False, title="species")
+    right.legend(frameon=False, title="species", loc=(0.35, 0.6))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
     draws: Annotated[int, typer.Option(help="Draws of the posterior.")] = 500,
     seed: Annotated[int, typer.Option(help="Of both fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of the flowers and their kinds.")] = None,

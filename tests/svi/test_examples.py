@@ -116,6 +116,15 @@ def test_half_normal_quantiles():
 
 
 @pytest.mark.tensorflow
+def test_kinds_of_flowers_have_the_names_of_the_species_that_they_fit_best():
+    module = example("iris_mixture")
+    chosen, species = np.array([2, 2, 2, 0, 0, 1, 0]), np.array([0, 0, 0, 1, 1, 2, 2])
+    kinds = module.Kinds(np.eye(3)[chosen], np.arange(12.0).reshape(3, 4), np.zeros((3, 4, 4))).named(species)
+    assert list(kinds.right(species)) == [True] * 6 + [False]
+    np.testing.assert_array_equal(kinds.means[:, 0], [8.0, 0.0, 4.0])
+
+
+@pytest.mark.tensorflow
 def test_the_methylation_example_prints_its_table_and_draws(tmp_path, capsys):
     figure = tmp_path / "figure.png"
     example("methylation").main(data=None, rows=500, steps=2, finish=2, draws=2, optimised=5, seed=0, figure=figure)
@@ -159,10 +168,14 @@ def test_the_digit_codes_are_those_of_the_model_whichever_way_it_is_written(way,
 
 @pytest.mark.slow
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("settings", [("eight_schools", {}), ("star_brightness", {"data": None})], ids=lambda s: s[0])
+@pytest.mark.parametrize(
+    "settings",
+    [("eight_schools", {}, "exact"), ("star_brightness", {"data": None}, "exact"), ("iris_mixture", {}, "virginica")],
+    ids=lambda settings: settings[0],
+)
 def test_the_small_examples_print_their_tables_and_draw(settings, tmp_path, capsys):
-    name, given = settings
+    name, given, told = settings
     figure = tmp_path / "figure.png"
     example(name).main(steps=4, draws=200, seed=0, figure=figure, **given)
-    assert "exact" in capsys.readouterr().out
+    assert told in capsys.readouterr().out
     assert figure.stat().st_size > 10_000
