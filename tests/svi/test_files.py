@@ -105,9 +105,7 @@ def bounded(of):
 def test_a_bound_of_a_global_that_differs_from_batch_to_batch_is_refused(of):
     data = {"y": Y, "n": np.full(12, 3)}
     with_guide = SVI(bounded(of), guide_of_codes(), seed=0)
-    with pytest.raises(
-        ValueError, match=r"support of the global sites \['last'\] must not depend on data or local"
-    ):
+    with pytest.raises(ValueError, match=r"support of the global sites \['last'\] must not depend on data or local"):
         with_guide.trace_on(data)
 
 
