@@ -6,6 +6,7 @@ it is ("Source of ..."): napoleon wants an indented example, and reStructuredTex
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -35,8 +36,17 @@ def _process(app: Any, what: str, name: str, found: Any, options: Any, lines: li
     lines[:] = rewritten(lines)
 
 
+def _signature(app: Any, what: str, name: str, found: Any, options: Any, signature: str, returns: str) -> Any:
+    """The arguments of a Keras layer or model, whose `__new__` takes any."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    own = list(inspect.signature(found.__init__).parameters.values())[1:]
+    return str(inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in own])), returns
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Tells Sphinx."""
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True}
