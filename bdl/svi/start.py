@@ -91,7 +91,7 @@ def find_start(
         weights: How often each row counts, `(rows,)`; None counts each once.
 
     Raises:
-        ValueError: if a mode is asked for and the story has local sites, or none is found.
+        ValueError: if a mode is asked for and the story has local sites, or none with a finite curvature is found.
     """
     point = on_the_real_line(trace, estimator)
     if start not in STARTS[1:]:
@@ -115,9 +115,22 @@ def find_start(
     density = Differentiable(joint, estimator.dtype)
     mode, precision = find_mode(density, first, key)
     if start == "map":
+        _check_found(start, mode)
         return Start(split(mode))
     mean, precision = spread_out(density, mode, precision, key)
-    return Start(split(mean), np.linalg.inv(precision))
+    covariance = np.linalg.inv(precision)
+    _check_found(start, mean, covariance)
+    return Start(split(mean), covariance)
+
+
+def _check_found(start: str, mean: np.ndarray, covariance: np.ndarray | None = None) -> None:
+    """Refuses a point or a covariance that are no numbers."""
+    if not np.isfinite(mean).all() or (covariance is not None and not np.isfinite(covariance).all()):
+        raise ValueError(
+            f"`start` must be 'prior' or a dict of values here, not {start!r}: the posterior density on the real line "
+            "has no mode with a curvature. So it is where a latent scale may go to zero, together with what it is the "
+            "scale of."
+        )
 
 
 def spread_out(

@@ -122,6 +122,18 @@ def test_a_density_that_is_nowhere_finite_is_refused():
         find_mode(Differentiable(lambda x: ops.sum(x) * np.nan, "float32"), np.zeros(1), random.draw_key(0))
 
 
+@pytest.mark.parametrize("start", ["map", "laplace"])
+def test_a_mode_that_is_no_number_is_refused(start, monkeypatch):
+    """As where the density rises without end, and float32 with it."""
+    nowhere = np.full(1, np.nan), np.full((1, 1), np.nan)
+    monkeypatch.setattr("bdl.svi.start.find_mode", lambda *arguments: nowhere)
+    monkeypatch.setattr("bdl.svi.start.spread_out", lambda *arguments: nowhere)
+    model = SVI(level, start=start, seed=0)
+    model.compile()
+    with pytest.raises(ValueError, match=f"`start` must be 'prior' or a dict of values here, not '{start}'"):
+        model.fit({"y": np.zeros(3, "float32")}, batch_size="all", steps=1, verbose=0)
+
+
 def test_a_hessian_is_made_positive_definite_whatever_its_scales():
     matrix = np.array([[1e6, 2e3], [2e3, 1.0]])  # of correlation 2: no precision
     found = positive_definite(matrix)
