@@ -1,4 +1,4 @@
-"""Contestants of `svi_speed.py`, a process for each backend: `python svi_speed_trainers.py BACKEND`, asked by `timing`.
+"""Contestants of `svi_speed.py`, a process for each backend: `python svi_speed_trainers.py BACKEND`, by `timing`.
 
 All fit the methylation model of examples/methylation.py in batches of 1,000 loci, by Adam, on one thread. A burst is a
 number of training steps; what a fit costs once (checks, the copy to the device, compiling) is outside of it.
