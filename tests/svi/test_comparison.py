@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from numpy.testing import assert_allclose
+from scipy import special, stats
 from standard_errors import assert_within_standard_errors
-from stories import Normal, groups, groups_evidence, level, level_at_the_posterior, level_posterior
+from stories import Categorical, Normal, groups, groups_evidence, level, level_at_the_posterior, level_posterior
 
 import bdl
 from bdl.svi import SVI, Amortized, Global, Local, Observed
@@ -84,6 +86,30 @@ def test_without_globals_rows_have_the_elbo_in_closed_form():
     deviation = np.sqrt(2 + 4 * Y**2) / (2 * 0.25)  # of (y - z)^2 / (2 * .25)
     assert_within_standard_errors(found.elbo_by_row, expected, deviation / np.sqrt(500))
     assert found.importance_weighted > found.elbo
+
+
+def test_enumerated_sites_are_summed_out_in_both_bounds():
+    """A mixture of two components, whose evidence given the middle is a sum, and over it a sum on a grid."""
+
+    def story(data):
+        middle = yield Global("middle", Normal(0.0, 2.0))
+        which = yield Local("which", Categorical(np.log([0.3, 0.7]).astype("float32")))
+        yield Observed("y", Normal(middle + 3.0 * ops.cast(which, "float32"), 1.0), data["y"])
+
+    model = SVI(story, seed=0)
+    model.trace_on(DATA)
+    model.guide_of("middle").start_at(np.array([-1.0]), np.array([[0.7]]))
+    grid = np.linspace(-12.0, 12.0, 4_001)[:, None]
+    by_row = special.logsumexp(
+        [np.log(share) + stats.norm(grid + 3.0 * place, 1.0).logpdf(Y) for place, share in enumerate((0.3, 0.7))],
+        axis=0,
+    )
+    prior, guide = stats.norm(0.0, 2.0).logpdf(grid[:, 0]), stats.norm(-1.0, 0.7).pdf(grid[:, 0])
+    evidence = np.log(np.trapezoid(np.exp(by_row.sum(axis=1) + prior), grid[:, 0]))
+    found = model.bounds(DATA, num_samples=2_000, seed=0)
+    elbo = np.trapezoid(guide * (by_row.sum(axis=1) + prior - stats.norm(-1.0, 0.7).logpdf(grid[:, 0])), grid[:, 0])
+    assert_within_standard_errors(found.elbo, elbo, found.elbo_error)
+    assert_within_standard_errors(found.importance_weighted, evidence, found.importance_weighted_error)
 
 
 def test_what_has_no_bound_is_refused():
