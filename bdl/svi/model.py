@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -12,7 +12,8 @@ from keras import ops
 
 from bdl.arguments import check_num_samples, check_objective
 from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
-from bdl.keras_internals import num_replicas
+from bdl.keras_internals import flatten_layers, num_replicas
+from bdl.protocols import HasLocalLatents
 from bdl.random import Tensor, draw_key
 from bdl.svi.beginning import Beginning
 from bdl.svi.comparison import Compared
@@ -129,6 +130,8 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         if wrong:
             raise ValueError(f"`networks` must be Keras layers by name, which {wrong} are not.")
         self.requested_guide = check_guide(guide)
+        guides = self.requested_guide.values() if isinstance(self.requested_guide, Mapping) else [self.requested_guide]
+        _refuse_latents([*self.networks.values(), *guides])
         self.start = check_start(start)
         self.objective = check_objective(objective, 0.0)
         self.num_samples = check_num_samples(num_samples, "draws in a training step")
@@ -353,3 +356,13 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         is_resident = self.is_fit_for_device((x, weights))
         resident = batches.on_device(self.steps_per_execution, kwargs["steps_per_epoch"]) if is_resident else None
         return batches.for_fit(), resident, with_callback(callbacks, BeginRows(batches, self.progress)), kwargs
+
+
+def _refuse_latents(layers: Sequence[keras.Layer]) -> None:
+    """Refuses layers with latent variables of single rows, whose KL would not be counted."""
+    found = [layer.name for each in layers for layer in flatten_layers(each) if isinstance(layer, HasLocalLatents)]
+    if found:
+        raise ValueError(
+            f"`networks` and the networks of guides must have no latent variables of single rows, as {found} have: "
+            "their KL would not be counted. Tell them in the story, as Local sites."
+        )

@@ -9,6 +9,7 @@ from standard_errors import assert_within_standard_errors
 from stories import Normal, groups, level, level_posterior, spread
 
 from bdl.elbo import LinearWarmup
+from bdl.layers import NormalLatent
 from bdl.svi import SVI, Amortized, Global, Local, Observed
 from bdl.svi.rows import EndlessRows
 
@@ -394,6 +395,15 @@ def test_bad_arguments_are_named(settings, message):
 
 
 @pytest.mark.core
+@pytest.mark.core
+def test_networks_with_latent_variables_of_rows_are_refused():
+    """Nobody would count their KL."""
+    coded = keras.Sequential([keras.Input((1,)), NormalLatent(2, name="code")])
+    for settings in ({"networks": {"decoder": coded}}, {"guide": {"code": Amortized(coded, ["y"])}}):
+        with pytest.raises(ValueError, match=r"must have no latent variables of single rows, as \['code'\] have"):
+            SVI(groups, **settings)
+
+
 def test_a_shape_that_changes_between_fits_is_refused():
     def story(data):
         means = yield Global("means", Normal(np.zeros(data["x"].shape[1]), 1.0))
