@@ -14,7 +14,6 @@ from bdl.protocols import HasKL
 from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi.estimators import Draws
 from bdl.svi.results import Results
-from bdl.svi.story import Global, support_of_site
 
 
 class Compared(Results):
@@ -69,13 +68,9 @@ class Compared(Results):
 
         def log_p(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             parts: dict[bool, Tensor] = {False: ops.zeros((), dtype=self.compute_dtype)}
-            for visit in estimator.visit(batch, real):
-                density = ops.cast(visit.log_prob(), self.compute_dtype)
-                if visit.name in estimator.sites:
-                    shape = estimator.sites[visit.name].shape
-                    density = density + support_of_site(visit.variable).log_det(real[visit.name], shape)
-                has_rows = not isinstance(visit.variable, Global)
-                parts[has_rows] = parts.get(has_rows, 0.0) + density
+            for name, density in estimator.log_densities(batch, real).items():
+                has_rows = name not in estimator.sites or estimator.sites[name].kind != "global"
+                parts[has_rows] = parts.get(has_rows, 0.0) + ops.cast(density, self.compute_dtype)
             return {"rows": parts[True], "shared": parts[False]}
 
         found = self._each("log_weights", log_p, batch, draws.real, number, draw_key(0))
@@ -84,13 +79,8 @@ class Compared(Results):
     def _log_q(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Log densities of draws on the real line: of the local sites by row, and of the global ones."""
         local = shared = ops.zeros((1,), dtype=self.compute_dtype)
-        for place, families in draws.families.items():
-            noise = draws.noise[place]
-            if all(family is families[0] for family in families):
-                density = families[0].log_density(noise)
-            else:
-                density = ops.stack([family.log_density(noise[each]) for each, family in enumerate(families)])
-            density = ops.sum(density, axis=-1)
+        for place in draws.families:
+            density = ops.sum(draws.log_density_of(place), axis=-1)
             if self.estimator.guides[place].is_local:
                 local = local + density if len(local.shape) > 1 else density
             else:
