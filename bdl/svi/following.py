@@ -67,7 +67,10 @@ def _conditional(estimator: Estimator, guide: Hierarchical, data: Any, known: Re
         name = variable.name
         if isinstance(variable, Observed):
             return variable.value
-        site, support = estimator.sites[name], support_of_site(variable)
+        site = estimator.sites[name]
+        if site.kind == "enumerated":  # which no global one depends on either
+            return estimator.first_value(variable, data)
+        support = support_of_site(variable)
         if name in guide.sizes:
             found[name] = guide.conditional(name, _prior(variable, site.shape, estimator.dtype))
             start, stop = guide.coordinates(name)

@@ -163,8 +163,9 @@ def test_indicators_have_their_exact_probabilities_given_the_other_sites():
     assert_within_standard_errors(shares, expected, error, k=4)
     assert model.posterior(num_samples=3, seed=0).keys() == {"middle"}
     # Each row's log likelihood has the components summed out.
-    one = model.log_likelihood(DATA, num_samples=2, seed=0)["y"]
-    np.testing.assert_allclose(one[0], special.logsumexp(mixture_density(Y, 0.5), axis=1), atol=1e-3)
+    by_row = special.logsumexp(mixture_density(Y, 0.5), axis=1)
+    np.testing.assert_allclose(model.log_likelihood(DATA, num_samples=2, seed=0)["y"][0], by_row, atol=1e-3)
+    np.testing.assert_allclose(model.bounds(DATA, num_samples=2, seed=0).elbo_by_row, by_row, atol=1e-3)
 
 
 @pytest.mark.core
