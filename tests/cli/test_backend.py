@@ -137,7 +137,9 @@ def test_the_backend_that_is_loaded_needs_no_other_process(monkeypatch: pytest.M
 
 def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(typer.BadParameter, match=rf"{OTHER} is not installed. Install it with: pip install 'bdl\["):
+    with pytest.raises(
+        typer.BadParameter, match=rf"{OTHER} is not installed. Install it with: pip install 'keras-bdl\["
+    ):
         load_backend(OTHER)
 
 

@@ -126,5 +126,5 @@ def test_leave_one_out_is_that_of_our_smoothing_and_of_the_exact_posterior():
 
 def test_without_arviz_the_message_names_the_extra(monkeypatch):
     monkeypatch.setattr(arviz_room.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs ArviZ, .* pip install 'bdl\[arviz\]'"):
+    with pytest.raises(ValueError, match=r"needs ArviZ, .* pip install 'keras-bdl\[arviz\]'"):
         at_the_posterior().to_arviz(DATA)
