@@ -8,10 +8,19 @@ from typing import Any
 OBJECTIVES = ("elbo", "multi_sample")
 
 
+def is_positive_integer(value: Any) -> bool:
+    """Whether an argument is an integer above 0, of any library.
+
+    Example:
+    >>> is_positive_integer(np.int32(3)), is_positive_integer(True), is_positive_integer(3.0)
+    (True, False, False)
+    """
+    return hasattr(value, "__index__") and not isinstance(value, bool) and int(value) > 0
+
+
 def check_num_examples(num_examples: Any) -> int:
     """Checks the number of training examples."""
-    is_integer = hasattr(num_examples, "__index__") and not isinstance(num_examples, bool)
-    if not is_integer or int(num_examples) <= 0:
+    if not is_positive_integer(num_examples):
         raise ValueError(
             f"`num_examples` must be the number of training examples, a positive integer, not {num_examples!r}. "
             "It divides the KL; without it the temperature of the ELBO is unknown."
@@ -40,15 +49,14 @@ def check_num_samples(
     num_samples: Any, meaning: str = "draws of the weights in a training step", argument: str = "num_samples"
 ) -> int:
     """Checks a number of draws."""
-    is_integer = hasattr(num_samples, "__index__") and not isinstance(num_samples, bool)
-    if not is_integer or int(num_samples) <= 0:
+    if not is_positive_integer(num_samples):
         raise ValueError(f"`{argument}` must be a positive integer ({meaning}), not {num_samples!r}.")
     return int(num_samples)
 
 
 def check_positive_integer(value: Any, name: str) -> int:
     """Checks an argument that counts something."""
-    if not hasattr(value, "__index__") or isinstance(value, bool) or int(value) <= 0:
+    if not is_positive_integer(value):
         raise ValueError(f"`{name}` must be a positive integer, not {value!r}.")
     return int(value)
 

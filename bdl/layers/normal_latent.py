@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from bdl import random
+from bdl.arguments import is_positive_integer
 from bdl.latents import ACTIVE_VARIANCE, GaussianCode, add_local_kl, is_kl_of_draw, report_latent
 from bdl.layers.noise_layers import HasNoise
 from bdl.random import Tensor
@@ -74,7 +75,7 @@ class NormalLatent(HasNoise, keras.layers.Layer):
 
     def __init__(self, units: int, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if isinstance(units, bool) or not hasattr(units, "__index__") or int(units) < 1:
+        if not is_positive_integer(units):
             raise ValueError(f"`units` must be a positive integer, the size of the code, not {units!r}.")
         self.units = int(units)
         self.supports_masking = True

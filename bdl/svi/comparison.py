@@ -12,7 +12,7 @@ from bdl.bounds import Bounds
 from bdl.keras_internals import flatten_layers, without_gradients
 from bdl.protocols import HasKL
 from bdl.random import Tensor, draw_key, fold_in
-from bdl.svi.estimators import Draws
+from bdl.svi.draws import Draws
 from bdl.svi.results import Results
 
 
@@ -69,8 +69,7 @@ class Compared(Results):
         def log_p(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             parts: dict[str, Tensor] = {"shared": ops.zeros((), dtype=self.compute_dtype)}
             for name, density in estimator.log_densities(batch, real).items():
-                is_global = name in estimator.sites and estimator.sites[name].kind == "global"
-                part = "shared" if is_global else "rows"
+                part = "shared" if estimator.is_global(name) else "rows"
                 parts[part] = parts.get(part, 0.0) + ops.cast(density, self.compute_dtype)
             return parts
 

@@ -80,6 +80,10 @@ class Combinations:
         """The combination of each of the repeated rows, `(rows * number,)`."""
         return ops.reshape(ops.broadcast_to(ops.arange(self.number, dtype="int32"), (rows, self.number)), (-1,))
 
+    def first(self, rows: Tensor | int) -> Tensor:
+        """The first combination in each row, `(rows,)`."""
+        return ops.zeros((rows,), dtype="int32")
+
     def apart(self, values: Tensor) -> Tensor:
         """What belongs to repeated rows, by row and combination: `(rows, number, ...)`."""
         return ops.reshape(values, (-1, self.number, *values.shape[1:]))

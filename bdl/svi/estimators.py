@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from keras import ops
@@ -38,10 +38,10 @@ from keras import ops
 from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
 from bdl.svi.doubly import handing_on, shares_of
+from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
 from bdl.svi.guides import Guide
-from bdl.svi.guides.gaussian import RealLine, stuck
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
 
 
@@ -58,73 +58,6 @@ class Terms:
     nll: Tensor
     local_kl: dict[str, Tensor]
     global_kl: dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """One draw of all latent sites, on the real line.
-
-    Args:
-        real: By site, `(numbers,)` or `(rows, numbers)`.
-        families: Of each guide: its distribution, and the noise of the draw.
-        sticky: Of guides whose density has its gradient through the draw alone: the draw, `(..., size)`.
-        draws: What it is one of.
-        number: Which one.
-    """
-
-    real: dict[str, Tensor]
-    families: dict[int, tuple[RealLine, Tensor]]
-    sticky: dict[int, Tensor]
-    draws: Draws
-    number: int
-
-    def log_density(self, place: int) -> Tensor:
-        """Log density by coordinate, under a guide."""
-        return self.draws.log_density_of(place)[self.number]
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """Several draws of all latent sites, on the real line.
-
-    Args:
-        real: By site, `(draws, numbers)` or `(draws, rows, numbers)`.
-        families: Of each guide: its distribution for each draw, all one where it does not depend on others' draws.
-        noise: Of each guide: `(draws, noise_size)` or `(draws, rows, noise_size)`.
-        sticky: Of guides whose density has its gradient through the draw alone: the draws, `(draws, rows, size)`.
-        densities: Of each guide, once they were asked for.
-    """
-
-    real: dict[str, Tensor]
-    families: dict[int, list[RealLine]]
-    noise: dict[int, Tensor]
-    sticky: dict[int, Tensor] = field(default_factory=dict)
-    densities: dict[int, Tensor] = field(default_factory=dict)
-
-    def log_density(self) -> Tensor:
-        """Log densities on the real line, of all sites and rows together: `(draws,)`."""
-        total: Tensor = 0.0
-        for place in self.families:
-            density = self.log_density_of(place)
-            total = total + ops.sum(density, axis=tuple(range(1, len(density.shape))))
-        return total
-
-    def log_density_of(self, place: int) -> Tensor:
-        """Log densities by coordinate under a guide, `(draws, size)` or `(draws, rows, size)`, computed once."""
-        if place not in self.densities:
-            families, noise = self.families[place], self.noise[place]
-            if all(family is families[0] for family in families):
-                self.densities[place] = families[0].log_density(noise)
-            else:
-                each = [family.log_density(noise[number]) for number, family in enumerate(families)]
-                self.densities[place] = ops.stack(each)
-        return self.densities[place]
-
-    def one(self, number: int) -> Draw:
-        """One of them."""
-        families = {place: (each[number], self.noise[place][number]) for place, each in self.families.items()}
-        sticky = {place: each[number] for place, each in self.sticky.items()}
-        return Draw({name: each[number] for name, each in self.real.items()}, families, sticky, self, number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,14 +204,14 @@ class Estimator:
             ValueError: if the sites are not those of the trace.
         """
         rows = num_rows(data) if rows is None else rows
+        combination = self.combinations.first(rows) if combination is None else combination
 
         def answer(variable: Variable) -> Tensor:
             if isinstance(variable, Observed):
                 return variable.value
             site = self._site(variable.name)
             if site.kind == "enumerated":
-                first = ops.zeros((rows,), dtype="int32")
-                return self.combinations.value(variable, first if combination is None else combination)
+                return self.combinations.value(variable, combination)
             return support_of_site(variable).constrain(real[site.name], site.shape)
 
         with supports.unchecked():
@@ -337,13 +270,12 @@ class Estimator:
         weights = None if weights is None else ops.cast(weights, self.dtype)
         for name, log_prob in self.log_densities(data, real).items():
             log_prob = ops.cast(log_prob, self.dtype)
-            is_global = name in self.sites and self.sites[name].kind == "global"
-            total = total + ops.sum(log_prob if weights is None or is_global else weights * log_prob)
+            total = total + ops.sum(log_prob if weights is None or self.is_global(name) else weights * log_prob)
         return total
 
-    def first_value(self, variable: Variable, data: Any) -> Tensor:
-        """The value of an enumerated site in the first combination, in all rows."""
-        return self.combinations.value(variable, ops.zeros((num_rows(data),), dtype="int32"))
+    def is_global(self, name: str) -> bool:
+        """Whether a site, observed ones included, is a global one."""
+        return name in self.sites and self.sites[name].kind == "global"
 
     def _log_prob(self, visit: Visit, real: Mapping[str, Tensor]) -> Tensor:
         """Log density of a site on the real line: a scalar, or one number for each of the repeated rows."""
@@ -386,7 +318,7 @@ class Estimator:
         """Divergence of a site, given the draw of those before it: a scalar, or `(rows,)`."""
         site = self.sites[visit.name]
         place = next(number for number, guide in enumerate(self.guides) if site.name in guide.sizes)
-        family, noise = draw.families[place]
+        family, noise = draw.family(place)
         coordinates = self.guides[place].coordinates(site.name)
         if family.is_point:
             return -visit.log_prob()
@@ -397,10 +329,7 @@ class Estimator:
             loc, scale = (self._flat(values, visit, site) for values in prior)
             return block.kl_from(loc, scale)
         start, stop = coordinates
-        log_q = draw.log_density(place)
-        if place in draw.sticky:
-            log_q = stuck(log_q, family.score(noise), draw.sticky[place])
-        log_q = ops.sum(log_q[..., start:stop], axis=-1)
+        log_q = ops.sum(draw.log_density(place)[..., start:stop], axis=-1)
         is_global = isinstance(visit.variable, Global)
         return log_q - (self._log_prob(visit, draw.real) if is_global else summed.log_prob[site.name])
 

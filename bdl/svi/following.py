@@ -69,7 +69,7 @@ def _conditional(estimator: Estimator, guide: Hierarchical, data: Any, known: Re
             return variable.value
         site = estimator.sites[name]
         if site.kind == "enumerated":  # which no global one depends on either
-            return estimator.first_value(variable, data)
+            return estimator.combinations.value(variable, estimator.combinations.first(rows))
         support = support_of_site(variable)
         if name in guide.sizes:
             found[name] = guide.conditional(name, _prior(variable, site.shape, estimator.dtype))

@@ -43,6 +43,7 @@ def simulate(
     """
     rows = num_rows(batch)
     names = list(sites)
+    combination = estimator.combinations.first(rows) if combination is None else combination
 
     def answer(variable: Variable) -> Tensor:
         site = sites[variable.name]
@@ -54,9 +55,7 @@ def simulate(
                 variable.distribution, (*lead, *site.shape), fold_in(key, names.index(site.name))
             )
         if site.kind == "enumerated":
-            return estimator.combinations.value(
-                variable, ops.zeros((rows,), dtype="int32") if combination is None else combination
-            )
+            return estimator.combinations.value(variable, combination)
         numbers = real.get(site.name)
         if numbers is None:
             numbers = ops.zeros((*lead, site.size), dtype=estimator.dtype)

@@ -19,7 +19,7 @@ from bdl.random import Tensor, fold_in, normal
 from bdl.svi import supports
 from bdl.svi.derivatives import Differentiable
 from bdl.svi.estimators import Estimator
-from bdl.svi.story import Observed, Variable, run, support_of_site
+from bdl.svi.story import Observed, Variable, num_rows, run, support_of_site
 from bdl.svi.tracing import Trace
 
 STARTS = ("prior", "map", "laplace")
@@ -266,7 +266,7 @@ def on_the_real_line(trace: Trace, estimator: Estimator, data: Any = None) -> di
         if isinstance(variable, Observed):
             return variable.value
         if estimator.sites[variable.name].kind == "enumerated":
-            return estimator.first_value(variable, batch)
+            return estimator.combinations.value(variable, estimator.combinations.first(num_rows(batch)))
         value = ops.convert_to_tensor(trace.values[variable.name], dtype=estimator.dtype)
         site = estimator.sites[variable.name]
         real = support_of_site(variable).unconstrain(value, site.shape)

@@ -49,7 +49,7 @@ def model_at_the_conditional(**settings):
 def test_given_the_scale_it_is_the_posterior_of_a_gaussian_hierarchy():
     model = model_at_the_conditional()
     draws = model.estimator.draws({"y": tensor(EFFECT[None])}, random.draw_key(0), 4)
-    density = np.stack([array(draws.one(each).families[1][0].log_density(draws.noise[1][each])) for each in range(4)])
+    density = np.stack([array(draws.one(each).family(1)[0].log_density(draws.noise[1][each])) for each in range(4)])
     for number in range(4):
         mean, spread = array(draws.real["mean"])[number], np.exp(array(draws.real["spread"])[number])
         precision = 1 / spread**2 + 1 / NOISE**2

@@ -20,7 +20,7 @@ from keras import ops
 
 from bdl.keras_internals import compiled
 from bdl.random import Tensor
-from bdl.svi.guides.gaussian import Gaussian, log_normal
+from bdl.svi.guides.gaussian import Gaussian, WithoutClosedForms, log_normal
 
 
 @compiled
@@ -104,7 +104,7 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class Chain(WithoutClosedForms):
     """Gaussian Markov chains, given other numbers that come before them in a draw.
 
     Args:
@@ -130,7 +130,6 @@ class Chain:
     layout: Layout
     others: Gaussian | None = None
     sticks: bool = False
-    is_point = False
 
     def draw(self, noise: Tensor) -> Tensor:
         """The other numbers, then the chains'."""
@@ -149,12 +148,6 @@ class Chain:
         if self.others is None:
             return density
         return ops.concatenate([self.others.log_density(first), density], axis=-1)
-
-    def score(self, noise: Tensor) -> None:
-        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
-
-    def block(self, noise: Tensor, start: int, stop: int) -> None:
-        """None: divergences are those of the draw itself, which at the optimum have no noise in their gradient."""
 
     def _parts(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Noise of the other numbers, `(..., others)`, and of the chains, `(..., *chains, T)`."""

@@ -14,7 +14,7 @@ from bdl.random import Tensor
 from bdl.svi.guides.coupling import Couplings
 from bdl.svi.guides.framed import Framed
 from bdl.svi.guides.full_rank import FullRank
-from bdl.svi.guides.gaussian import log_normal, lower_triangular
+from bdl.svi.guides.gaussian import WithoutClosedForms, log_normal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
@@ -67,8 +67,7 @@ class Flow(FullRank):
 
     def distribution(self, data: Any = None, given: Tensor | None = None) -> Framed:  # type: ignore[override]
         """The distribution."""
-        factor = lower_triangular(self.value(self.below), ops.softplus(self.value(self.rho)))
-        base = Bent(self.value(self.shift), factor, self.couplings(self.size), self.value(self.bend), sticks=True)
+        base = Bent(self.value(self.shift), self.inner(), self.couplings(self.size), self.value(self.bend), sticks=True)
         return Framed(base, self.value(self.origin), self.value(self.frame))
 
     def num_parameters(self, size: int) -> int:
@@ -87,7 +86,7 @@ class Flow(FullRank):
 
 
 @dataclass(frozen=True, eq=False)
-class Bent:
+class Bent(WithoutClosedForms):
     """Draws `m + L c(e)` of a standard normal e, with coupling layers c.
 
     If its density sticks, the draw goes back through layers whose weights have no gradient.
@@ -105,7 +104,6 @@ class Bent:
     couplings: Couplings
     weights: Tensor
     sticks: bool = False
-    is_point = False
 
     def draw(self, noise: Tensor) -> Tensor:
         """`m + L c(e)`."""
@@ -117,12 +115,6 @@ class Bent:
             return self._on_path(noise)
         _, log_scale = self.couplings.forward(self.weights, noise)
         return log_normal(noise) - log_scale - ops.log(ops.diagonal(self.factor, axis1=-2, axis2=-1))
-
-    def score(self, noise: Tensor) -> None:
-        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
-
-    def block(self, noise: Tensor, start: int, stop: int) -> None:
-        """None: it is no Gaussian."""
 
     def _placed(self, bent: Tensor) -> Tensor:
         return self.mean + ops.sum(self.factor * bent[..., None, :], axis=-1)

@@ -8,11 +8,11 @@ from keras import ops
 
 from bdl.keras_internals import matmul
 from bdl.random import Tensor
-from bdl.svi.guides.gaussian import RealLine
+from bdl.svi.guides.gaussian import RealLine, WithoutClosedForms
 
 
 @dataclass(frozen=True, eq=False)
-class Framed:
+class Framed(WithoutClosedForms):
     """`u = origin + frame v`, for v of another distribution. Origin and frame are constants.
 
     What is numerically hard, scales apart by powers of ten and correlations near 1, stays in the frame: densities are
@@ -34,7 +34,6 @@ class Framed:
     base: RealLine
     origin: Tensor
     frame: Tensor
-    is_point = False
 
     def draw(self, noise: Tensor) -> Tensor:
         """`origin + frame v`."""
@@ -47,12 +46,6 @@ class Framed:
         """Log density by coordinate: below the diagonal a frame changes what a coordinate is given, not its scale."""
         diagonal = self.frame if self._is_diagonal() else ops.diagonal(self.frame)
         return self.base.log_density(noise) - ops.log(diagonal)
-
-    def score(self, noise: Tensor) -> None:
-        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
-
-    def block(self, noise: Tensor, start: int, stop: int) -> None:
-        """None: divergences are those of the draw."""
 
     def _is_diagonal(self) -> bool:
         return len(self.frame.shape) == 1

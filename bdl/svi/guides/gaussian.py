@@ -75,6 +75,18 @@ class RealLine(Protocol):
         """The Gaussian of coordinates start to stop, given those before them in the draw; None if it is not one."""
 
 
+class WithoutClosedForms:
+    """Base of distributions whose divergences are those of a draw, and whose score is not known or not symmetric."""
+
+    is_point = False
+
+    def score(self, noise: Tensor) -> Tensor | None:
+        """None, as `RealLine` says."""
+
+    def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
+        """None, as `RealLine` says."""
+
+
 @dataclass(frozen=True, eq=False)
 class Gaussian:
     """A Gaussian.
@@ -135,7 +147,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class Point(WithoutClosedForms):
     """All mass at one point, whose density is left out: it does not depend on where the point is.
 
     Args:
@@ -152,12 +164,6 @@ class Point:
     def log_density(self, noise: Tensor) -> Tensor:
         """Zeros."""
         return ops.zeros_like(noise)
-
-    def score(self, noise: Tensor) -> None:
-        """None: it has no density."""
-
-    def block(self, noise: Tensor, start: int, stop: int) -> None:
-        """None: it has no scale."""
 
 
 def log_normal(noise: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from keras import ops
 
 from bdl.random import Tensor
 from bdl.svi.guides.base import START_SCALE, LocationScaleGuide
-from bdl.svi.guides.gaussian import Gaussian, log_normal
+from bdl.svi.guides.gaussian import Gaussian, WithoutClosedForms, log_normal
 
 
 @dataclass(frozen=True, eq=False)
-class Conditional:
+class Conditional(WithoutClosedForms):
     """Independent Gaussians, given a draw of other sites on which their means and scales depend.
 
     Args:
@@ -29,7 +29,6 @@ class Conditional:
     scale: Tensor
     held_mean: Tensor
     held_scale: Tensor
-    is_point = False
 
     def draw(self, noise: Tensor) -> Tensor:
         """`mean + scale e`."""
@@ -42,12 +41,6 @@ class Conditional:
         gap = (draw - self.held_mean) / self.held_scale
         read = ops.stop_gradient(noise) + gap - ops.stop_gradient(gap)
         return log_normal(read) - ops.log(self.held_scale)
-
-    def score(self, noise: Tensor) -> None:
-        """None: its reversed noise does not give the reflected draw, or it is of global sites alone."""
-
-    def block(self, noise: Tensor, start: int, stop: int) -> None:
-        """None: the density sticks."""
 
 
 @keras.saving.register_keras_serializable(package="bdl")
@@ -86,7 +79,7 @@ class Hierarchical(LocationScaleGuide):
         self.rho = self.add_weight(name="rho", shape=(self.size,), initializer="zeros")
 
     def start_scales(self, scale: float) -> None:
-        """Sets all scales to one."""
+        """Sets all scales to one number."""
         self.rho.assign(ops.full((self.size,), float(np.log(scale)), dtype=self.rho.dtype))
 
     def start_at(self, origin: np.ndarray, frame: np.ndarray | None) -> None:

@@ -14,7 +14,7 @@ from bdl.keras_internals import cumsum, matmul
 from bdl.random import Tensor
 from bdl.svi.guides.base import LocationScaleGuide, mean_and_scale, softplus_inverse
 from bdl.svi.guides.framed import Framed
-from bdl.svi.guides.gaussian import log_normal, stuck
+from bdl.svi.guides.gaussian import WithoutClosedForms, log_normal, stuck
 
 LARGEST_FRAME = 1000
 """Numbers above which the frame is a diagonal: a Cholesky factor of 1,000 has 4 MB, of 10,000 it would have 400."""
@@ -101,7 +101,7 @@ class LowRank(LocationScaleGuide):
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankGaussian:
+class LowRankGaussian(WithoutClosedForms):
     """A Gaussian with the covariance `D^2 + W W^T`, and draws `m + D e + W z`.
 
     Its noise is e, then z. Given the coordinates before it, u_i is Gaussian: z has the posterior precision
@@ -128,7 +128,6 @@ class LowRankGaussian:
     scale: Tensor
     factors: Tensor
     sticks: bool = False
-    is_point = False
 
     def draw(self, noise: Tensor) -> Tensor:
         """`m + D e + W z`."""
@@ -148,9 +147,6 @@ class LowRankGaussian:
         distance = own + ops.sum(w * _times(root, rest), axis=-1)
         density = log_normal(distance / ops.sqrt(variance)) - ops.log(self.scale) - 0.5 * ops.log(variance)
         return stuck(density, self.score(noise), self.draw(noise)) if self.sticks else density
-
-    def block(self, noise: Tensor, start: int, stop: int) -> None:
-        """None: divergences are those of the draw."""
 
     def score(self, noise: Tensor) -> Tensor:
         """`-(D^2 + W W^T)^-1 (u - m)`, which is `-D^-1 (e + D^-1 W P^-1 (z - W^T D^-1 e))`, P of all."""
