@@ -34,7 +34,8 @@ app = typer.Typer(add_completion=False)
 BDL_TF, BDL_JAX = "bdl, TensorFlow, 50 a call", "bdl, JAX, 50 a call"
 HAND_TF, HAND_JAX = "keras.ops by hand, TensorFlow, 50 a call", "keras.ops by hand, JAX, 50 a call"
 NUMPYRO, NUMPYRO_TWO = "NumPyro, one draw, scan of 50", "NumPyro, two draws, scan of 50"
-SINGLE_TF, TFP, PYRO = "bdl, TensorFlow, one a call", "TFP joint and surrogate, XLA, one a call", "Pyro"
+SINGLE_TF, PYRO = "bdl, TensorFlow, one a call", "Pyro, one draw"
+TFP, TFP_TWO = (f"TFP joint and surrogate, XLA, {draws}, one a call" for draws in ("one draw", "two draws"))
 RATIOS = [
     (BDL_TF, HAND_TF, 1.2),
     (BDL_JAX, HAND_JAX, None),
@@ -43,6 +44,7 @@ RATIOS = [
     (BDL_JAX, NUMPYRO, 1.2),
     (BDL_JAX, NUMPYRO_TWO, None),
     (SINGLE_TF, TFP, 1.0),
+    (SINGLE_TF, TFP_TWO, None),
     (SINGLE_TF, PYRO, 1.0),
     *(
         (f"MLP, {where}, 50 a call", f"MLP, {where}, one a call", None)

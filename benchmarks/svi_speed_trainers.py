@@ -244,8 +244,8 @@ def by_numpyro(draws: int, steps_in_call: int) -> Run:
     return clocked(train)
 
 
-def by_tfp() -> Run:
-    """A joint distribution and a surrogate of TensorFlow Probability, one draw, each step compiled by XLA."""
+def by_tfp(draws: int) -> Run:
+    """A joint distribution and a surrogate of TensorFlow Probability, each step compiled by XLA."""
     import keras
     import tensorflow as tf
     import tensorflow_probability as tfp
@@ -274,11 +274,12 @@ def by_tfp() -> Run:
             out = network(features(batch))
             shared = tfd.MultivariateNormalTriL(tf.convert_to_tensor(loc.value), tfp.math.fill_triangular(raw.value))
             rows = tfd.Independent(tfd.Normal(out[:, 0], tf.nn.softplus(out[:, 1])), 1)
-            u, logit = shared.sample(), rows.sample()
-            joint = tfd.JointDistributionCoroutine(model)
-            parts = joint.log_prob_parts((u[0], u[1], logit, batch["methylated"]))
-            loss = (shared.log_prob(u) - parts[0] - parts[1]) / size
-            loss += (rows.log_prob(logit) - parts[2] - parts[3]) / BATCH_SIZE
+            joint, loss = tfd.JointDistributionCoroutine(model), 0.0
+            for _ in range(draws):
+                u, logit = shared.sample(), rows.sample()
+                parts = joint.log_prob_parts((u[0], u[1], logit, batch["methylated"]))
+                loss += (shared.log_prob(u) - parts[0] - parts[1]) / (draws * size)
+                loss += (rows.log_prob(logit) - parts[2] - parts[3]) / (draws * BATCH_SIZE)
         optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
         return loss
 
@@ -395,8 +396,9 @@ CONTESTANTS: dict[str, tuple[str, Callable[[], Run]]] = {
     "keras.ops by hand, JAX, 50 a call": ("jax", lambda: by_keras_ops("jax", STEPS_IN_CALL)),
     "bdl, TensorFlow, one a call": ("tensorflow", lambda: by_bdl("tensorflow", 1)),
     "bdl, JAX, one a call": ("jax", lambda: by_bdl("jax", 1)),
-    "TFP joint and surrogate, XLA, one a call": ("tensorflow", by_tfp),
-    "Pyro": ("torch", by_pyro),
+    "TFP joint and surrogate, XLA, one draw, one a call": ("tensorflow", lambda: by_tfp(1)),
+    "TFP joint and surrogate, XLA, two draws, one a call": ("tensorflow", lambda: by_tfp(2)),
+    "Pyro, one draw": ("torch", by_pyro),
     "MLP, TensorFlow XLA, 50 a call": ("tensorflow", lambda: mlp("tensorflow", STEPS_IN_CALL)),
     "MLP, TensorFlow XLA, one a call": ("tensorflow", lambda: mlp("tensorflow", 1)),
     "MLP, TensorFlow, 50 a call": ("tensorflow", lambda: mlp("tensorflow", STEPS_IN_CALL, False)),

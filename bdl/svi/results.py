@@ -71,7 +71,7 @@ class Results:
         try:
             draws = self._real_draws(batch, num_samples, seed, is_global)
             key = draw_key(0) if is_global else self._key(seed, 1)
-            return self._each(name, values, batch, draws, num_samples, key)
+            return self._by_site(name, values, batch, draws, num_samples, key)
         except Exception as error:
             if not is_global:
                 raise
@@ -109,7 +109,7 @@ class Results:
             return {site.name: estimator.combinations.marginal(site, found) for site in estimator.combinations.sites}
 
         draws = self._real_draws(batch, num_samples, seed)
-        found = self._each("probabilities", values, batch, draws, num_samples, draw_key(0))
+        found = self._by_site("probabilities", values, batch, draws, num_samples, draw_key(0))
         return {name: each.mean(0) for name, each in found.items()}
 
     def predict(self, x: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> Arrays:
@@ -139,7 +139,7 @@ class Results:
             found = self._simulate(batch, real, key, None, combination)
             return {name: found[name] for name in names}
 
-        return self._each("predict", values, batch, draws, num_samples, self._key(seed, 1))
+        return self._by_site("predict", values, batch, draws, num_samples, self._key(seed, 1))
 
     def sample_prior(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Arrays:
         """Draws of all sites from the story itself, before any data: what it believes.
@@ -162,7 +162,7 @@ class Results:
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             return self._simulate(batch, None, key)
 
-        return self._each("prior", values, batch, {}, num_samples, self._key(seed, 2))
+        return self._by_site("prior", values, batch, {}, num_samples, self._key(seed, 2))
 
     def log_likelihood(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> Arrays:
         """Log likelihood of each row at draws of the posterior, unscaled: for LOO and WAIC.
@@ -191,7 +191,7 @@ class Results:
             return {name: log_prob[name] for name in names}
 
         draws = self._real_draws(batch, num_samples, seed)
-        return self._each("log_likelihood", values, batch, draws, num_samples, draw_key(0))
+        return self._by_site("log_likelihood", values, batch, draws, num_samples, draw_key(0))
 
     def log_weights(self, x: Any, num_samples: int = 1000, seed: int | None = None) -> np.ndarray:
         """Log importance weights `log p(data, latent) - log q(latent)` of draws of all latent sites, with all rows.
@@ -331,6 +331,11 @@ class Results:
     def _own(self, key: Tensor) -> Tensor:
         """A key beside those of the sites of a run."""
         return fold_in(key, len(self.sites))
+
+    def _by_site(self, *arguments: Any) -> Arrays:
+        """What `_each` returns, by site, in the order of the story: JAX sorts the names of what it compiles."""
+        found = self._each(*arguments)
+        return {site.name: found[site.name] for site in self.sites if site.name in found}
 
     def _each(
         self, name: str, function: _OfDraw, batch: Any, real: dict[str, Tensor], number: int, key: Tensor

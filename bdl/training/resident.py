@@ -272,7 +272,8 @@ def _num_bytes(leaf: Any) -> int:
 
 def _padded(rows: np.ndarray, steps: int) -> np.ndarray:
     """Row numbers of so many steps, of which the last do not count: one compiled function for all numbers of steps."""
-    return np.pad(rows.astype("int32"), [(0, steps - len(rows)), (0, 0)])
+    rows = rows.astype("int32", copy=False)
+    return rows if len(rows) == steps else np.pad(rows, [(0, steps - len(rows)), (0, 0)])
 
 
 def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
@@ -281,7 +282,7 @@ def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
 
     functions: dict[tuple[str, int], Any] = {}
 
-    def steps(batch: Any, rows: Any, number: Any, is_whole: bool) -> Any:
+    def steps(is_whole: bool, batch: Any, rows: Any, number: Any) -> Any:
         def one(step: Any) -> Any:
             picked = rows[step]
             model.train_step(batch if is_whole else _mapped(lambda leaf: tf.gather(leaf, picked), batch))
@@ -297,15 +298,17 @@ def _on_tensorflow(model: Any, calls: _DeviceCalls) -> Callable[[Any], Any]:
         data: Any = calls.data
         logs = None
         for part in data.calls(iterator, model.steps_per_execution):
-            rows = tf.constant(_padded(part, model.steps_per_execution))
+            arguments = data.batch, tf.constant(_padded(part, model.steps_per_execution)), tf.constant(len(part))
             form = data.form, part.shape[1]
             if form not in functions:
-                # Of each form one function, whose sizes are known. A partial, for TensorFlow counts the traces of a
-                # code object, and warns at the fifth.
-                taken = functools.partial(steps, is_whole=data.is_whole)
-                functions[form] = tf.function(taken, jit_compile=bool(model.jit_compile), autograph=False)
+                # Of each form one function, whose sizes are known, and its concrete one: to find that again among the
+                # traces takes longer than a small step. A partial, for TensorFlow counts the traces of a code object,
+                # and warns at the fifth.
+                taken = functools.partial(steps, data.is_whole)
+                compiled = tf.function(taken, jit_compile=bool(model.jit_compile), autograph=False)
+                functions[form] = compiled.get_concrete_function(*arguments)
             with _told_of_xla():
-                logs = functions[form](data.batch, rows, tf.constant(len(part)))
+                logs = functions[form](*arguments)
         return logs
 
     return function

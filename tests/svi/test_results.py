@@ -145,6 +145,7 @@ def test_predict_says_what_it_takes():
         at_the_posterior()[0].predict(DATA, batch_size=3)
 
 
+@pytest.mark.core
 def test_a_table_names_each_number_and_prints_in_text_and_html():
     def story(data):
         scales = yield Global("scales", HalfNormal(np.ones((2,))))
