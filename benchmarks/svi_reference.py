@@ -44,11 +44,19 @@ MODELS = (
     "lotka_volterra",
 )
 GUIDES = {
-    "bdl": ("full_rank", "low_rank", "flow", "mean_field", "start"),
+    "bdl": ("full_rank", "low_rank", "flow", "structured", "mean_field", "start"),
     "numpyro": ("full_rank", "mean_field", "laplace"),
     "tfp": ("full_rank", "mean_field"),
 }
 STARTS = {"bdl": ("laplace",), "numpyro": ("default", "mode"), "tfp": ("default", "mode")}
+CHAINS = {
+    **dict.fromkeys(("kidiq", "earnings", "nes", "arK", "sblrc"), "beta"),
+    "mixture": "mu",
+    "eight_schools": "theta_trans",
+    "lotka_volterra": "theta",
+}
+"""The site with several numbers, along which `structured` has its chain; models without one do not have that guide."""
+
 NUM_STEPS, RATE, NUM_SAMPLES = 2000, 1e-2, 8
 NUM_DRAWS, NUM_WEIGHTS = 40_000, 4000
 
@@ -87,6 +95,7 @@ def run(
             if guide in (guides.split(",") if guides else GUIDES[contestant])
             for start in STARTS[contestant]
             for model in models.split(",")
+            if guide != "structured" or model in CHAINS
         ]
         library = {"numpyro": "jax", "tfp": "tensorflow"}.get(contestant, backend)
         run_all(partial(fit, folder=folder), cases, results, workers, library)
@@ -98,12 +107,15 @@ def fit(case: Case, folder: Path) -> Row:
     import svi_rivals
     from svi_stories import MODELS as STORIES
 
+    from bdl.svi import Structured
+
     keras.backend.clear_session()
     model = STORIES[case.model]
     reference = posterior(folder, model.name)
     rows = model.rows(reference.data)
     fits = {"bdl": of_bdl, "numpyro": svi_rivals.of_numpyro, "tfp": svi_rivals.of_tfp}
-    draws, log_weights, seconds = fits[case.contestant](model.story, rows, case.guide, case.start, case.seed)
+    guide = Structured(CHAINS[case.model]) if case.guide == "structured" else case.guide
+    draws, log_weights, seconds = fits[case.contestant](model.story, rows, guide, case.start, case.seed)
     numbers = model.numbers(draws, reference.names)
     row = {
         "mean": float(np.max(np.abs(numbers.mean(0) - reference.mean) / reference.sd)),
@@ -123,7 +135,7 @@ def weights_row(log_weights: np.ndarray | None) -> Row:
     return {"k_hat": float(smoothed.k), "effective": smoothed.effective_sample_size / len(log_weights)}
 
 
-def of_bdl(story: Any, rows: Any, guide: str, start: str, seed: int) -> tuple[Any, np.ndarray, float]:
+def of_bdl(story: Any, rows: Any, guide: Any, start: str, seed: int) -> tuple[Any, np.ndarray, float]:
     """Draws by site, log importance weights, and seconds of a fit with bdl."""
     import keras
 
@@ -159,6 +171,7 @@ def tables(rows: list[Row]) -> str:
         ("full_rank", "Full rank"),
         ("low_rank", "Low rank: five factors, in the start's coordinates"),
         ("flow", "Flow: eight layers"),
+        ("structured", "Structured: a chain over the numbers of one site, given the others"),
         ("mean_field", "Mean field"),
         ("start", "bdl's start alone, and NumPyro's Laplace approximation"),
     ):
