@@ -24,6 +24,7 @@ from bdl.report import Paragraph, Row, Shown, Table
 from bdl.svi.checks import Chains
 from bdl.svi.guides import Guide
 from bdl.svi.summary import columns, shown
+from bdl.training.averaging import LAST_PART
 
 SPREAD = 2.0
 """Half the width of the interval around the start, on the real line, in which the other chains begin, as in Stan."""
@@ -32,7 +33,7 @@ NUM_TRIES = 100
 """Points that are tried for a chain until the log joint density is finite, as in Stan."""
 
 MEMORY = 100
-"""Steps over which the loss of each chain is averaged, about."""
+"""Steps over which the loss of each chain is averaged, about, or the last fifth of a shorter fit."""
 
 LARGEST_R_HAT = 1.1
 """R-hat above which chains disagree (Gelman et al. 2013, "Bayesian data analysis", section 11.4)."""
@@ -156,8 +157,9 @@ def descended(losses: Sequence[Tensor]) -> Tensor:
 class ChainLosses:
     """What each chain lost over the last steps, and which chain has been picked.
 
-    All are variables of the model, so that files and checkpoints have them. The mean is that of all steps of the fit,
-    until they are more than `MEMORY`; then older ones fade.
+    All are variables of the model, so that files and checkpoints have them. The mean covers the last fifth of the steps
+    of the fit so far, as `bdl.training.averaging.AveragingAdam` does, until these are more than `MEMORY`; then it is an
+    exponential one of that length. So it forgets where a chain began, which may have been far away.
 
     Args:
         model: The model that is trained.
@@ -194,7 +196,7 @@ class ChainLosses:
         """
         steps = ops.convert_to_tensor(self._seen) + 1
         values = ops.cast(ops.stop_gradient(ops.stack(list(losses))), self._mean.dtype)
-        share = ops.cast(1.0 / ops.cast(ops.minimum(steps, MEMORY), "float32"), self._mean.dtype)
+        share = ops.cast(1.0 / self._length(ops.cast(steps, "float32")), self._mean.dtype)
         mean, variance = current_value(self._mean), current_value(self._variance)
         mean = ops.where(steps == 1, values, mean)  # whatever it was before, such as no number
         variance = ops.where(steps == 1, ops.zeros_like(variance), variance)
@@ -230,13 +232,15 @@ class ChainLosses:
         means = self.means
         variance = ops.convert_to_numpy(current_value(self._variance)).astype("float64")
         best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
-        errors = np.sqrt((variance + variance[best]) / min(max(self._steps, 1), MEMORY))
+        length = float(ops.convert_to_numpy(self._length(ops.cast(current_value(self._seen), "float32"))))
+        errors = np.sqrt((variance + variance[best]) / length)
         errors[best] = 0.0
         return num_examples * (means - means[best]), num_examples * errors
 
-    @property
-    def _steps(self) -> int:
-        return int(ops.convert_to_numpy(current_value(self._seen)))
+    @staticmethod
+    def _length(steps: Tensor) -> Tensor:
+        """Over how many of so many steps the mean goes."""
+        return ops.clip(1.0 + LAST_PART * (steps - 1.0), 1.0, float(MEMORY))
 
 
 @dataclass(frozen=True, repr=False)
@@ -249,8 +253,8 @@ class Agreement(Shown):
             apart, it does not rise far above 2. NaN where a guide is a point, within which nothing varies.
         means: Of each chain and number, `(chains, numbers)`.
         sds: Standard deviations, in the same shape.
-        elbo: Of each chain, per row in nats: the objective over about the last 100 steps of the fit, with T and the
-            weighted bound where they were asked for.
+        elbo: Of each chain, per row in nats: the objective over about the last 100 steps of the fit, or the last fifth
+            of a shorter one, with T and the weighted bound where they were asked for.
         gap: How far it is below the best, in nats in total.
         gap_error: Standard error of each gap.
 
