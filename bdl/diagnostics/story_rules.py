@@ -160,7 +160,7 @@ def _what_else(story: StoryHealth) -> list[str]:
     return [
         *chains,
         f"Whether the guides have come to rest is not known: they were read after {story.num_iterates} epochs, and it "
-        f"takes {LEAST_ITERATES}. fit(..., steps=2000, epochs=40) has 40, and TrainingHealth(max_cost=1.0) reads each."
+        f"takes {LEAST_ITERATES}. fit(..., steps=2000, epochs=40) has 40, and TrainingHealth(max_cost=1.0) reads each.",
     ]
 
 

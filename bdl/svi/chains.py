@@ -12,7 +12,9 @@ importance weights stay right.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -70,7 +72,17 @@ def copied(guides: Sequence[Guide], chain: int) -> list[Guide]:
             f"`guide` must have layers of its own for each guide where `num_chains` is above 1, and {sorted(shared)} "
             "are in several: their copies would not be shared. Give each Amortized guide a network of its own."
         )
-    return [_copied(guide, chain) for guide in guides]
+    with of_chain(chain):
+        return [_copied(guide, chain) for guide in guides]
+
+
+def of_chain(chain: int) -> AbstractContextManager[Any]:
+    """Within this context variables that are made have the chain in their paths.
+
+    Copies have layers of one name. Torch's modules know variables by their paths, and of two with one path they would
+    set the gradient of one back.
+    """
+    return keras.name_scope(f"chain_{chain}")
 
 
 def _copied(guide: Guide, chain: int) -> Guide:

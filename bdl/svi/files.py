@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from bdl.serialization import take_format
+from bdl.svi.chains import of_chain
 from bdl.svi.guides import Guide
 from bdl.svi.story import Site
 
@@ -104,9 +105,14 @@ class Saved:
         if not config:
             return
         model: Any = self
+        others = []
+        configs = config.get("others", [])
+        for place, guide in enumerate(configs):
+            with of_chain(1 + place * (model.num_chains - 1) // len(configs)):
+                others.append(keras.saving.deserialize_keras_object(guide))
         model.bind_guides(
             tuple(Site(name, kind, tuple(shape), *numbers) for name, kind, shape, *numbers in config["sites"]),
-            others=[keras.saving.deserialize_keras_object(guide) for guide in config.get("others", [])],
+            others=others,
         )
         model.described = config["data"]
         model.is_started = True

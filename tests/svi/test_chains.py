@@ -245,6 +245,8 @@ def test_a_file_has_all_chains(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.keras") as file:
         assert len(json.loads(file.read("config.json"))["build_config"]["others"]) == 2
     for each in (model, loaded):  # the optimizer goes on, too
+        paths = [weight.path for weight in each.weights]
+        assert len(set(paths)) == len(paths)  # Torch would not set gradients back
         each.fit(DATA, batch_size=10, epochs=1, verbose=0)
     for one, other in zip(model.trainable_weights, loaded.trainable_weights, strict=True):
         np.testing.assert_allclose(array(one), array(other), rtol=1e-4, atol=1e-6)
