@@ -87,7 +87,7 @@ class Noise:
         @tf.function(jit_compile=True, autograph=False)
         def gradient() -> Any:
             with tf.GradientTape() as tape:
-                terms = model(batch, training=True)
+                [terms] = model(batch, training=True)
                 local, total = terms["local"], sum(terms["global"].values(), ops.zeros(()))
                 local_kl = sum(local.values()) if local else None
                 size = model.progress.size

@@ -179,7 +179,7 @@ def story_in_record(
 
 
 def measure_story(model: Any, x: Any, num_examples: int | None, num_samples: int, seed: int) -> Quantities:
-    """The same, with divergences and k-hat measured on data.
+    """The same, with divergences and k-hat measured on data, and whether chains agree.
 
     Args:
         model: A fitted `bdl.svi.SVI`.
@@ -193,6 +193,9 @@ def measure_story(model: Any, x: Any, num_examples: int | None, num_samples: int
     assert story is not None
     divergences = _divergences(model, x, num_samples, seed)
     sites = tuple(dataclasses.replace(site, kl=divergences[site.name]) for site in story.sites)
+    if model.num_chains > 1:
+        found = model.agreement(seed=seed)
+        story = dataclasses.replace(story, chains=found.verdict, chains_agree=found.is_reached)
     story = dataclasses.replace(story, sites=sites, **_k_hat(model, x, measured, seed))
     return dataclasses.replace(measured, has_data=True, story=story)
 

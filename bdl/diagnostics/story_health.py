@@ -40,6 +40,8 @@ class StoryHealth:
         k_hat_threshold: Largest one at which weighting the draws corrects what the guide misses.
         effective_share: Effective sample size of the weighted draws, as a part of them.
         k_hat_unknown: Why there is none.
+        chains: Whether the chains agree, in words; None of a single one.
+        chains_agree: Whether they do.
     """
 
     sites: tuple[SiteHealth, ...] = ()
@@ -53,6 +55,8 @@ class StoryHealth:
     k_hat_threshold: float | None = None
     effective_share: float | None = None
     k_hat_unknown: str | None = None
+    chains: str | None = None
+    chains_agree: bool | None = None
 
     @property
     def silent(self) -> tuple[SiteHealth, ...]:

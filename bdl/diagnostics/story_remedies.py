@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.remedy import Remedy
-from bdl.diagnostics.story_rules import misses_posterior
+from bdl.diagnostics.story_rules import chains_disagree, misses_posterior
 
 LOWER_RATE = Remedy(
     "a lower rate and clipped gradients",
@@ -82,7 +82,9 @@ def story_remedies(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
     ['a full-rank guide', 'compare with NUTS']
     """
     listed = STORY_REMEDIES.get(verdict, ())
-    if verdict == "inconclusive" and misses_posterior(quantities):
+    if verdict == "inconclusive" and chains_disagree(quantities):
+        listed = (FALLING_RATE, MORE_STEPS, NUTS)
+    elif verdict == "inconclusive" and misses_posterior(quantities):
         listed = (FULL_RANK, LAPLACE, FLOW, NUTS)
     return tuple(remedy for remedy in listed if not _is_there(remedy, quantities))
 

@@ -59,13 +59,16 @@ def story_near_deterministic(q: Quantities) -> Finding | None:
 
 
 def story_inconclusive(q: Quantities) -> Finding | None:
-    """Rung 10: a guide that misses part of the posterior, that has no uncertainty, or of which nothing is known."""
+    """Rung 10: a guide that misses part of the posterior, has no uncertainty or is unknown, or chains that disagree."""
     story = q.story
     if story is None:
         return None
     if story.is_point:
         found = "Every guide is a point (MAP): there is no uncertainty to judge."
         return Finding("inconclusive", "certain", (found, NOT_APPLICABLE))
+    if chains_disagree(q):
+        known = [] if story.k_hat is None else [_k_hat_in_words(story)]
+        return Finding("inconclusive", "probable", (*_what_else(story), *known, NOT_APPLICABLE))
     if misses_posterior(q):
         return Finding("inconclusive", "probable", (_k_hat_in_words(story), *_what_else(story), NOT_APPLICABLE))
     if story.k_hat is None and story.r_hat is None:
@@ -96,6 +99,11 @@ def misses_posterior(q: Quantities) -> bool:
     if story is None or story.k_hat is None:
         return False
     return not _weights_correct(story)
+
+
+def chains_disagree(q: Quantities) -> bool:
+    """Whether the chains of a model came to different posteriors."""
+    return q.story is not None and q.story.chains_agree is False
 
 
 def _threshold(story: StoryHealth) -> float:
@@ -142,14 +150,17 @@ def _unknown(story: StoryHealth) -> str:
 
 
 def _what_else(story: StoryHealth) -> list[str]:
-    """How the guides moved, or why that is not known."""
+    """Whether chains agree, and how the guides moved, or why that is not known."""
+    chains = [] if story.chains is None else [story.chains]
     if story.r_hat is not None and story.moved is not None:
-        return [_how_it_moved(story)]
+        return [*chains, _how_it_moved(story)]
     if story.num_iterates is None:
-        return ["Whether the guides have come to rest is not known: pass record=, a TrainingHealth of the fit."]
+        unknown = "Whether the guides have come to rest is not known: pass record=, a TrainingHealth of the fit."
+        return [*chains, unknown]
     return [
+        *chains,
         f"Whether the guides have come to rest is not known: they were read after {story.num_iterates} epochs, and it "
-        f"takes {LEAST_ITERATES}. fit(..., steps=2000, epochs=40) has 40, and TrainingHealth(max_cost=1.0) reads each."
+        f"takes {LEAST_ITERATES}. fit(..., steps=2000, epochs=40) has 40, and TrainingHealth(max_cost=1.0) reads each.",
     ]
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from bdl.keras_internals import without_gradients
 from bdl.random import draw_key, fold_in
+from bdl.svi.chains import ChainLosses, copied, scattered
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import assign_guides
 from bdl.svi.rows import as_tensors, first_batch
-from bdl.svi.start import Start, find_start, on_the_real_line
+from bdl.svi.start import Start, find_starts, on_the_real_line
 from bdl.svi.story import Site, Story
 from bdl.svi.tracing import Trace, trace
 from bdl.training import data as training_data
@@ -27,7 +29,9 @@ class Beginning:
 
     Attributes:
         sites: What the trace found; empty before it.
-        guides: Bound to the latent sites; empty before the trace.
+        guides: Bound to the latent sites, of all chains one after the other; empty before the trace.
+        num_chains: Number of chains.
+        chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
         is_started: Whether guides are where a fit begins, or beyond.
     """
@@ -37,6 +41,8 @@ class Beginning:
     start: Any
     requested_guide: Any
     averaging: bool
+    num_chains: int
+    seed: int
     compute_dtype: str
     dtype_policy: Any
     estimator: Estimator
@@ -49,6 +55,7 @@ class Beginning:
         self.described: Any = None
         self.is_started = False
         self.average: TailAverage | None = None
+        self.chain_losses: ChainLosses | None = None
         self._site_trackers: list[keras.metrics.Mean] = []
 
     @property
@@ -61,13 +68,44 @@ class Beginning:
         """The latent sites that have guides: all but the enumerated ones."""
         return {name: site for name, site in self.latent.items() if site.kind != "enumerated"}
 
-    def guide_of(self, site: str) -> Guide:
-        """The guide of a latent site; `guide_of(site).trainable = False` freezes it.
+    @property
+    def chain(self) -> int:
+        """Number of the chain whose results are given: that of the highest ELBO, or the one that was picked.
+
+        `model.chain = 2` picks one, `model.chain = None` goes back to the best, which may change in a further fit.
+        """
+        return 0 if self.chain_losses is None else self.chain_losses.chosen
+
+    @chain.setter
+    def chain(self, chain: int | None) -> None:
+        if chain is not None:
+            self._check_chain(chain)
+        if self.chain_losses is not None:
+            self.chain_losses.pick(chain)
+        elif self.num_chains > 1:
+            raise ValueError(f"`chain` must be None before the story has been traced, not {chain!r}. Call fit before.")
+
+    def guides_of(self, chain: int) -> list[Guide]:
+        """The guides of a chain; empty before the trace.
 
         Raises:
-            ValueError: if there is no such site yet.
+            ValueError: if there is no such chain.
         """
-        for guide in self.guides:
+        self._check_chain(chain)
+        number = len(self.guides) // self.num_chains
+        return list(self.guides[chain * number : (chain + 1) * number])
+
+    def guide_of(self, site: str, chain: int | None = None) -> Guide:
+        """The guide of a latent site; `guide_of(site).trainable = False` freezes it.
+
+        Args:
+            site: Name of the site.
+            chain: Number of the chain, each of which has a guide of its own; None takes `model.chain`.
+
+        Raises:
+            ValueError: if there is no such site yet, or no such chain.
+        """
+        for guide in self.guides_of(self.chain if chain is None else chain):
             if site in guide.sizes:
                 return guide
         raise ValueError(f"`site` must be one of the sites with a guide, {list(self.guided)}, not {site!r}.")
@@ -95,8 +133,21 @@ class Beginning:
         point = on_the_real_line(found, self.estimator)
         self._check_globals(found.data, point)
         if is_first:
-            self._move(Start(point))
+            self._move([Start(each) for each in self._points(found, point)])
         return found
+
+    def _points(self, found: Trace, point: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """Where each chain begins, or its search for the mode: the first at the trace's values, the others around."""
+        names = [site.name for site in self.sites if site.kind == "global"]
+        key = fold_in(draw_key(self.seed), 0)
+
+        def log_density(at: Mapping[str, np.ndarray]) -> float:
+            real = {name: ops.convert_to_tensor(numbers, dtype=self.compute_dtype) for name, numbers in at.items()}
+            with without_gradients():
+                return float(ops.convert_to_numpy(self.estimator.log_joint(found.data, real)))
+
+        others = range(1, self.num_chains)
+        return [point, *(scattered(point, names, log_density, fold_in(key, chain)) for chain in others)]
 
     def _check_globals(self, data: Any, point: dict[str, np.ndarray]) -> None:
         """Refuses a story in which the value of a global site depends on data or on a local site.
@@ -131,18 +182,33 @@ class Beginning:
                     "would differ from batch to batch. Compute such bounds before, and let the story close over them."
                 )
 
-    def bind_guides(self, sites: tuple[Site, ...], data: Any = None) -> None:
-        """Gives guides their sites and all the model its variables; those of a file come without data."""
+    def bind_guides(self, sites: tuple[Site, ...], data: Any = None, others: Sequence[Guide] | None = None) -> None:
+        """Gives guides their sites and all the model its variables.
+
+        Args:
+            sites: What a trace found.
+            data: The batch that was traced; those of a file come without.
+            others: Guides of the other chains, which a file has; None makes them.
+
+        Raises:
+            ValueError: as `assign_guides` and `bdl.svi.chains.copied` do.
+        """
         self.sites = tuple(sites)
         latent = self.guided
         assignment = assign_guides(self.requested_guide, self.latent)
-        self.guides = [guide for _, guide in assignment]
+        guides = [guide for _, guide in assignment]
         for names, guide in assignment:
             if not guide.sizes:
                 given = sum(latent[name].size for name in guide.given)
                 guide.dtype_policy = self.dtype_policy
                 sizes = {name: latent[name].size for name in names}
                 guide.bind(sizes, data, given, {name: latent[name].shape for name in names})
+        if others is None:
+            others = [copy for chain in range(1, self.num_chains) for copy in copied(guides, chain)]
+        self.guides = [*guides, *others]
+        if self.num_chains > 1:
+            model: Any = self
+            self.chain_losses = ChainLosses(model, self.num_chains)
         if self.averaging:
             layers = [*self.guides, *self.networks.values()]
             weights = [weight for layer in layers for weight in layer.weights if "float" in weight.dtype]
@@ -164,7 +230,8 @@ class Beginning:
                     f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays."
                 )
             whole, key = as_tensors(x, self.compute_dtype), fold_in(draw_key(0), 1)
-            self._move(find_start(self.start, found, self.estimator, whole, key, sample_weight))
+            points = self._points(found, on_the_real_line(found, self.estimator))
+            self._move(find_starts(self.start, points, found, self.estimator, whole, key, sample_weight))
         self.is_started = True
 
     def trace_first(self, x: Any, batch_size: int | None) -> Trace | None:
@@ -183,7 +250,12 @@ class Beginning:
             )
         return None
 
-    def _move(self, start: Start) -> None:
-        for guide in self.guides:
-            if not guide.is_local:
-                guide.start_at(*start.of(guide.sizes))
+    def _move(self, starts: Sequence[Start]) -> None:
+        for chain, start in enumerate(starts):
+            for guide in self.guides_of(chain):
+                if not guide.is_local:
+                    guide.start_at(*start.of(guide.sizes))
+
+    def _check_chain(self, chain: Any) -> None:
+        if not isinstance(chain, int) or isinstance(chain, bool) or not 0 <= chain < self.num_chains:
+            raise ValueError(f"`chain` must be an integer from 0 to {self.num_chains - 1}, not {chain!r}.")

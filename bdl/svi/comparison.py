@@ -1,7 +1,9 @@
-"""How probable data are under a story: bounds of the log evidence, by which stories and guides are compared."""
+"""Posteriors in tables, and compared: with reference draws, chains with each other, stories by the log evidence."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,75 @@ from bdl.bounds import Bounds
 from bdl.keras_internals import flatten_layers, without_gradients
 from bdl.protocols import HasKL
 from bdl.random import Tensor, draw_key, fold_in
+from bdl.svi.chains import Agreement, ChainLosses
 from bdl.svi.draws import Draws
 from bdl.svi.results import Results
+from bdl.svi.summary import Comparison, SummaryTable
+from bdl.training.progress import Progress
 
 
 class Compared(Results):
-    """Bounds of a model of a story; see `bdl.svi.SVI`."""
+    """Tables, agreement of chains, and bounds of a model of a story; see `bdl.svi.SVI`."""
+
+    num_chains: int
+    progress: Progress
+    chain_losses: ChainLosses | None
+
+    def compare(self, draws: Mapping[str, Any], num_samples: int = 4000, seed: int | None = 0) -> Comparison:
+        """The global sites' posterior beside reference draws, such as those of `bdl.svi.nuts`.
+
+        Args:
+            draws: By site `(draws, *shape)`; other sites are not compared.
+            num_samples: Number of draws from the guides.
+            seed: Integer, for the same draws on each call.
+
+        Raises:
+            ValueError: if the model was not fitted, no site is in both, or their shapes differ.
+        """
+        return Comparison.of(self.posterior(num_samples=num_samples, seed=seed), draws)
+
+    def summary_table(self, num_samples: int = 4000, seed: int | None = 0, interval: float = 0.9) -> SummaryTable:
+        """Mean, standard deviation and interval of each number of the global sites; prints itself, in notebooks too.
+
+        Of several chains the figures are those of `chain`, with the R-hat of all of them, and a sentence where they
+        disagree; see `agreement`.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Integer, for the same draws on each call.
+            interval: Probability of the central interval.
+
+        Raises:
+            ValueError: if the model was not fitted.
+        """
+        table = SummaryTable.of(self.posterior(num_samples=num_samples, seed=seed), interval)
+        if self.num_chains == 1:
+            return table
+        found = self.agreement(seed=seed)
+        return dataclasses.replace(table, r_hat=found.r_hat, remark="" if found.is_reached else found.verdict)
+
+    def agreement(self, num_samples: int = 1000, seed: int | None = 0) -> Agreement:
+        """Whether the chains came to the same: R-hat of each number of the global sites, and the chains' ELBOs.
+
+        Chains that disagree have found local optima, or have not come to rest. That they agree does not prove that
+        there is no other mode.
+
+        Args:
+            num_samples: Number of draws of each chain.
+            seed: Integer, for the same draws on each call.
+
+        Raises:
+            ValueError: if the model has one chain, or was not fitted.
+        """
+        self._require_fit("agreement")
+        if self.chain_losses is None:
+            raise ValueError("`num_chains` must be 2 or more for chains to agree, not 1. Pass SVI(..., num_chains=4).")
+        model: Any = self
+        chains = range(self.num_chains)
+        seeds = [seed if seed is None else seed + 1_000_003 * chain for chain in chains]  # independent draws
+        draws = [self._posterior(model.estimator_of(chain), None, num_samples, seeds[chain]) for chain in chains]
+        gaps = self.chain_losses.gaps(self.progress.num_examples or 1)
+        return Agreement.of(draws, -self.chain_losses.means, *gaps)
 
     def bounds(self, x: Any, num_samples: int = 50, num_globals: int = 10, seed: int | None = None) -> Bounds:
         """The ELBO and the importance weighted bound of the log evidence, with standard errors, in nats.

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from bdl.serialization import take_format
+from bdl.svi.chains import of_chain
 from bdl.svi.guides import Guide
 from bdl.svi.story import Site
 
@@ -53,6 +54,7 @@ class Saved:
             "start": _start_config(model.start),
             "objective": model.objective,
             "num_samples": model.num_samples,
+            "num_chains": model.num_chains,
             "averaging": model.averaging,
             "kl_weight": keras.saving.serialize_keras_object(model.kl_weight),
             "dtype": model.compute_dtype,
@@ -86,19 +88,31 @@ class Saved:
         return cls(**config)
 
     def get_build_config(self) -> dict[str, Any]:
-        """The sites, and what the data looked like on which they were traced."""
+        """The sites, what the data looked like on which they were traced, and the guides of further chains."""
         if not self.sites:
             return {}
         sites = [[site.name, site.kind, list(site.shape), site.size, site.num_values] for site in self.sites]
-        return {"sites": sites, "data": self.described}
+        model: Any = self
+        others = self.guides[len(model.guides_of(0)) :]
+        return {
+            "sites": sites,
+            "data": self.described,
+            "others": [keras.saving.serialize_keras_object(guide) for guide in others],
+        }
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Gives a loaded model its variables."""
         if not config:
             return
         model: Any = self
+        others = []
+        configs = config.get("others", [])
+        for place, guide in enumerate(configs):
+            with of_chain(1 + place * (model.num_chains - 1) // len(configs)):
+                others.append(keras.saving.deserialize_keras_object(guide))
         model.bind_guides(
-            tuple(Site(name, kind, tuple(shape), *numbers) for name, kind, shape, *numbers in config["sites"])
+            tuple(Site(name, kind, tuple(shape), *numbers) for name, kind, shape, *numbers in config["sites"]),
+            others=others,
         )
         model.described = config["data"]
         model.is_started = True
@@ -117,16 +131,18 @@ class Saved:
         super().save_own_variables(store)  # type: ignore[misc]
         store["story"] = _fingerprint(self.sites)
         store["rows"] = np.asarray(model.num_examples or 0)
+        store["chains"] = np.asarray(model.num_chains)
         store["noise"] = keras.ops.convert_to_numpy(self.seed_generator.state)
 
     def load_own_variables(self, store: Any) -> None:
-        """Refuses weights of another story, and a checkpoint of a fit to another number of rows.
+        """Refuses weights of another story or number of chains, and a checkpoint of a fit to another number of rows.
 
         Weights that are loaded before a fit may be of other rows, for `fit` counts its own. Where N was given, or
         within a fit, it is settled, and T would be wrong.
 
         Raises:
-            ValueError: if names, kinds or shapes of its sites differ from this one's, or N does and is settled.
+            ValueError: if names, kinds or shapes of its sites differ from this one's, or the number of chains, or N
+                does and is settled.
         """
         model: Any = self
         names = list(store.keys())  # of a file's group, which has no iterator of its own
@@ -134,6 +150,9 @@ class Saved:
         own = bytes(_fingerprint(self.sites)).decode()
         if kept != own:
             raise ValueError(f"The weights must be of a story with the sites {own}, not {kept}.")
+        chains = int(np.asarray(store["chains"])) if "chains" in names else 1
+        if chains != model.num_chains:
+            raise ValueError(f"The weights must be of a model with num_chains={model.num_chains}, not {chains}.")
         rows = int(np.asarray(store["rows"])) if "rows" in names else 0
         is_settled = model.progress.is_size_given or model.is_fitting
         if rows and is_settled and rows != model.num_examples:
@@ -142,7 +161,7 @@ class Saved:
                 "same data, or load the weights before fit into a model without num_examples."
             )
         self.seed_generator.state.assign(np.asarray(store["noise"]))
-        rest = {name: store[name] for name in names if name not in ("story", "rows", "noise")}
+        rest = {name: store[name] for name in names if name not in ("story", "rows", "chains", "noise")}
         super().load_own_variables(rest)  # type: ignore[misc]
         model.is_started = True
 
@@ -161,7 +180,7 @@ def _fingerprint(sites: Any) -> np.ndarray:
 def _guide_config(model: Any) -> Any:
     """The guides as they are bound; before that, as they were given."""
     if model.guides:
-        return [[list(guide.sizes), keras.saving.serialize_keras_object(guide)] for guide in model.guides]
+        return [[list(guide.sizes), keras.saving.serialize_keras_object(guide)] for guide in model.guides_of(0)]
     requested = model.requested_guide
     if not isinstance(requested, Mapping):
         return keras.saving.serialize_keras_object(requested)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,12 +11,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.arguments import check_num_samples, check_objective
-from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
+from bdl.arguments import check_num_samples, check_objective, check_positive_integer
+from bdl.elbo import ELBOParts, KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import flatten_layers, num_replicas
 from bdl.protocols import HasLocalLatents
-from bdl.random import Tensor, draw_key
+from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi.beginning import Beginning
+from bdl.svi.chains import descended, together
 from bdl.svi.comparison import Compared
 from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
@@ -51,7 +53,7 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
     The objective is the ELBO of `bdl.elbo`: observed sites give the NLL, the divergence of global sites is divided by
     the number of rows N, local sites pay their own. Logs hold `loss` (tempered, per row), `nll` (per row), `kl`
     (total), `elbo` (per row, at T = 1), `temperature`, and `kl_<site>` of each latent site (total, local ones over all
-    N rows), all in nats.
+    N rows), all in nats; of several chains their mean, but that of `chain` in validation.
 
     Args:
         story: Generator function of the data and, by name, of the networks; it yields `Global`, `Local` and `Observed`
@@ -70,6 +72,12 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         objective: `"elbo"`, or `"multi_sample"`: the importance weighted bound, with one draw of the globals shared by
             `num_samples` draws of the locals, and doubly reparameterized gradients of their guides (`bdl.svi.doubly`).
         num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least.
+        num_chains: Number of fits from starts of their own that are made side by side; `agreement` tells whether they
+            came to the same, and results are of the one with the highest ELBO (`chain`). The first begins at `start`,
+            and is the fit of a model with one chain. The others begin around it, within 2 in each number on the real
+            line, and look from there for the mode where that is asked for; their guides are copies with networks of
+            their own, initialised anew. A step costs as much as of so many fits. An optimizer that treats each number
+            by itself fits them independently; `global_clipnorm` couples them.
         averaging: Whether `fit` ends with the mean of the variables over the second half of its steps.
         kl_weight: Temperature T, a number (1.0 is Bayes) or a `bdl.elbo.KLSchedule`.
         dtype: `"float32"` or `"float64"`, of guides, draws and data.
@@ -107,6 +115,7 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         start: str | Mapping[str, Any] = "prior",
         objective: str = "elbo",
         num_samples: int = 1,
+        num_chains: int = 1,
         averaging: bool = True,
         kl_weight: float | KLSchedule = 1.0,
         dtype: str = "float32",
@@ -129,6 +138,12 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         wrong = [key for key, layer in self.networks.items() if not isinstance(layer, keras.Layer)]
         if wrong:
             raise ValueError(f"`networks` must be Keras layers by name, which {wrong} are not.")
+        self.num_chains = check_positive_integer(num_chains, "num_chains")
+        if self.networks and self.num_chains > 1:
+            raise ValueError(
+                f"`num_chains` must be 1 with `networks` in the story, not {self.num_chains}: chains would share them, "
+                "and would not be independent. Fit a model for each seed instead."
+            )
         self.requested_guide = check_guide(guide)
         guides = self.requested_guide.values() if isinstance(self.requested_guide, Mapping) else [self.requested_guide]
         _refuse_latents([*self.networks.values(), *guides])
@@ -161,55 +176,83 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
 
     @property
     def estimator(self) -> Estimator:  # type: ignore[override]
-        """What draws from the guides and runs the story."""
-        return Estimator(
-            self.story, self.latent, self.guides, self.networks, self.num_samples, self.objective, self.compute_dtype
-        )
+        """What draws from the guides of `chain` and runs the story."""
+        return self.estimator_of(self.chain)
+
+    def estimator_of(self, chain: int) -> Estimator:
+        """The same of a chain.
+
+        Raises:
+            ValueError: if there is no such chain.
+        """
+        guides, settings = self.guides_of(chain), (self.num_samples, self.objective, self.compute_dtype)
+        return Estimator(self.story, self.latent, guides, self.networks, *settings)
 
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the story is traced on data, by `fit` or `trace_on`."""
 
-    def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
-        """The terms of the objective for one step's draws; see `bdl.svi.estimators.Terms`."""
+    def call(self, inputs: Any, training: bool = False) -> list[dict[str, Any]]:
+        """The terms of the objective of each chain for one step's draws; see `bdl.svi.estimators.Terms`."""
         data = as_tensors(inputs, self.compute_dtype)
         temperature = self.progress.current_temperature if training else None
-        terms = self.estimator.terms(data, draw_key(self.seed_generator), temperature)
-        return {"nll": terms.nll, "local": terms.local_kl, "global": terms.global_kl}
+        key = draw_key(self.seed_generator)
+        found = []
+        for chain in range(self.num_chains):
+            own = fold_in(key, len(self.guides) + chain) if chain else key  # the first is the fit of one chain
+            terms = self.estimator_of(chain).terms(data, own, temperature)
+            found.append({"nll": terms.nll, "local": terms.local_kl, "global": terms.global_kl})
+        return found
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        """The objective per row, in nats; outside training the negative ELBO, at T = 1."""
-        local, total = y_pred["local"], y_pred["global"]
-        networks_kl = ops.cast(kl_divergence(self), self.compute_dtype)
-        parts = elbo_parts(
-            y_pred["nll"],
-            sum(total.values(), networks_kl),
-            self.progress.size,
-            self.progress.current_temperature if training else 1.0,
-            sum(local.values()) if local else None,
-            sample_weight,
-            objective=self.objective if training else "elbo",
-        )
+        """The objective per row, in nats; outside training the negative ELBO, at T = 1.
+
+        Of several chains the mean, with the gradient of the sum; outside training it is that of `chain`.
+        """
+        every = [self._parts(chain, terms, sample_weight, training) for chain, terms in enumerate(y_pred)]
+        losses = [parts.loss for parts in every]
         if training:
             self.progress.advance()
             if self.average is not None:
                 self.average.update()
-        self._track(parts, x, local, total, sample_weight)
-        return parts.loss / num_replicas()
+            if self.chain_losses is not None:
+                self.chain_losses.update(losses)
+        chosen = None if training or self.chain_losses is None else self.chain_losses.choice()
+        self._track(every, x, y_pred, sample_weight, chosen)
+        return (descended(losses) if training else together(losses, chosen)) / num_replicas()
 
-    def _track(self, parts: Any, x: Any, local: Any, total: Any, sample_weight: Any) -> None:
-        """Adds the figures of a batch to the logs."""
+    def _parts(self, chain: int, terms: dict[str, Any], sample_weight: Any, training: bool) -> ELBOParts:
+        """The parts of the objective of a chain."""
+        layers = [self] if self.num_chains == 1 else self.guides_of(chain)
+        networks_kl = sum(kl_divergence(layer) for layer in layers)
+        return elbo_parts(
+            terms["nll"],
+            sum(terms["global"].values(), ops.cast(networks_kl, self.compute_dtype)),
+            self.progress.size,
+            self.progress.current_temperature if training else 1.0,
+            sum(terms["local"].values()) if terms["local"] else None,
+            sample_weight,
+            objective=self.objective if training else "elbo",
+        )
+
+    def _track(
+        self, every: list[ELBOParts], x: Any, y_pred: list[dict[str, Any]], sample_weight: Any, chosen: Any
+    ) -> None:
+        """Adds the figures of a batch to the logs: means over the chains, or those of one."""
         rows = num_rows(x)
-        update_parts(self._part_trackers, parts, rows)
+        names = [field.name for field in dataclasses.fields(ELBOParts)]
+        parts = {name: together([getattr(each, name) for each in every], chosen) for name in names}
+        update_parts(self._part_trackers, ELBOParts(**parts), rows)
         size = ops.cast(self.progress.size, self.compute_dtype)
+        weights = 1.0 if sample_weight is None else ops.cast(sample_weight, self.compute_dtype)
         for tracker in self._site_trackers:
             name = tracker.name.removeprefix("kl_")
-            if name in local:
-                weights = 1.0 if sample_weight is None else ops.cast(sample_weight, self.compute_dtype)
-                tracker.update_state(ops.mean(local[name] * weights) * size, sample_weight=rows)
-            else:
-                tracker.update_state(total[name], sample_weight=rows)
+            kl = [
+                ops.mean(terms["local"][name] * weights) * size if name in terms["local"] else terms["global"][name]
+                for terms in y_pred
+            ]
+            tracker.update_state(together(kl, chosen), sample_weight=rows)
 
     def compile(self, optimizer: Any = "adam", loss: None = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`, without a loss: the story says what the loss is.
@@ -285,6 +328,8 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
             self.make_train_function(force=True)
         if self.average is not None:
             self.average.begin(None if per_epoch is None else per_epoch * (epochs - initial_epoch))
+        if self.chain_losses is not None:
+            self.chain_losses.begin()
         self.check_trained()
         build_optimizer(self)
         settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}

@@ -1,4 +1,4 @@
-"""What comes out of a fit: draws of the posterior, of the predictive and of the prior, log likelihoods, a table."""
+"""What comes out of a fit: draws of the posterior, of the predictive and of the prior, log likelihoods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from bdl.svi.files import invented
 from bdl.svi.rows import as_data, as_tensors
 from bdl.svi.simulation import combination_of, log_weights_of, simulate
 from bdl.svi.story import Observed, Site
-from bdl.svi.summary import Comparison, SummaryTable
 from bdl.svi.supports import Flat
 
 Arrays = dict[str, np.ndarray]
@@ -32,6 +31,7 @@ class Results:
 
     sites: tuple[Site, ...]
     estimator: Estimator
+    networks: dict[str, keras.Layer]
     described: Any
     kept: Kept
     compute_dtype: str
@@ -55,21 +55,25 @@ class Results:
             ValueError: if the model was not fitted, data are not sound, or the story fails on invented numbers.
         """
         self._require_fit("posterior")
+        return self._posterior(self.estimator, data, num_samples, seed)
+
+    def _posterior(self, estimator: Estimator, data: Any, num_samples: int, seed: int | None) -> Arrays:
+        """Draws of the latent sites from the guides of an estimator."""
         is_global = data is None
         batch = invented(self.described) if is_global else self._batch(data)
         kinds = ("global",) if is_global else ("global", "local", "enumerated")
         names = [site.name for site in self.sites if site.kind in kinds]
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            combination = None if is_global else combination_of(self.estimator, batch, real, self._own(key))
-            found = self._simulate(batch, real, None, names[-1], combination)
+            combination = None if is_global else combination_of(estimator, batch, real, self._own(key))
+            found = self._simulate(estimator, batch, real, None, names[-1], combination)
             return {name: found[name] for name in names}
 
         if not names:
             return {}
         name = "globals" if is_global else "posterior"
         try:
-            draws = self._real_draws(batch, num_samples, seed, is_global)
+            draws = self._real_draws(batch, num_samples, seed, is_global, estimator)
             key = draw_key(0) if is_global else self._key(seed, 1)
             return self._by_site(name, values, batch, draws, num_samples, key)
         except Exception as error:
@@ -131,12 +135,12 @@ class Results:
             raise ValueError(f"`predict` of a story takes `x`, `num_samples` and `seed`, not {sorted(kwargs)}.")
         self._require_fit("predict")
         batch = self._batch(x)
-        names = self._names("observed")
+        names, estimator = self._names("observed"), self.estimator
         draws = self._real_draws(batch, num_samples, seed)
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            combination = combination_of(self.estimator, batch, real, self._own(key))
-            found = self._simulate(batch, real, key, None, combination)
+            combination = combination_of(estimator, batch, real, self._own(key))
+            found = self._simulate(estimator, batch, real, key, None, combination)
             return {name: found[name] for name in names}
 
         return self._by_site("predict", values, batch, draws, num_samples, self._key(seed, 1))
@@ -158,9 +162,10 @@ class Results:
         batch = self._batch(x)
         if not self.sites:
             self.trace_on(batch)  # type: ignore[attr-defined]
+        estimator = self.estimator
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
-            return self._simulate(batch, None, key)
+            return self._simulate(estimator, batch, None, key)
 
         return self._by_site("prior", values, batch, {}, num_samples, self._key(seed, 2))
 
@@ -226,32 +231,6 @@ class Results:
         """
         return k_hat(self.log_weights(x, num_samples, seed))
 
-    def compare(self, draws: Mapping[str, Any], num_samples: int = 4000, seed: int | None = 0) -> Comparison:
-        """The global sites' posterior beside reference draws, such as those of `bdl.svi.nuts`.
-
-        Args:
-            draws: By site `(draws, *shape)`; other sites are not compared.
-            num_samples: Number of draws from the guides.
-            seed: Integer, for the same draws on each call.
-
-        Raises:
-            ValueError: if the model was not fitted, no site is in both, or their shapes differ.
-        """
-        return Comparison.of(self.posterior(num_samples=num_samples, seed=seed), draws)
-
-    def summary_table(self, num_samples: int = 4000, seed: int | None = 0, interval: float = 0.9) -> SummaryTable:
-        """Mean, standard deviation and interval of each number of the global sites; prints itself, in notebooks too.
-
-        Args:
-            num_samples: Number of draws.
-            seed: Integer, for the same draws on each call.
-            interval: Probability of the central interval.
-
-        Raises:
-            ValueError: if the model was not fitted.
-        """
-        return SummaryTable.of(self.posterior(num_samples=num_samples, seed=seed), interval)
-
     def to_arviz(
         self,
         x: Any,
@@ -261,6 +240,8 @@ class Results:
         dims: Mapping[str, Sequence[str]] | None = None,
     ) -> Any:
         """The results as ArviZ takes them, with all rows' arrays in memory; needs `pip install "keras-bdl[arviz]"`.
+
+        Of a model with several chains they are those of `chain` alone: independent draws of one guide.
 
         Args:
             x: All data; of data that do not fit into memory, some rows.
@@ -319,6 +300,7 @@ class Results:
 
     def _simulate(
         self,
+        estimator: Estimator,
         batch: Any,
         real: dict[str, Tensor] | None,
         key: Tensor | None,
@@ -326,7 +308,7 @@ class Results:
         combination: Tensor | None = None,
     ) -> dict[str, Tensor]:
         sites = {site.name: site for site in self.sites}
-        return simulate(self.estimator, sites, batch, real, key, until, combination)
+        return simulate(estimator, sites, batch, real, key, until, combination)
 
     def _own(self, key: Tensor) -> Tensor:
         """A key beside those of the sites of a run."""
@@ -346,7 +328,7 @@ class Results:
             return ops.map(lambda each: function(batch, each[0], fold_in(key, each[1])), (real, places))
 
         with without_gradients():
-            if self.estimator.networks or keras.backend.backend() == "torch":
+            if self.networks or keras.backend.backend() == "torch":
                 # Networks keep their own state, such as seeds, which a loop that is compiled would not hand back.
                 draws = [{name: each[place] for name, each in real.items()} for place in range(number)]
                 each = [function(batch, draw, fold_in(key, place)) for place, draw in enumerate(draws)]
@@ -355,10 +337,17 @@ class Results:
                 stacked = self.kept(name, results, batch, real, ops.arange(number, dtype="int32"), key)
         return {name: ops.convert_to_numpy(each) for name, each in stacked.items()}
 
-    def _real_draws(self, batch: Any, num_samples: int, seed: int | None, is_global: bool = False) -> dict[str, Tensor]:
-        key = self._key(seed, 0)
+    def _real_draws(
+        self,
+        batch: Any,
+        num_samples: int,
+        seed: int | None,
+        is_global: bool = False,
+        estimator: Estimator | None = None,
+    ) -> dict[str, Tensor]:
+        key, estimator = self._key(seed, 0), estimator or self.estimator
         with without_gradients():
-            return self.estimator.draws(batch, key, num_samples, is_mirrored=False, is_global=is_global).real
+            return estimator.draws(batch, key, num_samples, is_mirrored=False, is_global=is_global).real
 
     def _key(self, seed: int | None, number: int) -> Tensor:
         return fold_in(draw_key(self.seed_generator if seed is None else seed), number)

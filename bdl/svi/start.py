@@ -8,7 +8,7 @@ mass is, and the Cholesky factor of its covariance makes the coordinates in whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,50 +77,59 @@ def check_start(start: Any) -> Any:
     raise ValueError(f"`start` must be one of {STARTS}, or a dict of values by site, not {start!r}.")
 
 
-def find_start(
-    start: Any, trace: Trace, estimator: Estimator, data: Any, key: Tensor, weights: Tensor | None = None
-) -> Start:
-    """Where a fit of these data begins.
+def find_starts(
+    start: Any,
+    points: Sequence[dict[str, np.ndarray]],
+    trace: Trace,
+    estimator: Estimator,
+    data: Any,
+    key: Tensor,
+    weights: Tensor | None = None,
+) -> list[Start]:
+    """Where each chain of a fit of these data begins.
 
     Args:
         start: As of the model.
-        trace: Of the story; its values are where the search begins.
+        points: Of each chain, where its search begins, as of `on_the_real_line`.
+        trace: Of the story.
         estimator: Of the model.
         data: The whole data, as tensors.
-        key: Of the points from which the search begins, too.
+        key: Of the points from which the searches begin, too.
         weights: How often each row counts, `(rows,)`; None counts each once.
 
     Raises:
         ValueError: if a mode is asked for and the story has local sites, or none with a finite curvature is found.
     """
-    point = on_the_real_line(trace, estimator)
     if start not in STARTS[1:]:
-        return Start(point)
+        return [Start(point) for point in points]
     local = [site.name for site in trace.of_kind("local")]
     if local:
         raise ValueError(
             f"`start` must be 'prior' or a dict of values, not {start!r}, for a story with local sites ({local}): its "
             "mode over all rows says little of the globals' posterior."
         )
-    ends = np.cumsum([0, *(len(each) for each in point.values())])
+    ends = np.cumsum([0, *(len(each) for each in points[0].values())])
 
     def split(x: Any) -> dict[str, Any]:
-        return {name: x[ends[number] : ends[number + 1]] for number, name in enumerate(point)}
-
-    first = np.concatenate(list(point.values()))
+        return {name: x[ends[number] : ends[number + 1]] for number, name in enumerate(points[0])}
 
     def joint(x: Tensor) -> Tensor:
         return estimator.log_joint(data, split(x), weights)
 
     density = Differentiable(joint, estimator.dtype)
-    mode, precision = find_mode(density, first, key)
-    if start == "map":
-        _check_found(start, mode)
-        return Start(split(mode))
-    mean, precision = spread_out(density, mode, precision, key)
-    covariance = np.linalg.inv(precision)
-    _check_found(start, mean, covariance)
-    return Start(split(mean), covariance)
+
+    def found(first: np.ndarray, key: Tensor) -> Start:
+        mode, precision = find_mode(density, first, key)
+        if start == "map":
+            _check_found(start, mode)
+            return Start(split(mode))
+        mean, precision = spread_out(density, mode, precision, key)
+        covariance = np.linalg.inv(precision)
+        _check_found(start, mean, covariance)
+        return Start(split(mean), covariance)
+
+    keys = [key, *(fold_in(key, 1 + chain) for chain in range(1, len(points)))]
+    return [found(np.concatenate(list(point.values())), own) for point, own in zip(points, keys, strict=True)]
 
 
 def _check_found(start: str, mean: np.ndarray, covariance: np.ndarray | None = None) -> None:

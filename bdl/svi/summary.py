@@ -21,6 +21,8 @@ class SummaryTable(Shown):
         low: Lower end of the central interval of each.
         high: Upper end.
         interval: Probability of the interval.
+        r_hat: Of each, between the chains of a model that has several; None of one chain.
+        remark: A sentence below the table; empty for none.
 
     Example:
     >>> print(SummaryTable.of({"a": np.arange(101.0)}, interval=0.9))
@@ -34,6 +36,8 @@ class SummaryTable(Shown):
     low: np.ndarray
     high: np.ndarray
     interval: float
+    r_hat: np.ndarray | None = None
+    remark: str = ""
 
     @classmethod
     def of(cls, draws: Mapping[str, np.ndarray], interval: float = 0.9) -> SummaryTable:
@@ -48,16 +52,21 @@ class SummaryTable(Shown):
         """
         if not 0.0 < interval < 1.0:
             raise ValueError(f"`interval` must be a probability in (0, 1), not {interval!r}.")
-        names, flat = _columns(draws)
+        names, flat = columns(draws)
         low, high = np.quantile(flat, [0.5 - interval / 2, 0.5 + interval / 2], axis=0)
         return cls(names, flat.mean(0), flat.std(0, ddof=1), low, high, interval)
 
     def glance(self) -> Sequence[Paragraph | Table]:
-        """The table."""
+        """The table, and what is to be said of it."""
         ends = [f"{100 * (0.5 + side * self.interval / 2):.3g}%" for side in (-1, 1)]
         figures = zip(self.mean, self.sd, self.low, self.high, strict=True)
-        rows = [Row(name, [f"{figure:.3g}" for figure in each]) for name, each in zip(self.names, figures, strict=True)]
-        return [Table(["mean", "sd", *ends], rows)]
+        cells = [[f"{figure:.3g}" for figure in each] for each in figures]
+        titles = ["mean", "sd", *ends]
+        if self.r_hat is not None:
+            cells = [[*each, shown(r_hat)] for each, r_hat in zip(cells, self.r_hat, strict=True)]
+            titles.append("r_hat")
+        table = Table(titles, [Row(name, each) for name, each in zip(self.names, cells, strict=True)])
+        return [table, Paragraph(self.remark)] if self.remark else [table]
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,8 +107,8 @@ class Comparison(Shown):
                 f"`draws` must have the shapes of the sites {list(draws)}, not "
                 f"{ {name: np.shape(reference[name])[1:] for name in wrong} if wrong else list(reference) }."
             )
-        names, own = _columns({name: draws[name] for name in both})
-        _, other = _columns({name: np.asarray(reference[name]) for name in both})
+        names, own = columns({name: draws[name] for name in both})
+        _, other = columns({name: np.asarray(reference[name]) for name in both})
         sd = other.std(0, ddof=1)
         return cls(names, (own.mean(0) - other.mean(0)) / sd, own.std(0, ddof=1) / sd - 1.0)
 
@@ -110,8 +119,18 @@ class Comparison(Shown):
         return [Table(["mean, sds", "sd"], rows)]
 
 
-def _columns(draws: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the numbers of all sites, and their draws side by side."""
+def shown(r_hat: float) -> str:
+    """An R-hat in a table; a dash where there is none.
+
+    Example:
+    >>> shown(1.0042), shown(np.nan)
+    ('1.004', '-')
+    """
+    return "-" if np.isnan(r_hat) else f"{r_hat:.3f}" if r_hat < 10 else f"{r_hat:.3g}"
+
+
+def columns(draws: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the numbers of all sites, and their draws side by side, `(draws, numbers)`."""
     names = [name for site, values in draws.items() for name in entry_names(site, values.shape[1:])]
     columns = [np.reshape(values, (len(values), -1)) for values in draws.values()]
     return tuple(names), np.concatenate(columns, axis=1).astype("float64")

@@ -106,6 +106,34 @@ def test_a_heavy_tail_of_weights_that_hardly_differ_is_no_miss():
     assert judge(quantities(k_hat=1.2, effective_share=0.99)).verdict == "inconclusive"
 
 
+def test_chains_that_disagree_leave_a_verdict_open():
+    q = quantities(chains="The chains disagree.", chains_agree=False)
+    finding = judge(q)
+    assert finding.verdict == "inconclusive"
+    assert finding.evidence[0] == "The chains disagree."
+    assert "k-hat 0.30" in finding.evidence[2]
+    assert [remedy.name for remedy in remedies_of("inconclusive", q)] == [
+        "a rate that falls to zero",
+        "more steps",
+        "compare with NUTS",
+    ]
+    agreed = judge(quantities(chains="The 2 chains agree.", chains_agree=True))
+    assert agreed.verdict == "healthy"
+    assert "The 2 chains agree." in agreed.evidence
+
+
+def test_diagnose_measures_the_agreement_of_chains():
+    model = SVI(level, "full_rank", num_chains=2, seed=0)
+    model.trace_on(DATA)
+    apart = measure_story(model, DATA, len(Y), num_samples=2, seed=0).story
+    assert apart.chains_agree is False
+    mean, sd, _ = level_posterior(Y.astype("float64"))
+    for chain in range(2):
+        model.guide_of("mean", chain).start_at(np.array([mean]), np.array([[sd]]))
+    found = measure_story(model, DATA, len(Y), num_samples=2, seed=0).story
+    assert (found.chains, found.chains_agree) == ("The 2 chains agree.", True)
+
+
 def test_few_draws_lower_the_line_below_which_a_k_hat_is_good():
     assert judge(quantities(k_hat=0.6, k_hat_threshold=0.5)).verdict == "inconclusive"
     assert judge(quantities(k_hat=0.6)).verdict == "healthy"

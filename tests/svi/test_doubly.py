@@ -134,7 +134,7 @@ def test_a_step_of_training_has_such_gradients_at_its_temperature_and_the_same_t
     monkeypatch.setattr(Estimator, "_doubly_reparameterized", noted)
     model(data)
     assert found == []
-    terms = model(data, training=True)
+    [terms] = model(data, training=True)
     assert found[0][0] == pytest.approx(T)
     np.testing.assert_array_equal(array(terms["nll"]), found[0][1])
 

@@ -9,7 +9,7 @@ from stories import HalfNormal, Normal, groups, level, level_posterior
 from bdl import random
 from bdl.svi import SVI, Amortized, Flat, Global, Observed
 from bdl.svi.derivatives import Differentiable, hessian
-from bdl.svi.start import ENOUGH_NATS, find_mode, find_start, positive_definite, spread_out
+from bdl.svi.start import ENOUGH_NATS, find_mode, find_starts, on_the_real_line, positive_definite, spread_out
 
 RNG = np.random.default_rng(0)
 X = np.stack([np.ones(60), RNG.normal(100.0, 15.0, size=60)], axis=1)
@@ -26,7 +26,8 @@ def started(story, data, start):
     model = SVI(story, "full_rank", start=start, seed=0)
     found = model.trace_on(data)
     batch = {name: ops.convert_to_tensor(value) for name, value in data.items()}
-    return find_start(start, found, model.estimator, batch, random.draw_key(0))
+    points = [on_the_real_line(found, model.estimator)]
+    return find_starts(start, points, found, model.estimator, batch, random.draw_key(0))[0]
 
 
 @pytest.mark.core
@@ -147,7 +148,7 @@ def test_a_mode_over_all_rows_is_refused():
     model = SVI(groups, {"code": Amortized(keras.layers.Dense(2), ["y"])}, start="map")
     found = model.trace_on(data)
     with pytest.raises(ValueError, match="not 'map', for a story with local sites \\(\\['code'\\]\\)"):
-        find_start("map", found, model.estimator, found.data, random.draw_key(0))
+        find_starts("map", [], found, model.estimator, found.data, random.draw_key(0))
 
 
 @pytest.mark.core
