@@ -91,7 +91,8 @@ class Couplings:
         is_moved = ops.convert_to_tensor(self._is_moved(layer), dtype=values.dtype)
         kept = (1.0 - is_moved) * values
         inner = tanh(_times(kept, weights[0]) + weights[1])
-        numbers = _times(inner, weights[2]) / math.sqrt(self.width) + weights[3]
+        # One step of Adam moves all weights alike: it must not bend the more, the wider and the more the layers are.
+        numbers = (_times(inner, weights[2]) / self.width + weights[3]) / math.sqrt(self.layers)
         return [is_moved * numbers[..., place * self.size : (place + 1) * self.size] for place in range(_NUMBERS)]
 
     def _is_moved(self, layer: int) -> np.ndarray:
