@@ -41,7 +41,7 @@ from bdl.svi.doubly import handing_on, shares_of
 from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
-from bdl.svi.guides import Guide
+from bdl.svi.guides import Guide, PerRow
 from bdl.svi.refining import refined
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
 
@@ -128,7 +128,8 @@ class Estimator:
     def _is_doubly_reparameterized(self) -> bool:
         """Whether guides of local sites have such gradients: not where two evaluations of networks may differ."""
         has_state = any(layer.non_trainable_variables for layer in self.networks.values())
-        has_gradient = any(guide.is_local and guide.trainable_variables for guide in self.guides)
+        local = [guide for guide in self.guides if guide.is_local]
+        has_gradient = not local or any(not isinstance(guide, PerRow) for guide in local)
         return self.objective == "multi_sample" and self.num_draws > 1 and has_gradient and not has_state
 
     def _doubly_reparameterized(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Draws:

@@ -214,7 +214,7 @@ def climb(objective: Any, state: RowState, steps: int) -> RowState:
         is_taken = ops.isfinite(found.value) & ((found.value >= lowest) | ~ops.isfinite(slopes.value))
         rate = ops.where(is_taken, state.rate * FACTOR, state.rate / FACTOR)
         state, slopes = tried.where(is_taken, state), found.where(is_taken, slopes)
-        state = replace(state, rate=ops.where(rate < 1.0, rate, ops.ones_like(rate)))
+        state = replace(state, rate=ops.where(rate > 1.0, ops.ones_like(rate), rate))
     return state
 
 
@@ -261,9 +261,10 @@ def _upper_root(matrix: Tensor) -> Tensor:
     Column by column, the last one first: a few operations for all rows together, and no error whatever is in them.
     """
     size, columns, rest = matrix.shape[-1], [], matrix
+    unit = ops.eye(size, dtype=matrix.dtype)
     for axis in reversed(range(size)):
         pivot = ops.sqrt(_at_least(rest[:, axis, axis]))[:, None]
-        column = ops.where(np.arange(size) < axis, rest[:, :, axis] / pivot, pivot * (np.arange(size) == axis))
+        column = ops.where(ops.arange(size) < axis, rest[:, :, axis] / pivot, pivot * unit[axis])
         rest = rest - column[:, :, None] * column[:, None, :]
         columns.append(column)
     return ops.stack(columns[::-1], axis=-1)
