@@ -41,7 +41,6 @@ from bdl.svi.derivatives import values_and_gradient
 from bdl.svi.draws import Draws
 from bdl.svi.enumeration import repeat_rows
 from bdl.svi.guides.per_row import PerRow, RowState
-from bdl.svi.story import num_rows
 
 if TYPE_CHECKING:
     from bdl.svi.estimators import Estimator

@@ -444,5 +444,5 @@ def test_data_without_row_numbers_are_refused():
 
 
 def test_rows_of_many_numbers_are_refused():
-    with pytest.raises(ValueError, match="at most 32 numbers on the real line together, not 33.*Amortized"):
+    with pytest.raises(ValueError, match=r"at most 32 numbers on the real line together, not 33.*Amortized"):
         PerRow(3).bind({"code": 33})
