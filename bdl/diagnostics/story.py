@@ -125,7 +125,7 @@ def story_quantities(
     size = size_of(progress, num_examples)
     ratio = size_ratio(progress, size)
     declared = progress.final_temperature
-    weights = [ops.convert_to_numpy(weight) for guide in model.guides for weight in guide.weights]
+    weights = [ops.convert_to_numpy(weight) for guide in model.guides for weight in guide.iterates]
     sites = {site.name: site for site in model.sites if site.kind in _GUIDED}
     guides = {name: model.guide_of(name) for name in sites}
     start = getattr(model, "start", None)

@@ -13,6 +13,7 @@ from bdl.keras_internals.arrays import (
     with_mask,
 )
 from bdl.keras_internals.execution import (
+    assign_rows,
     build_metrics,
     call_context,
     compiled,
@@ -24,6 +25,7 @@ from bdl.keras_internals.execution import (
     outermost_scope,
     own_buffers,
     rate_schedule,
+    rows_of,
     standard_gamma,
     stored_value,
     take_losses,
@@ -47,6 +49,7 @@ from bdl.keras_internals.structure import (
 __all__ = [
     "adopt_signatures",
     "arcsinh",
+    "assign_rows",
     "build_metrics",
     "call_context",
     "compiled",
@@ -76,6 +79,7 @@ __all__ = [
     "py_dataset_batches",
     "rate_schedule",
     "row_picker",
+    "rows_of",
     "set_signature",
     "split_for_validation",
     "standard_gamma",

@@ -193,6 +193,56 @@ def current_value(variable: keras.Variable) -> Any:
     return keras.ops.convert_to_tensor(variable)
 
 
+def rows_of(variable: keras.Variable, rows: Any) -> Any:
+    """Some rows of a variable as a tensor; the others are not read.
+
+    Args:
+        variable: With the rows on its first axis.
+        rows: Their numbers, `(n,)`, all of which there must be.
+
+    Example:
+    >>> rows_of(keras.Variable([1.0, 2.0, 3.0]), keras.ops.convert_to_tensor([2, 0])).shape[0]
+    2
+    """
+    if keras.backend.backend() == "tensorflow" and get_stateless_scope() is None:
+        import tensorflow as tf
+
+        return tf.gather(variable.value, rows)  # of the resource: a tensor of it would be all rows
+    if keras.backend.backend() == "jax":
+        return current_value(variable).at[rows].get(mode="promise_in_bounds")
+    return keras.ops.take(current_value(variable), rows, axis=0)
+
+
+def assign_rows(variable: keras.Variable, rows: Any, values: Any) -> None:
+    """Writes some rows of a variable in place, or on JAX so that a compiled step, which may, does.
+
+    Args:
+        variable: With the rows on its first axis.
+        rows: Their numbers, `(n,)`, all of which there must be.
+        values: `(n, ...)`.
+
+    Example:
+    >>> variable = keras.Variable([1.0, 2.0, 3.0])
+    >>> assign_rows(variable, keras.ops.convert_to_tensor([2]), keras.ops.convert_to_tensor([9.0]))
+    >>> keras.ops.convert_to_numpy(variable).tolist()
+    [1.0, 2.0, 9.0]
+    """
+    backend, is_stateless = keras.backend.backend(), get_stateless_scope() is not None
+    if backend == "jax":
+        variable.assign(current_value(variable).at[rows].set(values, mode="promise_in_bounds"))
+    elif is_stateless:
+        variable.assign(keras.ops.scatter_update(current_value(variable), rows[:, None], values))
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        variable.value.scatter_update(tf.IndexedSlices(values, rows))
+    else:
+        import torch
+
+        with torch.no_grad():
+            variable.value[rows] = values
+
+
 def rate_schedule(optimizer: Any) -> Any:
     """What an optimizer, or the one inside it, takes its learning rate from: a schedule, a variable or a function.
 

@@ -1,7 +1,18 @@
 """Stochastic variational inference for probabilistic models that are not networks."""
 
 from bdl.svi.checks import k_hat
-from bdl.svi.guides import Amortized, Delta, Flow, FullRank, Guide, Hierarchical, LowRank, MeanField, Structured
+from bdl.svi.guides import (
+    Amortized,
+    Delta,
+    Flow,
+    FullRank,
+    Guide,
+    Hierarchical,
+    LowRank,
+    MeanField,
+    PerRow,
+    Structured,
+)
 from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
@@ -23,6 +34,7 @@ __all__ = [
     "MarkovChain",
     "MeanField",
     "Observed",
+    "PerRow",
     "Structured",
     "from_joint",
     "k_hat",

@@ -16,7 +16,7 @@ from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import assign_guides
-from bdl.svi.rows import as_tensors, first_batch
+from bdl.svi.rows import as_data, as_tensors, first_batch
 from bdl.svi.start import Start, find_starts, on_the_real_line
 from bdl.svi.story import Site, Story
 from bdl.svi.tracing import Trace, trace
@@ -109,6 +109,24 @@ class Beginning:
             if site in guide.sizes:
                 return guide
         raise ValueError(f"`site` must be one of the sites with a guide, {list(self.guided)}, not {site!r}.")
+
+    def checked_data(self, x: Any, argument: str = "x", is_read: bool = True) -> Any:
+        """Data as `bdl.svi.rows.as_data` makes them, sound and fit for the guides; of a data set nothing is known.
+
+        Args:
+            x: Arrays in any structure, or a data set.
+            argument: Name of the argument, for the message.
+            is_read: Whether the rows' posteriors are to be read, and not fitted.
+
+        Raises:
+            ValueError: as `as_data` and `Guide.check_data` do.
+        """
+        x = as_data(x, self.compute_dtype, argument)
+        if not training_data.is_data_set(x):
+            requested = self.requested_guide
+            for guide in requested.values() if isinstance(requested, Mapping) else [requested]:
+                guide.check_data(x, argument, is_read)
+        return x
 
     def trace_on(self, data: Any) -> Trace:
         """Traces the story on a batch; the first time guides and networks get their variables, at the trace's values.
@@ -210,9 +228,9 @@ class Beginning:
             model: Any = self
             self.chain_losses = ChainLosses(model, self.num_chains)
         if self.averaging:
-            layers = [*self.guides, *self.networks.values()]
-            weights = [weight for layer in layers for weight in layer.weights if "float" in weight.dtype]
-            self.average = TailAverage(self, weights)
+            weights = [weight for guide in self.guides for weight in guide.iterates]
+            networks = [weight for layer in self.networks.values() for weight in layer.weights]
+            self.average = TailAverage(self, [*weights, *(each for each in networks if "float" in each.dtype)])
         self._site_trackers = [keras.metrics.Mean(name=f"kl_{name}", dtype="float32") for name in latent]
         self.built = True
 

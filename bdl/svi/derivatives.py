@@ -62,6 +62,46 @@ class Kept:
         return self._functions[kept](*arguments)
 
 
+def values_and_gradient(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of a function by row, and the gradient of each in its row, wherever this is called.
+
+    That may be within a compiled step and within a gradient, which does not go through the result.
+
+    Args:
+        function: From `(rows, size)` to `(rows,)`; no row depends on another.
+        x: `(rows, size)`.
+
+    Returns:
+        `(rows,)` and `(rows, size)`.
+
+    Example:
+    >>> values, gradient = values_and_gradient(lambda x: ops.sum(x**2, axis=-1), ops.ones((3, 2)))
+    >>> float(values[0]), float(gradient[0, 0])
+    (2.0, 2.0)
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        values, pull = jax.vjp(function, x)
+        (gradient,) = pull(ops.ones_like(values))
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            values = function(x)
+        gradient = tape.gradient(values, x, unconnected_gradients="zero")
+    else:
+        import torch
+
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            values = function(x)
+            (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True, materialize_grads=True)
+    return ops.stop_gradient(values), ops.stop_gradient(gradient)
+
+
 def value_and_gradient(function: Function, dtype: str) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """A function with its gradient, from and to NumPy arrays in float64, as SciPy takes them.
 

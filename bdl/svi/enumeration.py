@@ -66,15 +66,7 @@ class Combinations:
 
     def repeat(self, data: Any) -> Any:
         """Tensors in any structure, each row once for each combination, one after the other."""
-        if not self.sites:
-            return data
-
-        def repeated(rows: Tensor) -> Tensor:
-            rows = ops.convert_to_tensor(rows)
-            rest = tuple(rows.shape[1:])
-            return ops.reshape(ops.tile(rows[:, None], [1, self.number, *(1 for _ in rest)]), (-1, *rest))
-
-        return keras.tree.map_structure(repeated, data)
+        return repeat_rows(data, self.number) if self.sites else data
 
     def every(self, rows: Tensor | int) -> Tensor:
         """The combination of each of the repeated rows, `(rows * number,)`."""
@@ -116,6 +108,22 @@ class Combinations:
         by_site = ops.reshape(probabilities, (-1, *(each.num_values for each in self.sites)))
         others = tuple(1 + number for number, each in enumerate(self.sites) if each.name != site.name)
         return ops.sum(by_site, axis=others) if others else by_site
+
+
+def repeat_rows(data: Any, number: int) -> Any:
+    """Tensors in any structure, each row so many times, one after the other.
+
+    Example:
+    >>> np.asarray(repeat_rows(np.array([5.0, 7.0]), 2)).tolist()
+    [5.0, 5.0, 7.0, 7.0]
+    """
+
+    def repeated(rows: Tensor) -> Tensor:
+        rows = ops.convert_to_tensor(rows)
+        rest = tuple(rows.shape[1:])
+        return ops.reshape(ops.tile(rows[:, None], [1, number, *(1 for _ in rest)]), (-1, *rest))
+
+    return keras.tree.map_structure(repeated, data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,8 @@ from bdl.svi.doubly import handing_on, shares_of
 from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
-from bdl.svi.guides import Guide
+from bdl.svi.guides import Guide, PerRow
+from bdl.svi.refining import refined
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
 
 
@@ -99,9 +100,11 @@ class Estimator:
         Args:
             data: The batch.
             key: Of the step's noise.
-            temperature: T of a training step; None where no gradient is asked for.
+            temperature: T of a training step, which refines the rows of `PerRow`; None where no gradient is asked for.
         """
         draws = self.draws(data, key, self.num_draws, is_shared=self.objective == "multi_sample")
+        if temperature is not None:
+            draws = refined(self, data, draws, temperature)
         if temperature is not None and self._is_doubly_reparameterized:
             draws = self._doubly_reparameterized(draws, self._terms_at(data, draws), temperature)
         return self._terms_at(data, draws)
@@ -125,7 +128,9 @@ class Estimator:
     def _is_doubly_reparameterized(self) -> bool:
         """Whether guides of local sites have such gradients: not where two evaluations of networks may differ."""
         has_state = any(layer.non_trainable_variables for layer in self.networks.values())
-        return self.objective == "multi_sample" and self.num_draws > 1 and not has_state
+        local = [guide for guide in self.guides if guide.is_local]
+        has_gradient = not local or any(not isinstance(guide, PerRow) for guide in local)
+        return self.objective == "multi_sample" and self.num_draws > 1 and has_gradient and not has_state
 
     def _doubly_reparameterized(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Draws:
         """The draws with the gradients of `bdl.svi.doubly`, of guides of local sites whose density has a score."""

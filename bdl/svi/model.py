@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -22,13 +23,12 @@ from bdl.svi.comparison import Compared
 from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import Saved
-from bdl.svi.guides import Guide
+from bdl.svi.guides import Guide, PerRow
 from bdl.svi.guides.selection import check_guide
 from bdl.svi.rows import (
     BeginRows,
     EndlessRows,
     all_rows,
-    as_data,
     as_tensors,
     as_validation,
     as_weights,
@@ -61,7 +61,7 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         guide: Variational family: `"mean_field"`, `"full_rank"`, `"low_rank"`, `"flow"`, `"structured"`, `"delta"` or a
             `bdl.svi.guides.Guide` for all sites together, or a dict of these by the name of a site, or by a tuple of
             names, for sites that are guided jointly. Global sites that a dict leaves out have a mean-field guide; local
-            sites need `Amortized`, but for discrete ones of few values, which are summed out
+            sites need `Amortized` or `PerRow`, but for discrete ones of few values, which are summed out
             (`bdl.svi.enumeration`).
         networks: Layers by the names of the story's keyword arguments; they are trained and saved with the model, and
             where they have posteriors of their own, their KL joins the globals'.
@@ -158,7 +158,7 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         self._part_trackers = part_trackers()
         self.is_fitting = False
         self.kept = Kept()
-        self._trained: tuple[int, ...] | None = None
+        self._trained: tuple[list[str], list[int]] | None = None
 
     @property
     def num_examples(self) -> int | None:
@@ -312,13 +312,14 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         if y is not None:
             raise ValueError("`y` must be None: a story reads all its data from `x`. Pass fit({'x': ..., 'y': ...}).")
         refuse_arguments_of_labels(kwargs)
-        x = as_data(x, self.compute_dtype)
+        x = self.checked_data(x, is_read=False)
         width = all_rows(x) if batch_size == "all" else batch_size
         size = training_data.measure(x, width)
         self.progress.set_num_examples(size.num_examples, x)
         has_rows = not training_data.is_data_set(x)
         self.begin(x, width, as_weights(kwargs.get("sample_weight"), x, self.compute_dtype) if has_rows else None)
-        validation_data = as_validation(validation_data, self.compute_dtype)
+        if validation_data is not None:
+            validation_data = as_validation(self.checked_data(validation_data, "validation_data", is_read=False))
         asked = steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
         per_epoch = asked or size.steps_per_epoch
         kwargs["steps_per_epoch"] = asked if training_data.is_data_set(x) else per_epoch
@@ -335,7 +336,7 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}
         self.is_fitting = True
         try:
-            with contextlib.nullcontext() if resident is None else self.fitting(resident):
+            with self._without_optimizer(), contextlib.nullcontext() if resident is None else self.fitting(resident):
                 history = super().fit(x, None, None, epochs, verbose, callbacks, **settings)
         finally:
             self.is_fitting = False
@@ -344,6 +345,14 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         self.progress.end_fit(was_stopped=bool(self.stop_training))
         return history
 
+    @contextlib.contextmanager
+    def _without_optimizer(self) -> Iterator[None]:
+        """Within this context Keras does not warn that nothing is trained, if tables of rows are all that is."""
+        with warnings.catch_warnings():
+            if any(isinstance(guide, PerRow) and guide.trainable for guide in self.guides):
+                warnings.filterwarnings("ignore", "The model does not have any trainable weights", UserWarning)
+            yield
+
     def evaluate(self, x: Any = None, y: None = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, on data as of `fit`.
 
@@ -351,7 +360,7 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
             ValueError: if N is not known, or data are not sound.
         """
         self.progress.require_num_examples()
-        x = as_data(x, self.compute_dtype)
+        x = self.checked_data(x, is_read=not self.is_fitting)  # validation may hold rows whose turn is still to come
         weights = as_weights(kwargs.get("sample_weight"), x, self.compute_dtype)
         labels = None if weights is None else np.zeros(len(weights), "float32")  # without any Keras drops the weights
         if not self.built:
@@ -366,8 +375,9 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         """
         self.progress.require_num_examples()
         self.progress.require_length("train_on_batch")
+        checked = self.checked_data(x, is_read=False)
         if not self.is_started:
-            self.begin(as_data(x, self.compute_dtype), None)
+            self.begin(checked, None)
         self.check_trained()
         return super().train_on_batch(x, *args, **kwargs)
 
@@ -377,11 +387,12 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         Raises:
             ValueError: if what is trained has changed since the first fit after `compile`.
         """
-        trained = tuple(id(variable) for variable in self.trainable_variables)
+        frozen = [guide.name for guide in self.guides if not guide.trainable]  # which may have no such variables
+        trained = (frozen, [id(variable) for variable in self.trainable_variables])
         if self._trained is not None and trained != self._trained:
             raise ValueError(
-                f"What is trained must stay as it was compiled, {len(self._trained)} variables, not become "
-                f"{len(trained)} others: `trainable` of a guide or network has changed. Call compile again."
+                f"What is trained must stay as it was compiled, {len(self._trained[1])} variables, not become "
+                f"{len(trained[1])} others: `trainable` of a guide or network has changed. Call compile again."
             )
         self._trained = trained
 

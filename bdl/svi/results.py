@@ -60,7 +60,7 @@ class Results:
     def _posterior(self, estimator: Estimator, data: Any, num_samples: int, seed: int | None) -> Arrays:
         """Draws of the latent sites from the guides of an estimator."""
         is_global = data is None
-        batch = invented(self.described) if is_global else self._batch(data)
+        batch = invented(self.described) if is_global else self._batch(data, "data")
         kinds = ("global",) if is_global else ("global", "local", "enumerated")
         names = [site.name for site in self.sites if site.kind in kinds]
 
@@ -106,7 +106,7 @@ class Results:
         estimator = self.estimator
         if not estimator.combinations.sites:
             raise ValueError(f"`story` must have a discrete local site here, not only {list(estimator.sites)}.")
-        batch = self._batch(data)
+        batch = self._batch(data, "data")
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:
             found = ops.exp(log_weights_of(estimator, batch, real))
@@ -159,7 +159,7 @@ class Results:
         Raises:
             ValueError: if a prior is improper (`Flat`), or data are not sound.
         """
-        batch = self._batch(x)
+        batch = as_tensors(as_data(x, self.compute_dtype), self.compute_dtype)
         if not self.sites:
             self.trace_on(batch)  # type: ignore[attr-defined]
         estimator = self.estimator
@@ -352,8 +352,8 @@ class Results:
     def _key(self, seed: int | None, number: int) -> Tensor:
         return fold_in(draw_key(self.seed_generator if seed is None else seed), number)
 
-    def _batch(self, x: Any) -> Any:
-        return as_tensors(as_data(x, self.compute_dtype), self.compute_dtype)
+    def _batch(self, x: Any, argument: str = "x") -> Any:
+        return as_tensors(self.checked_data(x, argument), self.compute_dtype)  # type: ignore[attr-defined]
 
     def _names(self, kind: str) -> list[str]:
         return [site.name for site in self.sites if site.kind == kind]

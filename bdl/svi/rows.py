@@ -74,11 +74,9 @@ def refuse_arguments_of_labels(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` must be left out, not {arguments[name]!r}. Pass {fix}.")
 
 
-def as_validation(data: Any, dtype: str) -> Any:
-    """`as_data` of what Keras is to validate on: arrays as a tuple of one, or it would take some of them for labels."""
-    if data is None or is_data_set(data):
-        return data
-    return (as_data(data, dtype, "validation_data"),)
+def as_validation(data: Any) -> Any:
+    """What Keras is to validate on: arrays as a tuple of one, or it would take some of them for labels."""
+    return data if is_data_set(data) else (data,)
 
 
 def as_weights(weights: Any, x: Any, dtype: str) -> Any:

@@ -237,7 +237,7 @@ def test_globals_that_a_dict_leaves_out_have_a_mean_field_guide():
     [
         ("full", "`guide` must be a bdl.svi.guides.Guide, one of .*, not 'full'"),
         ({"mean": "delta"}, "a guide for each local site, and has none for \\['code'\\]"),
-        ("mean_field", "guide of local sites must be Amortized, not MeanField, which \\['code'\\]"),
+        ("mean_field", "guide of local sites must be Amortized or PerRow, not MeanField, which \\['code'\\]"),
         ({"mean": Amortized(keras.layers.Dense(2))}, "has none for"),
         ({"level": "delta"}, "for latent sites of the story, \\['mean', 'scale', 'code'\\], not for \\['level'\\]"),
         ({"mean": "delta", ("mean", "scale"): "delta"}, "one guide for each site, not two for \\['mean'\\]"),

@@ -8,6 +8,18 @@ from bdl.svi.guides.full_rank import FullRank
 from bdl.svi.guides.hierarchical import Hierarchical
 from bdl.svi.guides.low_rank import LowRank
 from bdl.svi.guides.mean_field import MeanField
+from bdl.svi.guides.per_row import PerRow
 from bdl.svi.guides.structured import Structured
 
-__all__ = ["Amortized", "Delta", "Flow", "FullRank", "Guide", "Hierarchical", "LowRank", "MeanField", "Structured"]
+__all__ = [
+    "Amortized",
+    "Delta",
+    "Flow",
+    "FullRank",
+    "Guide",
+    "Hierarchical",
+    "LowRank",
+    "MeanField",
+    "PerRow",
+    "Structured",
+]

@@ -57,6 +57,23 @@ class Guide(keras.Layer):
         """Global sites on whose draw the distribution depends."""
         return ()
 
+    @property
+    def iterates(self) -> list[keras.Variable]:
+        """Numbers that a fit moves step by step: finite at all times, and averaged at its end."""
+        return [weight for weight in self.weights if "float" in weight.dtype]
+
+    def check_data(self, data: Any, argument: str, is_read: bool) -> None:
+        """Refuses data that do not go with the guide, where they are arrays and can be seen.
+
+        Args:
+            data: NumPy arrays in any structure.
+            argument: Name of the argument, for the message.
+            is_read: Whether the rows' distributions are to be read, and not fitted.
+
+        Raises:
+            ValueError: naming what is wrong, and the fix.
+        """
+
     def coordinates(self, site: str) -> tuple[int, int]:
         """Where a site's numbers begin and end in a draw."""
         names = list(self.sizes)

@@ -108,7 +108,7 @@ def assign_guides(guide: Guide | Mapping[Any, Guide], sites: Mapping[str, Site])
     return assignment
 
 
-_FIX = 'Pass guide={"<site>": Amortized(network, inputs=[...])}.'
+_FIX = 'Pass guide={"<site>": Amortized(network, inputs=[...])}, or PerRow(num_rows).'
 
 
 def _locals(names: tuple[str, ...], sites: Mapping[str, Site]) -> list[str]:
@@ -119,7 +119,9 @@ def _check_kinds(names: tuple[str, ...], guide: Guide, sites: Mapping[str, Site]
     local = _locals(names, sites)
     kind = type(guide).__name__
     if not guide.is_local and local:
-        raise ValueError(f"The guide of local sites must be Amortized, not {kind}, which {local} have. {_FIX}")
+        raise ValueError(
+            f"The guide of local sites must be Amortized or PerRow, not {kind}, which {local} have. {_FIX}"
+        )
     if guide.is_local and len(local) < len(names):
         globals_ = [name for name in names if name not in local]
         raise ValueError(
