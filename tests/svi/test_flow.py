@@ -29,7 +29,7 @@ def array(values):
 
 def made(size, *lead, layers=6):
     couplings = Couplings(size, layers=layers, width=4)
-    return couplings, tensor(0.5 * RNG.normal(size=(*lead, couplings.num_weights)))
+    return couplings, tensor(1.5 * RNG.normal(size=(*lead, couplings.num_weights)))
 
 
 def bent(size=3, sticks=False, layers=4):
