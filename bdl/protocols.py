@@ -86,7 +86,7 @@ class TellsStory(Protocol):
 
     Attributes:
         sites: What the trace found of each site: `name`, `kind`, `shape`, `size`; empty before it.
-        guides: Keras layers that hold the families; `is_local`, `is_point`, `sizes` and `distribution()`.
+        guides: Keras layers of the families; `is_local`, `is_point`, `sizes`, `iterates` and `distribution()`.
         progress: Number of examples, measured and told, and the schedule of T.
     """
 

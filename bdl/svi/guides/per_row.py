@@ -22,6 +22,9 @@ FAMILIES = ("mean_field", "full_rank")
 MOST_NUMBERS = 32
 """Numbers in a row's draw: a step takes 65 evaluations of the story for so many, and a row 1,000 numbers."""
 
+START_MEAN = 0.01
+"""Where rows begin. Not 0, where formulas with |x| or max(x, 0) have gradients that are half of the truth, or none."""
+
 
 @dataclass(frozen=True, eq=False)
 class RowState:
@@ -151,11 +154,11 @@ class PerRow(Guide):
         )
 
     def begun(self, places: Tensor) -> RowState:
-        """What stands there, and standard Gaussians for rows that were not fitted yet."""
+        """What stands there, and Gaussians that are nearly standard for rows that were not fitted yet."""
         found = self.read(places)
         unit = ops.ones_like(found.mean)
         factor = unit if self.is_diagonal else unit[..., None] * ops.eye(self.size, dtype=unit.dtype)
-        start = RowState(ops.zeros_like(unit), factor, ops.ones_like(found.rate))
+        start = RowState(START_MEAN * unit, factor, ops.ones_like(found.rate))
         return start.where((places < self.num_rows) & ops.isnan(found.rate), found)
 
     def write(self, places: Tensor, state: RowState) -> None:
