@@ -1,7 +1,19 @@
 """Stochastic variational inference for probabilistic models that are not networks."""
 
 from bdl.svi.checks import k_hat
-from bdl.svi.guides import Amortized, Delta, Flow, FullRank, Guide, Hierarchical, LowRank, MeanField, Structured
+from bdl.svi.guides import (
+    Amortized,
+    Categories,
+    Counts,
+    Delta,
+    Flow,
+    FullRank,
+    Guide,
+    Hierarchical,
+    LowRank,
+    MeanField,
+    Structured,
+)
 from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
@@ -11,6 +23,8 @@ from bdl.svi.supports import Flat, MarkovChain
 __all__ = [
     "SVI",
     "Amortized",
+    "Categories",
+    "Counts",
     "Delta",
     "Flat",
     "Flow",

@@ -89,7 +89,7 @@ class Saved:
         """The sites, and what the data looked like on which they were traced."""
         if not self.sites:
             return {}
-        sites = [[site.name, site.kind, list(site.shape), site.size, site.num_values] for site in self.sites]
+        sites = [[site.name, site.kind, list(site.shape), site.size, site.num_values, site.is_discrete] for site in self.sites]
         return {"sites": sites, "data": self.described}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -149,7 +149,8 @@ class Saved:
 
 def _told(sites: Any) -> str:
     def values(site: Site) -> str:
-        return f", {site.num_values} values" if site.num_values else ""
+        number = f", {site.num_values} values" if site.num_values else ""
+        return f"{number}, discrete" if site.is_discrete else number
 
     return ", ".join(f"{site.name} ({site.kind}, {site.shape}{values(site)})" for site in sites)
 
