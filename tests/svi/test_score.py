@@ -13,7 +13,8 @@ from stories import Categorical, Normal
 from bdl import random
 from bdl.elbo import elbo_parts, mixture_nll
 from bdl.keras_internals import compiled
-from bdl.svi import Categories, Guide, Local, Observed, score
+from bdl.svi import Categories, Global, Guide, Local, Observed, score
+from bdl.svi.derivatives import in_graph
 from bdl.svi.estimators import Estimator
 from bdl.svi.guides.gaussian import Gaussian, log_normal
 from bdl.svi.story import Site
@@ -212,3 +213,72 @@ def test_draws_of_discrete_sites_are_independent_and_at_least_two():
         np.testing.assert_array_equal(array(draws.noise[1][0]), -array(draws.noise[1][1]))
         correlation = np.corrcoef(array(draws.noise[0][0]).ravel(), array(draws.noise[0][1]).ravel())[0, 1]
         assert abs(correlation) < 0.9
+
+
+class Told(Given):
+    """Of one row, told by a function of the draw of a global site; or that global site's."""
+
+    of_given = None
+
+    def __init__(self, name, size, is_local):
+        super().__init__(name, size, is_discrete=is_local)
+        self.is_local = is_local
+
+    @property
+    def given(self):
+        return ("level",) if self.is_local else ()
+
+    def distribution(self, data=None, given=None):
+        return self.of_given(data, given)
+
+
+def levels(data):
+    """The two entries around a level that all rows share."""
+    level = yield Global("level", Normal(ops.zeros((1,)), 1.0))
+    which = yield Local("which", Categorical(PRIOR))
+    yield Observed("y", Normal(level + centre_of(which), 0.7), data)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("objective", ["elbo", "multi_sample"])
+def test_a_global_whose_draw_the_guide_reads_has_its_gradient_through_the_score_too(objective):
+    """Its draws are mirrored, or shared by all draws of the discrete site; by sums and quadrature over its noise."""
+    slope, rows = single([0.5, -0.3, 0.2, 0.1, 0.4, -0.6]), 20
+    level, which = Told("level", 1, False), Told("which", 2, True)
+    sites = {"level": Site("level", "global", (1,), 1), "which": Site("which", "local", (2,), 2, 3, True)}
+    estimator = Estimator(levels, sites, [level, which], {}, 2, objective)
+
+    def logits_at(logits, value):
+        return ops.reshape(logits, (-1,)) + slope * value
+
+    def total(values, key):
+        level.of_given = lambda data, given: Gaussian(values[0][:1], values[0][1:], is_diagonal=True)
+
+        def of_given(data, given):
+            logits = ops.broadcast_to(logits_at(values[1], given[0]), (rows, 6))
+            return Categories(3).of_parameters(logits, 2)
+
+        which.of_given = of_given
+        terms = estimator.terms(ops.full((rows,), Y), key, 0.7)
+        shared = sum(terms.global_kl.values())
+        return elbo_parts(terms.nll, shared, 3, 0.7, terms.local_kl["which"], objective=objective).loss
+
+    def exact(values):
+        log_p, centre = prior_and_centre()
+        loss = -0.7 / 3 * (ops.log(values[0][1]) + 0.5 - 0.5 * ops.sum(values[0] ** 2))
+        value = values[0][0] + values[0][1] * single(NODES)[:, None]
+        logs = ops.log_softmax(ops.reshape(logits_at(values[1], value), (-1, 2, 3)), axis=-1)
+        log_q = ops.take(logs[:, 0], VALUES[:, 0], axis=1) + ops.take(logs[:, 1], VALUES[:, 1], axis=1)
+        cost = -log_normal((Y - value - centre) / 0.7) + np.log(0.7) + 0.7 * (log_q - log_p)
+        q = ops.exp(log_q)
+        if objective == "elbo":
+            return loss + ops.sum(WEIGHTS[:, None] * q * cost)
+        pairs = ops.stack([ops.broadcast_to(each, (30, 9, 9)) for each in (cost[:, :, None], cost[:, None])])
+        return loss + ops.sum(WEIGHTS[:, None, None] * q[:, :, None] * q[:, None] * mixture_nll(pairs))
+
+    values = [single([MEAN, SCALE]), single(LOGITS)]
+    expected = compiled(lambda values: gradients(exact, values))(values)
+    one = in_graph(lambda values, key: gradients(lambda values: total(values, key), values))
+    found = [one(values, random.fold_in(random.draw_key(1), number)) for number in range(200)]
+    for place, each in enumerate(expected):
+        assert_mean(np.stack([array(draw[place]).ravel() for draw in found]), array(each).ravel(), k=4)
