@@ -51,8 +51,8 @@ class Combinations:
             raise ValueError(
                 f"The discrete sites {[site.name for site in self.sites]} must have at most {supports.MOST_VALUES:,} "
                 f"combinations of values in a row, not {self.number:,}: each is an evaluation of the story. Sum one of "
-                "them out in the story, as a mixture does, give it a guide (`Amortized` with the family 'categories'), or "
-                "a continuous one in its place."
+                "them out in the story, as a mixture does, draw it from a guide, Amortized(..., family='categories'), "
+                "or give a continuous one in its place."
             )
 
     @classmethod

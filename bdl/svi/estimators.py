@@ -10,10 +10,11 @@ the draw itself, with the log determinant of the way to the support in `log q`. 
 function of the guide's variables (the pathwise, reparameterization gradient; Kingma and Welling 2014, arXiv 1312.6114;
 Rezende et al. 2014, arXiv 1401.4082).
 
-Discrete local sites without a guide, of few values, are summed out of each draw (`bdl.svi.enumeration`): the NLL of a row is that given
-its other latent values, the divergence of another local site that from its prior without the indicators. What comes
-after an indicator in the story has a prior that is a mixture, and the divergence is that of the draw itself. Discrete
-local sites with a guide are drawn, with noise that is not mirrored, and have the gradient of `bdl.svi.score`.
+Discrete local sites without a guide, of few values, are summed out of each draw (`bdl.svi.enumeration`): the NLL of a
+row is that given its other latent values, the divergence of another local site that from its prior without the
+indicators. What comes after an indicator in the story has a prior that is a mixture, and the divergence is that of the
+draw itself. Discrete local sites with a guide are drawn, with noise that is not mirrored, and have the gradients of
+`bdl.svi.score`.
 
 With `objective="multi_sample"` one draw of the globals is shared by S draws of the locals, whose mean is taken inside
 the logarithm of each row: the importance weighted bound (Burda et al. 2016, arXiv 1509.00519). Globals within it would
@@ -91,7 +92,7 @@ class Estimator:
 
     @property
     def num_draws(self) -> int:
-        """Evaluations of the story in a step: `num_samples`, and two at least of the ELBO of locals, or of discrete ones."""
+        """Evaluations of the story in a step: `num_samples`, two at least of the ELBO of locals, or of discrete."""
         needs_two = any(guide.is_discrete or (guide.is_local and self.objective == "elbo") for guide in self.guides)
         return max(self.num_samples, 2) if needs_two else self.num_samples
 

@@ -89,7 +89,10 @@ class Saved:
         """The sites, and what the data looked like on which they were traced."""
         if not self.sites:
             return {}
-        sites = [[site.name, site.kind, list(site.shape), site.size, site.num_values, site.is_discrete] for site in self.sites]
+        sites = [
+            [site.name, site.kind, list(site.shape), site.size, site.num_values, site.is_discrete]
+            for site in self.sites
+        ]
         return {"sites": sites, "data": self.described}
 
     def build_from_config(self, config: dict[str, Any]) -> None:

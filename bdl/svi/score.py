@@ -72,7 +72,7 @@ def leave_one_out(costs: Tensor) -> Tensor:
 
 
 def vimco(costs: Tensor) -> Tensor:
-    """What each draw adds to the cost of its row, `-L`: less the cost in which its weight is the others' geometric mean.
+    """What each draw adds to the cost of its row, `-L`: less that with the others' geometric mean as its weight.
 
     Args:
         costs: `(draws, rows)`, two draws at least.

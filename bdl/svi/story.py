@@ -304,9 +304,7 @@ def support_of_site(variable: Variable, site: Site | None = None) -> Any:
     # On TensorFlow a compiled function may not know the number of values; they are counts there, the same numbers.
     number = support.num_values if isinstance(support, supports.Discrete) else 0
     if site is not None and number and site.num_values != number:
-        raise ValueError(
-            f"Site {site.name!r} must have {site.num_values} values on all batches, not {number} on one."
-        )
+        raise ValueError(f"Site {site.name!r} must have {site.num_values} values on all batches, not {number} on one.")
     return support
 
 

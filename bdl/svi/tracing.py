@@ -70,8 +70,8 @@ def trace(
         guided: Names of sites that have a guide of their own.
 
     Raises:
-        ValueError: naming a site that is met twice, is discrete and not a local one of few values or with a guide, has a
-            log density that is not finite or is summed over the rows already, whose rows do not match, or for which
+        ValueError: naming a site that is met twice, is discrete and not a local one of few values or with a guide, has
+            a log density that is not finite or is summed over the rows already, whose rows do not match, or for which
             `start` has a value of another shape, none, or one that its distribution does not have; or if there is no
             latent, or no observed site.
     """
@@ -239,6 +239,6 @@ def check_finite(visit: Visit, combinations: Combinations, drawn: str = "") -> N
     where = "" if row is None else f" in row {row}"
     raise ValueError(
         f"The log density of site {visit.name!r} must be finite at the start, not {log_prob.ravel()[row or 0]}{where}, "
-        f"at the value {np.array2string(np.asarray(at), threshold=6)}{drawn}. Check the data against the distribution's "
-        + (_WITHIN if drawn else "support, or give start={site: value}.")
+        f"at the value {np.array2string(np.asarray(at), threshold=6)}{drawn}. Check the data against the "
+        "distribution's " + (_WITHIN if drawn else "support, or give start={site: value}.")
     )

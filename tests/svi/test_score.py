@@ -1,4 +1,4 @@
-"""Gradients of discrete sites' guides: on average those of the sum over all values, with less noise than the plain ones."""
+"""Gradients of discrete sites' guides: on average those of a sum over all values, with less noise than plain ones."""
 
 import itertools
 

@@ -55,8 +55,8 @@ class Categories(DiscreteFamily):
     off and the site be summed out, where it has few values.
 
     Args:
-        num_values: Values K of an entry, at least 2. A draw's k-th value is that of the distribution's: 0, ..., K - 1 of
-            a Bernoulli, Categorical or Binomial (total + 1) one.
+        num_values: Values K of an entry, at least 2: all of the distribution's, in its order, which are 0, ..., K - 1
+            of a Bernoulli, Categorical or Binomial (total + 1) one.
         **kwargs: Of `keras.Layer`.
 
     Raises:

@@ -67,8 +67,8 @@ def log_cdf(x: Tensor) -> Tensor:
 def log_interval(centre: Tensor, half: Tensor) -> Tensor:
     """`log (Phi(centre + half) - Phi(centre - half))`.
 
-    Where the density changes little within the interval, the difference of the two would have no correct digit left; the
-    density is then integrated by Gauss and Legendre's quadrature.
+    Where the density changes little within the interval, the difference of the two would have no correct digit left:
+    there the density is integrated by Gauss and Legendre's quadrature.
 
     Args:
         centre: Of intervals.

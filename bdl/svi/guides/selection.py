@@ -64,8 +64,8 @@ def check_guide(guide: Any) -> Any:
         guide = as_guide(guide)
         if guide.is_discrete:
             raise ValueError(
-                'A guide of discrete values must be given by the name of its site, as in guide={"<site>": ...}, not for '
-                "all sites together."
+                'A guide of discrete values must be given by the name of its site, guide={"<site>": ...}, not for all '
+                "sites together."
             )
         return guide
     guides = {key: as_guide(value) for key, value in guide.items()}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+
 from keras import ops
 
 from bdl.svi.supports.base import Support, Tensor, flatten, unflatten
 
 
 class Discrete(Support):
-    """Values of a discrete distribution. The unconstrained numbers are whole: the place of a value among all, or counts.
+    """Values of a discrete distribution: the unconstrained numbers are whole, places of values among all, or counts.
 
     There is nothing to be stretched: the log determinant is 0.
 
     Args:
-        values: All values of one entry, `(values, *event)`, in the dtype in which the story wants them; None where there
-            is no end of them, or their number is not known: then a value is the number itself.
+        values: All values of one entry, `(values, *event)`, in the dtype in which the story wants them; None where
+            there is no end of them, or their number is not known: then a value is the number itself.
         as_drawn: Gives such a number the dtype of the library's own draws.
 
     Example:
