@@ -59,8 +59,8 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         guide: Variational family: `"mean_field"`, `"full_rank"`, `"low_rank"`, `"flow"`, `"structured"`, `"delta"` or a
             `bdl.svi.guides.Guide` for all sites together, or a dict of these by the name of a site, or by a tuple of
             names, for sites that are guided jointly. Global sites that a dict leaves out have a mean-field guide; local
-            sites need `Amortized`, but for discrete ones of few values, which are summed out
-            (`bdl.svi.enumeration`).
+            sites need `Amortized`, but for discrete ones of few values, which are summed out unless the dict names them
+            (`bdl.svi.enumeration`, `bdl.svi.score`).
         networks: Layers by the names of the story's keyword arguments; they are trained and saved with the model, and
             where they have posteriors of their own, their KL joins the globals'.
         num_examples: Number of rows N; None infers it in `fit`, where the data tell it.
@@ -69,7 +69,8 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
             dict of values by site.
         objective: `"elbo"`, or `"multi_sample"`: the importance weighted bound, with one draw of the globals shared by
             `num_samples` draws of the locals, and doubly reparameterized gradients of their guides (`bdl.svi.doubly`).
-        num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least.
+        num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least, and those
+            of discrete sites are not mirrored.
         averaging: Whether `fit` ends with the mean of the variables over the second half of its steps.
         kl_weight: Temperature T, a number (1.0 is Bayes) or a `bdl.elbo.KLSchedule`.
         dtype: `"float32"` or `"float64"`, of guides, draws and data.

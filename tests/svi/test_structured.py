@@ -256,7 +256,9 @@ def test_rows_with_a_chain_each_have_the_posterior_of_their_path(tmp_path):
         expected, covariance = exact(y[row].astype("float64"), has_level=False)
         sd, root = np.sqrt(np.diag(covariance)), (draws[1:, row] - draws[0, row]).T
         np.testing.assert_allclose((draws[0, row] - expected) / sd, 0.0, atol=0.1)
-        np.testing.assert_allclose(root @ root.T / np.outer(sd, sd), covariance / np.outer(sd, sd), atol=0.1)
+        own = np.sqrt((root**2).sum(1))
+        np.testing.assert_allclose(own / sd, 1.0, atol=0.1)
+        np.testing.assert_allclose(root @ root.T / np.outer(own, own), covariance / np.outer(sd, sd), atol=0.1)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for one, other in zip(loaded.guides[0].weights, model.guides[0].weights, strict=True):
