@@ -3,12 +3,14 @@
 The bound: doubly reparameterized gradients against usual ones, of the recognition network of examples/methylation.py on
 1,000 loci, where the fit begins and after one by the ELBO. Sticking the landing: densities whose gradient comes through
 the draw alone against divergences in closed form, of mean-field guides on models of the public posterior database at
-the end of a fit, with the ELBO that each reaches, and of the recognition network with two draws of the ELBO. It runs on
-TensorFlow.
+the end of a fit, with the ELBO that each reaches, and of the recognition network with two draws of the ELBO. Discrete
+sites: eight switches in each of 1,000 rows that are seen mixed, with a recognition network, by the score function with
+and without a baseline, and summed out. It runs on TensorFlow.
 
     python benchmarks/svi_gradients.py bound --data DIR
     python benchmarks/svi_gradients.py sticking --data DIR       # resumable
     python benchmarks/svi_gradients.py amortized --data DIR
+    python benchmarks/svi_gradients.py discrete
     python benchmarks/svi_gradients.py report --write            # tables, into benchmarks/README.md
 """
 
@@ -31,8 +33,8 @@ import typer
 from keras import ops
 from runs import markdown, replace_section
 
-from bdl.elbo import elbo_parts
-from bdl.svi import SVI, Amortized, MeanField
+from bdl.elbo import elbo_parts, mixture_nll
+from bdl.svi import SVI, Amortized, Global, Local, MeanField, Observed, score
 from bdl.svi.estimators import Estimator
 from bdl.svi.rows import as_data, as_tensors
 
@@ -43,6 +45,7 @@ app = typer.Typer(add_completion=False)
 RESULTS = HERE / "results" / "svi_gradients.json"
 PAGE = HERE / "README.md"
 NUM_ROWS, NUM_DRAWS = 1000, 200
+NUM_SWITCHES = 8
 MODELS = ("kidiq", "nes", "arK", "mixture", "eight_schools")
 NUM_STEPS, RATE, NUM_SAMPLES = 1000, 1e-2, 8  # of a fit of these
 Data = Annotated[Path | None, typer.Option(help="Folder with methylation and posteriordb; default: that of BDL_DATA.")]
@@ -68,6 +71,18 @@ def sticking(kind: type, sticks: bool) -> Iterator[None]:
         yield
     finally:
         kind.distribution = kept
+
+
+@contextlib.contextmanager
+def without_baseline() -> Iterator[None]:
+    """Within this context the score function weighs a draw by its cost, or by that of its row, alone."""
+    kept = score.leave_one_out, score.vimco
+    score.leave_one_out = lambda costs: costs
+    score.vimco = lambda costs: ops.broadcast_to(mixture_nll(costs), costs.shape)
+    try:
+        yield
+    finally:
+        score.leave_one_out, score.vimco = kept
 
 
 class Noise:
@@ -199,11 +214,58 @@ def amortized(
     store("amortized", row)
 
 
+def mixed(data: Any) -> Any:
+    """Switches of each row, seen mixed by unknown weights."""
+    import tensorflow_probability as tfp
+
+    tfd = tfp.distributions
+    weights = yield Global("weights", tfd.Normal(ops.zeros((NUM_SWITCHES, NUM_SWITCHES)), 1.0))
+    switches = yield Local("switches", tfd.Bernoulli(probs=ops.full((NUM_SWITCHES,), 0.3)))
+    mean = ops.matmul(ops.cast(switches, "float32"), weights)
+    yield Observed("y", tfd.Normal(mean, 0.5), data["y"])
+
+
+@app.command()
+def discrete(
+    steps: Annotated[int, typer.Option(help="Steps of the fit by the ELBO.")] = 500,
+) -> None:
+    """The score function of a recognition network's switches, and the gradient of the weights, summed out and not."""
+    random = np.random.default_rng(0)
+    weights = 2.0 * np.eye(NUM_SWITCHES) + 0.5 * random.normal(size=(NUM_SWITCHES, NUM_SWITCHES))
+    true = random.random((NUM_ROWS, NUM_SWITCHES)) < 0.3
+    data = {"y": (true @ weights + 0.5 * random.normal(size=true.shape)).astype("float32")}
+    start = {"weights": 2.0 * np.eye(NUM_SWITCHES)}
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.layers.Dense(32, "tanh")])
+    guide = {"switches": Amortized(network, ["y"], family="categories")}
+    models = {"drawn": SVI(mixed, guide, start=start, seed=0), "summed out": SVI(mixed, start=start, seed=0)}
+    for model in models.values():
+        model.compile(keras.optimizers.Adam(1e-2), steps_per_execution=10)
+    rows = []
+    for where, number in (("at the start", 1), (f"after {steps} steps", steps - 1)):
+        for model in models.values():
+            model.objective, model.num_samples = "elbo", 4
+            model.fit(data, batch_size=100, steps=number, verbose=0)
+        for objective, size in (("elbo", 2), ("elbo", 4), ("elbo", 8), ("multi_sample", 4)):
+            row: dict[str, Any] = {"where": where, "objective": objective, "draws": size}
+            for name, model in models.items():
+                model.objective, model.num_samples = objective, size
+                row[name] = Noise(model, model.guide_of("weights"), data).figures()
+            model = models["drawn"]
+            for name, context in (("plain", without_baseline()), ("baseline", contextlib.nullcontext())):
+                with context:
+                    row[name] = Noise(model, model.guide_of("switches"), data).figures()
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    store("discrete", rows)
+
+
 @app.command()
 def report(write: Annotated[bool, typer.Option(help="Into benchmarks/README.md.")] = False) -> None:
     """Prints what is stored."""
     found = stored()
     parts = [_bound_table(found["bound"]), _sticking_table([*found["sticking"], found["amortized"]])]
+    parts.append(_discrete_table(found["discrete"]))
     text = "\n\n".join(parts)
     print(text)
     if write:
@@ -232,6 +294,17 @@ def _bound_table(found: dict[str, Any]) -> str:
         "usual: ms",
         "doubly: ms",
     ]
+    return markdown(header, lines)
+
+
+def _discrete_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        plain, ours, drawn, exact = (row[kind]["variance"] for kind in ("plain", "baseline", "drawn", "summed out"))
+        name = f"{'ELBO' if row['objective'] == 'elbo' else 'bound'}, {row['draws']} draws"
+        cells = [f"{plain:.2g}", f"{ours:.2g}", f"{plain / ours:,.1f}", f"{drawn:.2g}", f"{exact:.2g}"]
+        lines.append([name, row["where"], *cells])
+    header = ["switches", "where", "network, plain score", "with baseline", "ratio", "weights, drawn", "summed out"]
     return markdown(header, lines)
 
 

@@ -3,6 +3,8 @@
 from bdl.svi.checks import k_hat
 from bdl.svi.guides import (
     Amortized,
+    Categories,
+    Counts,
     Delta,
     Flow,
     FullRank,
@@ -22,6 +24,8 @@ from bdl.svi.supports import Flat, MarkovChain
 __all__ = [
     "SVI",
     "Amortized",
+    "Categories",
+    "Counts",
     "Delta",
     "Flat",
     "Flow",

@@ -15,11 +15,11 @@ from bdl.svi.chains import ChainLosses, copied, scattered
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
-from bdl.svi.guides.selection import assign_guides
+from bdl.svi.guides.selection import assign_guides, named_sites
 from bdl.svi.rows import as_data, as_tensors, first_batch
 from bdl.svi.start import Start, find_starts, on_the_real_line
-from bdl.svi.story import Site, Story
-from bdl.svi.tracing import Trace, trace
+from bdl.svi.story import Site, Story, num_rows
+from bdl.svi.tracing import Trace, check_finite, trace
 from bdl.training import data as training_data
 from bdl.training.averaging import TailAverage
 
@@ -136,11 +136,12 @@ class Beginning:
 
         Raises:
             ValueError: as `bdl.svi.tracing.trace` and `assign_guides` do, if the sites are not those traced before,
-                or the support of a global site depends on data.
+                the support of a global site depends on data, or a guide draws discrete values that are impossible.
         """
         given = self.start if isinstance(self.start, Mapping) else None
         key = fold_in(draw_key(0), 0)
-        found = trace(self.story, as_tensors(data, self.compute_dtype), key, self.networks, given, self.compute_dtype)
+        guided, dtype = named_sites(self.requested_guide), self.compute_dtype
+        found = trace(self.story, as_tensors(data, dtype), key, self.networks, given, dtype, guided)
         model: Any = self
         is_first = not self.sites
         if is_first:
@@ -152,6 +153,7 @@ class Beginning:
         self._check_globals(found.data, point)
         if is_first:
             self._move([Start(each) for each in self._points(found, point)])
+        self._check_draws(found.data)
         return found
 
     def _points(self, found: Trace, point: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -166,6 +168,16 @@ class Beginning:
 
         others = range(1, self.num_chains)
         return [point, *(scattered(point, names, log_density, fold_in(key, chain)) for chain in others)]
+
+    def _check_draws(self, batch: Any) -> None:
+        """Refuses guides of discrete sites that draw what prior or likelihood rule out: it would cost infinitely."""
+        estimator = self.estimator
+        if not any(guide.is_discrete for guide in self.guides):
+            return
+        repeated = estimator.combinations.repeat(batch)
+        for real in (estimator.draws(batch, draw_key(0), 2).one(number).real for number in range(2)):
+            for visit in estimator.visit_every(repeated, real, num_rows(batch)):
+                check_finite(visit, estimator.combinations, drawn=", where discrete sites are drawn from their guides")
 
     def _check_globals(self, data: Any, point: dict[str, np.ndarray]) -> None:
         """Refuses a story in which the value of a global site depends on data or on a local site.

@@ -51,7 +51,8 @@ class Combinations:
             raise ValueError(
                 f"The discrete sites {[site.name for site in self.sites]} must have at most {supports.MOST_VALUES:,} "
                 f"combinations of values in a row, not {self.number:,}: each is an evaluation of the story. Sum one of "
-                "them out in the story, as a mixture does, or give a continuous one in its place."
+                "them out in the story, as a mixture does, draw it from a guide, Amortized(..., family='categories'), "
+                "or give a continuous one in its place."
             )
 
     @classmethod
@@ -187,7 +188,9 @@ def all_values(variable: Variable, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(
             f"Site {variable.name!r}: a discrete local variable must have at most {supports.MOST_VALUES:,} values, as "
             f"Categorical and Bernoulli have, to be summed out, not those of {type(variable.distribution).__name__} of "
-            f"the shape {shape}. Sum it out in the story, as a mixture does, or give a continuous one in its place."
+            f"the shape {shape}. Draw it from a guide, {{{variable.name!r}: Amortized(network, inputs=[...], "
+            'family="counts")} or "categories", sum it out in the story, as a mixture does, or give a continuous one '
+            "in its place."
         )
     return values
 

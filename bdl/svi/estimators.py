@@ -10,9 +10,11 @@ the draw itself, with the log determinant of the way to the support in `log q`. 
 function of the guide's variables (the pathwise, reparameterization gradient; Kingma and Welling 2014, arXiv 1312.6114;
 Rezende et al. 2014, arXiv 1401.4082).
 
-Discrete local sites of few values are summed out of each draw (`bdl.svi.enumeration`): the NLL of a row is that given
-its other latent values, the divergence of another local site that from its prior without the indicators. What comes
-after an indicator in the story has a prior that is a mixture, and the divergence is that of the draw itself.
+Discrete local sites without a guide, of few values, are summed out of each draw (`bdl.svi.enumeration`): the NLL of a
+row is that given its other latent values, the divergence of another local site that from its prior without the
+indicators. What comes after an indicator in the story has a prior that is a mixture, and the divergence is that of the
+draw itself. Discrete local sites with a guide are drawn, with noise that is not mirrored, and have the gradients of
+`bdl.svi.score`.
 
 With `objective="multi_sample"` one draw of the globals is shared by S draws of the locals, whose mean is taken inside
 the logarithm of each row: the importance weighted bound (Burda et al. 2016, arXiv 1509.00519). Globals within it would
@@ -43,6 +45,7 @@ from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
 from bdl.svi.guides import Guide, PerRow
 from bdl.svi.refining import refined
+from bdl.svi.score import score_term
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
 
 
@@ -90,9 +93,9 @@ class Estimator:
 
     @property
     def num_draws(self) -> int:
-        """Evaluations of the story in a step: `num_samples`, and a mirrored pair at least where there are locals."""
-        is_single = self.objective == "elbo" and self.num_samples == 1
-        return 2 if is_single and any(guide.is_local for guide in self.guides) else self.num_samples
+        """Evaluations of the story in a step: `num_samples`, two at least of the ELBO of locals, or of discrete."""
+        needs_two = any(guide.is_discrete or (guide.is_local and self.objective == "elbo") for guide in self.guides)
+        return max(self.num_samples, 2) if needs_two else self.num_samples
 
     def terms(self, data: Any, key: Tensor, temperature: Tensor | float | None = None) -> Terms:
         """The terms of a step.
@@ -107,7 +110,10 @@ class Estimator:
             draws = refined(self, data, draws, temperature)
         if temperature is not None and self._is_doubly_reparameterized:
             draws = self._doubly_reparameterized(draws, self._terms_at(data, draws), temperature)
-        return self._terms_at(data, draws)
+        terms = self._terms_at(data, draws)
+        if temperature is not None and any(guide.is_discrete for guide in self.guides):
+            terms = replace(terms, nll=terms.nll + self._score_term(draws, terms, temperature))
+        return terms
 
     def _terms_at(self, data: Any, draws: Draws) -> Terms:
         """What draws cost."""
@@ -132,10 +138,19 @@ class Estimator:
         has_gradient = not local or any(not isinstance(guide, PerRow) for guide in local)
         return self.objective == "multi_sample" and self.num_draws > 1 and has_gradient and not has_state
 
+    def _costs(self, terms: Terms, temperature: Tensor | float) -> Tensor:
+        """Of each draw and row: `(draws, rows)`."""
+        return terms.nll + ops.cast(temperature, self.dtype) * sum(terms.local_kl.values())
+
+    def _score_term(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Tensor:
+        """Zeros, `(rows,)`, with the gradient of the guides of discrete sites."""
+        places = [place for place, guide in enumerate(self.guides) if guide.is_discrete]
+        log_q = sum(ops.sum(draws.log_density_of(place), axis=-1) for place in places)
+        return score_term(self._costs(terms, temperature), log_q, self.objective)
+
     def _doubly_reparameterized(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Draws:
         """The draws with the gradients of `bdl.svi.doubly`, of guides of local sites whose density has a score."""
-        costs = terms.nll + ops.cast(temperature, self.dtype) * sum(terms.local_kl.values())
-        shares = shares_of(-costs, temperature)
+        shares = shares_of(-self._costs(terms, temperature), temperature)
         real, sticky = dict(draws.real), {}
         for place, guide in enumerate(self.guides):
             if guide.is_local and draws.families[place][0].score(draws.noise[place][0]) is not None:
@@ -162,7 +177,8 @@ class Estimator:
             key: Of the noise.
             number: How many.
             is_shared: Whether all share one draw of the global sites.
-            is_mirrored: Whether they come in pairs; otherwise each has noise of its own, and there may be many.
+            is_mirrored: Whether they come in pairs, but for discrete sites; otherwise each has noise of its own, and
+                there may be many.
             is_global: Whether the global sites alone are drawn.
         """
         rows = None if is_global else num_rows(data)
@@ -217,7 +233,7 @@ class Estimator:
             site = self._site(variable.name)
             if site.kind == "enumerated":
                 return self.combinations.value(variable, combination)
-            return support_of_site(variable).constrain(real[site.name], site.shape)
+            return support_of_site(variable, site).constrain(real[site.name], site.shape)
 
         with supports.unchecked():
             visits = run(self.story, data, answer, self.networks, rows, until)
@@ -304,7 +320,7 @@ class Estimator:
 
     def _noise(self, guide: Guide, rows: Any, key: Tensor, number: int, is_shared: bool, is_mirrored: bool) -> Tensor:
         """Standard normal noise of each draw: `(number, noise_size)`, or `(number, rows, noise_size)`."""
-        is_shared = is_shared and not guide.is_local
+        is_shared, is_mirrored = is_shared and not guide.is_local, is_mirrored and not guide.is_discrete
         own = 1 if is_shared else (number + 1) // 2 if is_mirrored else number
         noise = (
             normal((own, rows, guide.noise_size), of_examples(key, 1))
@@ -335,6 +351,8 @@ class Estimator:
             return block.kl_from(loc, scale)
         start, stop = coordinates
         log_q = ops.sum(draw.log_density(place)[..., start:stop], axis=-1)
+        if site.is_discrete and self.objective == "elbo":  # its gradient is zero on average
+            log_q = ops.stop_gradient(log_q)
         is_global = isinstance(visit.variable, Global)
         return log_q - (self._log_prob(visit, draw.real) if is_global else summed.log_prob[site.name])
 

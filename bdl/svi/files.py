@@ -91,7 +91,10 @@ class Saved:
         """The sites, what the data looked like on which they were traced, and the guides of further chains."""
         if not self.sites:
             return {}
-        sites = [[site.name, site.kind, list(site.shape), site.size, site.num_values] for site in self.sites]
+        sites = [
+            [site.name, site.kind, list(site.shape), site.size, site.num_values, site.is_discrete]
+            for site in self.sites
+        ]
         model: Any = self
         others = self.guides[len(model.guides_of(0)) :]
         return {
@@ -168,7 +171,8 @@ class Saved:
 
 def _told(sites: Any) -> str:
     def values(site: Site) -> str:
-        return f", {site.num_values} values" if site.num_values else ""
+        number = f", {site.num_values} values" if site.num_values else ""
+        return f"{number}, discrete" if site.is_discrete else number
 
     return ", ".join(f"{site.name} ({site.kind}, {site.shape}{values(site)})" for site in sites)
 

@@ -70,7 +70,7 @@ def _conditional(estimator: Estimator, guide: Hierarchical, data: Any, known: Re
         site = estimator.sites[name]
         if site.kind == "enumerated":  # which no global one depends on either
             return estimator.combinations.value(variable, estimator.combinations.first(rows))
-        support = support_of_site(variable)
+        support = support_of_site(variable, site)
         if name in guide.sizes:
             found[name] = guide.conditional(name, _prior(variable, site.shape, estimator.dtype))
             start, stop = guide.coordinates(name)

@@ -61,8 +61,8 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
         guide: Variational family: `"mean_field"`, `"full_rank"`, `"low_rank"`, `"flow"`, `"structured"`, `"delta"` or a
             `bdl.svi.guides.Guide` for all sites together, or a dict of these by the name of a site, or by a tuple of
             names, for sites that are guided jointly. Global sites that a dict leaves out have a mean-field guide; local
-            sites need `Amortized` or `PerRow`, but for discrete ones of few values, which are summed out
-            (`bdl.svi.enumeration`).
+            sites need `Amortized` or `PerRow`, but for discrete ones of few values, which are summed out unless the
+            dict names them (`bdl.svi.enumeration`, `bdl.svi.score`).
         networks: Layers by the names of the story's keyword arguments; they are trained and saved with the model, and
             where they have posteriors of their own, their KL joins the globals'.
         num_examples: Number of rows N; None infers it in `fit`, where the data tell it.
@@ -71,7 +71,8 @@ class SVI(Compared, Saved, Beginning, FitsOnDevice, keras.Model):
             dict of values by site.
         objective: `"elbo"`, or `"multi_sample"`: the importance weighted bound, with one draw of the globals shared by
             `num_samples` draws of the locals, and doubly reparameterized gradients of their guides (`bdl.svi.doubly`).
-        num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least.
+        num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least, and those
+            of discrete sites are not mirrored.
         num_chains: Number of fits from starts of their own that are made side by side; `agreement` tells whether they
             came to the same, and results are of the one with the highest ELBO (`chain`). The first begins at `start`,
             and is the fit of a model with one chain. The others begin around it, within 2 in each number on the real

@@ -105,7 +105,9 @@ class Results:
         self._require_fit("probabilities")
         estimator = self.estimator
         if not estimator.combinations.sites:
-            raise ValueError(f"`story` must have a discrete local site here, not only {list(estimator.sites)}.")
+            raise ValueError(
+                f"`story` must have a discrete local site that is summed out here, not only {list(estimator.sites)}."
+            )
         batch = self._batch(data, "data")
 
         def values(batch: Any, real: dict[str, Tensor], key: Tensor) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def simulate(
         numbers = real.get(site.name)
         if numbers is None:
             numbers = ops.zeros((*lead, site.size), dtype=estimator.dtype)
-        return support_of_site(variable).constrain(numbers, site.shape)
+        return support_of_site(variable, site).constrain(numbers, site.shape)
 
     with _forgiving(batch) as data, supports.unchecked():
         visits = run(estimator.story, data, answer, estimator.networks, rows, until)

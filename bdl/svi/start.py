@@ -276,9 +276,9 @@ def on_the_real_line(trace: Trace, estimator: Estimator, data: Any = None) -> di
             return variable.value
         if estimator.sites[variable.name].kind == "enumerated":
             return estimator.combinations.value(variable, estimator.combinations.first(num_rows(batch)))
-        value = ops.convert_to_tensor(trace.values[variable.name], dtype=estimator.dtype)
         site = estimator.sites[variable.name]
-        real = support_of_site(variable).unconstrain(value, site.shape)
+        value = ops.convert_to_tensor(trace.values[site.name], dtype=None if site.is_discrete else estimator.dtype)
+        real = support_of_site(variable, site).unconstrain(ops.cast(value, estimator.dtype), site.shape)
         point[site.name] = ops.convert_to_numpy(real).astype("float64")
         return value
 

@@ -52,8 +52,9 @@ class Global:
 class Local:
     """A latent variable with a value for each row; these are on the value's first axis.
 
-    A discrete one of few values, such as the component of a mixture, is summed out (`bdl.svi.enumeration`): it needs no
-    guide, and has the values, in the dtype, that its library draws.
+    A discrete one has the values, in the dtype, that its library draws. One of few values, such as the component of a
+    mixture, is summed out (`bdl.svi.enumeration`) and needs no guide. One that has a guide, `Amortized` with the family
+    `"categories"` or `"counts"`, is drawn, whatever the number of its values (`bdl.svi.score`).
 
     Args:
         name: Of the site, unique in the story.
@@ -105,7 +106,9 @@ class Site:
         kind: `"global"`, `"local"`, `"enumerated"` (a discrete local site that is summed out) or `"observed"`.
         shape: Of its value; of one row's value where it has rows.
         size: Numbers on the real line of one value; 0 of an enumerated or observed site.
-        num_values: Values that one row of an enumerated site may have; 0 of others.
+        num_values: Values that one row of an enumerated site may have, or one entry of a discrete local one; 0 of
+            others, and where there is no end of them.
+        is_discrete: Whether it is a discrete local site that is drawn from a guide.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Site:
     shape: tuple[int, ...]
     size: int = 0
     num_values: int = 0
+    is_discrete: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,14 +288,24 @@ def at_site(name: str) -> Iterator[None]:
         raise
 
 
-def support_of_site(variable: Variable) -> Any:
+def support_of_site(variable: Variable, site: Site | None = None) -> Any:
     """The support of a latent site.
 
+    Args:
+        variable: The site, as the story yields it.
+        site: What the trace found of it; None within the trace.
+
     Raises:
-        ValueError: naming the site, if it is discrete or its distribution is not known.
+        ValueError: naming the site, if it is discrete and not a local one, its distribution is not known, or has
+            another number of values than on the batch that was traced.
     """
     with at_site(variable.name):
-        return supports.support_of(variable.distribution)
+        support = supports.support_of(variable.distribution, takes_discrete=isinstance(variable, Local))
+    # On TensorFlow a compiled function may not know the number of values; they are counts there, the same numbers.
+    number = support.num_values if isinstance(support, supports.Discrete) else 0
+    if site is not None and number and site.num_values != number:
+        raise ValueError(f"Site {site.name!r} must have {site.num_values} values on all batches, not {number} on one.")
+    return support
 
 
 def _mask_of(variable: Observed, value: Tensor) -> Tensor | None:

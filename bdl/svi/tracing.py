@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,12 @@ from bdl.svi.supports import Flat
 
 NUM_START_DRAWS = 51
 """Draws of a site's prior, whose median on the real line is where a trace, and a fit, begins."""
+
+
+_WITHIN = (
+    "support: where a guide draws discrete values, prior and likelihood must rule out none of those that it may draw. "
+    "Tell the story in what is free to vary, as the docstring of bdl.svi.Counts shows."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +53,12 @@ def trace(
     networks: Mapping[str, Any] | None = None,
     start: Mapping[str, Any] | None = None,
     dtype: str = "float32",
+    guided: Collection[str] = (),
 ) -> Trace:
     """Runs a story once, to learn names, shapes and supports of its sites, and checks that it can be fitted.
 
     Latent sites have the values of `start`, or else the median of their prior on the real line, given the sites before;
-    discrete local sites have a draw of theirs.
+    discrete local sites have a draw of theirs. They are enumerated, unless they have a guide.
 
     Args:
         story: The story.
@@ -60,13 +67,15 @@ def trace(
         networks: Layers by the names of the story's keyword arguments.
         start: Values of latent sites by name, constrained.
         dtype: Of the latent values.
+        guided: Names of sites that have a guide of their own.
 
     Raises:
-        ValueError: naming a site that is met twice, is discrete and not a local one of few values, has a log density
-            that is not finite or is summed over the rows already, whose rows do not match, or for which `start` has a
-            value of another shape or none; or if there is no latent, or no observed site.
+        ValueError: naming a site that is met twice, is discrete and not a local one of few values or with a guide, has
+            a log density that is not finite or is summed over the rows already, whose rows do not match, or for which
+            `start` has a value of another shape, none, or one that its distribution does not have; or if there is no
+            latent, or no observed site.
     """
-    found = _Teller(story, data, key, networks, start, dtype).tell()
+    found = _Teller(story, data, key, networks, start, dtype, guided).tell()
     unknown = sorted(set(start or {}) - set(found.values))
     if unknown:
         raise ValueError(f"`start` must have values of the sites {sorted(found.values)}, not of {unknown}.")
@@ -79,9 +88,11 @@ def trace(
 class _Teller:
     """Answers a story's sites with where they begin, and notes what they are."""
 
-    def __init__(self, story: Story, data: Any, key: Tensor, networks: Any, start: Any, dtype: str) -> None:
+    def __init__(
+        self, story: Story, data: Any, key: Tensor, networks: Any, start: Any, dtype: str, guided: Collection[str]
+    ) -> None:
         self.story, self.data, self.key, self.networks, self.dtype = story, data, key, networks, dtype
-        self.start = start or {}
+        self.start, self.guided = start or {}, guided
         self.rows = int(num_rows(data))
         self.found: dict[str, tuple[Site, Any]] = {}
         self.runs_over_rows: dict[str, bool] = {}  # of the distribution of a local site
@@ -93,7 +104,7 @@ class _Teller:
         if combinations.sites:
             visits = self._on_every(combinations)
         for visit in visits:
-            _check_finite(visit, combinations)
+            check_finite(visit, combinations)
         latent = {name: value for name, (_, value) in self.found.items() if value is not None}
         return Trace(sites, latent, self.data)
 
@@ -107,7 +118,7 @@ class _Teller:
             site, value = self.found[variable.name]
             if site.kind == "enumerated":
                 return combinations.value(variable, every)
-            value = ops.convert_to_tensor(value, dtype=self.dtype)
+            value = self._as_tensor(site, value)
             return combinations.repeat(value) if site.kind == "local" else value
 
         return run(self.story, combinations.repeat(self.data), answer, self.networks)
@@ -125,15 +136,20 @@ class _Teller:
         is_local = isinstance(variable, Local)
         if isinstance(variable, Local) and self._has_rows(variable, shape):
             shape = shape[1:]
-        if is_local and is_discrete:
+        if is_local and is_discrete and name not in self.guided:
             number = int(all_values(variable, shape).shape[0])
             self.found[name] = Site(name, "enumerated", shape, num_values=number), None
             return supports.sample_of_shape(distribution, (self.rows, *shape), fold_in(self.key, len(self.found)))
         support = support_of_site(variable)
-        site = Site(name, "local" if is_local else "global", shape, support.flat_size(shape))
+        number = support.num_values if is_discrete else 0
+        site = Site(name, "local" if is_local else "global", shape, support.flat_size(shape), number, is_discrete)
         value = self._begin(site, distribution, support, (self.rows,) if is_local else ())
         self.found[name] = site, value
-        return ops.convert_to_tensor(value, dtype=self.dtype)
+        return self._as_tensor(site, value)
+
+    def _as_tensor(self, site: Site, value: np.ndarray) -> Tensor:
+        """A value as the story gets it: of a discrete site in the dtype of its library's draws."""
+        return ops.convert_to_tensor(value, dtype=None if site.is_discrete else self.dtype)
 
     def _has_rows(self, variable: Local, shape: tuple[int, ...]) -> bool:
         """Whether the first axis of a local site's distribution runs over the rows."""
@@ -146,7 +162,7 @@ class _Teller:
 
     def _shape_with_fewer_rows(self, name: str) -> tuple[int, ...]:
         fewer = keras.tree.map_structure(lambda leaf: leaf[1:], self.data)
-        other = _Teller(self.story, fewer, self.key, self.networks, None, self.dtype)
+        other = _Teller(self.story, fewer, self.key, self.networks, None, self.dtype, self.guided)
         other.runs_over_rows = dict(self.runs_over_rows)
 
         def answer(variable: Variable) -> Tensor:
@@ -164,7 +180,11 @@ class _Teller:
                 raise ValueError(
                     f"`start` must have a value of shape {whole} for site {site.name!r}, not {value.shape}."
                 )
-            return value
+            return self._among(site, support, value) if site.is_discrete else value
+        if site.is_discrete:
+            return ops.convert_to_numpy(
+                supports.sample_of_shape(distribution, whole, fold_in(self.key, len(self.found)))
+            )
         if isinstance(distribution, Flat):
             real = ops.zeros((site.size,), dtype=self.dtype)
         else:
@@ -172,6 +192,12 @@ class _Teller:
             real = ops.median(support.unconstrain(ops.cast(draws, self.dtype), site.shape), axis=0)
         value = support.constrain(real, site.shape)
         return np.array(np.broadcast_to(ops.convert_to_numpy(value), whole))
+
+    def _among(self, site: Site, support: Any, value: np.ndarray) -> np.ndarray:
+        """Given values of a discrete site, in the dtype of its distribution's draws."""
+        if not support.has(value, site.shape):
+            raise ValueError(f"`start` must have values of the distribution of site {site.name!r}, not {value}.")
+        return ops.convert_to_numpy(support.constrain(support.unconstrain(value, site.shape), site.shape))
 
 
 def _check_observed(variable: Observed, rows: int) -> None:
@@ -184,8 +210,17 @@ def _check_observed(variable: Observed, rows: int) -> None:
         )
 
 
-def _check_finite(visit: Visit, combinations: Combinations) -> None:
-    """Refuses a start at which a site has no density, in any combination of the enumerated sites' values."""
+def check_finite(visit: Visit, combinations: Combinations, drawn: str = "") -> None:
+    """Refuses a start at which a site has no density, in any combination of the enumerated sites' values.
+
+    Args:
+        visit: Of the site, on rows that are repeated for the combinations.
+        combinations: Of the story.
+        drawn: What was drawn from guides, where that is not where the trace is.
+
+    Raises:
+        ValueError: naming the site.
+    """
     if not is_concrete(visit.value):
         return
     log_prob = ops.convert_to_numpy(visit.log_prob())
@@ -204,6 +239,6 @@ def _check_finite(visit: Visit, combinations: Combinations) -> None:
     where = "" if row is None else f" in row {row}"
     raise ValueError(
         f"The log density of site {visit.name!r} must be finite at the start, not {log_prob.ravel()[row or 0]}{where}, "
-        f"at the value {np.array2string(np.asarray(at), threshold=6)}. Check the data against the distribution's "
-        "support, or give start={site: value}."
+        f"at the value {np.array2string(np.asarray(at), threshold=6)}{drawn}. Check the data against the "
+        "distribution's " + (_WITHIN if drawn else "support, or give start={site: value}.")
     )

@@ -6,10 +6,10 @@ import pytest
 from distribution_libraries import distributions
 from gradients import gradients
 from keras import ops
-from scipy import stats
+from scipy import special, stats
 
 from bdl import random
-from bdl.svi import SVI, FullRank, Global, Hierarchical, MeanField, Observed
+from bdl.svi import SVI, FullRank, Global, Hierarchical, Local, MeanField, Observed
 
 EFFECT = np.array([2.0, -1.0, 0.5], "float32")
 NOISE = np.array([1.0, 2.0, 0.5], "float32")
@@ -107,6 +107,50 @@ def test_it_beats_mean_field_on_a_hierarchy_and_is_saved(tmp_path):
     error = np.sqrt(sum(each.var(ddof=1) / len(each) for each in weights.values()))
     elbo = {name: each.mean() for name, each in weights.items()}
     assert elbo["mean_field"] + 5 * error < elbo["hierarchical"] < log_evidence() + 5 * error
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("is_first", [True, False])
+def test_beside_a_site_that_is_summed_out_it_is_the_same_guide(is_first):
+    """Whether the story comes to that site before the sites that are guided or after them."""
+
+    def switch():
+        return Local("switch", distributions().Bernoulli(probs=tensor(0.3)))
+
+    def story(data):
+        library = distributions()
+        which = (yield switch()) if is_first else None
+        mean = yield Global("mean", library.Normal(tensor(0.0), tensor(2.0)))
+        spread = yield Global("spread", library.HalfNormal(tensor(1.0)))
+        effect = yield Global("effect", library.Normal(mean + ops.zeros((3,)), spread))
+        which = which if is_first else (yield switch())
+        shift = 3.0 * ops.cast(which, "float32")[:, None]
+        yield Observed("y", library.Normal(effect[None] + shift, tensor(NOISE)), data["y"])
+
+    y = np.stack([EFFECT, EFFECT + 2.0])
+    plain = model_at_the_conditional()
+    model = SVI(story, {("mean", "spread"): FullRank(), "effect": Hierarchical()}, seed=0)
+    model.trace_on({"y": y})
+    for one, other in zip(model.guides, plain.guides, strict=True):
+        for weight, known in zip(one.weights, other.weights, strict=True):
+            weight.assign(known)
+    for is_mirrored in (True, False):  # run by run, and in a loop
+        draws, known = (
+            each.estimator.draws({"y": tensor(y)}, random.draw_key(2), 4, is_mirrored=is_mirrored)
+            for each in (model, plain)
+        )
+        for name in ("mean", "spread", "effect"):
+            np.testing.assert_allclose(array(draws.real[name]), array(known.real[name]), rtol=1e-5, atol=1e-6)
+    effect = array(draws.real["effect"])[0]
+    each = stats.norm(effect + 3.0 * np.arange(2)[:, None], NOISE).logpdf(y[:, None].astype("float64")).sum(-1)
+    expected = special.logsumexp(np.log([0.7, 0.3]) + each, axis=1)
+    found = model.estimator.log_densities({"y": tensor(y)}, draws.one(0).real)["y"]
+    np.testing.assert_allclose(array(found), expected, rtol=1e-4)
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit({"y": y}, batch_size="all", steps=2, verbose=0)
+    assert model.posterior(num_samples=3, seed=0)["effect"].shape == (3, 3)
+    assert model.posterior({"y": y}, num_samples=3, seed=0)["switch"].shape == (3, 2)
+    assert model.probabilities({"y": y}, num_samples=3)["switch"].shape == (2, 2)
 
 
 def log_evidence():

@@ -8,7 +8,7 @@ from keras import ops
 from scipy import stats
 from stories import Normal
 
-from bdl.svi import SVI, Global, MarkovChain, Observed, Structured
+from bdl.svi import SVI, Amortized, Global, Local, MarkovChain, Observed, Structured
 from bdl.svi.guides.chain import chained
 
 RNG = np.random.default_rng(0)
@@ -231,6 +231,39 @@ def test_as_a_family_it_is_a_chain_for_each_row():
         assert density[row] == pytest.approx(expected, rel=1e-3)
     with pytest.raises(ValueError, match="`axis` of Structured must be -1 where"):
         Structured(axis=0).of_parameters(tensor(np.zeros((2, 9))), 3)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def paths(data):
+    """A path for each row."""
+    path = yield Local("path", autoregression())
+    yield Observed("y", Normal(path, R), data["y"])
+
+
+@pytest.mark.core
+def test_rows_with_a_chain_each_have_the_posterior_of_their_path(tmp_path):
+    """It is in the family, with means linear in the row: to be within .1 standard deviations and 10 %."""
+    y = np.random.default_rng(4).normal(size=(40, LENGTH)).astype("float32")
+    keras.utils.set_random_seed(0)
+    guide = {"path": Amortized(keras.layers.Identity(), ["y"], family="structured")}
+    model = SVI(paths, guide, num_samples=2, seed=0)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-2, 500)))
+    model.fit({"y": y}, batch_size="all", steps=500, verbose=0)
+    family = model.guide_of("path").distribution({"y": tensor(y)})
+    noise = np.concatenate([np.zeros((1, 40, LENGTH)), np.eye(LENGTH)[:, None].repeat(40, 1)])
+    draws = array(family.draw(tensor(noise)))
+    for row in range(0, 40, 8):
+        expected, covariance = exact(y[row].astype("float64"), has_level=False)
+        sd, root = np.sqrt(np.diag(covariance)), (draws[1:, row] - draws[0, row]).T
+        np.testing.assert_allclose((draws[0, row] - expected) / sd, 0.0, atol=0.1)
+        own = np.sqrt((root**2).sum(1))
+        np.testing.assert_allclose(own / sd, 1.0, atol=0.1)
+        np.testing.assert_allclose(root @ root.T / np.outer(own, own), covariance / np.outer(sd, sd), atol=0.1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, other in zip(loaded.guides[0].weights, model.guides[0].weights, strict=True):
+        np.testing.assert_array_equal(array(one), array(other))
+    assert loaded.posterior({"y": y[:2]}, num_samples=3)["path"].shape == (3, 2, LENGTH)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from bdl.svi.guides.amortized import Amortized
 from bdl.svi.guides.base import Guide
+from bdl.svi.guides.categories import Categories
+from bdl.svi.guides.counts import Counts
 from bdl.svi.guides.delta import Delta
 from bdl.svi.guides.flow import Flow
 from bdl.svi.guides.full_rank import FullRank
@@ -13,6 +15,8 @@ from bdl.svi.guides.structured import Structured
 
 __all__ = [
     "Amortized",
+    "Categories",
+    "Counts",
     "Delta",
     "Flow",
     "FullRank",

@@ -11,9 +11,9 @@ from keras import ops
 from bdl.random import Tensor
 from bdl.svi.guides.base import Family, Guide
 from bdl.svi.guides.gaussian import RealLine
-from bdl.svi.guides.selection import GUIDES
+from bdl.svi.guides.selection import DISCRETE, GUIDES
 
-FAMILIES = tuple(name for name, guide in GUIDES.items() if issubclass(guide, Family))
+FAMILIES = {**{name: guide for name, guide in GUIDES.items() if issubclass(guide, Family)}, **DISCRETE}
 """Families that can be named by a string."""
 
 
@@ -30,7 +30,8 @@ class Amortized(Guide):
             registered function of the data; None takes data that are one array. One key alone is handed on as it is.
         given: Names of global sites whose draw the network reads as well, on the real line, after its inputs.
         family: What each row has: `"mean_field"`, independent Gaussians within it; `"full_rank"`, a Gaussian with all
-            correlations within it; another guide's name that is a family, or such a guide, with arguments of yours.
+            correlations within it; another guide's name that is a family, or such a guide, with arguments of yours. Of
+            discrete sites `"categories"` or `"counts"`, or `Categories` and `Counts` with arguments of yours.
         **kwargs: Of `keras.Layer`.
 
     Raises:
@@ -64,6 +65,7 @@ class Amortized(Guide):
         self._given = tuple(given)
         self.family = family
         self._family = as_family(family)
+        self.is_discrete = self._family.is_discrete
         self._features = 0
 
     @property
@@ -75,6 +77,10 @@ class Amortized(Guide):
     def noise_size(self) -> int:
         """Standard normal numbers that make one draw of a row."""
         return self._family.num_noise(self.size)
+
+    def misfit(self, site: Any) -> str | None:
+        """Why a discrete family is not for a site; None if it is."""
+        return self._family.misfit(site.num_values)
 
     def make_variables(self, data: Any, given_size: int) -> None:
         """Builds the network, by calling it on the data, and the dense layer behind it."""
@@ -152,7 +158,7 @@ class Amortized(Guide):
         return cls(**config)
 
 
-def as_family(value: Any) -> Family:
+def as_family(value: Any) -> Any:
     """A family, from a guide that is one or its name.
 
     Raises:
@@ -162,9 +168,9 @@ def as_family(value: Any) -> Family:
     >>> as_family("mean_field").num_parameters(3)
     6
     """
-    family = GUIDES[value]() if value in FAMILIES else value
+    family = FAMILIES[value]() if isinstance(value, str) and value in FAMILIES else value
     if not isinstance(family, Family) or not isinstance(family, Guide):
-        raise ValueError(f"`family` must be one of {FAMILIES}, or such a guide, not {value!r}.")
+        raise ValueError(f"`family` must be one of {tuple(FAMILIES)}, or such a guide, not {value!r}.")
     if family.sizes:
         raise ValueError(f"`family` must be a guide without sites of its own, not that of {list(family.sizes)}.")
     return family

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bdl.svi.guides.base import Guide
+from bdl.svi.guides.categories import Categories
+from bdl.svi.guides.counts import Counts
 from bdl.svi.guides.delta import Delta
+from bdl.svi.guides.discrete import DiscreteFamily
 from bdl.svi.guides.flow import Flow
 from bdl.svi.guides.full_rank import FullRank
 from bdl.svi.guides.low_rank import LowRank
@@ -23,6 +26,9 @@ GUIDES: dict[str, type[Guide]] = {
     "delta": Delta,
 }
 """Guides that can be named by a string."""
+
+DISCRETE: dict[str, type[DiscreteFamily]] = {"categories": Categories, "counts": Counts}
+"""Families of discrete local sites."""
 
 Assignment = list[tuple[tuple[str, ...], Guide]]
 """Guides with the names of the sites that each is for, jointly."""
@@ -51,14 +57,32 @@ def check_guide(guide: Any) -> Any:
     """The argument `guide` of a model, its names made guides.
 
     Raises:
-        ValueError: if there is something else in it than guides and their names, or one guide twice.
+        ValueError: if there is something else in it than guides and their names, one guide twice, or one of discrete
+            values without the name of its site.
     """
     if not isinstance(guide, Mapping):
-        return as_guide(guide)
+        guide = as_guide(guide)
+        if guide.is_discrete:
+            raise ValueError(
+                'A guide of discrete values must be given by the name of its site, guide={"<site>": ...}, not for all '
+                "sites together."
+            )
+        return guide
     guides = {key: as_guide(value) for key, value in guide.items()}
     if len({id(each) for each in guides.values()}) < len(guides):
         raise ValueError("`guide` must have a guide of its own for each entry, not one object twice.")
     return guides
+
+
+def named_sites(guide: Guide | Mapping[Any, Guide]) -> list[str]:
+    """Names of the sites that are given a guide one by one or jointly, and not all together.
+
+    Example:
+    >>> named_sites({("mean", "scale"): MeanField()})
+    ['mean', 'scale']
+    """
+    keys = list(guide) if isinstance(guide, Mapping) else []
+    return [name for key in keys for name in ([key] if isinstance(key, str) else key)]
 
 
 def assign_guides(guide: Guide | Mapping[Any, Guide], sites: Mapping[str, Site]) -> Assignment:
@@ -70,25 +94,19 @@ def assign_guides(guide: Guide | Mapping[Any, Guide], sites: Mapping[str, Site])
         sites: The latent sites by name; enumerated ones have no guide.
 
     Raises:
-        ValueError: naming sites that are unknown, enumerated, have two guides or none, or one of the wrong kind.
+        ValueError: naming sites that are unknown, have two guides or none, or one of the wrong kind or family.
 
     Example:
     >>> sites = {"mean": Site("mean", "global", (), 1), "scale": Site("scale", "global", (), 1)}
     >>> [(names, type(guide).__name__) for names, guide in assign_guides({"scale": Delta()}, sites)]
     [(('scale',), 'Delta'), (('mean',), 'MeanField')]
     """
-    summed = [name for name, site in sites.items() if site.kind == "enumerated"]
-    sites = {name: site for name, site in sites.items() if name not in summed}
+    sites = {name: site for name, site in sites.items() if site.kind != "enumerated"}
     if isinstance(guide, Mapping):
         assignment = [((key,) if isinstance(key, str) else tuple(key), each) for key, each in guide.items()]
     else:
         assignment = [(tuple(sites), guide)] if sites else []
     named = [name for names, _ in assignment for name in names]
-    if set(named) & set(summed):
-        raise ValueError(
-            f"`guide` must not be for {sorted(set(named) & set(summed))}: a discrete local site is summed out exactly, "
-            "and has no guide. Leave it out."
-        )
     unknown = sorted(set(named) - set(sites))
     if unknown:
         raise ValueError(f"`guide` must be for latent sites of the story, {list(sites)}, not for {unknown}.")
@@ -127,6 +145,26 @@ def _check_kinds(names: tuple[str, ...], guide: Guide, sites: Mapping[str, Site]
         raise ValueError(
             f"The guide of global sites must be one of {sorted(GUIDES)}, not {kind}, which {globals_} have."
         )
+    for name in names:
+        _check_values(guide, sites[name])
     unknown = [name for name in guide.given if name not in sites or sites[name].kind != "global"]
     if unknown:
         raise ValueError(f"`given` of {kind} must be global sites, not {unknown}.")
+
+
+def _check_values(guide: Any, site: Site) -> None:
+    """Refuses a discrete family at a continuous site, a continuous one at a discrete site, and other values."""
+    if guide.is_discrete and not site.is_discrete:
+        raise ValueError(
+            f"`family` of the guide of {site.name!r}, whose values are continuous, must be one of {sorted(GUIDES)}, or "
+            f"such a guide, not a discrete one of {sorted(DISCRETE)}."
+        )
+    if not guide.is_discrete and site.is_discrete:
+        raise ValueError(
+            f"`family` of the guide of {site.name!r}, whose values are discrete, must be one of {sorted(DISCRETE)}, or "
+            "Categories(num_values), not a continuous one. A site of few values may be left out of `guide`: it is then "
+            "summed out exactly."
+        )
+    wrong = guide.misfit(site) if guide.is_discrete else None
+    if wrong:
+        raise ValueError(f"`family` of the guide of {site.name!r} must have its values: the site {wrong}.")

@@ -1,6 +1,7 @@
 """Supports of distributions, their maps from the real line, and what is asked of a distribution of any library."""
 
 from bdl.svi.supports.base import Support
+from bdl.svi.supports.discrete import Discrete
 from bdl.svi.supports.distributions import (
     MOST_VALUES,
     Distribution,
@@ -29,6 +30,7 @@ __all__ = [
     "Between",
     "CorrelationCholesky",
     "CorrelationMatrix",
+    "Discrete",
     "Distribution",
     "Flat",
     "LowerCholesky",

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from bdl.svi.supports.base import Support, Tensor
+from bdl.svi.supports.discrete import Discrete
 from bdl.svi.supports.library import Library
 from bdl.svi.supports.tfp import TFP
 from bdl.svi.supports.torch_like import NumPyro, Torch
@@ -29,7 +30,8 @@ class Distribution(Protocol):
     """A distribution of your own: what an object must have that is from none of the libraries.
 
     A discrete one has the attribute `values`, too: all values of one of its events, `(values, *event_shape)`, in the
-    dtype of its samples; its support is None.
+    dtype of its samples; its support is None. One of counts without an upper end has `is_discrete = True` instead, and
+    draws floats.
 
     Attributes:
         support: Where its density is not zero, a `bdl.svi.supports.Support`.
@@ -48,17 +50,18 @@ class Distribution(Protocol):
         """Draws, `(num_samples, *batch_shape, *event_shape)`, by a key of `bdl.random`."""
 
 
-def support_of(distribution: Any) -> Support:
+def support_of(distribution: Any, takes_discrete: bool = False) -> Support:
     """The support of a distribution, by what its library says of it.
 
     Where bdl has no map of its own onto a support (positive definite matrices, balls), it takes the library's.
 
     Args:
         distribution: Of TensorFlow Probability, NumPyro, `torch.distributions`, `Flat` or a `Distribution` of your own.
+        takes_discrete: Whether it may be discrete; its support is then `Discrete`.
 
     Raises:
-        ValueError: if it is none of these, is of another backend's library, is discrete, or its library has no map
-            from the real line onto its support.
+        ValueError: if it is none of these, is of another backend's library, is discrete and may not, or its library has
+            no map from the real line onto its support.
 
     Example:
     >>> from bdl.svi.supports import Flat, support_of
@@ -67,9 +70,11 @@ def support_of(distribution: Any) -> Support:
     """
     library = _library_of(distribution)
     if library.is_discrete(distribution):
+        if takes_discrete:
+            return Discrete(library.values(distribution), lambda counts: library.as_drawn(distribution, counts))
         raise ValueError(
             f"The distribution of a latent variable must be continuous, not {_name(distribution)}: a discrete one has "
-            "no gradient. Only a Local site of few values, as Categorical and Bernoulli have, is summed out. Sum it "
+            "no gradient. Only a Local site may be discrete: of few values it is summed out, of others guided. Sum it "
             "out in the story, as a mixture does, or give a continuous one in its place."
         )
     support = library.support(distribution)

@@ -32,7 +32,7 @@ class Library:
 
     def is_discrete(self, distribution: Any) -> bool:
         """Whether its values are counts, classes or the like."""
-        return self.values(distribution) is not None
+        return bool(getattr(distribution, "is_discrete", False)) or self.values(distribution) is not None
 
     def values(self, distribution: Any) -> Tensor | None:
         """All values of one entry of a discrete distribution, `(values, *event)`; None where there is no end of them.
@@ -41,6 +41,10 @@ class Library:
         """
         values = getattr(distribution, "values", None)
         return None if values is None else ops.convert_to_tensor(values)
+
+    def as_drawn(self, distribution: Any, counts: Tensor) -> Tensor:
+        """Counts, which are floats, in the dtype of the distribution's own draws."""
+        return counts
 
     def is_joint(self, distribution: Any) -> bool:
         """Whether a value is a structure of several tensors."""

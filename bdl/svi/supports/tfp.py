@@ -94,6 +94,10 @@ class TFP(Library):
             return None
         return tf.range(number, dtype=distribution.dtype)
 
+    def as_drawn(self, distribution: Any, counts: Tensor) -> Tensor:
+        """TFP's are floats, but where a distribution says otherwise."""
+        return ops.cast(counts, distribution.dtype)
+
     def is_joint(self, distribution: Any) -> bool:
         """By their base class."""
         import tensorflow_probability as tfp

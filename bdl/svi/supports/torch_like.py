@@ -105,6 +105,10 @@ class NumPyro(_TorchLike):
     backend = "jax"
     module = "numpyro.distributions"
 
+    def as_drawn(self, distribution: Any, counts: Tensor) -> Tensor:
+        """NumPyro draws whole numbers."""
+        return ops.cast(counts, "int32")
+
     def sample(self, distribution: Any, num_samples: int, key: Tensor) -> Tensor:
         """By JAX's generator."""
         import jax
