@@ -1,5 +1,6 @@
 """The examples of stories run, and their gold standards are right."""
 
+import importlib
 import importlib.util
 import io
 import itertools
@@ -20,9 +21,9 @@ def _made_data(monkeypatch):
     monkeypatch.delenv("BDL_DATA", raising=False)
 
 
-def example(name, folder=EXAMPLES):
+def example(name):
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
@@ -175,19 +176,17 @@ def table():
     rng = np.random.default_rng(3)
     student, lecturer = np.nonzero(rng.random((30, 10)) < np.linspace(0.4, 0.95, 10))
     service = rng.random(len(student)) < 0.4
-    effects = rng.normal(0, 0.4, 30)[student] + rng.normal(0, 0.6, 10)[lecturer]
+    effects = rng.normal(0, 0.8, 30)[student] + rng.normal(0, 0.6, 10)[lecturer]
     rating = 3.2 + effects - 0.2 * service + rng.normal(0, 0.9, len(student))
     rows = zip(student + 7, 1000 + lecturer, service.astype(int), rating, strict=True)
     return "\n".join(['"","s","d","service","y"', *(f'"0","{s}","{d}","{a}",{y:.3f}' for s, d, a, y in rows)])
 
 
 @pytest.fixture
-def multilevel(monkeypatch):
-    """The benchmark, which has the exact posterior, with the folders that it imports from."""
-    benchmarks = EXAMPLES.parent / "benchmarks"
-    monkeypatch.setattr(sys, "path", [*sys.path, str(benchmarks)])
+def multilevel():
+    """The benchmark, which has the exact posterior; it imports the example."""
     example("evaluations")
-    return example("svi_multilevel", benchmarks)
+    return importlib.import_module("svi_multilevel")
 
 
 @pytest.mark.tensorflow
@@ -247,7 +246,7 @@ def test_students_are_integrated_out_of_the_ratings(table, multilevel):
 @pytest.mark.tensorflow
 def test_the_exact_posterior_of_the_ratings_is_that_of_a_grid_of_scales(table, multilevel):
     ratings = example("evaluations").read(table.splitlines())
-    marginal, exact = multilevel.Marginal(ratings), multilevel.exact_posterior(ratings, nodes=7)
+    marginal, exact = multilevel.Marginal(ratings), multilevel.exact_posterior(ratings, nodes=9)
     axes = [mean + sd * np.linspace(-5, 5, 15) for mean, sd in zip(exact.mean[2:], exact.sd[2:], strict=True)]
     grid = np.array(list(itertools.product(*axes)))
     log_density, means, roots = zip(*(marginal.given(at) for at in grid), strict=True)
@@ -266,16 +265,21 @@ def test_the_exact_posterior_of_the_ratings_is_that_of_a_grid_of_scales(table, m
 
 @pytest.mark.tensorflow
 def test_ratings_are_fitted_in_batches_of_students(table, multilevel):
-    """Within what guides of these families miss here, as fits of many more steps show."""
+    """All lecturers have the same students, which correlates them; the guide leaves that out, and what they have in
+    common, the intercept, is too certain. Ten of them leave the logarithm of their spread skewed, too."""
     module = example("evaluations")
     ratings = module.read(table.splitlines())
-    model = module.fit(ratings, steps=1500, seed=0, batch_size=10)
+    model = module.fit(ratings, steps=1000, seed=0, batch_size=10)
     found, exact = (
         module.Posterior.of(model.posterior(num_samples=4000, seed=1)),
-        multilevel.exact_posterior(ratings, 7),
+        multilevel.exact_posterior(ratings, 9),
     )
-    print(multilevel.errors(found, exact))
-    assert 0
+    errors = multilevel.errors(found, exact)
+    np.testing.assert_allclose(errors["shift"], 0.0, atol=0.1)
+    assert 0.8 < errors["width"][0] < 0.95
+    np.testing.assert_allclose(errors["width"][1:], 1.0, atol=0.08)
+    assert errors["level_shift"][1] < 0.1
+    assert 0.85 < errors["level_width"][0] < errors["level_width"][2] < 1.0
 
 
 @pytest.mark.slow
