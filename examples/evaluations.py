@@ -13,17 +13,20 @@ lecturers better, and a course may be a service for students of another departme
     level  ~ N(intercept + service * share, lecturers^2) of each lecturer,   student ~ N(0, students^2) of each student
 
 `share` is the part of a lecturer's ratings that come from services. So `level` is what an average student gives in an
-average course of this lecturer, which his ratings tell directly, whatever the effect of a service is.
+average course of this lecturer, which the ratings tell directly, whatever the effect of a service is.
 
 - A row is a student, with up to 92 ratings, and a mask for those that there are not. A student's effect is a local
   site. Its guide reads the draw of the lecturers' levels: `BayesRule` computes from it what the student's other ratings
   leave over, and the posterior given the rest, which a linear layer may correct.
-- Each lecturer's level follows its prior in the guide, as `Hierarchical` does: where he has few ratings it moves with
-  intercept and spread. These five numbers have a Gaussian with all correlations.
+- Each lecturer's level follows its prior in the guide, as `Hierarchical` does: where there are few ratings it moves
+  with intercept and spread. These five numbers have a Gaussian with all correlations.
 - The fit begins at estimates by moments, in units of what as many ratings tell of each number.
 
-All is linear and Gaussian given the three standard deviations, so that here the exact posterior can be computed, too.
-Its price is the cube of the number of lecturers; that of a step of the fit depends on the batch.
+All is linear and Gaussian given the three standard deviations, so that the exact posterior can be computed
+(benchmarks/svi_multilevel.py), at a price of the cube of the number of lecturers; that of a step depends on the batch.
+The fit's means are within .13 of the exact standard deviations. The guide leaves out that lecturers with the same
+students are correlated, and what they have in common is too certain: the intercept's standard deviation is 5 % too
+small. Those of the other four numbers are within 2 %, those of the levels within 6 %, in the median .5 %.
 """
 
 from __future__ import annotations
@@ -262,6 +265,7 @@ class Posterior:
 def report(ratings: Evaluations, found: Posterior) -> None:
     """Prints the five numbers, and some lecturers."""
     table = Table(title="Posterior: median and 90 % interval")
+    table.caption = "The intercept's interval is some percent too narrow."
     for column in ("", "median", "interval"):
         table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
     for number, name in enumerate(NUMBERS):
@@ -285,10 +289,11 @@ def report(ratings: Evaluations, found: Posterior) -> None:
     pulled = (found.level - found.level.mean()) / (raw - found.level.mean())
     quarters = np.quantile(ratings.number, [0.25, 0.75])
     few, many = np.median(pulled[ratings.number <= quarters[0]]), np.median(pulled[ratings.number >= quarters[1]])
+    print(f"Of the distance of the mean rating from the average {few:.0%} is left in the quarter of lecturers with the")
     print(
-        f"Of the distance of his mean rating from the average a lecturer keeps {few:.0%} in the quarter with the fewest"
+        f"fewest ratings, {many:.0%} in that with the most (medians). The average lies outside of the intervals of ",
+        end="",
     )
-    print(f"ratings, {many:.0%} in that with the most (medians). The average lies outside of the intervals of ", end="")
     print(f"{np.mean(np.abs(found.level - found.level.mean()) > Z90 * found.level_sd):.0%} of the lecturers.")
 
 
