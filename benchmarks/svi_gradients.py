@@ -246,7 +246,7 @@ def discrete(
         for model in models.values():
             model.objective, model.num_samples = "elbo", 4
             model.fit(data, batch_size=100, steps=number, verbose=0)
-        for objective, size in (("elbo", 2), ("elbo", 4), ("elbo", 8), ("multi_sample", 4)):
+        for objective, size in (("elbo", 2), ("elbo", 4), ("multi_sample", 4)):
             row: dict[str, Any] = {"where": where, "objective": objective, "draws": size}
             for name, model in models.items():
                 model.objective, model.num_samples = objective, size

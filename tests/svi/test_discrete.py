@@ -211,12 +211,13 @@ def test_ten_switches_of_a_row_have_the_exact_probabilities(objective):
     keras.utils.set_random_seed(0)
     guide = {"switches": Amortized(keras.layers.Identity(), ["y"], family="categories")}
     model = SVI(beliefs, guide, num_samples=4, objective=objective, seed=0)
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-2, 400)))
-    model.fit({"y": y}, batch_size=100, steps=400, verbose=0)
-    draws = model.posterior({"y": y}, num_samples=500, seed=0)["switches"]
-    assert draws.shape == (500, 200, 10)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-1, 200)))
+    model.fit({"y": y}, batch_size=100, steps=200, verbose=0)
+    draws = model.posterior({"y": y}, num_samples=200, seed=0)["switches"]
+    assert draws.shape == (200, 200, 10)
+    # Of the draws' own error, .02, and of what switches that are independent miss.
     assert np.sqrt(np.mean((draws.mean(0) - expected) ** 2)) < 0.05
-    bounds = model.bounds({"y": y}, num_samples=100, seed=0)
+    bounds = model.bounds({"y": y}, num_samples=50, seed=0)
     assert (
         evidence - 0.05 * 200
         < bounds.elbo
