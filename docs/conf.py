@@ -70,10 +70,21 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 # Every example has a page. Those named in `filename_pattern` run; the others take minutes, or need data.
+_QUICK_EXAMPLES = (
+    "calibration_report",
+    "converted_network",
+    "custom_loop",
+    "diabetes_regression",
+    "diagnosis_and_remedy",
+    "doubtful_digits",
+    "predictive_bands",
+    "unseen_inputs",
+    "which_key",
+)
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"/(plot_\w+|unseen_inputs|diabetes_regression|custom_loop)\.py$",
+    "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
     "ignore_pattern": r"(alignment_figure|word_pairs)\.py$",  # parts of word_alignment.py
     "download_all_examples": False,
     "show_memory": False,
