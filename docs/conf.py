@@ -64,6 +64,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_timeout = 180
+nb_execution_in_temp = True  # what a page writes is gone afterwards
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # compilers and devices announce themselves there
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

@@ -1,8 +1,8 @@
 """A calibration report
 ====================
 
-Does a classifier that says 90 % get 90 % right? A naive Bayes classifier of scikit-learn is judged, recalibrated on held-out
-rows, and judged again. bdl needs the probabilities only.
+Does a classifier that says 90 % get 90 % right? A naive Bayes classifier of scikit-learn is judged, recalibrated on
+held-out rows, and judged again. bdl needs the probabilities only.
 """
 
 import matplotlib.pyplot as plt

@@ -16,6 +16,8 @@ same ELBO. The figure has the codes of the test digits, the digits whose picture
 and what the decoder makes of a grid over the plane.
 """
 
+# sphinx_gallery_thumbnail_path = "images/digit_codes.png"
+
 from __future__ import annotations
 
 import os

@@ -1,8 +1,8 @@
 """Predictive bands
 ================
 
-A Bayesian network is fitted to noisy measurements of a curve. The wide band should hold 90 % of new measurements. The
-narrow band holds the curve itself, as far as the network knows it. The script draws the picture of the README:
+A Bayesian network is fitted to noisy measurements of a curve. Its wide band is for new measurements, and its narrow
+band for the curve itself, as far as the network knows it. The script draws the picture of the README:
 
     python examples/predictive_bands.py docs/images/predictive_bands.png
 """
@@ -29,15 +29,13 @@ def measure(count):
 
 x, y = measure(400)
 keras.utils.set_random_seed(0)
-layers = keras.layers
-network = keras.Sequential(
-    [keras.Input((1,)), layers.Dense(64, "relu"), layers.Dense(64, "relu"), layers.Dense(2)],
-)
+hidden = [keras.layers.Dense(64, "relu") for _ in range(2)]
+network = keras.Sequential([keras.Input((1,)), *hidden, keras.layers.Dense(2)])
 model = bdl.recipes.regression(network, bdl.likelihoods.Normal(heteroscedastic=True), seed=0)
 model.fit(x, y, epochs=100, batch_size=20, verbose=0)
 
 # %%
-# Do the bands hold what they promise? New measurements tell.
+# New measurements tell whether the bands hold what they promise. These are on the cautious side.
 
 x_new, y_new = measure(2000)
 low, high = model.predict_distribution(x_new, num_samples=200, seed=0).quantile([0.05, 0.95])

@@ -1,8 +1,8 @@
 """Which key does attention mean?
 ==============================
 
-Attention that treats its alignment as a latent variable says how certain it is. Each example has one query, a colour, and
-six keys, each with a colour and a number. The label is the number of a key of the asked colour. Where two keys have
+Attention that treats its alignment as a latent variable says how certain it is. Each example has one query, a colour,
+and six keys, each with a colour and a number. The label is the number of a key of the asked colour. Where two keys have
 that colour, either may be meant: the alignment is uncertain until the label is known.
 """
 
