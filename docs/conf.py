@@ -16,6 +16,7 @@ version = release = bdl.__version__
 
 extensions = [
     "house_docstrings",
+    "public_names",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -46,7 +47,6 @@ html_theme_options = {
 # A word in single backticks is code, as in the docstrings.
 default_role = "code"
 autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the docstrings say what arguments are
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 napoleon_google_docstring = True

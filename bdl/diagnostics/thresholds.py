@@ -95,3 +95,4 @@ class Thresholds:
 
 
 THRESHOLDS = Thresholds()
+"""The limits that the verdicts are asked with."""

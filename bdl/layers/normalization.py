@@ -55,10 +55,10 @@ class LayerNormalizationReparameterization(
 ):
     """`keras.layers.LayerNormalization` with one sampled scale a call.
 
-    Arguments as `keras.layers.LayerNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> LayerNormalizationReparameterization()(np.ones((2, 5, 4))).shape == (2, 5, 4)
@@ -71,10 +71,10 @@ class RMSNormalizationReparameterization(
 ):
     """`keras.layers.RMSNormalization` with one sampled scale a call.
 
-    Arguments as `keras.layers.RMSNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> RMSNormalizationReparameterization()(np.ones((2, 5, 4))).shape == (2, 5, 4)
@@ -89,10 +89,10 @@ class GroupNormalizationReparameterization(
 ):
     """`keras.layers.GroupNormalization` with one sampled scale a call.
 
-    Arguments as `keras.layers.GroupNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> GroupNormalizationReparameterization(groups=2)(np.ones((2, 5, 4))).shape == (2, 5, 4)
@@ -105,10 +105,10 @@ class BatchNormalizationReparameterization(
 ):
     """`keras.layers.BatchNormalization` with one sampled scale a call; the moving statistics are as without.
 
-    Arguments as `keras.layers.BatchNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> BatchNormalizationReparameterization()(np.ones((2, 5, 4)), training=True).shape == (2, 5, 4)

@@ -13,6 +13,7 @@ from bdl.priors.base import Prior, Variables, as_matrix, from_matrix, log_scale_
 from bdl.random import Tensor
 
 EMPIRICAL_BAYES_GROUPS = ("layer", "row", "column", "row_column")
+"""What may share a scale under `EmpiricalBayes`."""
 
 ALTERNATIONS = 3
 """How often a row x column fit renews its rows and columns; `EmpiricalBayes` says how near that is."""

@@ -37,8 +37,6 @@ class LatentMultiHeadAttention(LatentAlignment):
         bias_regularizer: Of the projections.
         kernel_constraint: Of the projections.
         bias_constraint: Of the projections.
-        **kwargs: `estimator`, `inference_network`, `decoder`, `num_samples`, `temperature`, `baseline`, `block_size`
-            and `seed` of `LatentAlignment`; `name`, `dtype` and other arguments of `keras.Layer`.
 
     Call arguments: `query` `(batch, queries, dim)`, `value` and `key` `(batch, keys, dim)`, `attention_mask` `(batch,
     queries, keys)` or `(batch, heads, queries, keys)`, `query_mask`, `value_mask`, `key_mask`,
