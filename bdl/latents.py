@@ -181,7 +181,7 @@ _is_kl_of_draw: ContextVar[bool] = ContextVar("is_kl_of_draw", default=False)
 def add_local_kl(layer: keras.Layer, kl: Tensor) -> None:
     """Adds the divergence of a latent variable of single examples to the ELBO; a layer calls it in its `call`.
 
-    `bdl.VariationalModel` and `bdl.ELBO` count it once an example: never divided by the number of examples, scaled by
+    `bdl.VariationalModel` and `bdl.ELBO` count it once per example: never divided by the number of examples, scaled by
     the example's sample weight. A layer that is called several times in one evaluation adds as often.
 
     Args:

@@ -100,7 +100,7 @@ class Autoencoder:
         raise NotImplementedError
 
     def fit(self, images: np.ndarray) -> None:
-        """Trains at T = 1, on two draws a step."""
+        """Trains at T = 1, on two draws per step."""
         raise NotImplementedError
 
     def codes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

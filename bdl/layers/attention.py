@@ -15,7 +15,7 @@ _PROJECTIONS = ("query", "key", "value", "attention_output")
 class MultiHeadAttentionReparameterization(
     NamedVariational, wraps=layers.MultiHeadAttention, estimator="reparameterization"
 ):
-    """`keras.layers.MultiHeadAttention` with one sampled kernel of each projection a call.
+    """`keras.layers.MultiHeadAttention` with one sampled kernel of each projection per call.
 
     The projections of the query, the key, the value (and the gate, with `use_gate=True`) and the output have kernels of
     the same prior and posterior, and biases of the same. A layer that is called again draws again: for keys and values

@@ -8,7 +8,7 @@ from bdl.layers.named import NamedRank1, NamedVariational
 
 
 class DenseReparameterization(NamedVariational, wraps=layers.Dense, estimator="reparameterization"):
-    """`keras.layers.Dense` with one sampled kernel a call.
+    """`keras.layers.Dense` with one sampled kernel per call.
 
     Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
 
@@ -21,7 +21,7 @@ class DenseReparameterization(NamedVariational, wraps=layers.Dense, estimator="r
 
 
 class DenseFlipout(NamedVariational, wraps=layers.Dense, estimator="flipout"):
-    """`keras.layers.Dense` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Dense` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
 
@@ -64,7 +64,7 @@ class DenseRank1(NamedRank1, wraps=layers.Dense, estimator="rank1"):
 
 
 class EinsumDenseReparameterization(NamedVariational, wraps=layers.EinsumDense, estimator="reparameterization"):
-    """`keras.layers.EinsumDense` with one sampled kernel a call.
+    """`keras.layers.EinsumDense` with one sampled kernel per call.
 
     Shapes follow the equation.
 
@@ -77,7 +77,7 @@ class EinsumDenseReparameterization(NamedVariational, wraps=layers.EinsumDense, 
 
 
 class EinsumDenseFlipout(NamedVariational, wraps=layers.EinsumDense, estimator="flipout"):
-    """`keras.layers.EinsumDense` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.EinsumDense` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes follow the equation.
 

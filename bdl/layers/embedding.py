@@ -21,7 +21,7 @@ DEFAULT_EMBEDDINGS_POSTERIOR = MeanFieldNormal(initial_scale=0.005)
 
 
 class EmbeddingReparameterization(NamedVariational, wraps=layers.Embedding, estimator="reparameterization"):
-    """`keras.layers.Embedding` with one sampled table a call: a token has the same vector wherever it stands.
+    """`keras.layers.Embedding` with one sampled table per call: a token has the same vector wherever it stands.
 
     The input holds integers and has any shape; the output has one more axis, of size `output_dim`. With
     `mask_zero=True` it masks as the Keras layer does.

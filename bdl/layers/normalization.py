@@ -53,7 +53,7 @@ class NamedNormalization(NamedVariational):
 class LayerNormalizationReparameterization(
     NamedNormalization, wraps=layers.LayerNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.LayerNormalization` with one sampled scale a call.
+    """`keras.layers.LayerNormalization` with one sampled scale per call.
 
     The output has the shape of the input.
 
@@ -69,7 +69,7 @@ class LayerNormalizationReparameterization(
 class RMSNormalizationReparameterization(
     NamedNormalization, wraps=layers.RMSNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.RMSNormalization` with one sampled scale a call.
+    """`keras.layers.RMSNormalization` with one sampled scale per call.
 
     The output has the shape of the input.
 
@@ -87,7 +87,7 @@ class RMSNormalizationReparameterization(
 class GroupNormalizationReparameterization(
     NamedNormalization, wraps=layers.GroupNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.GroupNormalization` with one sampled scale a call.
+    """`keras.layers.GroupNormalization` with one sampled scale per call.
 
     The output has the shape of the input.
 
@@ -103,7 +103,7 @@ class GroupNormalizationReparameterization(
 class BatchNormalizationReparameterization(
     NamedNormalization, wraps=layers.BatchNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.BatchNormalization` with one sampled scale a call; the moving statistics are as without.
+    """`keras.layers.BatchNormalization` with one sampled scale per call; the moving statistics are as without.
 
     The output has the shape of the input.
 

@@ -18,7 +18,7 @@ def _of_the_layer(name: str) -> property:
 
 
 class NamedRecurrent(NamedVariational):
-    """A recurrent Keras layer whose kernel and recurrent kernel are sampled, once a call and not once a time step.
+    """A recurrent Keras layer whose kernel and recurrent kernel are sampled, once per call and not once per time step.
 
     It goes into `keras.layers.Bidirectional` as the Keras layer does. Each direction has a posterior and noise of
     its own: the layer that reads backwards derives another seed from the one that is given.

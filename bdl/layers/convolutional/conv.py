@@ -8,7 +8,7 @@ from bdl.layers.named import NamedRank1, NamedVariational
 
 
 class Conv1DReparameterization(NamedVariational, wraps=layers.Conv1D, estimator="reparameterization"):
-    """`keras.layers.Conv1D` with one sampled kernel a call.
+    """`keras.layers.Conv1D` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.Conv1D`.
 
@@ -21,7 +21,7 @@ class Conv1DReparameterization(NamedVariational, wraps=layers.Conv1D, estimator=
 
 
 class Conv1DFlipout(NamedVariational, wraps=layers.Conv1D, estimator="flipout"):
-    """`keras.layers.Conv1D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv1D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.Conv1D`.
 
@@ -60,7 +60,7 @@ class Conv1DRank1(NamedRank1, wraps=layers.Conv1D, estimator="rank1"):
 
 
 class Conv2DReparameterization(NamedVariational, wraps=layers.Conv2D, estimator="reparameterization"):
-    """`keras.layers.Conv2D` with one sampled kernel a call.
+    """`keras.layers.Conv2D` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.Conv2D`.
 
@@ -73,7 +73,7 @@ class Conv2DReparameterization(NamedVariational, wraps=layers.Conv2D, estimator=
 
 
 class Conv2DFlipout(NamedVariational, wraps=layers.Conv2D, estimator="flipout"):
-    """`keras.layers.Conv2D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv2D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.Conv2D`.
 
@@ -112,7 +112,7 @@ class Conv2DRank1(NamedRank1, wraps=layers.Conv2D, estimator="rank1"):
 
 
 class Conv3DReparameterization(NamedVariational, wraps=layers.Conv3D, estimator="reparameterization"):
-    """`keras.layers.Conv3D` with one sampled kernel a call.
+    """`keras.layers.Conv3D` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.Conv3D`.
 
@@ -125,7 +125,7 @@ class Conv3DReparameterization(NamedVariational, wraps=layers.Conv3D, estimator=
 
 
 class Conv3DFlipout(NamedVariational, wraps=layers.Conv3D, estimator="flipout"):
-    """`keras.layers.Conv3D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv3D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.Conv3D`.
 

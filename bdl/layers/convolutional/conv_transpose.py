@@ -8,7 +8,7 @@ from bdl.layers.named import NamedVariational
 
 
 class Conv1DTransposeReparameterization(NamedVariational, wraps=layers.Conv1DTranspose, estimator="reparameterization"):
-    """`keras.layers.Conv1DTranspose` with one sampled kernel a call.
+    """`keras.layers.Conv1DTranspose` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.Conv1DTranspose`.
 
@@ -21,7 +21,7 @@ class Conv1DTransposeReparameterization(NamedVariational, wraps=layers.Conv1DTra
 
 
 class Conv1DTransposeFlipout(NamedVariational, wraps=layers.Conv1DTranspose, estimator="flipout"):
-    """`keras.layers.Conv1DTranspose` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv1DTranspose` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.Conv1DTranspose`.
 
@@ -49,7 +49,7 @@ class Conv1DTransposeLocalReparameterization(
 
 
 class Conv2DTransposeReparameterization(NamedVariational, wraps=layers.Conv2DTranspose, estimator="reparameterization"):
-    """`keras.layers.Conv2DTranspose` with one sampled kernel a call.
+    """`keras.layers.Conv2DTranspose` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.Conv2DTranspose`.
 
@@ -62,7 +62,7 @@ class Conv2DTransposeReparameterization(NamedVariational, wraps=layers.Conv2DTra
 
 
 class Conv2DTransposeFlipout(NamedVariational, wraps=layers.Conv2DTranspose, estimator="flipout"):
-    """`keras.layers.Conv2DTranspose` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv2DTranspose` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.Conv2DTranspose`.
 
@@ -90,7 +90,7 @@ class Conv2DTransposeLocalReparameterization(
 
 
 class Conv3DTransposeReparameterization(NamedVariational, wraps=layers.Conv3DTranspose, estimator="reparameterization"):
-    """`keras.layers.Conv3DTranspose` with one sampled kernel a call.
+    """`keras.layers.Conv3DTranspose` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.Conv3DTranspose`.
 
@@ -103,7 +103,7 @@ class Conv3DTransposeReparameterization(NamedVariational, wraps=layers.Conv3DTra
 
 
 class Conv3DTransposeFlipout(NamedVariational, wraps=layers.Conv3DTranspose, estimator="flipout"):
-    """`keras.layers.Conv3DTranspose` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv3DTranspose` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.Conv3DTranspose`.
 

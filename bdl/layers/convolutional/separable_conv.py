@@ -8,7 +8,7 @@ from bdl.layers.named import NamedVariational
 
 
 class DepthwiseConv1DReparameterization(NamedVariational, wraps=layers.DepthwiseConv1D, estimator="reparameterization"):
-    """`keras.layers.DepthwiseConv1D` with one sampled kernel a call.
+    """`keras.layers.DepthwiseConv1D` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.DepthwiseConv1D`.
 
@@ -21,7 +21,7 @@ class DepthwiseConv1DReparameterization(NamedVariational, wraps=layers.Depthwise
 
 
 class DepthwiseConv1DFlipout(NamedVariational, wraps=layers.DepthwiseConv1D, estimator="flipout"):
-    """`keras.layers.DepthwiseConv1D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.DepthwiseConv1D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.DepthwiseConv1D`.
 
@@ -49,7 +49,7 @@ class DepthwiseConv1DLocalReparameterization(
 
 
 class DepthwiseConv2DReparameterization(NamedVariational, wraps=layers.DepthwiseConv2D, estimator="reparameterization"):
-    """`keras.layers.DepthwiseConv2D` with one sampled kernel a call.
+    """`keras.layers.DepthwiseConv2D` with one sampled kernel per call.
 
     Shapes are those of `keras.layers.DepthwiseConv2D`.
 
@@ -62,7 +62,7 @@ class DepthwiseConv2DReparameterization(NamedVariational, wraps=layers.Depthwise
 
 
 class DepthwiseConv2DFlipout(NamedVariational, wraps=layers.DepthwiseConv2D, estimator="flipout"):
-    """`keras.layers.DepthwiseConv2D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.DepthwiseConv2D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
     Shapes are those of `keras.layers.DepthwiseConv2D`.
 
@@ -90,7 +90,7 @@ class DepthwiseConv2DLocalReparameterization(
 
 
 class SeparableConv1DReparameterization(NamedVariational, wraps=layers.SeparableConv1D, estimator="reparameterization"):
-    """`keras.layers.SeparableConv1D` with its depthwise and pointwise kernel sampled once a call.
+    """`keras.layers.SeparableConv1D` with its depthwise and pointwise kernel sampled once per call.
 
     Shapes are those of `keras.layers.SeparableConv1D`.
 
@@ -131,7 +131,7 @@ class SeparableConv1DLocalReparameterization(
 
 
 class SeparableConv2DReparameterization(NamedVariational, wraps=layers.SeparableConv2D, estimator="reparameterization"):
-    """`keras.layers.SeparableConv2D` with its depthwise and pointwise kernel sampled once a call.
+    """`keras.layers.SeparableConv2D` with its depthwise and pointwise kernel sampled once per call.
 
     Shapes are those of `keras.layers.SeparableConv2D`.
 

@@ -106,7 +106,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
 
     @property
     def num_alignments(self) -> int:
-        """Alignments of a query: one, or one a head."""
+        """Alignments of a query: one, or one per head."""
         return 1
 
     @property

@@ -100,7 +100,7 @@ class LatentMultiHeadAttention(LatentAlignment):
 
     @property
     def num_alignments(self) -> int:
-        """One a head, or one for all."""
+        """One per head, or one for all."""
         return 1 if self.share_alignment else self.num_heads
 
     def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None, target_shape: Any = None) -> None:
