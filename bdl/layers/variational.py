@@ -63,10 +63,11 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
     Args:
         layer: Any Keras layer but a stateful one. A built layer keeps its weights, which become the posterior means.
         estimator: `"reparameterization"` for any layer (Dense and EinsumDense train with antithetic noise:
-            every second example has the noise of the first with its sign reversed); `"flipout"` or `"local_reparameterization"` for layers that
-            are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
-            on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
-            marginals match; it is used there in training, and whole weights are drawn outside training.
+            every second example has the noise of the first with its sign reversed); `"flipout"` or
+            `"local_reparameterization"` for layers that are linear in their kernel (Dense, EinsumDense, convolutions).
+            Local reparameterization is exact for Dense on vectors; on convolutions and sequences it redraws the noise
+            at every position, so that only the marginals match; it is used there in training, and whole weights are
+            drawn outside training.
         prior: `bdl.priors.Prior` or its name. Default: `TiedMean(WidthNormal(), mean_prior=Normal(0, 3))`, a
             Gaussian around fitted means (variational EM, not full Bayes).
         posterior: `bdl.posteriors.Posterior` or `FactorPosterior`, or its name. Default: `MeanFieldNormal()`.

@@ -87,7 +87,7 @@ class Mixture(Likelihood):
         self.has_class_axis = component.has_class_axis  # type: ignore[misc]
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """Returns the log marginal of each event, or the estimate of its bound whose gradient is wanted: `(batch, ...)`.
+        """Returns the log marginal of each event, or an estimate of its bound for the gradient: `(batch, ...)`.
 
         Where the component gives NaN or -inf for an invalid label, so does the mixture.
         """

@@ -44,11 +44,11 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
     loss's place. Logs hold `loss` (tempered, per example), `nll` (per example, mean over the draws of the step),
     `kl` (total; with it the `penalty()` of a likelihood's `scale_prior`), `elbo` (per example, always at T = 1) and
-    `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw per batch, whatever
-    `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the ELBO's parts.
-    The NLLs of several outputs add up. `sample_weight` and `loss_weights` are in all these figures: they say how often
-    something counts as observed.
-    Regularizers, and what layers give to `add_loss`, are added to `loss` and `val_loss` as in Keras.
+    `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw per batch,
+    whatever `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the
+    ELBO's parts. The NLLs of several outputs add up. `sample_weight` and `loss_weights` are in all these figures: they
+    say how often something counts as observed. Regularizers, and what layers give to `add_loss`, are added to `loss`
+    and `val_loss` as in Keras.
 
     Where weights are point estimates (the means of `TiedMean`, the default prior, and rank-1 weights) or a scale has a
     prior, `elbo` bounds the log probability of the data given these estimates, less their penalty, and not the evidence
@@ -224,7 +224,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
             build_optimizer(self)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Makes the training function, as `keras.Model.make_train_function` does; predictions in other threads copy the weights between two steps."""
+        """Makes the training function. Predictions in other threads copy the weights between two steps."""
         before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
         made: Any = getattr(self, "train_function", None)
@@ -286,7 +286,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         sample_weight: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Evaluates as `keras.Model.evaluate` does: the ELBO and its parts at T = 1, for one weight sample per batch."""
+        """Evaluates as `keras.Model.evaluate` does: the ELBO at T = 1 and its parts, with one draw per batch."""
         self.progress.require_num_examples()
         given = {"sample_weight": sample_weight, **kwargs}
         x, y, kwargs = checked_data(self, self._heads, x, y, given, self._loss_weights)
@@ -302,7 +302,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         return super().test_on_batch(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains on a batch, as `keras.Model.train_on_batch` does; needs `num_examples` and a `kl_weight` of known length.
+        """Trains on a batch as `keras.Model.train_on_batch` does; needs `num_examples` and a schedule of known length.
 
         Raises:
             ValueError: if either is missing.

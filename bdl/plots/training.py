@@ -28,8 +28,8 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     positive and span more than two decades.
 
     Args:
-        history: Lists of one length, one value per epoch: `nll` (nats per example), `kl` (nats, total), `elbo` (nats per
-            example), `temperature`, and after validation `val_nll` and `val_elbo`. `fit(...).history` has them.
+        history: Lists of one length, one value per epoch: `nll` (nats per example), `kl` (nats, total), `elbo` (nats
+            per example), `temperature`, and after validation `val_nll` and `val_elbo`. `fit(...).history` has them.
         num_examples: Number of training examples N.
         ax: Axes to draw into.
 

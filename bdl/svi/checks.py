@@ -196,7 +196,7 @@ class Chains:
 
     @property
     def r_hat(self) -> np.ndarray:
-        """How much the halves of the chains differ, for each number: `(size,)`. 1 where they agree; above 1.01 draw more.
+        """How much the halves of the chains differ, `(size,)`: 1 where they agree; above 1.01 draw more.
 
         Source: Vehtari et al. 2021, "Rank-normalization, folding, and localization: an improved R-hat", eq. 4 to 14.
         """

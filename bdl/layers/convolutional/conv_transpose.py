@@ -21,7 +21,7 @@ class Conv1DTransposeReparameterization(NamedVariational, wraps=layers.Conv1DTra
 
 
 class Conv1DTransposeFlipout(NamedVariational, wraps=layers.Conv1DTranspose, estimator="flipout"):
-    """`keras.layers.Conv1DTranspose` with one kernel perturbation per call, decorrelated across examples by random signs.
+    """`keras.layers.Conv1DTranspose` with one kernel perturbation per call, and random signs for each example.
 
     Shapes are those of `keras.layers.Conv1DTranspose`.
 
@@ -62,7 +62,7 @@ class Conv2DTransposeReparameterization(NamedVariational, wraps=layers.Conv2DTra
 
 
 class Conv2DTransposeFlipout(NamedVariational, wraps=layers.Conv2DTranspose, estimator="flipout"):
-    """`keras.layers.Conv2DTranspose` with one kernel perturbation per call, decorrelated across examples by random signs.
+    """`keras.layers.Conv2DTranspose` with one kernel perturbation per call, and random signs for each example.
 
     Shapes are those of `keras.layers.Conv2DTranspose`.
 
@@ -103,7 +103,7 @@ class Conv3DTransposeReparameterization(NamedVariational, wraps=layers.Conv3DTra
 
 
 class Conv3DTransposeFlipout(NamedVariational, wraps=layers.Conv3DTranspose, estimator="flipout"):
-    """`keras.layers.Conv3DTranspose` with one kernel perturbation per call, decorrelated across examples by random signs.
+    """`keras.layers.Conv3DTranspose` with one kernel perturbation per call, and random signs for each example.
 
     Shapes are those of `keras.layers.Conv3DTranspose`.
 

@@ -21,7 +21,7 @@ class DepthwiseConv1DReparameterization(NamedVariational, wraps=layers.Depthwise
 
 
 class DepthwiseConv1DFlipout(NamedVariational, wraps=layers.DepthwiseConv1D, estimator="flipout"):
-    """`keras.layers.DepthwiseConv1D` with one kernel perturbation per call, decorrelated across examples by random signs.
+    """`keras.layers.DepthwiseConv1D` with one kernel perturbation per call, and random signs for each example.
 
     Shapes are those of `keras.layers.DepthwiseConv1D`.
 
@@ -62,7 +62,7 @@ class DepthwiseConv2DReparameterization(NamedVariational, wraps=layers.Depthwise
 
 
 class DepthwiseConv2DFlipout(NamedVariational, wraps=layers.DepthwiseConv2D, estimator="flipout"):
-    """`keras.layers.DepthwiseConv2D` with one kernel perturbation per call, decorrelated across examples by random signs.
+    """`keras.layers.DepthwiseConv2D` with one kernel perturbation per call, and random signs for each example.
 
     Shapes are those of `keras.layers.DepthwiseConv2D`.
 
