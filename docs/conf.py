@@ -37,6 +37,8 @@ if os.environ.get("BDL_DOCS_INTERSPHINX"):  # links into other sites need a netw
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = "bdl"
+html_static_path = ["_static"]
+html_css_files = ["bdl.css"]
 html_theme_options = {
     "logo": {"text": "bdl"},
     "show_toc_level": 2,
@@ -99,9 +101,21 @@ def _skip_what_others_wrote(app, what, name, member, skip, options):
     """Leaves out what scikit-learn adds to each of its estimators, whose docstrings refer to its own site."""
     function = getattr(member, "__func__", member)
     module = getattr(function, "__module__", None) or ""
-    return True if module.startswith("sklearn.") or name.endswith("_request") else None
+    how_it_is_made = name in ("keras_layer", "estimator_name", "gamma_name", "wraps")
+    return True if how_it_is_made or module.startswith("sklearn.") or name.endswith("_request") else None
+
+
+def _leave_out_links_back(app):
+    """Leaves out viewcode's links from the source to the reference, where a module's names may have several homes."""
+    modules = app.env._viewcode_modules
+    for name in [name for name, found in modules.items() if not found]:
+        del modules[name]
+    for _, _, documented, _ in modules.values():
+        documented.clear()
+    return []
 
 
 def setup(app):
     """Tells Sphinx."""
     app.connect("autodoc-skip-member", _skip_what_others_wrote)
+    app.connect("html-collect-pages", _leave_out_links_back, priority=400)  # before viewcode's own
