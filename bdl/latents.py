@@ -87,7 +87,7 @@ Latent = GaussianCode | Alignment
 
 @dataclass(frozen=True, eq=False)
 class LatentReport:
-    """One call of one layer.
+    """The posterior of a latent variable in one call of a layer.
 
     Args:
         layer: The layer's name.
@@ -124,7 +124,7 @@ def collect_latents() -> Iterator[list[LatentReport]]:
 
 
 def report_latent(layer: keras.Layer, latent: Latent) -> None:
-    """Tells whoever collects the posterior of a layer's local latent variable; a layer calls it in its `call`.
+    """Reports the posterior of a layer's local latent variable to those who collect it; a layer calls it in its `call`.
 
     Args:
         layer: The layer.

@@ -285,7 +285,7 @@ def class_conditional_coverage(y: ArrayLike, sets: ArrayLike, classes: ArrayLike
 
 
 def mean_set_size(sets: ArrayLike) -> float:
-    """Return the mean number of classes in a prediction set; of two methods of one coverage the smaller says more.
+    """Return the mean number of classes in a prediction set; at equal coverage smaller sets are better.
 
     Args:
         sets: True where a class is in the set, shape `(n, classes)`.

@@ -48,7 +48,7 @@ def diagnose(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> HealthReport:
-    """Says whether a trained network has learned from its data or slid to its prior.
+    """Judges whether a trained network has learned from its data, or collapsed to its prior.
 
     Of a model of a story (`bdl.svi.SVI`) it says whether its guide has come to rest, and is the posterior (k-hat):
     `diagnose(model, data, record=health)`. Labels, twin, likelihood and refits do not apply to it.

@@ -27,7 +27,7 @@ HOPELESS = ("diverged", "accounting_error", "mis_scaled_kl", "collapsed")
 
 @dataclass(frozen=True)
 class Finding:
-    """A verdict with what it rests on.
+    """A verdict and its evidence.
 
     Args:
         verdict: One of `VERDICTS`.

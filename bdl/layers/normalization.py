@@ -103,7 +103,7 @@ class GroupNormalizationReparameterization(
 class BatchNormalizationReparameterization(
     NamedNormalization, wraps=layers.BatchNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.BatchNormalization` with one sampled scale per call; the moving statistics are as without.
+    """`keras.layers.BatchNormalization` with one sampled scale per call, and Keras' moving statistics.
 
     The output has the shape of the input.
 

@@ -53,7 +53,7 @@ class NamedRecurrent(NamedVariational):
 
 
 class LSTMReparameterization(NamedRecurrent, wraps=layers.LSTM, estimator="reparameterization"):
-    """`keras.layers.LSTM` with one sampled kernel and recurrent kernel a call, for all time steps.
+    """`keras.layers.LSTM` with one sampled kernel and recurrent kernel per call, for all time steps.
 
     Input shape `(batch, time, features)`, output shape `(batch, units)`, or
     `(batch, time, units)` with `return_sequences=True`.
@@ -67,7 +67,7 @@ class LSTMReparameterization(NamedRecurrent, wraps=layers.LSTM, estimator="repar
 
 
 class GRUReparameterization(NamedRecurrent, wraps=layers.GRU, estimator="reparameterization"):
-    """`keras.layers.GRU` with one sampled kernel and recurrent kernel a call, for all time steps.
+    """`keras.layers.GRU` with one sampled kernel and recurrent kernel per call, for all time steps.
 
     Input shape `(batch, time, features)`, output shape `(batch, units)`, or
     `(batch, time, units)` with `return_sequences=True`.
@@ -81,7 +81,7 @@ class GRUReparameterization(NamedRecurrent, wraps=layers.GRU, estimator="reparam
 
 
 class SimpleRNNReparameterization(NamedRecurrent, wraps=layers.SimpleRNN, estimator="reparameterization"):
-    """`keras.layers.SimpleRNN` with one sampled kernel and recurrent kernel a call, for all time steps.
+    """`keras.layers.SimpleRNN` with one sampled kernel and recurrent kernel per call, for all time steps.
 
     Input shape `(batch, time, features)`, output shape `(batch, units)`, or
     `(batch, time, units)` with `return_sequences=True`.

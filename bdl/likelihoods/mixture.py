@@ -54,7 +54,7 @@ def pack(outputs: Tensor, log_weight: Tensor, role: float) -> Tensor:
 
 @_register
 class Mixture(Likelihood):
-    """Events given a latent alignment, summed over its values.
+    """The likelihood of events given a latent alignment, summed over the alignments.
 
     Args:
         component: Likelihood of an event given its alignment.
