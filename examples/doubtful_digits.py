@@ -36,7 +36,9 @@ for share in (1.0, 0.9, 0.8):
     risk = curve.risk[np.searchsorted(curve.coverage, share)]
     print(f"keep the most certain {share:4.0%}: {risk:.1%} errors")
 
-bdl.plots.risk_coverage(curve)
+_, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+bdl.plots.risk_coverage(curve, ax=ax)
+plt.show()
 
 # %%
 # These are the images to show to a person first.

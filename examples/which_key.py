@@ -55,7 +55,7 @@ for count in (1, 2, 3):
 # %%
 # Four examples. A column is a key, with its number; crosses mark the keys of the asked colour.
 
-chosen = [np.flatnonzero(same == count)[0] for count in (1, 2, 2, 3)]
+chosen = np.concatenate([np.flatnonzero(same == count)[:most] for count, most in ((1, 1), (2, 2), (3, 1))])
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
 for ax, probabilities, title in zip(axes, (prior, posterior), ("p(z | x)", "p(z | x, y)"), strict=True):
     image = ax.imshow(probabilities[chosen], vmin=0, vmax=1, cmap="Blues", aspect="auto")
