@@ -92,7 +92,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("tight_figures.scrape",),
     "remove_config_comments": True,
 }
 

@@ -35,6 +35,6 @@ print(evaluation)
 # Points below the diagonal are overconfident.
 
 bins = [bdl.calibration.reliability_bins(y_test, each) for each in predictions.values()]
-_, ax = plt.subplots(figsize=(5, 6), layout="constrained")
+_, ax = plt.subplots(figsize=(5, 5))
 bdl.plots.reliability_diagram(bins, labels=list(predictions), ax=ax)
 plt.show()

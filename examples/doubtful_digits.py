@@ -36,7 +36,7 @@ for share in (1.0, 0.9, 0.8):
     risk = curve.risk[np.searchsorted(curve.coverage, share)]
     print(f"keep the most certain {share:4.0%}: {risk:.1%} errors")
 
-_, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+_, ax = plt.subplots(figsize=(6, 3))
 bdl.plots.risk_coverage(curve, ax=ax)
 plt.show()
 
