@@ -62,7 +62,7 @@ class Outcome:
         predictions: Its predictions of the images, under `test`, `rotated` and `noise`.
         num_parameters: Number of trainable parameters.
         seconds: Duration of its training.
-        history: One value an epoch of everything that its training logged.
+        history: One value per epoch of everything that its training logged.
     """
 
     predictions: Mapping[str, ClassificationPrediction]

@@ -87,7 +87,7 @@ Latent = GaussianCode | Alignment
 
 @dataclass(frozen=True, eq=False)
 class LatentReport:
-    """One call of one layer.
+    """The posterior of a latent variable in one call of a layer.
 
     Args:
         layer: The layer's name.
@@ -124,7 +124,7 @@ def collect_latents() -> Iterator[list[LatentReport]]:
 
 
 def report_latent(layer: keras.Layer, latent: Latent) -> None:
-    """Tells whoever collects the posterior of a layer's local latent variable; a layer calls it in its `call`.
+    """Reports the posterior of a layer's local latent variable to those who collect it; a layer calls it in its `call`.
 
     Args:
         layer: The layer.
@@ -181,7 +181,7 @@ _is_kl_of_draw: ContextVar[bool] = ContextVar("is_kl_of_draw", default=False)
 def add_local_kl(layer: keras.Layer, kl: Tensor) -> None:
     """Adds the divergence of a latent variable of single examples to the ELBO; a layer calls it in its `call`.
 
-    `bdl.VariationalModel` and `bdl.ELBO` count it once an example: never divided by the number of examples, scaled by
+    `bdl.VariationalModel` and `bdl.ELBO` count it once per example: never divided by the number of examples, scaled by
     the example's sample weight. A layer that is called several times in one evaluation adds as often.
 
     Args:

@@ -16,6 +16,7 @@ version = release = bdl.__version__
 
 extensions = [
     "house_docstrings",
+    "public_names",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -36,6 +37,8 @@ if os.environ.get("BDL_DOCS_INTERSPHINX"):  # links into other sites need a netw
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = "bdl"
+html_static_path = ["_static"]
+html_css_files = ["bdl.css"]
 html_theme_options = {
     "logo": {"text": "bdl"},
     "show_toc_level": 2,
@@ -46,7 +49,6 @@ html_theme_options = {
 # A word in single backticks is code, as in the docstrings.
 default_role = "code"
 autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the docstrings say what arguments are
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 napoleon_google_docstring = True
@@ -63,22 +65,34 @@ napoleon_custom_sections = [
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
-nb_execution_timeout = 180
+nb_execution_timeout = 600  # of a cell, on a busy machine
+nb_execution_in_temp = True  # what a page writes is gone afterwards
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # compilers and devices announce themselves there
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 # Every example has a page. Those named in `filename_pattern` run; the others take minutes, or need data.
+_QUICK_EXAMPLES = (
+    "calibration_report",
+    "converted_network",
+    "custom_loop",
+    "diabetes_regression",
+    "diagnosis_and_remedy",
+    "doubtful_digits",
+    "predictive_bands",
+    "unseen_inputs",
+    "which_key",
+)
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"/(plot_\w+|unseen_inputs|diabetes_regression|custom_loop)\.py$",
+    "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
     "ignore_pattern": r"(alignment_figure|word_pairs)\.py$",  # parts of word_alignment.py
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("tight_figures.scrape",),
     "remove_config_comments": True,
 }
 
@@ -87,9 +101,21 @@ def _skip_what_others_wrote(app, what, name, member, skip, options):
     """Leaves out what scikit-learn adds to each of its estimators, whose docstrings refer to its own site."""
     function = getattr(member, "__func__", member)
     module = getattr(function, "__module__", None) or ""
-    return True if module.startswith("sklearn.") or name.endswith("_request") else None
+    how_it_is_made = name in ("keras_layer", "estimator_name", "gamma_name", "wraps")
+    return True if how_it_is_made or module.startswith("sklearn.") or name.endswith("_request") else None
+
+
+def _leave_out_links_back(app):
+    """Leaves out viewcode's links from the source to the reference, where a module's names may have several homes."""
+    modules = app.env._viewcode_modules
+    for name in [name for name, found in modules.items() if not found]:
+        del modules[name]
+    for _, _, documented, _ in modules.values():
+        documented.clear()
+    return []
 
 
 def setup(app):
     """Tells Sphinx."""
     app.connect("autodoc-skip-member", _skip_what_others_wrote)
+    app.connect("html-collect-pages", _leave_out_links_back, priority=400)  # before viewcode's own

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -118,6 +119,10 @@ def main(epochs: int = 20) -> None:
     accuracy = np.mean(prediction.probabilities.argmax(-1) == y[1200:])
     print(f"T = 1, ELBO {values[0]:.2f} -> {values[-1]:.2f} nats per example, KL {kl:.0f}")
     print(f"accuracy {accuracy:.3f}, NLL {-prediction.log_prob(y[1200:]).mean():.3f} nats on 597 other digits")
+    _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    ax.plot(-np.array(values), lw=1)
+    ax.set(xlabel="step", ylabel="-ELBO [nats per example]", yscale="log")
+    plt.show()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ same ELBO. The figure has the codes of the test digits, the digits whose picture
 and what the decoder makes of a grid over the plane.
 """
 
+# sphinx_gallery_thumbnail_path = "images/digit_codes.png"
+
 from __future__ import annotations
 
 import os
@@ -98,7 +100,7 @@ class Autoencoder:
         raise NotImplementedError
 
     def fit(self, images: np.ndarray) -> None:
-        """Trains at T = 1, on two draws a step."""
+        """Trains at T = 1, on two draws per step."""
         raise NotImplementedError
 
     def codes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,8 @@ no Gaussian fits. What remains of it is corrected by importance weights, as long
 all else is Gaussian here, so that the exact posterior is an integral over tau alone.
 """
 
+# sphinx_gallery_thumbnail_path = "images/eight_schools.png"
+
 from __future__ import annotations
 
 import os

@@ -16,6 +16,8 @@ each flower how likely each kind is, uncertainty of the globals included. The sp
 in the fit, only to see what the kinds are. Beside it stands EM for the same mixture, scikit-learn's `GaussianMixture`.
 """
 
+# sphinx_gallery_thumbnail_path = "images/iris_mixture.png"
+
 from __future__ import annotations
 
 import itertools

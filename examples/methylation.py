@@ -18,6 +18,8 @@ distinct pairs (c, m), each weighted by how often it occurs. The gold standard, 
 pairs.
 """
 
+# sphinx_gallery_thumbnail_path = "images/methylation.png"
+
 from __future__ import annotations
 
 import os

@@ -21,6 +21,8 @@ compared with the exact posterior:
    the posterior of u falls off as its prior does, which is a Gaussian.
 """
 
+# sphinx_gallery_thumbnail_path = "images/star_brightness.png"
+
 from __future__ import annotations
 
 import csv

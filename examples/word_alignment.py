@@ -14,6 +14,8 @@ Perplexity is exp(nll per target word) of pairs held out, summed over z exactly.
 is that of the most probable z: once before y_t is seen, by p(z | x), and once after, by p(z | x, y).
 """
 
+# sphinx_gallery_thumbnail_path = "images/word_alignment.png"
+
 from __future__ import annotations
 
 import json

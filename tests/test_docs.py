@@ -49,6 +49,31 @@ def test_a_guide_is_short_and_leads_on(page):
     assert page.name == "index.md" or "\n## See also\n" in text
 
 
+def test_every_layer_stands_in_the_table_of_the_guide():
+    text = (ROOT / "docs" / "guides" / "choosing-layers.md").read_text()
+    rank1 = ["Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"]
+    others = ["Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"]
+    mean_field = [*rank1, *others, "SeparableConv1D", "SeparableConv2D"]
+    recurrent = ["LSTM", "GRU", "SimpleRNN", "Embedding", "MultiHeadAttention"]
+    normalization = ["BatchNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"]
+    families = {
+        "Rank1": [*rank1, "Embedding"],
+        "Reparameterization": [*mean_field, *recurrent, *normalization],
+        "Flipout": mean_field,
+        "LocalReparameterization": mean_field,
+    }
+    alone = {"ConcreteDropout", "VariationalGaussianDropout", "MCDropout", "MCGaussianDropout", "MCAlphaDropout"}
+    alone |= {"MCGaussianNoise", "InputFactors", "LatentAttention", "LatentMultiHeadAttention", "NormalLatent"}
+    alone |= {"TemperatureScaling", "Variational"}
+    ranges = {f"MCSpatialDropout{rank}D" for rank in (1, 2, 3)}
+    listed = {base + suffix for suffix, bases in families.items() for base in bases} | alone | ranges
+    layers = {name for name in bdl.layers.__all__ if isinstance(getattr(bdl.layers, name), type)}
+    not_layers = {"Alignment", "GaussianCode", "LatentReport"}
+    assert listed == layers - not_layers
+    for name in alone | set(recurrent) | set(normalization):
+        assert re.search(rf"\b{name}\b", text), name
+
+
 def least_squares(story, data):
     """In the place of NUTS, which has tests of its own: the posterior under flat priors, of a known noise."""
     x = np.stack([np.ones_like(data["height"]), data["height"]], axis=1)

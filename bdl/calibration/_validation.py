@@ -14,7 +14,7 @@ SUM_TOLERANCE = 2.0**-7
 
 
 def check_labels_and_probabilities(y: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return labels `(n,)` as int64 and probabilities `(n, classes)`, one row an example, or say what is wrong.
+    """Return labels `(n,)` as int64 and probabilities `(n, classes)`, one row per example, or say what is wrong.
 
     Args:
         y: Class indices, shape `(n,)`; whole numbers of any type.
@@ -116,7 +116,7 @@ def check_same_events(y: NDArray[Any], probabilities: NDArray[Any], kept: NDArra
     if y.shape == probabilities.shape:
         if are_one_hot_labels(y, probabilities, kept):
             raise ValueError(
-                f"`y` must have shape (n,), one class index an example, not shape {y.shape}. "
+                f"`y` must have shape (n,), one class index per example, not shape {y.shape}. "
                 "`y.argmax(axis=-1)` if it is one-hot. (Independent labels, several of which may be 1, are allowed.)"
             )
         return True
@@ -144,7 +144,7 @@ def check_mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     array = np.asarray(mask)
     if array.shape != shape:
         raise ValueError(
-            f"`mask` must have the shape of `y`, {shape}, not shape {array.shape}. Give one truth value an event."
+            f"`mask` must have the shape of `y`, {shape}, not shape {array.shape}. Give one truth value per event."
         )
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
         raise ValueError("`mask` must be True where an event counts, not hold values other than 0 and 1. Compare it.")
@@ -241,7 +241,7 @@ def _check_labels(y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     array = real_array("y", y)
     if array.ndim != 1:
         cure = "`y.argmax(axis=-1)` if it is one-hot, `y.reshape(-1)` if it holds class indices"
-        raise ValueError(f"`y` must have shape (n,), one class index an example, not shape {array.shape}. {cure}.")
+        raise ValueError(f"`y` must have shape (n,), one class index per example, not shape {array.shape}. {cure}.")
     check_class_numbers(array, num_classes)
     return array.astype(np.int64)
 

@@ -19,7 +19,7 @@ def mean_of_events(terms: NDArray[Any], mask: NDArray[np.bool_] | None = None) -
     """The mean of what each event adds to a metric.
 
     Args:
-        terms: One number an event, of any shape.
+        terms: One number per event, of any shape.
         mask: True where an event counts, of the shape of `terms`; None if all do.
     """
     return float(np.mean(terms if mask is None else terms[mask], dtype=np.float64))
@@ -83,7 +83,7 @@ def bootstrap_interval(
 
     Args:
         metric: A function of arrays, from `bdl.calibration` or your own.
-        *arrays: Its array arguments in order, each with one row an example (`samples`: on its second axis).
+        *arrays: Its array arguments in order, each with one row per example (`samples`: on its second axis).
         level: Confidence level of the interval.
         num_resamples: Positive integer, number of bootstrap samples.
         seed: Decides the resampling; the same seed gives the same interval.

@@ -38,7 +38,7 @@ class SplitConformalClassifier(BaseEstimator):
         P(y in set) >= coverage,    and    P(y in set) <= coverage + 1 / (n + 1)    if no two scores are equal,
 
     the probability being over calibration set, new example and uniforms together. With `p_(1) >= p_(2) >= ...` the
-    sorted probabilities of an input, `r` the rank of class `y` among them and `U` a uniform number, one an example,
+    sorted probabilities of an input, `r` the rank of class `y` among them and `U` a uniform number, one per example,
     the scores are:
 
     - `"lac"`, `s = 1 - p(y)` (Sadinle, Lei and Wasserman 2019, "Least ambiguous set-valued classifiers with bounded
@@ -285,7 +285,7 @@ def class_conditional_coverage(y: ArrayLike, sets: ArrayLike, classes: ArrayLike
 
 
 def mean_set_size(sets: ArrayLike) -> float:
-    """Return the mean number of classes in a prediction set; of two methods of one coverage the smaller says more.
+    """Return the mean number of classes in a prediction set; at equal coverage smaller sets are better.
 
     Args:
         sets: True where a class is in the set, shape `(n, classes)`.
@@ -312,7 +312,7 @@ def _check_sets(sets: ArrayLike) -> NDArray[np.bool_]:
     array = real_array("sets", sets)
     if array.ndim != 2:
         raise ValueError(
-            f"`sets` must have shape (n, classes), one row an example, not shape {array.shape}. "
+            f"`sets` must have shape (n, classes), one row per example, not shape {array.shape}. "
             "Pass what `predict_set` returned; one set alone needs `sets[None]`."
         )
     check_not_empty("sets", array)

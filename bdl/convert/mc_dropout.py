@@ -27,7 +27,7 @@ DECORATIVE_SPREAD = 1e-3
 
 
 class DecorativeDropoutWarning(UserWarning):
-    """The spread of an MC-dropout model's predictions will say nothing about what it does not know."""
+    """Warns that the spread of an MC-dropout model's predictions will say nothing about its uncertainty."""
 
 
 @keras.saving.register_keras_serializable(package="bdl")

@@ -135,7 +135,7 @@ class ConvertedModel(keras.Model):
             return self.network(inputs, **kwargs)
 
     def export(self, filepath: Any, format: str = "tf_saved_model", *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.export`: raw outputs, of a new draw at each call.
+        """Exports as `keras.Model.export` does: raw outputs, with a new draw at each call.
 
         `bdl.export_distribution` exports means and uncertainties, in other formats too. The inputs are the network's,
         which Keras does not see.

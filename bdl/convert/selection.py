@@ -14,7 +14,7 @@ from bdl.layers import Variational
 Selector = str | type | Callable[[keras.Layer], bool] | Iterable[Any]
 """`"all"`, `"last"`, a layer's name, a pattern such as `"block5_*"`, a layer class, a predicate, or several of them."""
 
-# Evaluated as a whole: inside them Keras calls the inner layer once a time step, and a weight is drawn once a sequence.
+# Evaluated as a whole: Keras calls the layer inside once per time step, and a weight is drawn once per sequence.
 _UNITS = (keras.layers.RNN, keras.layers.TimeDistributed, Variational)
 
 

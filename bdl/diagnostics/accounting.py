@@ -29,7 +29,7 @@ from bdl.protocols import HasTemperature
 
 _PROBE_EXAMPLES = 64
 _REPEATS = 8  # draws of the noise, for layers of other libraries that estimate their KL from one sample
-_SCALE_FACTOR = 0.5  # by which scales are moved: log 2 nats a weight
+_SCALE_FACTOR = 0.5  # by which scales are moved: log 2 nats per weight
 _LINEARITY = 0.02  # relative difference of two changes of the loss for the same change of the NLL that is still none
 _SAME_SIZE = 1.02  # times which two numbers of examples are one: a dropped last batch, for example
 _ROUNDING = float(np.finfo("float32").eps)  # of a loss and of a divergence that are sums over all layers
@@ -57,7 +57,7 @@ class Accounting:
 
     @classmethod
     def by_construction(cls, model: HasTemperature, num_examples: int | None = None) -> Accounting:
-        """That of a `VariationalModel`, whose ELBO counts each layer once and has no way not to.
+        """Returns the accounting of a `VariationalModel`, which counts each layer once by construction.
 
         Args:
             model: The model.

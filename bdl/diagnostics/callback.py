@@ -145,7 +145,7 @@ class TrainingHealth(keras.callbacks.Callback):
         self._watch(self._end)
 
     def _watch(self, action: Callable[[], None]) -> None:
-        """Runs a part of the callback: on the clock, and never to the harm of the training."""
+        """Runs a part of the callback and measures its time. Exceptions never reach the training."""
         if self._is_broken:
             return
         try:

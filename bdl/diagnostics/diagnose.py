@@ -48,7 +48,7 @@ def diagnose(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> HealthReport:
-    """Says whether a trained network has learned from its data or slid to its prior.
+    """Judges whether a trained network has learned from its data, or collapsed to its prior.
 
     Of a model of a story (`bdl.svi.SVI`) it says whether its guide has come to rest, and is the posterior (k-hat):
     `diagnose(model, data, record=health)`. Labels, twin, likelihood and refits do not apply to it.
@@ -71,8 +71,8 @@ def diagnose(
             means, such as the default, the ELBO cannot judge; family and optimizer then remain.
         num_samples: Whole functions to draw.
         probe_size: Examples of each set to measure on.
-        batch_size: That of the training, on which T depends where the compiled loss is a sum over the batch; None takes
-            the record's. The trainings of twin and refits have it, too, else 64.
+        batch_size: Batch size of the training. T depends on it where the compiled loss is a sum over the batch. None
+            takes the record's. The trainings of twin and refits use it as well; without it they use 64.
         seed: For the trainings of twin and refits, which set Keras' global seed to it.
 
     Returns:

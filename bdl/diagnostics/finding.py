@@ -20,13 +20,14 @@ VERDICTS = (
     "healthy",
     "inconclusive",
 )
+"""Names of the verdicts, in the order in which they are asked, and `healthy`, where none fires."""
 HOPELESS = ("diverged", "accounting_error", "mis_scaled_kl", "collapsed")
 """Verdicts on which going on with the same run is a waste."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A verdict with what it rests on.
+    """A verdict and its evidence.
 
     Args:
         verdict: One of `VERDICTS`.

@@ -198,9 +198,9 @@ def over_pruned(q: Quantities) -> Finding | None:
 def overfitting(q: Quantities) -> Finding | None:
     """Rung 9: the training NLL falls while the validation NLL has risen from its best (Q15).
 
-    Recorded validation NLLs are those of one weight sample an epoch: what their mixture takes back was noise, not
-    overfitting, and what was measured at the end must bear the record out. A small rise is enough where the twin, at
-    its best epoch, is ahead.
+    Recorded validation NLLs are those of one weight sample per epoch. A rise that a mixture of samples does not show
+    was noise, not overfitting, and the NLL measured at the end must confirm the record. A small rise is enough where
+    the twin, at its best epoch, is ahead.
     """
     trend, fit = q.trends, q.validation
     if trend is None or fit is None or trend.val_nll_rise is None or trend.val_nll_rise_errors is None:

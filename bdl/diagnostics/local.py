@@ -120,7 +120,7 @@ def mutual_information(latent: Latent) -> float | None:
     """`I(x; z)` under the posterior, for the examples at hand.
 
     Of an alignment `H(E_x q) - E_x H(q)`, exact, summed over heads and queries, which bounds their joint information
-    from above. Of a code a Monte Carlo mean with fixed seed, of 4 samples an example.
+    from above. Of a code a Monte Carlo mean with fixed seed, of 4 samples per example.
 
     Returns:
         Nats per example, from 0 to log n; None for fewer than two examples, or values that are not finite.

@@ -94,7 +94,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Trends:
-    """Which way the curves went over the last window of epochs (Q15); nats per example, the ELBO at T = 1.
+    """Trends of the curves over the last window of epochs (Q15), in nats per example; the ELBO at T = 1.
 
     A slope is Theil and Sen's, times the window: the change over it. `p` is the two-sided one of Mann and Kendall.
 
@@ -152,7 +152,7 @@ class LocalLatents:
 
 @dataclass(frozen=True)
 class Refit:
-    """A short training from the same means with one thing changed (Q20).
+    """A short training from the same means with one change (Q20).
 
     Args:
         change: What was changed: `"nothing"`, `"family"`, `"prior"` or `"optimizer"`.
@@ -169,7 +169,7 @@ class Refit:
 
 @dataclass(frozen=True)
 class Quantities:
-    """All that the rules of `bdl.diagnostics.verdict` read.
+    """All quantities that the rules of `bdl.diagnostics.verdict` read.
 
     Args:
         epoch: Epochs trained, from 1; 0 before training.

@@ -13,7 +13,7 @@ from bdl.diagnostics.accounting import likelihood_of
 
 @dataclass(frozen=True)
 class Remedy:
-    """One thing to do.
+    """A change that may mend a training.
 
     Args:
         name: In a few words.

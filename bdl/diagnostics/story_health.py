@@ -26,7 +26,7 @@ class SiteHealth:
 
 @dataclass(frozen=True)
 class StoryHealth:
-    """What is known of a model of a story (Q22).
+    """Measurements of a model of a story (Q22).
 
     Args:
         sites: Each latent site.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the rules draw their lines.
+    """The limits that the rules of the verdicts use.
 
     Args:
         temperature_low: T below it is mis-scaled. From the definition: three halves either way.
@@ -95,3 +95,4 @@ class Thresholds:
 
 
 THRESHOLDS = Thresholds()
+"""The limits that all verdicts use."""

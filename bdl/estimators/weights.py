@@ -3,7 +3,7 @@
 For `y = x @ W` with `W = M + D`, `M` the mean and `D` the random part:
 
 - reparameterization: one `W` for the whole batch (Kingma & Welling 2014; Blundell et al. 2015); in training Dense and
-  EinsumDense evaluate every second example under the mirror image `M - D`;
+  EinsumDense evaluate every second example under the antithetic kernel `M - D`;
 - flipout: `x @ M + ((x * s) @ D) * t` with random signs `s`, `t` for each example (Wen et al. 2018, eq. 4);
 - local reparameterization: `N(x @ M, x^2 @ scale^2)` drawn at each output (Kingma et al. 2015, eq. 6);
 - rank-1: `((x * r) @ M) * s` with random factors for each example (Dusenberry et al. 2020, eq. 4).
@@ -163,7 +163,7 @@ def sample_weights(weights: Weights, noise: Noise) -> Values:
 def mirrored_reparameterization(
     stage: Stage, means: dict[str, Any], weights: Weights, inputs: Tensor, noise: Noise, stream: int
 ) -> Tensor:
-    """One weight draw `M + D` for every first example of a pair, and its mirror image `M - D` for every second.
+    """One weight draw `M + D` for every first example of a pair, and the antithetic `M - D` for every second.
 
     Each example sees the posterior; what is odd in `D` cancels between neighbours, at the price of no further noise and
     no further product. Antithetic variates: Hammersley and Morton 1956; in SVI: Wu et al. 2019, arXiv 1810.02555.

@@ -37,7 +37,7 @@ def evaluate(
     seed: int = 0,
     **options: Any,
 ) -> Any:
-    """Tells how good predictions and their uncertainty are, whoever made them.
+    """Scores predictions and their uncertainty, from any program.
 
     Args:
         y: Labels `(n,)` or `(...)`, or one-hot with the shape of the probabilities: class indices, or the classes

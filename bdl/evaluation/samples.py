@@ -59,7 +59,7 @@ class SampleForecast:
     def interval(self, coverage: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Central quantiles of the samples, `(k - 1/2) / samples` being the level of the k-th (Hazen 1914).
 
-        Those of whole numbers are samples themselves: half way from 0 to 1 there is nothing.
+        Quantiles of whole numbers are samples themselves, because nothing lies between 0 and 1.
         """
         method: Literal["inverted_cdf", "hazen"] = "inverted_cdf" if self.is_count else "hazen"
         low, high = np.quantile(self.samples, [0.5 - coverage / 2, 0.5 + coverage / 2], axis=0, method=method)

@@ -15,15 +15,14 @@ _PROJECTIONS = ("query", "key", "value", "attention_output")
 class MultiHeadAttentionReparameterization(
     NamedVariational, wraps=layers.MultiHeadAttention, estimator="reparameterization"
 ):
-    """`keras.layers.MultiHeadAttention` with one sampled kernel of each projection a call.
+    """`keras.layers.MultiHeadAttention` with one sampled kernel of each projection per call.
 
     The projections of the query, the key, the value (and the gate, with `use_gate=True`) and the output have kernels of
     the same prior and posterior, and biases of the same. A layer that is called again draws again: for keys and values
     that are kept between calls wrap the network that keeps them.
 
-    Arguments as `keras.layers.MultiHeadAttention`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Call arguments as the Keras layer's: `query`, `value`, `key`,
-    `attention_mask`, `return_attention_scores`, `use_causal_mask`, ... Input shapes `(batch, targets, query_dim)` and
+    It is called as the Keras layer is, with `query`, `value`, `key`, `attention_mask`, `return_attention_scores`,
+    `use_causal_mask` and the others. Input shapes `(batch, targets, query_dim)` and
     `(batch, sources, value_dim)`, output shape `(batch, targets, query_dim)`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2, on each projection of Vaswani et

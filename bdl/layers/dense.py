@@ -8,10 +8,9 @@ from bdl.layers.named import NamedRank1, NamedVariational
 
 
 class DenseReparameterization(NamedVariational, wraps=layers.Dense, estimator="reparameterization"):
-    """`keras.layers.Dense` with one sampled kernel a call.
+    """`keras.layers.Dense` with one sampled kernel per call.
 
-    Arguments as `keras.layers.Dense`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior` and
-    `seed` of `NamedVariational`. Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
+    Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -22,10 +21,9 @@ class DenseReparameterization(NamedVariational, wraps=layers.Dense, estimator="r
 
 
 class DenseFlipout(NamedVariational, wraps=layers.Dense, estimator="flipout"):
-    """`keras.layers.Dense` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Dense` with one kernel perturbation per call, decorrelated across examples by random signs.
 
-    Arguments as `keras.layers.Dense`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior` and
-    `seed` of `NamedVariational`. Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
+    Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -41,8 +39,7 @@ class DenseLocalReparameterization(NamedVariational, wraps=layers.Dense, estimat
     Exact on inputs of shape `(batch, input_dim)`. With further axes the noise is drawn anew at every position, so that
     only the marginals match: it trains like that, and draws whole kernels outside training.
 
-    Arguments as `keras.layers.Dense`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior` and
-    `seed` of `NamedVariational`. Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
+    Input shape `(batch, ..., input_dim)`, output shape `(batch, ..., units)`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -55,8 +52,7 @@ class DenseLocalReparameterization(NamedVariational, wraps=layers.Dense, estimat
 class DenseRank1(NamedRank1, wraps=layers.Dense, estimator="rank1"):
     """`keras.layers.Dense` with random factors on its inputs and outputs, drawn for each example.
 
-    Arguments as `keras.layers.Dense`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
-    `kernel_prior` and `seed` of `NamedRank1`. Input shape `(batch, ..., input_dim)`, output shape
+    Input shape `(batch, ..., input_dim)`, output shape
     `(batch, ..., units)`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
@@ -68,10 +64,9 @@ class DenseRank1(NamedRank1, wraps=layers.Dense, estimator="rank1"):
 
 
 class EinsumDenseReparameterization(NamedVariational, wraps=layers.EinsumDense, estimator="reparameterization"):
-    """`keras.layers.EinsumDense` with one sampled kernel a call.
+    """`keras.layers.EinsumDense` with one sampled kernel per call.
 
-    Arguments as `keras.layers.EinsumDense`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes follow the equation.
+    Shapes follow the equation.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -82,10 +77,9 @@ class EinsumDenseReparameterization(NamedVariational, wraps=layers.EinsumDense, 
 
 
 class EinsumDenseFlipout(NamedVariational, wraps=layers.EinsumDense, estimator="flipout"):
-    """`keras.layers.EinsumDense` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.EinsumDense` with one kernel perturbation per call, decorrelated across examples by random signs.
 
-    Arguments as `keras.layers.EinsumDense`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes follow the equation.
+    Shapes follow the equation.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -100,8 +94,7 @@ class EinsumDenseLocalReparameterization(
 ):
     """`keras.layers.EinsumDense` with noise on each output in training and whole kernels outside it.
 
-    Arguments as `keras.layers.EinsumDense`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes follow the equation.
+    Shapes follow the equation.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -115,8 +108,7 @@ class EinsumDenseLocalReparameterization(
 class EinsumDenseRank1(NamedRank1, wraps=layers.EinsumDense, estimator="rank1"):
     """`keras.layers.EinsumDense` with random factors on its kernel's input and output features, for each example.
 
-    Arguments as `keras.layers.EinsumDense`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
-    `kernel_prior` and `seed` of `NamedRank1`. Shapes follow the equation.
+    Shapes follow the equation.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 

@@ -21,19 +21,16 @@ DEFAULT_EMBEDDINGS_POSTERIOR = MeanFieldNormal(initial_scale=0.005)
 
 
 class EmbeddingReparameterization(NamedVariational, wraps=layers.Embedding, estimator="reparameterization"):
-    """`keras.layers.Embedding` with one sampled table a call: a token has the same vector wherever it stands.
+    """`keras.layers.Embedding` with one sampled table per call: a token has the same vector wherever it stands.
 
-    Arguments as `keras.layers.Embedding`, then those below. Input: integers of any shape. Output shape: that of the
-    input, then `output_dim`. With `mask_zero=True` it masks as the Keras layer does.
+    The input holds integers and has any shape; the output has one more axis, of size `output_dim`. With
+    `mask_zero=True` it masks as the Keras layer does.
 
     Args:
-        *args: Positional arguments of `keras.layers.Embedding`.
         embeddings_prior: `bdl.priors.Prior` of the table, or its name. Default: `EmpiricalBayes("layer")`, one scale
             for the whole table.
         embeddings_posterior: `bdl.posteriors.Posterior` of the table, or its name. Default:
             `MeanFieldNormal(initial_scale=0.005)`.
-        seed: Integer seed of the layer's noise, or None for a random one.
-        **kwargs: Keyword arguments of `keras.layers.Embedding`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -62,10 +59,16 @@ class EmbeddingReparameterization(NamedVariational, wraps=layers.Embedding, esti
 class EmbeddingRank1(NamedRank1, wraps=layers.Embedding, estimator="rank1"):
     """`keras.layers.Embedding` with a random factor for each token and for each output feature.
 
-    Arguments as `keras.layers.Embedding`, then `input_factor_prior` (of the tokens), `output_factor_prior`,
-    `initial_scale`, `kernel_prior` (of the table) and `seed` of `NamedRank1`. Input: integers of shape `(batch, ...)`.
-    Output shape: that of the input, then `output_dim`. The factor of a token that training rarely shows stays near
-    its prior, so that a question of rare words is known as such. Every place in an example draws by itself.
+    The input holds integers and has the shape `(batch, ...)`; the output has one more axis, of size `output_dim`. Every
+    place in an example draws factors of its own.
+
+    **Unseen tokens go unnoticed.** A factor that training never shows keeps its prior, but it multiplies a row of the
+    table that stays where it began, near zero: the product is small, and so is the uncertainty that it adds. Train with
+    one number for "unknown", which stands for rare tokens, if such inputs are to be noticed.
+
+    Args:
+        input_factor_prior: `bdl.priors.Prior` of the tokens' factors, around 1. Default: `Normal(1, 1)`.
+        kernel_prior: Prior of the table, or its name. None, the default, is maximum likelihood.
 
     Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
     factors", eq. 4, on one-hot vectors.

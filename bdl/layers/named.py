@@ -10,6 +10,7 @@ import keras
 
 from bdl import posteriors, priors
 from bdl.keras_internals import set_signature
+from bdl.layers.documentation import complete_docstring
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR, Variational
 from bdl.posteriors import AnyPosterior, Rank1
 from bdl.priors import Normal, Prior
@@ -31,8 +32,8 @@ class NamedVariational(Variational):
 
     Args:
         *args: Positional arguments of the Keras layer.
-        kernel_prior: `bdl.priors.Prior` of the kernel, or its name. Default: a Gaussian around fitted means, that of
-            `bdl.layers.Variational`.
+        kernel_prior: `bdl.priors.Prior` of the kernel, or its name. Default: a Gaussian around fitted means,
+            `TiedMean(WidthNormal(), mean_prior=Normal(0, 3))`.
         kernel_posterior: `bdl.posteriors.Posterior` of the kernel, or its name. Default: `MeanFieldNormal()`.
             The correlated weights of `LowRankNormal()` need a `...Reparameterization` layer.
         bias_prior: Prior of the bias. None, with `bias_posterior` None, leaves the bias a point estimate.
@@ -41,7 +42,7 @@ class NamedVariational(Variational):
         **kwargs: Keyword arguments of the Keras layer.
 
     Raises:
-        ValueError: as the Keras layer and `Variational` do; if `bias_posterior` comes without `bias_prior`.
+        ValueError: if an argument is out of range, or `bias_posterior` comes without `bias_prior`.
     """
 
     kernel_prior: Prior | None
@@ -55,6 +56,8 @@ class NamedVariational(Variational):
         cls.keras_layer = wraps
         cls.estimator_name = estimator
         set_signature(cls, _joint_signature(wraps, cls.__init__))
+        family = [base for base in cls.__mro__[1:] if issubclass(base, NamedVariational)]
+        complete_docstring(cls, [*family, *wraps.__mro__[:-1]], otherwise=f"As in `keras.layers.{wraps.__name__}`.")
         keras.saving.register_keras_serializable(package="bdl")(cls)
 
     def __init__(
@@ -146,7 +149,7 @@ class NamedRank1(NamedVariational):
         **kwargs: Keyword arguments of the Keras layer.
 
     Raises:
-        ValueError: as the Keras layer and `Variational` do; if a prior is no prior, or `kernel_prior` not one of point
+        ValueError: if an argument is out of range, a prior is no prior, or `kernel_prior` is not one of point
             estimates.
     """
 

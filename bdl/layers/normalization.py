@@ -53,12 +53,12 @@ class NamedNormalization(NamedVariational):
 class LayerNormalizationReparameterization(
     NamedNormalization, wraps=layers.LayerNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.LayerNormalization` with one sampled scale a call.
+    """`keras.layers.LayerNormalization` with one sampled scale per call.
 
-    Arguments as `keras.layers.LayerNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> LayerNormalizationReparameterization()(np.ones((2, 5, 4))).shape == (2, 5, 4)
@@ -69,12 +69,12 @@ class LayerNormalizationReparameterization(
 class RMSNormalizationReparameterization(
     NamedNormalization, wraps=layers.RMSNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.RMSNormalization` with one sampled scale a call.
+    """`keras.layers.RMSNormalization` with one sampled scale per call.
 
-    Arguments as `keras.layers.RMSNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> RMSNormalizationReparameterization()(np.ones((2, 5, 4))).shape == (2, 5, 4)
@@ -87,12 +87,12 @@ class RMSNormalizationReparameterization(
 class GroupNormalizationReparameterization(
     NamedNormalization, wraps=layers.GroupNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.GroupNormalization` with one sampled scale a call.
+    """`keras.layers.GroupNormalization` with one sampled scale per call.
 
-    Arguments as `keras.layers.GroupNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> GroupNormalizationReparameterization(groups=2)(np.ones((2, 5, 4))).shape == (2, 5, 4)
@@ -103,12 +103,12 @@ class GroupNormalizationReparameterization(
 class BatchNormalizationReparameterization(
     NamedNormalization, wraps=layers.BatchNormalization, estimator="reparameterization"
 ):
-    """`keras.layers.BatchNormalization` with one sampled scale a call; the moving statistics are as without.
+    """`keras.layers.BatchNormalization` with one sampled scale per call, and Keras' moving statistics.
 
-    Arguments as `keras.layers.BatchNormalization`, then `gamma_prior`, `gamma_posterior` and `seed` of
-    `NamedNormalization`. Output shape: that of the input.
+    The output has the shape of the input.
 
-    Source: as `NamedNormalization`.
+    Source: the input factors of Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1
+    factors", section 3, with one factor for all examples.
 
     Example:
     >>> BatchNormalizationReparameterization()(np.ones((2, 5, 4)), training=True).shape == (2, 5, 4)

@@ -18,12 +18,15 @@ def _of_the_layer(name: str) -> property:
 
 
 class NamedRecurrent(NamedVariational):
-    """A recurrent Keras layer whose kernel and recurrent kernel are sampled, once a call and not once a time step.
+    """A recurrent Keras layer whose kernel and recurrent kernel are sampled, once per call and not once per time step.
 
-    Arguments as `NamedVariational`; the prior and posterior of the kernel are the recurrent kernel's as well.
+    It goes into `keras.layers.Bidirectional` as the Keras layer does. Each direction has a posterior and noise of
+    its own: the layer that reads backwards derives another seed from the one that is given.
 
-    It goes into `keras.layers.Bidirectional` as the Keras layer does. Each direction has a posterior, and noise, of
-    its own: of a given seed the layer that reads backwards takes another.
+    Args:
+        kernel_prior: `bdl.priors.Prior` of the kernel and of the recurrent kernel, or its name. Default: a Gaussian
+            around fitted means, `TiedMean(WidthNormal(), mean_prior=Normal(0, 3))`.
+        kernel_posterior: `bdl.posteriors.Posterior` of both kernels, or its name. Default: `MeanFieldNormal()`.
     """
 
     go_backwards = _of_the_layer("go_backwards")
@@ -50,10 +53,9 @@ class NamedRecurrent(NamedVariational):
 
 
 class LSTMReparameterization(NamedRecurrent, wraps=layers.LSTM, estimator="reparameterization"):
-    """`keras.layers.LSTM` with one sampled kernel and recurrent kernel a call, for all time steps.
+    """`keras.layers.LSTM` with one sampled kernel and recurrent kernel per call, for all time steps.
 
-    Arguments as `keras.layers.LSTM`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior` and
-    `seed` of `NamedVariational`. Input shape `(batch, time, features)`, output shape `(batch, units)`, or
+    Input shape `(batch, time, features)`, output shape `(batch, units)`, or
     `(batch, time, units)` with `return_sequences=True`.
 
     Source: Fortunato et al. 2017, "Bayesian recurrent neural networks", section 3.
@@ -65,10 +67,9 @@ class LSTMReparameterization(NamedRecurrent, wraps=layers.LSTM, estimator="repar
 
 
 class GRUReparameterization(NamedRecurrent, wraps=layers.GRU, estimator="reparameterization"):
-    """`keras.layers.GRU` with one sampled kernel and recurrent kernel a call, for all time steps.
+    """`keras.layers.GRU` with one sampled kernel and recurrent kernel per call, for all time steps.
 
-    Arguments as `keras.layers.GRU`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior` and
-    `seed` of `NamedVariational`. Input shape `(batch, time, features)`, output shape `(batch, units)`, or
+    Input shape `(batch, time, features)`, output shape `(batch, units)`, or
     `(batch, time, units)` with `return_sequences=True`.
 
     Source: Fortunato et al. 2017, "Bayesian recurrent neural networks", section 3.
@@ -80,10 +81,9 @@ class GRUReparameterization(NamedRecurrent, wraps=layers.GRU, estimator="reparam
 
 
 class SimpleRNNReparameterization(NamedRecurrent, wraps=layers.SimpleRNN, estimator="reparameterization"):
-    """`keras.layers.SimpleRNN` with one sampled kernel and recurrent kernel a call, for all time steps.
+    """`keras.layers.SimpleRNN` with one sampled kernel and recurrent kernel per call, for all time steps.
 
-    Arguments as `keras.layers.SimpleRNN`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior` and
-    `seed` of `NamedVariational`. Input shape `(batch, time, features)`, output shape `(batch, units)`, or
+    Input shape `(batch, time, features)`, output shape `(batch, units)`, or
     `(batch, time, units)` with `return_sequences=True`.
 
     Source: Fortunato et al. 2017, "Bayesian recurrent neural networks", section 3.

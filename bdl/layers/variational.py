@@ -46,7 +46,7 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
     """Makes any Keras layer variational: some of its weights get a posterior and a prior.
 
     The layer samples in training and at inference; within `bdl.mean_weights(model)` it uses the posterior mean. Its
-    `kl_divergence()` belongs in the objective once a step, divided by the number of training examples, which
+    `kl_divergence()` belongs in the objective once per step, divided by the number of training examples, which
     `bdl.VariationalModel` and `bdl.ELBO` do; a plain `compile(loss=...)` would drop it.
 
     A layer that is called several times in one pass (a shared layer) draws new noise on each call. A recurrent layer,
@@ -62,11 +62,12 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
 
     Args:
         layer: Any Keras layer but a stateful one. A built layer keeps its weights, which become the posterior means.
-        estimator: `"reparameterization"` for any layer (in training, Dense and EinsumDense evaluate every second
-            example under the mirror image of the noise); `"flipout"` or `"local_reparameterization"` for layers that
-            are linear in their kernel (Dense, EinsumDense, convolutions). Local reparameterization is exact for Dense
-            on vectors; on convolutions and sequences it redraws the noise at every position, so that only the
-            marginals match. There it trains, and outside training whole weights are drawn.
+        estimator: `"reparameterization"` for any layer (Dense and EinsumDense train with antithetic noise:
+            every second example has the noise of the first with its sign reversed); `"flipout"` or
+            `"local_reparameterization"` for layers that are linear in their kernel (Dense, EinsumDense, convolutions).
+            Local reparameterization is exact for Dense on vectors; on convolutions and sequences it redraws the noise
+            at every position, so that only the marginals match; it is used there in training, and whole weights are
+            drawn outside training.
         prior: `bdl.priors.Prior` or its name. Default: `TiedMean(WidthNormal(), mean_prior=Normal(0, 3))`, a
             Gaussian around fitted means (variational EM, not full Bayes).
         posterior: `bdl.posteriors.Posterior` or `FactorPosterior`, or its name. Default: `MeanFieldNormal()`.

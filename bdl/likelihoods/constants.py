@@ -19,7 +19,7 @@ _TOLERANCE = 1e-10
 
 
 def frequencies(y: ArrayLike, void: int | None = None) -> np.ndarray:
-    """Of class numbers, or of distributions over classes on the last axis: `-log` of the mean frequency of each class.
+    """Returns `-log` of the mean frequency of each class, from class numbers or distributions over classes.
 
     Args:
         y: Class numbers `(n, ...)`, or soft labels `(n, ..., classes)`, told by fractions among them.

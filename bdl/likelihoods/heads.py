@@ -185,10 +185,10 @@ class Heads:
         return weights_of(given, list(wanted), of_outputs)
 
     def nll(self, y: Any, outputs: Any, weights: Weights | None = None) -> Tensor:
-        """Of each example, summed over outputs, `(batch,)`, in nats.
+        """Returns the NLL of each example, summed over outputs: `(batch,)`, in nats.
 
-        Weights of events and outputs are in it; those of whole examples are left to the mean over the batch, but for
-        those of 0, whose labels are not looked at.
+        Weights of events and outputs are included. Weights of whole examples are left to the mean over the batch, but
+        labels of examples with weight 0 are not read.
         """
         weights = weights or Weights()
         flat, labels = self.flat(outputs), self.labels(y, outputs)

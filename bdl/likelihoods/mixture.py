@@ -54,7 +54,7 @@ def pack(outputs: Tensor, log_weight: Tensor, role: float) -> Tensor:
 
 @_register
 class Mixture(Likelihood):
-    """Events given a latent alignment, summed over its values.
+    """The likelihood of events given a latent alignment, summed over the alignments.
 
     Args:
         component: Likelihood of an event given its alignment.
@@ -87,9 +87,9 @@ class Mixture(Likelihood):
         self.has_class_axis = component.has_class_axis  # type: ignore[misc]
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """Of each event the log marginal, or the estimate of its bound whose gradient is wanted: `(batch, ...)`.
+        """Returns the log marginal of each event, or an estimate of its bound for the gradient: `(batch, ...)`.
 
-        What is no label for the component is NaN, or -inf, here too.
+        Where the component gives NaN or -inf for an invalid label, so does the mixture.
         """
         outputs, log_weight, role = _unpack(outputs)
         log_prob = self._of_each(y, outputs)

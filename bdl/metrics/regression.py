@@ -127,7 +127,7 @@ class NormalCRPS(_NormalMean):
 
 
 class _IntervalMetric(_NormalMean):
-    """Of central intervals of a coverage."""
+    """A metric of central intervals that should hold a share of the targets."""
 
     def __init__(
         self, coverage: float = 0.9, scale: float | None = None, name: str | None = None, dtype: Any = None

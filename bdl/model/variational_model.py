@@ -44,11 +44,11 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
     loss's place. Logs hold `loss` (tempered, per example), `nll` (per example, mean over the draws of the step),
     `kl` (total; with it the `penalty()` of a likelihood's `scale_prior`), `elbo` (per example, always at T = 1) and
-    `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw a batch, whatever
-    `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the ELBO's parts.
-    The NLLs of several outputs add up. `sample_weight` and `loss_weights` are in all these figures: they say how often
-    something counts as observed.
-    Regularizers, and what layers give to `add_loss`, are added to `loss` and `val_loss` as in Keras.
+    `temperature`, all in nats. `val_loss` and `evaluate` are the negative ELBO at T = 1 for one draw per batch,
+    whatever `kl_weight`, `free_bits`, `num_samples` and `objective` made of `loss`; `nll`, `kl` and `elbo` are the
+    ELBO's parts. The NLLs of several outputs add up. `sample_weight` and `loss_weights` are in all these figures: they
+    say how often something counts as observed. Regularizers, and what layers give to `add_loss`, are added to `loss`
+    and `val_loss` as in Keras.
 
     Where weights are point estimates (the means of `TiedMean`, the default prior, and rank-1 weights) or a scale has a
     prior, `elbo` bounds the log probability of the data given these estimates, less their penalty, and not the evidence
@@ -184,7 +184,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
                 draws.append(self.network(inputs, training=training))
             losses.append(take_losses(self.network))
             divergences.append(take_local_kl(self.network))
-        # What a layer gives to `add_loss` counts once a step: on average over the draws.
+        # What a layer gives to `add_loss` counts once per step: on average over the draws.
         for each in zip(*losses, strict=True):
             self.add_loss(ops.mean(ops.stack(each), axis=0))
         if divergences[0] is not None:
@@ -192,7 +192,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         return draws
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_step`, with `num_samples` draws of the network."""
+        """Takes one training step as `keras.Model.train_step` does, with `num_samples` draws of the network."""
         token = _is_training_step.set(True)
         try:
             with counted():
@@ -201,7 +201,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
             _is_training_step.reset(token)
 
     def compile(self, optimizer: Any = "adam", loss: None = None, loss_weights: Any = None, **kwargs: Any) -> None:
-        """As `keras.Model.compile`, without a loss: the likelihood says what the loss is.
+        """Compiles as `keras.Model.compile` does, without a loss: the likelihood says what the loss is.
 
         `loss_weights` multiply the outputs' NLLs, in training and evaluation: exponents of likelihoods, 1 is Bayes.
         With `steps_per_execution=k`, k steps of a fit to arrays are one compiled call, on data that stay on the device.
@@ -224,7 +224,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
             build_optimizer(self)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As `keras.Model.make_train_function`; predictions in other threads copy the weights between two steps."""
+        """Makes the training function. Predictions in other threads copy the weights between two steps."""
         before: Any = getattr(self, "train_function", None)
         super().make_train_function(force)
         made: Any = getattr(self, "train_function", None)
@@ -244,7 +244,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         initial_epoch: int = 0,
         **kwargs: Any,
     ) -> Any:
-        """As `keras.Model.fit`; finds N and the length of the schedule first.
+        """Trains as `keras.Model.fit` does, after it has found N and the length of the schedule.
 
         The default schedule of T runs over the epochs of the first fit, from `initial_epoch` on; later fits go on at
         T = 1. For `fit(epochs=1)` in a loop, give the model `kl_weight=bdl.elbo.LinearWarmup(steps=...)`. Early
@@ -286,14 +286,14 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         sample_weight: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As `keras.Model.evaluate`: the ELBO and its parts at T = 1, for one weight sample a batch."""
+        """Evaluates as `keras.Model.evaluate` does: the ELBO at T = 1 and its parts, with one draw per batch."""
         self.progress.require_num_examples()
         given = {"sample_weight": sample_weight, **kwargs}
         x, y, kwargs = checked_data(self, self._heads, x, y, given, self._loss_weights)
         return super().evaluate(x, y, batch_size, verbose, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.test_on_batch`; needs `num_examples`.
+        """Evaluates a batch as `keras.Model.test_on_batch` does; needs `num_examples`.
 
         Raises:
             ValueError: if it is not known.
@@ -302,7 +302,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         return super().test_on_batch(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`; needs `num_examples` and a `kl_weight` that knows its length.
+        """Trains on a batch as `keras.Model.train_on_batch` does; needs `num_examples` and a schedule of known length.
 
         Raises:
             ValueError: if either is missing.

@@ -28,8 +28,8 @@ def elbo_parts(history: Mapping[str, Sequence[float]], num_examples: int, ax: Ax
     positive and span more than two decades.
 
     Args:
-        history: Lists of one length, one value an epoch: `nll` (nats per example), `kl` (nats, total), `elbo` (nats per
-            example), `temperature`, and after validation `val_nll` and `val_elbo`. `fit(...).history` has them.
+        history: Lists of one length, one value per epoch: `nll` (nats per example), `kl` (nats, total), `elbo` (nats
+            per example), `temperature`, and after validation `val_nll` and `val_elbo`. `fit(...).history` has them.
         num_examples: Number of training examples N.
         ax: Axes to draw into.
 
@@ -93,7 +93,7 @@ def _history_arrays(history: Mapping[str, Sequence[float]]) -> dict[str, NDArray
     shapes = {key: array.shape for key, array in values.items()}
     if len(set(shapes.values())) != 1 or values["nll"].ndim != 1 or values["nll"].size == 0:
         raise ValueError(
-            f"`history` must hold one value an epoch under each key, not shapes {shapes}. "
+            f"`history` must hold one value per epoch under each key, not shapes {shapes}. "
             "Validate after every epoch (`validation_freq=1`), or leave the `val_` keys out."
         )
     return values

@@ -59,7 +59,7 @@ class TiedMean(Prior):
         check_penalty("mean_prior", self.mean_prior)
 
     def create(self, layer: keras.Layer, name: str, mean: keras.Variable) -> Variables:
-        """Those of the prior of the deviation and of the prior of the means."""
+        """Creates the variables of the prior of the deviation and of the prior of the means."""
         held = (self.scale, self.mean_prior)
         return {
             key: variable
@@ -171,16 +171,16 @@ class Moped(Prior):
         log_scale: Tensor | None = None,
         variables: Variables | None = None,
     ) -> Tensor:
-        """That of the deviation from the centre."""
+        """Returns the divergence of the deviation from the centre, in nats."""
         return self.spread.kl(_deviation(mean, variables), scale, input_axes, log_scale, variables)
 
     @property
     def why_no_penalty(self) -> str | None:
-        """That of the spread."""
+        """Why the prior of the deviation has no penalty, or None if it has one."""
         return self.spread.why_no_penalty
 
     def penalty(self, mean: Tensor, input_axes: Sequence[int] = (), variables: Variables | None = None) -> Tensor:
-        """That of the deviation from the centre."""
+        """Returns the penalty of the deviation from the centre, in nats."""
         return self.spread.penalty(_deviation(mean, variables), input_axes, variables)
 
 

@@ -13,6 +13,7 @@ from bdl.priors.base import Prior, Variables, as_matrix, from_matrix, log_scale_
 from bdl.random import Tensor
 
 EMPIRICAL_BAYES_GROUPS = ("layer", "row", "column", "row_column")
+"""What may share a scale under `EmpiricalBayes`."""
 
 ALTERNATIONS = 3
 """How often a row x column fit renews its rows and columns; `EmpiricalBayes` says how near that is."""
@@ -25,7 +26,7 @@ _SMALLEST_VARIANCE = 1e-12  # keeps an empirical-Bayes scale positive where a wh
 class EmpiricalBayes(Prior):
     """`N(0, v)` with `v` fitted to the posterior's second moments `m = mean^2 + scale^2` (type-II maximum likelihood).
 
-    One variance a layer, row or column is the mean of `m` over that group. With `"row_column"` it is a product,
+    One variance per layer, row or column is the mean of `m` over that group. With `"row_column"` it is a product,
     `v_ij = r_i c_j`: a row is an input, a column an output, so inputs that the data never use and outputs that are not
     needed can be switched off each by one number. With the hyperprior of strength `p` the fit minimises
 

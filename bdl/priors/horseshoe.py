@@ -13,6 +13,7 @@ from bdl.priors.base import Prior, Variables, as_matrix, check_width, from_matri
 from bdl.random import Tensor
 
 HORSESHOE_GROUPS = ("weight", "row", "column")
+"""What may share a scale under `Horseshoe`."""
 _SMALLEST_MOMENT = 1e-30  # keeps E[1/lambda^2] finite in float32 where a whole group is exactly zero
 
 

@@ -50,7 +50,7 @@ class Laplace(Prior):
     def parameters(
         self, mean: Tensor, scale: Tensor, input_axes: Sequence[int], variables: Variables | None = None
     ) -> tuple[Any, Any]:
-        """Those of the Gaussian of the same mean and variance."""
+        """Returns mean and scale of the Gaussian with the same mean and variance."""
         return self.mean, math.sqrt(2.0) * self._b(mean.shape, input_axes)
 
     def resting_place(

@@ -29,8 +29,8 @@ class ScaleMixture(Prior):
 
     It is exact for one component, and where one is responsible for all that the posterior reaches. In between it is
     too large by the mean divergence from the component's posterior averaged over `q` to the one given each weight: at
-    most 2.5 nats a weight for the default mixture (at a posterior scale of 4 times its small one), and without limit as
-    the scales move apart.
+    most 2.5 nats per weight for the default mixture (at a posterior scale of 4 times its small one), and without limit
+    as the scales move apart.
 
     Args:
         weights: Positive probabilities of the components; they sum to 1.

@@ -1,7 +1,7 @@
 """Many forward passes of one network, compiled: the engine under every Monte Carlo prediction.
 
 A batch is evaluated `num_samples` times inside one compiled loop that carries the network's state (its seeds), so that
-a prediction costs one call a batch and not one a sample.
+a prediction costs one call per batch and not one per sample.
 
 Every batch starts from the same seeds, and an example's own noise follows its place in the data (`random.examples`): a
 prediction depends on its seed, and neither on the batch size nor on what other threads do. It reads the weights once,

@@ -196,7 +196,7 @@ class Chains:
 
     @property
     def r_hat(self) -> np.ndarray:
-        """Of each number, `(size,)`: how much the chains' halves differ; 1 where they agree, above 1.01 draw more.
+        """How much the halves of the chains differ, `(size,)`: 1 where they agree; above 1.01 draw more.
 
         Source: Vehtari et al. 2021, "Rank-normalization, folding, and localization: an improved R-hat", eq. 4 to 14.
         """
@@ -206,7 +206,7 @@ class Chains:
 
     @property
     def effective_sample_size(self) -> np.ndarray:
-        """Of each number, `(size,)`: independent draws that would know the middle of the distribution as well.
+        """Number of independent draws that would be as accurate in the middle of the distribution: `(size,)`.
 
         Source: Vehtari et al. 2021, section 3.2, "bulk-ESS"; Geyer 1992, "Practical Markov chain Monte Carlo",
         section 3.3.

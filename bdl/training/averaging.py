@@ -118,7 +118,7 @@ class TailAverage:
         self._first.assign(2**30 if total_steps is None else total_steps // 2)
 
     def update(self) -> None:
-        """Adds the variables as they are now; once a step, which may be compiled."""
+        """Adds the variables as they are now; once per step, which may be compiled."""
         number = ops.convert_to_tensor(self._seen) + 1 - ops.convert_to_tensor(self._first)
         share = ops.where(number > 0, 1.0 / ops.cast(ops.maximum(number, 1), "float32"), 0.0)
         for mean, variable in zip(self._means, self._variables, strict=True):

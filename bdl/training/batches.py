@@ -48,8 +48,8 @@ def batches(x: Any, batch_size: int | None = None, steps: int | None = None, net
 
     Args:
         x: Arrays of any kind, in a list or dict for several inputs, or a data set.
-        batch_size: Examples in a batch of arrays; None takes as many as `steps` need, or Keras' 32. Those of a data set
-            have the size of its first batch.
+        batch_size: Examples in a batch of arrays; None takes as many as `steps` need, or Keras' 32. The batches of a
+            data set have the size of its first one.
         steps: Number of batches of the data; None takes all.
         network: The network that they are for: entries of a dict that it has no input for are left out.
 

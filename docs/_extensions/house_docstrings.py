@@ -38,10 +38,10 @@ def _process(app: Any, what: str, name: str, found: Any, options: Any, lines: li
 
 def _signature(app: Any, what: str, name: str, found: Any, options: Any, signature: str, returns: str) -> Any:
     """The arguments of a Keras layer or model, whose `__new__` takes any."""
-    if what != "class" or signature != "(*args, **kwargs)":
+    if what != "class" or (not hasattr(found, "__signature__") and signature != "(*args, **kwargs)"):
         return None
-    own = list(inspect.signature(found.__init__).parameters.values())[1:]
-    return str(inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in own])), returns
+    parameters = inspect.signature(found).parameters.values()
+    return str(inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in parameters])), returns
 
 
 def setup(app: Any) -> dict[str, Any]:

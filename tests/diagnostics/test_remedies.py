@@ -162,7 +162,7 @@ def test_early_stopping_after_a_warm_up_of_known_length_ends_at_temperature_one(
 
 @pytest.mark.filterwarnings("ignore:fit ended at T")
 def test_early_stopping_in_a_warm_up_is_said(data):
-    """One step an epoch: the best epoch, the first, has come to T = 1 / (0.85 * 40)."""
+    """One step per epoch: the best epoch, the first, has come to T = 1 / (0.85 * 40)."""
     model = bdl.VariationalModel(variational_network(), bdl.likelihoods.Categorical())
     model.compile("adam")
     assert stopped(model, data) == 3

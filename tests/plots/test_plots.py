@@ -294,7 +294,7 @@ def test_elbo_parts_refuses_what_it_cannot_draw() -> None:
         ValueError, match=r"`history` must have the keys .* not \['kl', 'loss'\]: \['nll', 'elbo', 'temperature'\]"
     ):
         plots.elbo_parts({"loss": [1.0], "kl": [1.0]}, num_examples=100)
-    with pytest.raises(ValueError, match=r"`history` .*one value an epoch.*'val_nll': \(1,\).*validation_freq=1"):
+    with pytest.raises(ValueError, match=r"`history` .*one value per epoch.*'val_nll': \(1,\).*validation_freq=1"):
         plots.elbo_parts(HISTORY | {"val_nll": [1.0]}, num_examples=100)
     with pytest.raises(ValueError, match=r"`num_examples` must be positive, not 0"):
         plots.elbo_parts(HISTORY, num_examples=0)

@@ -1,4 +1,4 @@
-"""Several steps in one call, on data that stay on the device: the same training as one step a call."""
+"""Several steps in one call, on data that stay on the device: the same training as one step per call."""
 
 import keras
 import numpy as np
@@ -108,7 +108,7 @@ def test_a_story_is_fitted_as_with_one_step_a_call(story, jit_compile):
 
 @compiles
 def test_rows_on_the_device_are_those_that_keras_would_read():
-    """One step a call is on the device for a story, and in Keras' own loop where steps are not compiled."""
+    """One step per call is on the device for a story, and in Keras' own loop where steps are not compiled."""
     models = [story_model(1), story_model(1)]
     models[1].is_fit_for_device = lambda arrays: False
     given = {"batch_size": 5, "steps": 6, "sample_weight": np.linspace(0.0, 2.0, 23).astype("float32")}

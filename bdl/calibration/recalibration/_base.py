@@ -62,7 +62,7 @@ class ProbabilityCalibrator(ClassifierMixin, BaseEstimator):
         self.classes_, labels = _columns_of(of_those_kept(y, kept), scores.shape[1], classes)
         if len(labels) != len(scores):
             raise ValueError(
-                "`X` and `y` must have one row an example, not inconsistent numbers of samples, "
+                "`X` and `y` must have one row per example, not inconsistent numbers of samples, "
                 f"{len(scores)} rows and {len(labels)} labels. Predict on exactly the inputs of `y`."
             )
         self._fit(scores, labels, counts[kept])
@@ -115,14 +115,14 @@ def check_sample_weight(sample_weight: ArrayLike | None, num_examples: int) -> N
     """How often each example counts, `(n,)` in float64: once if None.
 
     Raises:
-        ValueError: if there is not one weight an example, a weight is negative or not finite, or all are 0.
+        ValueError: if there is not one weight per example, a weight is negative or not finite, or all are 0.
     """
     if sample_weight is None:
         return np.ones(num_examples)
     weights = real_array("sample_weight", sample_weight).astype(np.float64)
     if weights.shape != (num_examples,):
         raise ValueError(
-            f"`sample_weight` must have one weight an example, shape {(num_examples,)}, not shape {weights.shape}. "
+            f"`sample_weight` must have one weight per example, shape {(num_examples,)}, not shape {weights.shape}. "
             "Give each row of `X` its weight."
         )
     wrong = ~(np.isfinite(weights) & (weights >= 0))

@@ -57,7 +57,7 @@ class _NormalCalibrator(RegressorMixin, BaseEstimator):
 
 
 class VarianceScaling(_NormalCalibrator):
-    """One factor on all scales, that of least negative log likelihood: the root mean square of `(y - mean) / scale`.
+    """One factor for all scales, which minimises the NLL: the root mean square of `(y - mean) / scale`.
 
     Laves et al. 2020, "Well-calibrated regression uncertainty in medical imaging", eq. 13.
 
@@ -119,7 +119,7 @@ class VarianceScaling(_NormalCalibrator):
 
 
 class QuantileCalibration(_NormalCalibrator):
-    """A monotone map of quantiles' levels, so that the share of targets below each is what it says.
+    """A monotone map of quantiles' levels, after which the share of targets below a quantile equals its level.
 
     With `F` the predictive distribution function, isotonic regression of the ranks of `F(y)` on `F(y)` gives `R`, and
     `R(F(y))` is the calibrated distribution function (Kuleshov et al. 2018, "Accurate uncertainties for deep learning

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TemperatureScaling(ProbabilityCalibrator):
-    """One temperature for all scores: `softmax(z / T)`, the `T` of least negative log likelihood.
+    """One temperature for all scores: `softmax(z / T)`, with the `T` of the smallest negative log likelihood.
 
     It never changes which class is the most probable, and cannot overfit: the first recalibration to try (Guo et al.
     2017, eq. 9).

@@ -8,10 +8,9 @@ from bdl.layers.named import NamedRank1, NamedVariational
 
 
 class Conv1DReparameterization(NamedVariational, wraps=layers.Conv1D, estimator="reparameterization"):
-    """`keras.layers.Conv1D` with one sampled kernel a call.
+    """`keras.layers.Conv1D` with one sampled kernel per call.
 
-    Arguments as `keras.layers.Conv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv1D`.
+    Shapes are those of `keras.layers.Conv1D`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -22,10 +21,9 @@ class Conv1DReparameterization(NamedVariational, wraps=layers.Conv1D, estimator=
 
 
 class Conv1DFlipout(NamedVariational, wraps=layers.Conv1D, estimator="flipout"):
-    """`keras.layers.Conv1D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv1D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
-    Arguments as `keras.layers.Conv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv1D`.
+    Shapes are those of `keras.layers.Conv1D`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -38,8 +36,7 @@ class Conv1DFlipout(NamedVariational, wraps=layers.Conv1D, estimator="flipout"):
 class Conv1DLocalReparameterization(NamedVariational, wraps=layers.Conv1D, estimator="local_reparameterization"):
     """`keras.layers.Conv1D` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.Conv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv1D`.
+    Shapes are those of `keras.layers.Conv1D`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -52,8 +49,7 @@ class Conv1DLocalReparameterization(NamedVariational, wraps=layers.Conv1D, estim
 class Conv1DRank1(NamedRank1, wraps=layers.Conv1D, estimator="rank1"):
     """`keras.layers.Conv1D` with random factors on its channels and filters, drawn for each example.
 
-    Arguments as `keras.layers.Conv1D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
-    `kernel_prior` and `seed` of `NamedRank1`. Shapes as `keras.layers.Conv1D`.
+    Shapes are those of `keras.layers.Conv1D`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 
@@ -64,10 +60,9 @@ class Conv1DRank1(NamedRank1, wraps=layers.Conv1D, estimator="rank1"):
 
 
 class Conv2DReparameterization(NamedVariational, wraps=layers.Conv2D, estimator="reparameterization"):
-    """`keras.layers.Conv2D` with one sampled kernel a call.
+    """`keras.layers.Conv2D` with one sampled kernel per call.
 
-    Arguments as `keras.layers.Conv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv2D`.
+    Shapes are those of `keras.layers.Conv2D`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -78,10 +73,9 @@ class Conv2DReparameterization(NamedVariational, wraps=layers.Conv2D, estimator=
 
 
 class Conv2DFlipout(NamedVariational, wraps=layers.Conv2D, estimator="flipout"):
-    """`keras.layers.Conv2D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv2D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
-    Arguments as `keras.layers.Conv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv2D`.
+    Shapes are those of `keras.layers.Conv2D`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -94,8 +88,7 @@ class Conv2DFlipout(NamedVariational, wraps=layers.Conv2D, estimator="flipout"):
 class Conv2DLocalReparameterization(NamedVariational, wraps=layers.Conv2D, estimator="local_reparameterization"):
     """`keras.layers.Conv2D` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.Conv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv2D`.
+    Shapes are those of `keras.layers.Conv2D`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -108,8 +101,7 @@ class Conv2DLocalReparameterization(NamedVariational, wraps=layers.Conv2D, estim
 class Conv2DRank1(NamedRank1, wraps=layers.Conv2D, estimator="rank1"):
     """`keras.layers.Conv2D` with random factors on its channels and filters, drawn for each example.
 
-    Arguments as `keras.layers.Conv2D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
-    `kernel_prior` and `seed` of `NamedRank1`. Shapes as `keras.layers.Conv2D`.
+    Shapes are those of `keras.layers.Conv2D`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 
@@ -120,10 +112,9 @@ class Conv2DRank1(NamedRank1, wraps=layers.Conv2D, estimator="rank1"):
 
 
 class Conv3DReparameterization(NamedVariational, wraps=layers.Conv3D, estimator="reparameterization"):
-    """`keras.layers.Conv3D` with one sampled kernel a call.
+    """`keras.layers.Conv3D` with one sampled kernel per call.
 
-    Arguments as `keras.layers.Conv3D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv3D`.
+    Shapes are those of `keras.layers.Conv3D`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -134,10 +125,9 @@ class Conv3DReparameterization(NamedVariational, wraps=layers.Conv3D, estimator=
 
 
 class Conv3DFlipout(NamedVariational, wraps=layers.Conv3D, estimator="flipout"):
-    """`keras.layers.Conv3D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv3D` with one kernel perturbation per call, decorrelated across examples by random signs.
 
-    Arguments as `keras.layers.Conv3D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv3D`.
+    Shapes are those of `keras.layers.Conv3D`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -150,8 +140,7 @@ class Conv3DFlipout(NamedVariational, wraps=layers.Conv3D, estimator="flipout"):
 class Conv3DLocalReparameterization(NamedVariational, wraps=layers.Conv3D, estimator="local_reparameterization"):
     """`keras.layers.Conv3D` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.Conv3D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv3D`.
+    Shapes are those of `keras.layers.Conv3D`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -164,8 +153,7 @@ class Conv3DLocalReparameterization(NamedVariational, wraps=layers.Conv3D, estim
 class Conv3DRank1(NamedRank1, wraps=layers.Conv3D, estimator="rank1"):
     """`keras.layers.Conv3D` with random factors on its channels and filters, drawn for each example.
 
-    Arguments as `keras.layers.Conv3D`, then `input_factor_prior`, `output_factor_prior`, `initial_scale`,
-    `kernel_prior` and `seed` of `NamedRank1`. Shapes as `keras.layers.Conv3D`.
+    Shapes are those of `keras.layers.Conv3D`.
 
     Source: Dusenberry et al. 2020, "Efficient and scalable Bayesian neural nets with rank-1 factors".
 

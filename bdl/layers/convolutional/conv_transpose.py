@@ -8,10 +8,9 @@ from bdl.layers.named import NamedVariational
 
 
 class Conv1DTransposeReparameterization(NamedVariational, wraps=layers.Conv1DTranspose, estimator="reparameterization"):
-    """`keras.layers.Conv1DTranspose` with one sampled kernel a call.
+    """`keras.layers.Conv1DTranspose` with one sampled kernel per call.
 
-    Arguments as `keras.layers.Conv1DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv1DTranspose`.
+    Shapes are those of `keras.layers.Conv1DTranspose`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -22,10 +21,9 @@ class Conv1DTransposeReparameterization(NamedVariational, wraps=layers.Conv1DTra
 
 
 class Conv1DTransposeFlipout(NamedVariational, wraps=layers.Conv1DTranspose, estimator="flipout"):
-    """`keras.layers.Conv1DTranspose` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv1DTranspose` with one kernel perturbation per call, and random signs for each example.
 
-    Arguments as `keras.layers.Conv1DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv1DTranspose`.
+    Shapes are those of `keras.layers.Conv1DTranspose`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -40,8 +38,7 @@ class Conv1DTransposeLocalReparameterization(
 ):
     """`keras.layers.Conv1DTranspose` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.Conv1DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv1DTranspose`.
+    Shapes are those of `keras.layers.Conv1DTranspose`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -52,10 +49,9 @@ class Conv1DTransposeLocalReparameterization(
 
 
 class Conv2DTransposeReparameterization(NamedVariational, wraps=layers.Conv2DTranspose, estimator="reparameterization"):
-    """`keras.layers.Conv2DTranspose` with one sampled kernel a call.
+    """`keras.layers.Conv2DTranspose` with one sampled kernel per call.
 
-    Arguments as `keras.layers.Conv2DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv2DTranspose`.
+    Shapes are those of `keras.layers.Conv2DTranspose`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -66,10 +62,9 @@ class Conv2DTransposeReparameterization(NamedVariational, wraps=layers.Conv2DTra
 
 
 class Conv2DTransposeFlipout(NamedVariational, wraps=layers.Conv2DTranspose, estimator="flipout"):
-    """`keras.layers.Conv2DTranspose` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv2DTranspose` with one kernel perturbation per call, and random signs for each example.
 
-    Arguments as `keras.layers.Conv2DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv2DTranspose`.
+    Shapes are those of `keras.layers.Conv2DTranspose`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -84,8 +79,7 @@ class Conv2DTransposeLocalReparameterization(
 ):
     """`keras.layers.Conv2DTranspose` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.Conv2DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv2DTranspose`.
+    Shapes are those of `keras.layers.Conv2DTranspose`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -96,10 +90,9 @@ class Conv2DTransposeLocalReparameterization(
 
 
 class Conv3DTransposeReparameterization(NamedVariational, wraps=layers.Conv3DTranspose, estimator="reparameterization"):
-    """`keras.layers.Conv3DTranspose` with one sampled kernel a call.
+    """`keras.layers.Conv3DTranspose` with one sampled kernel per call.
 
-    Arguments as `keras.layers.Conv3DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv3DTranspose`.
+    Shapes are those of `keras.layers.Conv3DTranspose`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -110,10 +103,9 @@ class Conv3DTransposeReparameterization(NamedVariational, wraps=layers.Conv3DTra
 
 
 class Conv3DTransposeFlipout(NamedVariational, wraps=layers.Conv3DTranspose, estimator="flipout"):
-    """`keras.layers.Conv3DTranspose` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.Conv3DTranspose` with one kernel perturbation per call, and random signs for each example.
 
-    Arguments as `keras.layers.Conv3DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv3DTranspose`.
+    Shapes are those of `keras.layers.Conv3DTranspose`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -128,8 +120,7 @@ class Conv3DTransposeLocalReparameterization(
 ):
     """`keras.layers.Conv3DTranspose` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.Conv3DTranspose`, then `kernel_prior`, `kernel_posterior`, `bias_prior`, `bias_posterior`
-    and `seed` of `NamedVariational`. Shapes as `keras.layers.Conv3DTranspose`.
+    Shapes are those of `keras.layers.Conv3DTranspose`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 

@@ -8,10 +8,9 @@ from bdl.layers.named import NamedVariational
 
 
 class DepthwiseConv1DReparameterization(NamedVariational, wraps=layers.DepthwiseConv1D, estimator="reparameterization"):
-    """`keras.layers.DepthwiseConv1D` with one sampled kernel a call.
+    """`keras.layers.DepthwiseConv1D` with one sampled kernel per call.
 
-    Arguments as `keras.layers.DepthwiseConv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.DepthwiseConv1D`.
+    Shapes are those of `keras.layers.DepthwiseConv1D`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -22,10 +21,9 @@ class DepthwiseConv1DReparameterization(NamedVariational, wraps=layers.Depthwise
 
 
 class DepthwiseConv1DFlipout(NamedVariational, wraps=layers.DepthwiseConv1D, estimator="flipout"):
-    """`keras.layers.DepthwiseConv1D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.DepthwiseConv1D` with one kernel perturbation per call, and random signs for each example.
 
-    Arguments as `keras.layers.DepthwiseConv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.DepthwiseConv1D`.
+    Shapes are those of `keras.layers.DepthwiseConv1D`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -40,8 +38,7 @@ class DepthwiseConv1DLocalReparameterization(
 ):
     """`keras.layers.DepthwiseConv1D` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.DepthwiseConv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.DepthwiseConv1D`.
+    Shapes are those of `keras.layers.DepthwiseConv1D`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -52,10 +49,9 @@ class DepthwiseConv1DLocalReparameterization(
 
 
 class DepthwiseConv2DReparameterization(NamedVariational, wraps=layers.DepthwiseConv2D, estimator="reparameterization"):
-    """`keras.layers.DepthwiseConv2D` with one sampled kernel a call.
+    """`keras.layers.DepthwiseConv2D` with one sampled kernel per call.
 
-    Arguments as `keras.layers.DepthwiseConv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.DepthwiseConv2D`.
+    Shapes are those of `keras.layers.DepthwiseConv2D`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -66,10 +62,9 @@ class DepthwiseConv2DReparameterization(NamedVariational, wraps=layers.Depthwise
 
 
 class DepthwiseConv2DFlipout(NamedVariational, wraps=layers.DepthwiseConv2D, estimator="flipout"):
-    """`keras.layers.DepthwiseConv2D` with one kernel perturbation a call, decorrelated across examples by random signs.
+    """`keras.layers.DepthwiseConv2D` with one kernel perturbation per call, and random signs for each example.
 
-    Arguments as `keras.layers.DepthwiseConv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.DepthwiseConv2D`.
+    Shapes are those of `keras.layers.DepthwiseConv2D`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -84,8 +79,7 @@ class DepthwiseConv2DLocalReparameterization(
 ):
     """`keras.layers.DepthwiseConv2D` with noise on each output in training, whole kernels outside it.
 
-    Arguments as `keras.layers.DepthwiseConv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.DepthwiseConv2D`.
+    Shapes are those of `keras.layers.DepthwiseConv2D`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -96,10 +90,9 @@ class DepthwiseConv2DLocalReparameterization(
 
 
 class SeparableConv1DReparameterization(NamedVariational, wraps=layers.SeparableConv1D, estimator="reparameterization"):
-    """`keras.layers.SeparableConv1D` with its depthwise and pointwise kernel sampled once a call.
+    """`keras.layers.SeparableConv1D` with its depthwise and pointwise kernel sampled once per call.
 
-    Arguments as `keras.layers.SeparableConv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv1D`.
+    Shapes are those of `keras.layers.SeparableConv1D`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -112,8 +105,7 @@ class SeparableConv1DReparameterization(NamedVariational, wraps=layers.Separable
 class SeparableConv1DFlipout(NamedVariational, wraps=layers.SeparableConv1D, estimator="flipout"):
     """`keras.layers.SeparableConv1D` with its two parts perturbed in turn, decorrelated across examples by signs.
 
-    Arguments as `keras.layers.SeparableConv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv1D`.
+    Shapes are those of `keras.layers.SeparableConv1D`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -128,8 +120,7 @@ class SeparableConv1DLocalReparameterization(
 ):
     """`keras.layers.SeparableConv1D` with noise on each output of its two parts in training, whole kernels outside it.
 
-    Arguments as `keras.layers.SeparableConv1D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv1D`.
+    Shapes are those of `keras.layers.SeparableConv1D`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 
@@ -140,10 +131,9 @@ class SeparableConv1DLocalReparameterization(
 
 
 class SeparableConv2DReparameterization(NamedVariational, wraps=layers.SeparableConv2D, estimator="reparameterization"):
-    """`keras.layers.SeparableConv2D` with its depthwise and pointwise kernel sampled once a call.
+    """`keras.layers.SeparableConv2D` with its depthwise and pointwise kernel sampled once per call.
 
-    Arguments as `keras.layers.SeparableConv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv2D`.
+    Shapes are those of `keras.layers.SeparableConv2D`.
 
     Source: Blundell et al. 2015, "Weight uncertainty in neural networks", section 3.2.
 
@@ -156,8 +146,7 @@ class SeparableConv2DReparameterization(NamedVariational, wraps=layers.Separable
 class SeparableConv2DFlipout(NamedVariational, wraps=layers.SeparableConv2D, estimator="flipout"):
     """`keras.layers.SeparableConv2D` with its two parts perturbed in turn, decorrelated across examples by signs.
 
-    Arguments as `keras.layers.SeparableConv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv2D`.
+    Shapes are those of `keras.layers.SeparableConv2D`.
 
     Source: Wen et al. 2018, "Flipout", eq. 4.
 
@@ -172,8 +161,7 @@ class SeparableConv2DLocalReparameterization(
 ):
     """`keras.layers.SeparableConv2D` with noise on each output of its two parts in training, whole kernels outside it.
 
-    Arguments as `keras.layers.SeparableConv2D`, then `kernel_prior`, `kernel_posterior`, `bias_prior`,
-    `bias_posterior` and `seed` of `NamedVariational`. Shapes as `keras.layers.SeparableConv2D`.
+    Shapes are those of `keras.layers.SeparableConv2D`.
 
     Source: Kingma et al. 2015, "Variational dropout and the local reparameterization trick", eq. 6.
 

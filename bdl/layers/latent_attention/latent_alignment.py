@@ -8,7 +8,9 @@ import keras
 from keras import ops
 
 from bdl.estimators.stateless import computed_again
+from bdl.keras_internals import set_signature
 from bdl.latents import Alignment, add_local_kl, report_latent
+from bdl.layers.documentation import complete_docstring, with_arguments_of
 from bdl.layers.latent_attention import alignment
 from bdl.layers.latent_attention.alignment_estimators import (
     NEED_DECODER,
@@ -34,7 +36,8 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
     Subclasses score queries against keys, `infer` alignments from that, and take `context_weights` or `decode`.
 
     Args:
-        estimator: How alignments are summed out, one of `bdl.layers.latent_attention.alignment_estimators.ESTIMATORS`.
+        estimator: How alignments are summed out: `"soft"`, `"marginal"`, `"enumerate"`, `"reinforce"`, `"gumbel"` or
+            `"dirichlet"`.
         inference_network: Of q(z | x, y): None for q = p; `"dense"`, one Dense layer; or a layer or model from the
             concatenation of query and target, `(batch, queries, query_dim + target_dim)`, to a query of its own, of the
             keys' dimension (num_heads * key_dim), whose score is added to the prior's.
@@ -51,6 +54,11 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
         dropout: Share of attention weights that is dropped in training.
         seed: Integer seed of the noise, or None for a random one.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        set_signature(cls, with_arguments_of(cls, LatentAlignment))
+        complete_docstring(cls, [LatentAlignment])
 
     def __init__(
         self,
@@ -98,7 +106,7 @@ class LatentAlignment(HasNoise, keras.layers.Layer):
 
     @property
     def num_alignments(self) -> int:
-        """Alignments of a query: one, or one a head."""
+        """Alignments of a query: one, or one per head."""
         return 1
 
     @property

@@ -29,8 +29,6 @@ class LatentAttention(LatentAlignment):
         score_mode: `"dot"` and `"concat"` as in Keras; `"scaled_dot"`, `"general"` or `"additive"`.
         dropout: Share of attention weights that is dropped in training; 0 with a decoder.
         seed: Integer seed of the noise, or None for a random one.
-        **kwargs: `estimator`, `inference_network`, `decoder`, `num_samples`, `temperature`, `baseline` and
-            `block_size` of `LatentAlignment`; `name`, `dtype` and other arguments of `keras.Layer`.
 
     Call arguments: `inputs` `[query, value]` or `[query, value, key]`, `(batch, queries, dim)` and `(batch, keys,
     dim)`; `mask` `[query_mask, value_mask]`; `target`, features of y `(batch, queries, target_dim)`, for the inference

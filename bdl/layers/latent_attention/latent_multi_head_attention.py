@@ -37,8 +37,6 @@ class LatentMultiHeadAttention(LatentAlignment):
         bias_regularizer: Of the projections.
         kernel_constraint: Of the projections.
         bias_constraint: Of the projections.
-        **kwargs: `estimator`, `inference_network`, `decoder`, `num_samples`, `temperature`, `baseline`, `block_size`
-            and `seed` of `LatentAlignment`; `name`, `dtype` and other arguments of `keras.Layer`.
 
     Call arguments: `query` `(batch, queries, dim)`, `value` and `key` `(batch, keys, dim)`, `attention_mask` `(batch,
     queries, keys)` or `(batch, heads, queries, keys)`, `query_mask`, `value_mask`, `key_mask`,
@@ -102,7 +100,7 @@ class LatentMultiHeadAttention(LatentAlignment):
 
     @property
     def num_alignments(self) -> int:
-        """One a head, or one for all."""
+        """One per head, or one for all."""
         return 1 if self.share_alignment else self.num_heads
 
     def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None, target_shape: Any = None) -> None:

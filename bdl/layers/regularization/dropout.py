@@ -17,14 +17,24 @@ import keras
 from keras import layers, ops
 
 from bdl.estimators.dropout import apply_dropout
+from bdl.layers.documentation import complete_docstring
 from bdl.layers.noise_layers import HasNoise
 from bdl.random import Tensor
 
 
 class _MonteCarloNoise(HasNoise, keras.layers.Layer):
-    """What these layers share: they have the attributes of the Keras layer whose noise they draw."""
+    """What these layers share: they have the attributes of the Keras layer whose noise they draw.
+
+    Args:
+        shared_axes: Axes along which one draw serves all.
+        seed: Integer seed of the noise, or None for a random one.
+    """
 
     wraps: type
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        complete_docstring(cls, [base for base in cls.__mro__[1:] if issubclass(base, _MonteCarloNoise)])
 
     def __init__(self, shared_axes: Sequence[int] = (), seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -54,6 +64,15 @@ class _MonteCarloNoise(HasNoise, keras.layers.Layer):
 
 
 class _RateNoise(_MonteCarloNoise):
+    """Noise that has a rate.
+
+    Args:
+        rate: Share of the values that is dropped, in [0, 1).
+
+    Raises:
+        ValueError: if the rate is not in [0, 1).
+    """
+
     def __init__(self, rate: float, shared_axes: Sequence[int] = (), seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(shared_axes, seed, **kwargs)
         self.rate = check_rate(rate)
@@ -67,17 +86,10 @@ class _RateNoise(_MonteCarloNoise):
 class MCDropout(_RateNoise):
     """`keras.layers.Dropout` that stays on at prediction.
 
-    Args:
-        rate: Share of the values that is dropped, in [0, 1).
-        shared_axes: Axes along which one mask serves all.
-        noise_shape: As Keras': shape of the mask, None for an axis of the input.
-        seed: Integer seed of the masks, or None for a random one.
-        **kwargs: `name`, `dtype` and other arguments of `keras.Layer`.
-
     Input and output shape: any, the same.
 
-    Raises:
-        ValueError: if the rate is not in [0, 1).
+    Args:
+        noise_shape: Shape of the mask, None for an axis of the input, as in Keras.
 
     Source: Gal and Ghahramani 2016, "Dropout as a Bayesian approximation".
 
@@ -107,6 +119,12 @@ class MCDropout(_RateNoise):
 
 
 class _SpatialNoise(_RateNoise):
+    """Noise of whole channels.
+
+    Args:
+        data_format: `"channels_last"` or `"channels_first"`; None is Keras' `image_data_format()`.
+    """
+
     def __init__(
         self,
         rate: float,
@@ -127,7 +145,7 @@ class _SpatialNoise(_RateNoise):
 class MCSpatialDropout1D(_SpatialNoise):
     """`keras.layers.SpatialDropout1D` that stays on at prediction: whole channels are dropped, fixed over time.
 
-    Arguments as `MCDropout`, without `noise_shape`. Input and output shape `(batch, time, channels)`.
+    Input and output shape `(batch, time, channels)`.
 
     Source: Tompson et al. 2015, "Efficient object localization using convolutional networks".
 
@@ -143,8 +161,7 @@ class MCSpatialDropout1D(_SpatialNoise):
 class MCSpatialDropout2D(_SpatialNoise):
     """`keras.layers.SpatialDropout2D` that stays on at prediction: whole channels are dropped.
 
-    Arguments as `MCDropout`, with `data_format` for `noise_shape`. Input and output shape `(batch, height, width,
-    channels)`.
+    Input and output shape `(batch, height, width, channels)`.
 
     Source: Tompson et al. 2015, "Efficient object localization using convolutional networks".
 
@@ -160,7 +177,7 @@ class MCSpatialDropout2D(_SpatialNoise):
 class MCSpatialDropout3D(_SpatialNoise):
     """`keras.layers.SpatialDropout3D` that stays on at prediction: whole channels are dropped.
 
-    Arguments as `MCDropout`, with `data_format` for `noise_shape`. Input and output shape `(batch, ..., channels)`.
+    Input and output shape `(batch, ..., channels)`.
 
     Source: Tompson et al. 2015, "Efficient object localization using convolutional networks".
 
@@ -176,7 +193,7 @@ class MCSpatialDropout3D(_SpatialNoise):
 class MCGaussianDropout(_RateNoise):
     """`keras.layers.GaussianDropout` that stays on at prediction: values times `N(1, rate / (1 - rate))`.
 
-    Arguments as `MCDropout`, without `noise_shape`. Input and output shape: any, the same.
+    Input and output shape: any, the same.
 
     Source: Srivastava et al. 2014, "Dropout", section 10.
 
@@ -192,7 +209,7 @@ class MCGaussianDropout(_RateNoise):
 class MCAlphaDropout(_RateNoise):
     """`keras.layers.AlphaDropout` that stays on at prediction: mean 0 and variance 1 are kept, for SELU networks.
 
-    Arguments as `MCDropout`, without `noise_shape`. Input and output shape: any, the same.
+    Input and output shape: any, the same.
 
     Source: Klambauer et al. 2017, "Self-normalizing neural networks".
 
@@ -210,9 +227,6 @@ class MCGaussianNoise(_MonteCarloNoise):
 
     Args:
         stddev: Non-negative standard deviation.
-        shared_axes: Axes along which one draw serves all.
-        seed: Integer seed of the noise, or None for a random one.
-        **kwargs: `name`, `dtype` and other arguments of `keras.Layer`.
 
     Input and output shape: any, the same.
 

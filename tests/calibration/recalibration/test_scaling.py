@@ -233,7 +233,7 @@ def test_what_weighs_nothing_is_not_read(calibrator):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0, 1.0, 1.0], r"`sample_weight` must have one weight an example, shape \(4,\), not shape \(3,\)"),
+        ([1.0, 1.0, 1.0], r"`sample_weight` must have one weight per example, shape \(4,\), not shape \(3,\)"),
         ([1.0, -1.0, 1.0, 1.0], r"`sample_weight` must be finite and at least 0, not -1\.0 at index 1"),
         ([1.0, 1.0, np.nan, 1.0], r"`sample_weight` must be finite and at least 0, not nan at index 2"),
         ([0, 0, 0, 0], r"`sample_weight` must keep at least one example"),
@@ -311,7 +311,7 @@ def test_it_clones_pickles_and_ends_a_pipeline(calibrator):
         ([[np.nan, 1.0], [0.5, 0.5]], [0, 1], r"NaN"),
         ([[0.5, 0.5], [0.5, 0.5]], [0, 2, 1], r"`y` must hold class indices|`X` and `y` must have one row"),
         ([[0.5, 0.5], [0.5, 0.5]], [1, 1], r"`y` must hold two classes or more"),
-        ([[0.5, 0.5], [0.5, 0.5]], [0, 1, 1], r"`X` and `y` must have one row an example"),
+        ([[0.5, 0.5], [0.5, 0.5]], [0, 1, 1], r"`X` and `y` must have one row per example"),
         ([[0.5, 0.5], [0.5, 0.5]], [[0, 1], [1, 0]], r"y should be a 1d array"),
         ([[0.5, 0.5], [0.5, 0.5]], None, r"`y` must hold the labels"),
         (np.zeros((0, 2)), [], r"minimum of 1 is required"),
