@@ -140,7 +140,7 @@ def test_several_steps_in_a_call_are_those_of_one_a_call():
 @pytest.mark.core
 def test_globals_and_rows_come_to_the_best_product_of_gaussians():
     model = made(groups, {"code": PerRow(N)})
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 150)), steps_per_execution=50)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 150)))
     model.fit(ROWS, batch_size="all", steps=150, verbose=0)
     precision = 1 / 4 + N / (1.5**2 + 0.5**2)
     mean = Y.sum() / (1.5**2 + 0.5**2) / precision  # of a Gaussian posterior the best product has the means
