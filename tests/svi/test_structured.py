@@ -243,16 +243,16 @@ def paths(data):
 @pytest.mark.core
 def test_rows_with_a_chain_each_have_the_posterior_of_their_path(tmp_path):
     """It is in the family, with means linear in the row: to be within .1 standard deviations and 10 %."""
-    y = np.random.default_rng(4).normal(size=(40, LENGTH)).astype("float32")
+    y = np.random.default_rng(4).normal(size=(400, LENGTH)).astype("float32")
     keras.utils.set_random_seed(0)
     guide = {"path": Amortized(keras.layers.Identity(), ["y"], family="structured")}
     model = SVI(paths, guide, num_samples=2, seed=0)
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-2, 500)))
     model.fit({"y": y}, batch_size="all", steps=500, verbose=0)
     family = model.guide_of("path").distribution({"y": tensor(y)})
-    noise = np.concatenate([np.zeros((1, 40, LENGTH)), np.eye(LENGTH)[:, None].repeat(40, 1)])
+    noise = np.concatenate([np.zeros((1, 400, LENGTH)), np.eye(LENGTH)[:, None].repeat(400, 1)])
     draws = array(family.draw(tensor(noise)))
-    for row in range(0, 40, 8):
+    for row in range(0, 400, 80):
         expected, covariance = exact(y[row].astype("float64"), has_level=False)
         sd, root = np.sqrt(np.diag(covariance)), (draws[1:, row] - draws[0, row]).T
         np.testing.assert_allclose((draws[0, row] - expected) / sd, 0.0, atol=0.1)
