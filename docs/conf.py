@@ -1,6 +1,7 @@
 """The site: `sphinx-build -W docs site`."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -105,17 +106,14 @@ def _skip_what_others_wrote(app, what, name, member, skip, options):
     return True if how_it_is_made or module.startswith("sklearn.") or name.endswith("_request") else None
 
 
-def _leave_out_links_back(app):
-    """Leaves out viewcode's links from the source to the reference, where a module's names may have several homes."""
-    modules = app.env._viewcode_modules
-    for name in [name for name, found in modules.items() if not found]:
-        del modules[name]
-    for _, _, documented, _ in modules.values():
-        documented.clear()
-    return []
+def _leave_out_links_back(app, pagename, templatename, context, doctree):
+    """Leaves out viewcode's links from the source to the reference: it expects one page for all names of a module."""
+    if pagename.startswith("_modules/"):
+        body = re.sub(r'<a class="viewcode-back"[^>]*>.*?</a>', "", context["body"])
+        context["body"] = re.sub(r'<li><a href="builtins.html">builtins</a></li>', "", body)
 
 
 def setup(app):
     """Tells Sphinx."""
     app.connect("autodoc-skip-member", _skip_what_others_wrote)
-    app.connect("html-collect-pages", _leave_out_links_back, priority=400)  # before viewcode's own
+    app.connect("html-page-context", _leave_out_links_back)
