@@ -32,7 +32,7 @@ keras.utils.set_random_seed(0)
 hidden = [keras.layers.Dense(64, "relu") for _ in range(2)]
 network = keras.Sequential([keras.Input((1,)), *hidden, keras.layers.Dense(2)])
 model = bdl.recipes.regression(network, bdl.likelihoods.Normal(heteroscedastic=True), seed=0)
-model.fit(x, y, epochs=100, batch_size=20, verbose=0)
+model.fit(x, y, epochs=300, batch_size=20, verbose=0)
 
 # %%
 # New measurements tell whether the bands hold what they promise. These are on the cautious side.
