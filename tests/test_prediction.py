@@ -1,5 +1,7 @@
 """Monte Carlo prediction: the split of uncertainty, mixtures, and repeatability."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -347,6 +349,12 @@ def test_levels_outside_the_unit_interval_are_refused():
     prediction = RegressionPrediction(Normal(scale=1.0), {"loc": np.zeros((2, 3)), "scale": np.ones((2, 3))})
     with pytest.raises(ValueError, match="`q` must hold levels between 0 and 1"):
         prediction.quantile([0.5, 1.0])
+
+
+@pytest.mark.parametrize("given", ["model.keras", [Path("model.keras")]])
+def test_a_path_in_place_of_a_model_is_refused(given):
+    with pytest.raises(TypeError, match="load_model"):
+        predict_distribution(given, X, Categorical())
 
 
 def test_an_empty_list_of_models_is_refused():

@@ -194,7 +194,9 @@ def decorative_dropout(model: MCDropoutModel) -> str | None:
     `model` has no dropout...
     """
     rates = model.dropout_rates()
-    cure = "Pass rate=0.1, say, and before='all' or 'last' to insert dropout."
+    cure = (
+        "Pass rate=0.1, say, and before='all' or 'last' to insert dropout (in `bdl convert`: --rate 0.1 --layers last)."
+    )
     if not rates:
         return f"`model` has no dropout: all predictions will be equal. {cure}"
     if not any(rates):

@@ -49,6 +49,7 @@ def predict_distribution(
     Raises:
         ValueError: if an argument is out of range, an input is not finite, inputs differ in length, a data set never
             ends, or outputs and likelihood do not fit.
+        TypeError: if `model` is no Keras model, such as a path.
 
     Example:
     >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
@@ -59,6 +60,12 @@ def predict_distribution(
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     if not models:
         raise ValueError("`model` must be a Keras model or a list of at least one, not an empty list.")
+    for member in models:
+        if not callable(member):
+            raise TypeError(
+                f"`model` must be a Keras model or a list of them, not {type(member).__name__}. "
+                "keras.saving.load_model(path) loads one from a file."
+            )
     samplers = [_sampler(member, likelihood) for member in models]
     return predict_with(samplers, x, num_samples, batch_size, consistent, seed, keep_outputs)
 
