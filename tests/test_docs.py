@@ -100,6 +100,7 @@ def test_the_code_of_the_page_on_stories_runs_and_bears_out_what_it_says(monkeyp
     assert model.k_hat(data, seed=0).is_reliable
     assert model.k_hat(data, seed=0).effective_sample_size > 3500
     assert narrow.k_hat(data, seed=0).effective_sample_size < 1000
+    assert found["groups"].k_hat(found["visits"], seed=0).is_reliable
 
 
 @pytest.mark.tensorflow

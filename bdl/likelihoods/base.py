@@ -42,14 +42,14 @@ class Likelihood(keras.layers.Layer):
 
     def parameters(self, outputs: Tensor) -> dict[str, Tensor]:
         """Parameters of the distribution of each event, named as in scipy.stats."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `parameters`.")
 
     def log_prob(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Log density of each event, `(batch, ...)`, in nats.
 
         Compiled code cannot raise: a label outside the classes gives NaN, and a number that is no count -inf.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `log_prob`.")
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Log probability of each class, in nats; of classifiers only.
@@ -66,15 +66,15 @@ class Likelihood(keras.layers.Layer):
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Mean of each event; for a classifier its class probabilities."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `mean`.")
 
     def variance(self, outputs: Tensor) -> Tensor:
         """Variance of each event, the shape of `mean` (not for classifiers)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `variance`.")
 
     def distribution(self, parameters: dict[str, np.ndarray]) -> FrozenDistribution:
         """The frozen scipy.stats distribution with these parameters (not for classifiers)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `distribution`.")
 
     def null_nll(self, y: np.ndarray) -> np.ndarray:
         """NLL of each example under the best constant outputs, `(n,)`, in nats: what ignoring the inputs can reach.
@@ -92,7 +92,7 @@ class Likelihood(keras.layers.Layer):
         Raises:
             ValueError: if shape, type or values do not fit; it names the first bad entry and the fix.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `check_labels`.")
 
     def nll(self, y: Tensor, outputs: Tensor, mask: Tensor | None = None, event_weight: Tensor | None = None) -> Tensor:
         """Negative log likelihood of each example.

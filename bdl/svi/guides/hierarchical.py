@@ -57,7 +57,8 @@ class Hierarchical(LocationScaleGuide):
     posterior itself of a Gaussian hierarchy given its scales, funnels included. Where the prior is no such Gaussian,
     the guide is `N(b, c^2)`. Give it the sites of the groups, and what they depend on, such as a mean and a scale, a
     `"full_rank"` guide: `{("mu", "tau"): "full_rank", "theta": Hierarchical()}`. The story runs once more in each step,
-    up to the last of its sites.
+    up to the last of its sites. A mean that the groups' values are added to, and that their prior does not read, is
+    guided as if it did not depend on them: write it into the prior.
 
     Args:
         **kwargs: Of `keras.Layer`.
