@@ -351,7 +351,7 @@ def test_what_cannot_be_guided_is_refused():
 def test_a_guide_that_draws_what_is_impossible_is_refused_at_the_start():
     """No fewer can have been there than were seen."""
 
-    class AtMost:
+    class Bounded:
         """Uniform on 0 to a count."""
 
         support, event_shape = None, ()
@@ -367,7 +367,7 @@ def test_a_guide_that_draws_what_is_impossible_is_refused_at_the_start():
 
     def story(data):
         there = yield Local("there", Poisson(60.0))
-        yield Observed("seen", AtMost(there), data["seen"])
+        yield Observed("seen", Bounded(there), data["seen"])
 
     guide = {"there": Amortized(keras.layers.Identity(), ["seen"], family="counts")}
     model = SVI(story, guide, seed=0)
