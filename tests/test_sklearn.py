@@ -257,6 +257,28 @@ def bayesian(num_features, num_outputs):
     return keras.Sequential([keras.Input((num_features,)), bdl.layers.DenseReparameterization(num_outputs)])
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Laplace(bdl.likelihoods.Normal.__base__):
+    """A likelihood of a user's own, with a location and a scale."""
+
+    def log_prob(self, y, outputs):
+        values = self.parameters(outputs)
+        return -keras.ops.abs(y - values["loc"]) / values["scale"] - keras.ops.log(2.0 * values["scale"])
+
+    def variance(self, outputs):
+        return 2.0 * self.parameters(outputs)["scale"] ** 2
+
+    def distribution(self, parameters):
+        return stats.laplace(**parameters)
+
+
+def test_targets_of_any_likelihood_of_a_location_and_a_scale_are_standardised():
+    x, y = DIABETES
+    regressor = BayesianRegressor(bayesian, likelihood=Laplace(), epochs=1, num_samples=2, random_state=0).fit(x, y)
+    assert_allclose(regressor.target_scaler_.mean_, y.mean())
+    assert abs(regressor.predict(x).mean() - y.mean()) < y.std()
+
+
 @pytest.mark.core
 def test_a_network_with_posteriors_of_its_own_and_counts():
     likelihood = bdl.likelihoods.Poisson()

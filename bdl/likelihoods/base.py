@@ -26,10 +26,17 @@ class Likelihood(keras.layers.Layer):
 
     Subclasses give `parameters`, `log_prob`, `mean` and `check_labels`, and where they are not classifiers
     `distribution` and `variance`.
+
+    Attributes:
+        is_classifier: Whether events are classes.
+        has_class_axis: Whether the last axis of the outputs has an entry for each class.
+        is_location_scale: Whether events are real numbers whose distribution has the parameters `loc` and `scale`, so
+            that targets may be standardised.
     """
 
     is_classifier: ClassVar[bool] = False
     has_class_axis: ClassVar[bool] = False
+    is_location_scale: ClassVar[bool] = False
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"  # densities and their scales stay in full precision under any policy

@@ -30,6 +30,8 @@ _register = keras.saving.register_keras_serializable(package="bdl")
 class _LocationScale(Likelihood):
     """A real target around the network's output, with a fixed, learned or predicted scale."""
 
+    is_location_scale = True
+
     def __init__(
         self,
         scale: float | None = None,

@@ -31,8 +31,9 @@ class BayesianRegressor(RegressorMixin, MultiOutputMixin, BayesianEstimator):
             compiled `bdl.VariationalModel` around one. None is `default_network`.
         hidden: Units of each hidden layer of the default network.
         likelihood: `"student_t"` (one learned scale), `"normal"` (the same), or any `bdl.likelihoods.Likelihood` that
-            is no classifier, of which each fit takes a copy. `Normal` and `StudentT` see standardised targets, so that
-            a `scale` of theirs is in standard deviations of y; others (counts) see the targets as they are.
+            is no classifier, of which each fit takes a copy. `Normal`, `StudentT` and others of a location and a
+            scale see standardised targets, so that a `scale` of theirs is in standard deviations of y; others (counts)
+            see the targets as they are.
         recipe: As of `BayesianClassifier`; `"auto"` follows `bdl.recipes.recommend`: `fully_gaussian` below 200
             examples, `small_data` above, and `regression` from 8,000 on where one scale is learned. With noisy targets
             `fully_gaussian` may be the better one above 200, too.
@@ -109,7 +110,7 @@ class BayesianRegressor(RegressorMixin, MultiOutputMixin, BayesianEstimator):
         num_targets = targets.shape[1]
         model = self._build(inputs, _num_outputs(likelihood, num_targets), likelihood)
         _check_outputs(model, inputs, num_targets)
-        if isinstance(model.likelihood, Normal | StudentT):
+        if model.likelihood.is_location_scale:
             self.target_scaler_ = StandardScaler().fit(targets, sample_weight=sample_weight)
             targets = self.target_scaler_.transform(targets)
         elif hasattr(self, "target_scaler_"):
