@@ -19,7 +19,6 @@ import bdl
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHORTEST = ("conformal-sets", "probabilities-in-a-csv")
-EXECUTED = ("docs/svi.md", "docs/codes.md")  # whole pages, in test_docs.py
 
 
 def is_installed(*names):

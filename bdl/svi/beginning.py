@@ -15,7 +15,7 @@ from bdl.svi.chains import ChainLosses, copied, scattered
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
-from bdl.svi.guides.selection import assign_guides, named_sites
+from bdl.svi.guides.selection import assign_guides, requested
 from bdl.svi.rows import as_data, as_tensors, first_batch
 from bdl.svi.start import Start, find_starts, on_the_real_line
 from bdl.svi.story import Site, Story, num_rows
@@ -123,8 +123,7 @@ class Beginning:
         """
         x = as_data(x, self.compute_dtype, argument)
         if not training_data.is_data_set(x):
-            requested = self.requested_guide
-            for guide in requested.values() if isinstance(requested, Mapping) else [requested]:
+            for _, guide in requested(self.requested_guide):
                 guide.check_data(x, argument, is_read)
         return x
 
@@ -140,7 +139,8 @@ class Beginning:
         """
         given = self.start if isinstance(self.start, Mapping) else None
         key = fold_in(draw_key(0), 0)
-        guided, dtype = named_sites(self.requested_guide), self.compute_dtype
+        guided = [name for names, _ in requested(self.requested_guide) for name in names]
+        dtype = self.compute_dtype
         found = trace(self.story, as_tensors(data, dtype), key, self.networks, given, dtype, guided)
         model: Any = self
         is_first = not self.sites

@@ -11,6 +11,7 @@ import numpy as np
 from bdl.serialization import take_format
 from bdl.svi.chains import of_chain
 from bdl.svi.guides import Guide
+from bdl.svi.guides.selection import requested
 from bdl.svi.story import Site
 
 FORMAT_VERSION = 1
@@ -185,12 +186,10 @@ def _guide_config(model: Any) -> Any:
     """The guides as they are bound; before that, as they were given."""
     if model.guides:
         return [[list(guide.sizes), keras.saving.serialize_keras_object(guide)] for guide in model.guides_of(0)]
-    requested = model.requested_guide
-    if not isinstance(requested, Mapping):
-        return keras.saving.serialize_keras_object(requested)
+    if not isinstance(model.requested_guide, Mapping):
+        return keras.saving.serialize_keras_object(model.requested_guide)
     return [
-        [[key] if isinstance(key, str) else list(key), keras.saving.serialize_keras_object(guide)]
-        for key, guide in requested.items()
+        [list(names), keras.saving.serialize_keras_object(guide)] for names, guide in requested(model.requested_guide)
     ]
 
 

@@ -22,7 +22,7 @@ from bdl.svi.estimators import Estimator
 from bdl.svi.files import Saved
 from bdl.svi.fitting import Fitting
 from bdl.svi.guides import Guide
-from bdl.svi.guides.selection import check_guide
+from bdl.svi.guides.selection import check_guide, requested
 from bdl.svi.rows import as_tensors
 from bdl.svi.start import check_start
 from bdl.svi.story import Story, num_rows
@@ -128,7 +128,7 @@ class SVI(Compared, Saved, Fitting):
                 "and would not be independent. Fit a model for each seed instead."
             )
         self.requested_guide = check_guide(guide)
-        guides = self.requested_guide.values() if isinstance(self.requested_guide, Mapping) else [self.requested_guide]
+        guides = [each for _, each in requested(self.requested_guide)]
         _refuse_latents([*self.networks.values(), *guides])
         self.start = check_start(start)
         self.objective = check_objective(objective, 0.0)

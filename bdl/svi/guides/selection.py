@@ -74,15 +74,16 @@ def check_guide(guide: Any) -> Any:
     return guides
 
 
-def named_sites(guide: Guide | Mapping[Any, Guide]) -> list[str]:
-    """Names of the sites that are given a guide one by one or jointly, and not all together.
+def requested(guide: Guide | Mapping[Any, Guide]) -> Assignment:
+    """The guides of the argument `guide` with the sites that each is named for: none of one for all sites together.
 
     Example:
-    >>> named_sites({("mean", "scale"): MeanField()})
-    ['mean', 'scale']
+    >>> [(names, type(each).__name__) for names, each in requested({("mean", "scale"): MeanField(), "rate": Delta()})]
+    [(('mean', 'scale'), 'MeanField'), (('rate',), 'Delta')]
     """
-    keys = list(guide) if isinstance(guide, Mapping) else []
-    return [name for key in keys for name in ([key] if isinstance(key, str) else key)]
+    if not isinstance(guide, Mapping):
+        return [((), guide)]
+    return [((key,) if isinstance(key, str) else tuple(key), each) for key, each in guide.items()]
 
 
 def assign_guides(guide: Guide | Mapping[Any, Guide], sites: Mapping[str, Site]) -> Assignment:
@@ -103,9 +104,11 @@ def assign_guides(guide: Guide | Mapping[Any, Guide], sites: Mapping[str, Site])
     """
     sites = {name: site for name, site in sites.items() if site.kind != "enumerated"}
     if isinstance(guide, Mapping):
-        assignment = [((key,) if isinstance(key, str) else tuple(key), each) for key, each in guide.items()]
+        assignment = requested(guide)
+    elif sites:
+        assignment = [(tuple(sites), guide)]
     else:
-        assignment = [(tuple(sites), guide)] if sites else []
+        assignment = []
     named = [name for names, _ in assignment for name in names]
     unknown = sorted(set(named) - set(sites))
     if unknown:
