@@ -20,6 +20,7 @@ from bdl import (
     priors,
     random,
     recipes,
+    training,
 )
 from bdl.elbo import ELBO, kl_divergence
 from bdl.evaluation import evaluate
@@ -53,6 +54,7 @@ __all__ = [
     "random",
     "recipes",
     "sklearn",
+    "training",
 ]
 
 

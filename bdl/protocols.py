@@ -97,5 +97,11 @@ class TellsStory(Protocol):
     def guide_of(self, site: str) -> Any:
         """The guide of a latent site."""
 
+    def iterate(self) -> Any:
+        """Where the guides of global sites are (`bdl.training.iterates.Iterate`); None where each is a point."""
+
+    def iterate_names(self) -> Any:
+        """Name of each number of such an iterate."""
+
     def k_hat(self, x: Any, num_samples: int, seed: int | None) -> Any:
         """How heavy the tail of the guides' importance weights is."""

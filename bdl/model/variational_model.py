@@ -17,6 +17,7 @@ from bdl.latents import keep_local_kl, kl_of_draws, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.model.comparing import Comparing
 from bdl.model.predicting import Predicting
+from bdl.model.watching import Watched
 from bdl.random import Tensor
 from bdl.serialization import take_format
 from bdl.training import data as training_data
@@ -38,7 +39,7 @@ _is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=Fal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
+class VariationalModel(Watched, Predicting, Comparing, FitsOnDevice, keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
@@ -269,6 +270,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         if begin_decay(self.optimizer, steps_per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)  # the schedule is compiled into it
+        self.convergence = None
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
         own_buffers(self.trainable_variables)

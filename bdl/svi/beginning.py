@@ -34,6 +34,7 @@ class Beginning:
         chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
         is_started: Whether guides are where a fit begins, or beyond.
+        convergence: What was seen of the last fit's convergence, which prints as a sentence; None of nothing.
     """
 
     story: Story
@@ -55,6 +56,7 @@ class Beginning:
         self.described: Any = None
         self.is_started = False
         self.average: TailAverage | None = None
+        self.convergence: Any = None
         self.chain_losses: ChainLosses | None = None
         self._site_trackers: list[keras.metrics.Mean] = []
 

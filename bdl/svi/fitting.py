@@ -125,7 +125,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         self.check_trained()
         build_optimizer(self)
         settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}
-        self.is_fitting = True
+        self.is_fitting, self.convergence = True, None
         try:
             with self._without_optimizer(), contextlib.nullcontext() if resident is None else self.fitting(resident):
                 history = super().fit(x, None, None, epochs, verbose, callbacks, **settings)

@@ -26,12 +26,13 @@ from bdl.svi.guides.selection import check_guide, requested
 from bdl.svi.rows import as_tensors
 from bdl.svi.start import check_start
 from bdl.svi.story import Story, num_rows
+from bdl.svi.watching import Watched
 from bdl.training.figures import part_trackers, update_parts
 from bdl.training.progress import Progress
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class SVI(Compared, Saved, Fitting):
+class SVI(Compared, Saved, Watched, Fitting):
     """Stochastic variational inference of a story: any probabilistic model, fitted as a Keras model is.
 
     The objective is the ELBO of `bdl.elbo`: observed sites give the NLL, the divergence of global sites is divided by

@@ -1,7 +1,8 @@
 """Averages of the iterates, which take the weights' place at the end of `fit`.
 
 `AveragingAdam` is an optimizer whose average needs no length of the training; `TailAverage` is the plain mean over the
-second half of a training of known length, whatever the optimizer.
+second half of a training of known length, whatever the optimizer, or from where `restart` says; `MeanOfReads` is one
+that needs no part in the step.
 """
 
 from __future__ import annotations
@@ -117,6 +118,10 @@ class TailAverage:
         self._seen.assign(0)
         self._first.assign(2**30 if total_steps is None else total_steps // 2)
 
+    def restart(self) -> None:
+        """Forgets what came before: the average begins with the next step."""
+        self._first.assign(int(ops.convert_to_numpy(ops.convert_to_tensor(self._seen))))
+
     def update(self) -> None:
         """Adds the variables as they are now; once per step, which may be compiled."""
         number = ops.convert_to_tensor(self._seen) + 1 - ops.convert_to_tensor(self._first)
@@ -132,3 +137,44 @@ class TailAverage:
             return
         for mean, variable in zip(self._means, self._variables, strict=True):
             variable.assign(ops.copy(ops.convert_to_tensor(mean)))
+
+
+class MeanOfReads:
+    """Mean of variables, read from outside of the step: for models that keep no average of their own.
+
+    Args:
+        variables: What is averaged.
+
+    Example:
+    >>> weight = keras.Variable(1.0)
+    >>> average = MeanOfReads([weight])
+    >>> for value in (1.0, 2.0):
+    ...     _ = weight.assign(value)
+    ...     average.update()
+    >>> average.put_in_place()
+    >>> float(weight)
+    1.5
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+        self._variables = list(variables)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was read."""
+        self._number = 0
+        self._means: list[Any] = [0.0] * len(self._variables)
+
+    def update(self) -> None:
+        """Reads the variables."""
+        self._number += 1
+        for place, variable in enumerate(self._variables):
+            value = ops.convert_to_numpy(current_value(variable))
+            # In the variables' own dtype: in float64 the copy of a large network would be twice as large.
+            self._means[place] = self._means[place] + (value - self._means[place]) / value.dtype.type(self._number)
+
+    def put_in_place(self) -> None:
+        """Gives the variables their means, if anything was read."""
+        if self._number:
+            for mean, variable in zip(self._means, self._variables, strict=True):
+                variable.assign(mean)
