@@ -57,7 +57,5 @@ class Watched:
         total = sum(sizes)
         chosen = np.sort(np.random.default_rng(0).choice(total, min(MOST_WEIGHTS, total), replace=False))
         ends = np.cumsum([0, *sizes])
-        of_each = [
-            chosen[(chosen >= first) & (chosen < end)] - first for first, end in itertools.pairwise(ends)
-        ]
+        of_each = [chosen[(chosen >= first) & (chosen < end)] - first for first, end in itertools.pairwise(ends)]
         return [(*part, places) for part, places in zip(parts, of_each, strict=True) if places.size]
