@@ -18,6 +18,7 @@ from bdl.svi.guides import (
 from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
+from bdl.svi.sbc import simulation_based_calibration
 from bdl.svi.story import Global, Local, Observed
 from bdl.svi.supports import Flat, MarkovChain
 
@@ -43,4 +44,5 @@ __all__ = [
     "from_joint",
     "k_hat",
     "nuts",
+    "simulation_based_calibration",
 ]
