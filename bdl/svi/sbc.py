@@ -1,4 +1,4 @@
-"""Simulation-based calibration: are posteriors of data that the story itself made as wide, and where, they should be?"""
+"""Simulation-based calibration: are posteriors of simulated data where they should be, and as wide?"""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _keys_of(model: SVI, x: Any, observed: Mapping[str, str] | None, prior: Mapp
         if key not in x or site not in prior or prior[site][0].size != np.size(x[key]):
             raise ValueError(
                 f"`x` must have an entry {key!r} of the numbers that the site {site!r} observes, for "
-                f"{num_rows(x)} rows: it has {sorted(x)}. Where the entry has another name, pass observed={{{site!r}: key}}."
+                f"{num_rows(x)} rows: it has {sorted(x)}. If it has another name, pass observed={{{site!r}: key}}."
             )
     return keys
 
