@@ -93,8 +93,8 @@ def correct(k: float, threshold: float, effective_share: float | None) -> bool:
 def k_hat(log_weights: Any) -> ParetoSmoothing:
     """Pareto-smoothed importance sampling: how heavy the tail of importance weights is, and the weights smoothed.
 
-    A generalized Pareto distribution is fitted to the `min(S / 5, 3 sqrt(S))` largest of S weights, which its quantiles
-    then replace, none of them above the largest weight.
+    A generalized Pareto distribution is fitted to the `min(S / 5, 3 sqrt(S))` largest of S weights, rounded down as in
+    ArviZ, which its quantiles then replace, none of them above the largest weight.
 
     Args:
         log_weights: Log density of the posterior, known up to a constant, less the guide's, of each of S independent
@@ -116,7 +116,7 @@ def k_hat(log_weights: Any) -> ParetoSmoothing:
     log_weights = _check_log_weights(log_weights)
     size = log_weights.size
     scaled = log_weights - log_weights.max()
-    k, smoothed = _smooth(scaled, math.ceil(min(size / 5, 3 * math.sqrt(size))))
+    k, smoothed = _smooth(scaled, math.floor(min(size / 5, 3 * math.sqrt(size))))
     smoothed = smoothed - special.logsumexp(smoothed)
     return ParetoSmoothing(
         k=k,
@@ -146,9 +146,11 @@ def _smooth(log_weights: np.ndarray, tail: int) -> tuple[float, np.ndarray]:
     order = np.argsort(log_weights, kind="stable")
     cutoff = log_weights[order[-tail - 1]]
     in_tail = order[-tail:]
-    in_tail = in_tail[log_weights[in_tail] > cutoff]  # ties with the cutoff are no exceedances
-    if in_tail.size < _LEAST_TAIL:
+    above = in_tail[log_weights[in_tail] > cutoff]
+    if above.size < _LEAST_TAIL:
         return -math.inf, log_weights
+    if in_tail.size - above.size >= in_tail.size // 4:
+        in_tail = above  # of so many ties with the cutoff, no exceedances, the fit would know no scale
     exceedances = np.exp(log_weights[in_tail]) - np.exp(cutoff)
     if exceedances[in_tail.size // 4] < _NO_WEIGHT:
         return math.inf, log_weights

@@ -11,6 +11,7 @@ from layer_contract import array
 from stories import level, level_posterior, spread
 
 import bdl
+from bdl.diagnostics import TrainingHealth
 from bdl.svi import SVI
 from bdl.training import Converged
 from bdl.training.averaging import MeanOfReads, TailAverage
@@ -119,6 +120,21 @@ def test_what_came_after_is_averaged_in_place():
     assert report.is_reached
     np.testing.assert_allclose(model.iterate().mean[0], np.mean(seen[report.first - 1 : report.steps - 1]), rtol=1e-5)
     assert len(seen) == report.steps
+
+
+def test_the_summary_says_what_was_seen_or_that_nobody_looked():
+    model = SVI(level, seed=0)
+    model.compile(keras.optimizers.Adam(0.05))
+    model.fit(DATA, batch_size="all", steps=40, epochs=20, verbose=0)
+    assert "is not known: nothing watched it" in str(model.summary_table())
+    health = TrainingHealth(on_verdict="record", max_cost=1.0)
+    model.fit(DATA, batch_size="all", steps=800, epochs=40, verbose=0, callbacks=[health])
+    assert re.search("The fit (has not come|came) to rest. Between the last two quarters", str(model.summary_table()))
+    converged = Converged()
+    model.fit(DATA, batch_size="all", steps=3000, verbose=0, callbacks=[converged])
+    assert str(converged.report) in model.summary_table().remark
+    model.fit(DATA, batch_size="all", steps=1, verbose=0)
+    assert "is not known" in str(model.summary_table())
 
 
 @pytest.mark.core
