@@ -114,17 +114,12 @@ def fit(case: Case, folder: Path) -> Row:
         None if outside.size and outside[-1] == len(steps) - 1 else int(steps[outside[-1] + 1 if outside.size else 0])
     )
     stop = noting.stop
-    if DUMP is not None:
-        np.savez(DUMP / f"{case.model}-{case.seed}.npz", numbers=np.array(noting.numbers), steps=steps, errors=errors)
     return {
         "best": best,
         "final": float(errors[-1]),
         "stop": None if stop is None else stop[1],
         "error": None if stop is None else error(*stop),
     }
-
-
-DUMP: Path | None = None
 
 
 @app.command()

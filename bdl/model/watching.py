@@ -32,7 +32,8 @@ class Watched:
 
     def iterate(self) -> Iterate | None:
         """Means and scales of some weights, the same ones at each call; None where no weight has a scale."""
-        means, scales = [], []
+        means: list[np.ndarray] = []
+        scales: list[np.ndarray] = []
         for _, part, chosen in self._watched():
             mean = ops.reshape(ops.convert_to_tensor(part.mean), (-1,))
             scale = ops.broadcast_to(part.posterior.scale(part.variables), ops.shape(part.mean))

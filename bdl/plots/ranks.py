@@ -76,9 +76,9 @@ def rank_ecdf(
     entries: Entries = [(area, band)]
     for name in [each for each in counts if each not in named] + named:
         place = named.index(name) if name in named else None
-        look = {"color": MUTED, "linewidth": 0.6} if place is None else {"color": COLORS[place], "linewidth": 1.5}
+        color, width = (MUTED, 0.6) if place is None else (COLORS[place], 1.5)
         style = "-" if place is None else LINESTYLES[place % len(LINESTYLES)]
-        (line,) = ax.plot(edges, difference(counts[name]), linestyle=style, **look)
+        (line,) = ax.plot(edges, difference(counts[name]), linestyle=style, color=color, linewidth=width)
         entries += [] if place is None else [(line, printable(name))]
     tidy(ax)
     ax.set(xlim=(0, 1), xlabel="rank of the true value, as a part of the draws", ylabel="difference of the ECDF")

@@ -149,6 +149,13 @@ class Converged(keras.callbacks.Callback):
             raise ValueError(f"`every` must be a positive integer, not {every!r}.")
         self.r_hat, self.error, self.effective, self.every, self.averaging = r_hat, error, effective, every, averaging
         self.report: Convergence | None = None
+        self._names: Sequence[str] = ()
+        self._reads: list[np.ndarray] = []
+        self._movement: Movement | None = None
+        self._setting: tuple[float, float | None] | None = None
+        self._average: Any = None
+        self._first = self._last_read = self._judged = 0
+        self._is_mixed = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begins the first run.
@@ -164,7 +171,7 @@ class Converged(keras.callbacks.Callback):
             )
         self.report = None
         self._start = first.numbers
-        self._names: Sequence[str] = self.model.iterate_names()
+        self._names = self.model.iterate_names()
         self._step, self._epoch_began = 0, 0
         self._planned = self._planned_steps()
         average = self.model.average
@@ -250,11 +257,8 @@ class Converged(keras.callbacks.Callback):
         if self._step and self._planned is not None and GROWTH * self._step > self._planned:
             return False
         self._first = self._last_read = self._step
-        self._reads: list[np.ndarray] = []
-        self._judged = 0
-        self._is_mixed = False
-        self._movement: Movement | None = None
-        self._setting: tuple[float, float | None] | None = None
+        self._reads, self._judged = [], 0
+        self._movement, self._setting, self._is_mixed = None, None, False
         if self._average is not None:
             self._average.restart()
         return True
