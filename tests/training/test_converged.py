@@ -142,7 +142,8 @@ def test_calls_of_several_steps_are_read_once():
     callback = Converged()
     model = fitted(callback, compiled={"steps_per_execution": 20})
     assert callback.report.is_reached
-    assert callback.report.steps % 20 == 0
+    if keras.backend.backend() != "torch":  # which takes one step a call
+        assert callback.report.steps % 20 == 0
     assert model.progress.step == callback.report.steps
 
 
