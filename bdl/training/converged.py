@@ -114,8 +114,8 @@ class Converged(keras.callbacks.Callback):
         UserWarning: if the fit has ended and was not seen to converge, or the learning rate follows a schedule.
 
     Source: Dhaka et al. 2020, "Robust, accurate stochastic optimization for variational inference", algorithm 1. The
-    R-hat of 1.1 and the error of .1 are those of the library viabel. The drift is bdl's: R-hat alone ended fits of ten
-    models after 3 to 10 times as many steps as were needed.
+    R-hat of 1.1 and the error of .1 are those of the library viabel. The drift is bdl's: R-hat alone, with an
+    effective size of 25, ended eight of ten fits after 4 to 10 times the steps that were needed, and two never.
 
     Example:
     >>> import tensorflow_probability as tfp
