@@ -39,6 +39,7 @@ from keras import ops
 
 from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
+from bdl.svi.cubature import CUBATURE, num_points, points_of
 from bdl.svi.doubly import handing_on, shares_of
 from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
@@ -82,7 +83,7 @@ class Estimator:
     sites: Mapping[str, Site]
     guides: Sequence[Guide]
     networks: Mapping[str, Any]
-    num_samples: int = 1
+    num_samples: int | str = 1
     objective: str = "elbo"
     dtype: str = "float32"
 
@@ -94,8 +95,11 @@ class Estimator:
     @property
     def num_draws(self) -> int:
         """Evaluations of the story in a step: `num_samples`, two at least of the ELBO of locals, or of discrete."""
+        if self.num_samples == CUBATURE:
+            return num_points(self.guides)
         needs_two = any(guide.is_discrete or (guide.is_local and self.objective == "elbo") for guide in self.guides)
-        return max(self.num_samples, 2) if needs_two else self.num_samples
+        number = int(self.num_samples)
+        return max(number, 2) if needs_two else number
 
     def terms(self, data: Any, key: Tensor, temperature: Tensor | float | None = None) -> Terms:
         """The terms of a step.
@@ -320,6 +324,8 @@ class Estimator:
 
     def _noise(self, guide: Guide, rows: Any, key: Tensor, number: int, is_shared: bool, is_mirrored: bool) -> Tensor:
         """Standard normal noise of each draw: `(number, noise_size)`, or `(number, rows, noise_size)`."""
+        if self.num_samples == CUBATURE and is_mirrored and not guide.is_local:
+            return ops.convert_to_tensor(points_of(self.guides, guide), dtype=self.dtype)
         is_shared, is_mirrored = is_shared and not guide.is_local, is_mirrored and not guide.is_discrete
         own = 1 if is_shared else (number + 1) // 2 if is_mirrored else number
         noise = (

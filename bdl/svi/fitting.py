@@ -26,7 +26,7 @@ from bdl.svi.rows import (
 from bdl.training import data as training_data
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.resident import FitsOnDevice, Resident
-from bdl.training.steps import build_optimizer
+from bdl.training.steps import build_optimizer, inform_optimizer
 
 
 class Fitting(Beginning, FitsOnDevice, keras.Model):
@@ -58,6 +58,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
             raise ValueError(f"`loss` must be None, not {loss!r}: SVI trains on the ELBO of its story.")
         self._trained = None
         super().compile(optimizer=optimizer, loss=None, **kwargs)
+        inform_optimizer(self)
 
     def fit(
         self,
@@ -123,6 +124,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         if self.chain_losses is not None:
             self.chain_losses.begin()
         self.check_trained()
+        inform_optimizer(self)
         build_optimizer(self)
         settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}
         self.is_fitting = True
@@ -170,6 +172,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         if not self.is_started:
             self.begin(checked, None)
         self.check_trained()
+        inform_optimizer(self)
         return super().train_on_batch(x, *args, **kwargs)
 
     def check_trained(self) -> None:
