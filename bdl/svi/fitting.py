@@ -10,8 +10,9 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from bdl.optimizers import NaturalGradient
 from bdl.svi.beginning import Beginning
-from bdl.svi.guides import PerRow
+from bdl.svi.guides import Conjugate, PerRow
 from bdl.svi.rows import (
     BeginRows,
     EndlessRows,
@@ -189,6 +190,12 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
                 f"{len(trained[1])} others: `trainable` of a guide or network has changed. Call compile again."
             )
         self._trained = trained
+        wrong = [guide.site for guide in self.guides if isinstance(guide, Conjugate) and guide.trainable]
+        if wrong and not isinstance(self.optimizer, NaturalGradient):
+            raise ValueError(
+                f"`optimizer` must be bdl.optimizers.NaturalGradient for the Conjugate guides of {wrong}, whose "
+                f"gradients are natural ones, not {type(self.optimizer).__name__}."
+            )
 
     def _batches(
         self, x: Any, batch_size: int | None, steps: int | None, callbacks: Any, kwargs: dict[str, Any]
