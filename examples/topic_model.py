@@ -31,13 +31,13 @@ from typing import Annotated, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
 import numpy as np
 import tensorflow_probability as tfp
 import typer
 from keras import ops
 from rich.console import Console
 from rich.table import Table
+from scipy import sparse
 from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -150,16 +150,21 @@ def completion(topics: np.ndarray, shares: np.ndarray, scored: np.ndarray) -> fl
     return float(np.sum(scored * np.log(shares @ topics)) / scored.sum())
 
 
-def report(found: dict[str, tuple[float, float, np.ndarray]], words: np.ndarray) -> None:
-    """Prints scores, times, and the first words of each topic of the first model."""
+def report(found: dict[str, list[tuple[float, float, np.ndarray]]], words: np.ndarray) -> None:
+    """Prints scores and times, with their standard deviations over the runs, and the first words of each topic."""
     table = Table(title="Document completion")
     for column in ("", "nats a word", "CPU seconds of the fit"):
         table.add_column(column, justify="right" if table.columns else "left")
-    for name, (score, seconds, _) in found.items():
-        table.add_row(name, f"{score:.4f}", f"{seconds:.1f}")
+    for name, runs in found.items():
+        scores, seconds = np.array([run[:2] for run in runs]).T
+        spread = [
+            f" +- {each.std(ddof=1):.{digits}f}" if len(runs) > 1 else ""
+            for each, digits in ((scores, 4), (seconds, 1))
+        ]
+        table.add_row(name, f"{scores.mean():.4f}{spread[0]}", f"{seconds.mean():.1f}{spread[1]}")
     console = Console(width=100)
     console.print(table)
-    topics = next(iter(found.values()))[2]
+    topics = next(iter(found.values()))[0][2]
     listed = Table(title="Topics, by their most probable words")
     listed.add_column("topic", justify="right")
     listed.add_column("words")
@@ -185,8 +190,6 @@ def run_sklearn(corpus: Corpus, num_topics: int, seed: int) -> tuple[float, floa
     """The same of scikit-learn's online algorithm, as it comes."""
     begin = time.process_time()
     rival = LatentDirichletAllocation(num_topics, learning_method="online", random_state=seed)
-    from scipy import sparse
-
     rival.fit(sparse.csr_matrix(corpus.train))
     seconds = time.process_time() - begin
     topics = rival.components_ / rival.components_.sum(1, keepdims=True)
@@ -197,17 +200,18 @@ def run_sklearn(corpus: Corpus, num_topics: int, seed: int) -> tuple[float, floa
 def main(
     data: Annotated[Path | None, typer.Option(help="Folder of folders of articles, *.txt; else a made corpus.")] = None,
     topics: Annotated[int, typer.Option(help="Number of topics.")] = 10,
-    epochs: Annotated[int, typer.Option(help="Passes over the articles.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the articles.")] = 4,
     batch_size: Annotated[int, typer.Option(help="Articles in a step.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of corpus, split and fits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of corpus, split and fits; further runs have the next ones.")] = 0,
+    runs: Annotated[int, typer.Option(help="Fits of both models, one after the other in turn.")] = 1,
 ) -> None:
     """Fits topics, and compares them with scikit-learn's."""
     counts, words = generate(topics, seed) if data is None else load(data)
-    corpus = Corpus.of(counts, words, len(counts) * 1800 // 2225, seed)
-    found = {
-        "bdl, natural gradients": run_bdl(corpus, topics, epochs, batch_size, seed),
-        "scikit-learn, online": run_sklearn(corpus, topics, seed),
-    }
+    found: dict[str, list[Any]] = {"bdl, natural gradients": [], "scikit-learn, online": []}
+    for each in range(seed, seed + runs):
+        corpus = Corpus.of(counts, words, len(counts) * 1800 // 2225, each)
+        found["bdl, natural gradients"].append(run_bdl(corpus, topics, epochs, batch_size, each))
+        found["scikit-learn, online"].append(run_sklearn(corpus, topics, each))
     report(found, words)
 
 
