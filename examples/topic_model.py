@@ -136,7 +136,7 @@ def fit(corpus: Corpus, num_topics: int, epochs: int, batch_size: int, seed: int
         seed=seed,
     )
     per_epoch = -(-len(corpus.train) // batch_size)
-    model.compile(NaturalGradient(RobbinsMonro(forgetting=0.7, delay=1.0)), steps_per_execution=per_epoch)
+    model.compile(NaturalGradient(RobbinsMonro(forgetting=0.7, delay=4.0)), steps_per_execution=per_epoch)
     model.fit({"words": corpus.train}, batch_size=batch_size, epochs=epochs, verbose=0)
     return model
 

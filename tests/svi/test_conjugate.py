@@ -45,7 +45,7 @@ class Beta(Own):
 class Dirichlet(Own):
     def __init__(self, a):
         a = np.asarray(a, "float32")
-        density = lambda x: ops.sum((a - 1) * ops.log(x), axis=-1)  # noqa: E731
+        density = lambda x: ops.sum(ops.convert_to_tensor(a - 1) * ops.log(x), axis=-1)  # noqa: E731
         super().__init__(Simplex(), a.shape[:-1], density, a.shape[-1:], concentration=a)
 
 
@@ -139,7 +139,7 @@ def test_the_guide_of_a_conjugate_model_is_its_posterior_by_k_hat():
     for story, site, family, y, _ in CASES:
         model = fitted(story, site, family, y, steps=2)
         log_weights = [
-            float(ops.convert_to_numpy(model.estimator.log_joint({"y": y}, draw.real)))
+            float(ops.convert_to_numpy(model.estimator.log_joint({"y": ops.convert_to_tensor(y)}, draw.real)))
             - float(np.sum(ops.convert_to_numpy(draw.log_density(0))))
             for draw in draws_of(model, y)
         ]
