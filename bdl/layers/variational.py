@@ -25,6 +25,7 @@ from bdl.layers.freezing import FrozenWithLayer
 from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import AnyPosterior, FactorPosterior, MeanFieldNormal
 from bdl.priors import Normal, Prior, TiedMean, WidthNormal
+from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
 from bdl.uncounted import note_reading, warn_if_uncounted
 
@@ -194,6 +195,12 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
         self._check_weights()
         note_reading(self)
         return sum((weight.kl() for weight in self._sampled.values()), ops.zeros((), dtype="float32"))
+
+    def natural_variables(self) -> list[GaussianVariables]:
+        """Means and scales of what has independent Gaussians for its posterior, for natural gradients."""
+        parts = [part for weight in self._sampled.values() for part in weight.components()]
+        found = [part.posterior.gaussian_variables(part.mean, part.variables) for part in parts]
+        return [each for each in found if each is not None]
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None, **kwargs: Any) -> None:
         """Refused: integers have no posterior."""

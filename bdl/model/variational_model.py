@@ -28,7 +28,7 @@ from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.resident import FitsOnDevice
 from bdl.training.soundness import checked_data
-from bdl.training.steps import build_optimizer, prepared, strategy_scope
+from bdl.training.steps import build_optimizer, inform_optimizer, prepared, strategy_scope
 from bdl.uncounted import counted
 
 FORMAT_VERSION = 1
@@ -217,6 +217,7 @@ class VariationalModel(Watched, Predicting, Comparing, FitsOnDevice, keras.Model
             )
         self._loss_weights = loss_weights
         super().compile(optimizer=optimizer, loss=None, loss_weights=loss_weights, **kwargs)
+        inform_optimizer(self)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles again after loading."""
@@ -266,6 +267,7 @@ class VariationalModel(Watched, Predicting, Comparing, FitsOnDevice, keras.Model
         x, y, kwargs = checked_data(self, self._heads, x, y, kwargs, self._loss_weights)
         size = training_data.measure(x, batch_size, validation_split)
         self.progress.set_num_examples(size.num_examples, x)
+        inform_optimizer(self)
         steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
         self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         if begin_decay(self.optimizer, steps_per_epoch, epochs - initial_epoch):
@@ -311,6 +313,7 @@ class VariationalModel(Watched, Predicting, Comparing, FitsOnDevice, keras.Model
         """
         self.progress.require_num_examples()
         self.progress.require_length("train_on_batch")
+        inform_optimizer(self)
         return super().train_on_batch(*args, **kwargs)
 
     def compute_loss(

@@ -4,6 +4,8 @@ from bdl.svi.checks import k_hat
 from bdl.svi.guides import (
     Amortized,
     Categories,
+    Conjugate,
+    ConjugateRows,
     Counts,
     Delta,
     Flow,
@@ -26,6 +28,8 @@ __all__ = [
     "SVI",
     "Amortized",
     "Categories",
+    "Conjugate",
+    "ConjugateRows",
     "Counts",
     "Delta",
     "Flat",

@@ -12,6 +12,7 @@ from keras import ops
 from bdl.keras_internals import without_gradients
 from bdl.random import draw_key, fold_in
 from bdl.svi.chains import ChainLosses, copied, scattered
+from bdl.svi.conjugate import check_conjugate
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
@@ -156,6 +157,8 @@ class Beginning:
         if is_first:
             self._move([Start(each) for each in self._points(found, point)])
         self._check_draws(found.data)
+        if is_first:
+            check_conjugate(self.estimator, found.data)
         return found
 
     def _points(self, found: Trace, point: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -87,8 +87,8 @@ class TailAverage:
     >>> average = TailAverage(model, [weight])
     >>> average.begin(4)
     >>> for value in (1.0, 2.0, 3.0, 4.0):
-    ...     _ = weight.assign(value)
     ...     average.update()
+    ...     _ = weight.assign(value)
     >>> average.put_in_place()
     >>> float(weight)
     3.5
@@ -116,14 +116,14 @@ class TailAverage:
             total_steps: Its length; None where it is not known, so that nothing is averaged.
         """
         self._seen.assign(0)
-        self._first.assign(2**30 if total_steps is None else total_steps // 2)
+        self._first.assign(2**30 if total_steps is None else total_steps // 2 + 1)
 
     def restart(self) -> None:
         """Forgets what came before: the average begins with the next step."""
         self._first.assign(int(ops.convert_to_numpy(ops.convert_to_tensor(self._seen))))
 
     def update(self) -> None:
-        """Adds the variables as they are now; once per step, which may be compiled."""
+        """Adds the variables as they are now; once in each step, which may be compiled, before it moves them."""
         number = ops.convert_to_tensor(self._seen) + 1 - ops.convert_to_tensor(self._first)
         share = ops.where(number > 0, 1.0 / ops.cast(ops.maximum(number, 1), "float32"), 0.0)
         for mean, variable in zip(self._means, self._variables, strict=True):
@@ -132,7 +132,11 @@ class TailAverage:
         self._seen.assign_add(1)
 
     def put_in_place(self) -> None:
-        """Gives the variables their means, unless the training ended before its second half began."""
+        """Gives the variables their means, unless the training ended before its second half began.
+
+        What the last step made of them counts, so that a training of one step ends with that.
+        """
+        self.update()
         if int(ops.convert_to_numpy(self._seen)) <= int(ops.convert_to_numpy(self._first)):
             return
         for mean, variable in zip(self._means, self._variables, strict=True):
