@@ -32,6 +32,7 @@ ROOMS = [
     "sampling",
     "prediction",
     "export",
+    "optimizers",
     "model",
     "svi",
     "convert",

@@ -1,0 +1,5 @@
+"""Keras optimizers that know a posterior."""
+
+from bdl.optimizers.ivon import IVON
+
+__all__ = ["IVON"]
