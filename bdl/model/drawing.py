@@ -106,7 +106,7 @@ class DrawsWeights:
         if optimizer is None or not optimizer.built:  # Keras builds by a symbolic step
             yield
             return
-        values: Any = contextlib.nullcontext()
+        values = None
         if keras.backend.backend() == "jax":
             state, model = args[0], self
             variables = [*self.optimizer.variables, *model.trainable_variables]  # type: ignore[attr-defined]
@@ -128,9 +128,12 @@ class DrawsWeights:
                 return super().test_step(*args, **kwargs)  # type: ignore[misc]
         (*state, values), data = args
         variables = [*drawn.own_state, *self.trainable_variables]  # type: ignore[attr-defined]
-        with optimizer_values(variables, [*values, *state[0]]), keras.StatelessScope(zip(drawn.own_state, values)):
-            with self._drawing(drawn) as draw:
-                pass
+        with (
+            optimizer_values(variables, [*values, *state[0]]),
+            keras.StatelessScope(list(zip(drawn.own_state, values, strict=True))),
+            self._drawing(drawn) as draw,
+        ):
+            pass
         token = _draw.set(draw)
         try:
             logs, after = super().test_step(tuple(state), data)  # type: ignore[misc]
@@ -265,9 +268,9 @@ def check_plain(network: keras.Layer, heads: Heads, kl_weight: Any, num_samples:
     random_layers = [layer.name for layer in flatten_layers(network) if isinstance(layer, HasKL)]
     if random_layers:
         raise ValueError(
-            f"`network` must be plain with optimizer_posterior=True, without variational layers such as "
-            f"{random_layers[:3]}: their weights would have two posteriors. bdl.convert.to_deterministic(model) makes a "
-            "plain one."
+            "`network` must be plain with optimizer_posterior=True, without variational layers such as "
+            f"{random_layers[:3]}: their weights would have two posteriors. Make it plain by "
+            "bdl.convert.to_deterministic(model)."
         )
     if any(
         getattr(head, "scale_prior", None) is not None

@@ -77,8 +77,8 @@ class VariationalModel(DrawsWeights, Predicting, Comparing, FitsOnDevice, keras.
             is in latent variables whose layers report `log q(z | x) - log p(z)` of their own draw, as
             `bdl.layers.NormalLatent` does; latent attention reports the divergence itself.
             Nothing in `loss` says how good the ELBO is: `elbo` does.
-        optimizer_posterior: True for a plain network, whose weights get their posterior from `bdl.optimizers.IVON`, with
-            which the model is compiled then. T is constant, by default 1 throughout.
+        optimizer_posterior: True for a plain network, whose weights get their posterior from the optimizer with which
+            the model is then compiled, `bdl.optimizers.IVON`. T is constant, by default 1 throughout.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 

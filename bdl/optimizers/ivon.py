@@ -171,16 +171,16 @@ class IVON(keras.optimizers.Optimizer):
         return found
 
     @contextlib.contextmanager
-    def step(self, values: Any) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def step(self, values: Any = None) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Within this context a training step may be taken, at the draw of the weights whose noise it gives.
 
         Args:
-            values: Context in which the optimizer's variables have their values.
+            values: Context in which the optimizer's variables have their values; None takes their own.
 
         Yields:
             The noise, and the divergence of the posterior before the step. Neither has a gradient.
         """
-        with without_gradients(), values:
+        with without_gradients(), contextlib.nullcontext() if values is None else values:
             noise = self.noise(random.fold_in(random.draw_key(self.seed), _iterations(self)))
             kl = self.kl_divergence()
         token = _step.set({self._var_key(mean): each for mean, each in zip(self.means, noise, strict=True)})
