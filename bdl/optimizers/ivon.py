@@ -83,7 +83,7 @@ class IVON(keras.optimizers.Optimizer):
         learning_rate: Any = 0.1,
         prior_scale: float = 1.0,
         beta_1: float = 0.9,
-        beta_2: float = 0.999,
+        beta_2: float = 0.9999,
         initial_hessian: float = 1.0,
         clip_radius: float = math.inf,
         seed: int | None = None,
