@@ -150,7 +150,10 @@ def aside(model: keras.Layer) -> Iterator[None]:
     0.0
     """
     # Every variable, for a Keras scope looks neither into the one around it nor, for a regularizer, outside.
-    values = [(variable, current_value(variable)) for variable in model.variables]
+    variables = {id(variable): variable for variable in model.variables}
+    if getattr(model, "posterior_optimizer", None) is not None:
+        variables.update((id(variable), variable) for variable in model.drawn_network().variables)
+    values = [(variable, current_value(variable)) for variable in variables.values()]
     with keras.StatelessScope(values, collect_losses=True), without_local_kl(), counted():
         try:
             yield

@@ -48,6 +48,10 @@ class DrawnNetwork(HasNoise, keras.Model):
         with evaluated_at(self.network, self.posterior_optimizer.drawn(self.noise())):
             return self.network(inputs, training=training)
 
+    def drawn_network(self) -> DrawnNetwork:
+        """Itself, as `VariationalModel.drawn_network` gives it."""
+        return self
+
     @property
     def output_shape(self) -> Any:
         """That of the network."""
