@@ -359,7 +359,10 @@ def mean_weights(model: keras.Layer) -> Iterator[None]:
     ...     bool(np.allclose(layer(x), layer.layer(x)))
     True
     """
-    layers = [layer for layer in flatten_layers(model) if layer.built and hasattr(layer, "noise_strength")]
+    noisy = (
+        model.drawn_network() if hasattr(model, "drawn_network") else model
+    )  # whose noise may be that of the optimizer's posterior
+    layers = [layer for layer in flatten_layers(noisy) if layer.built and hasattr(layer, "noise_strength")]
     if not layers:
         raise ValueError(f"`model` has no built layer with noise: {model!r}. Build it, or call it once.")
     before = [ops.convert_to_numpy(ops.convert_to_tensor(layer.noise_strength)) for layer in layers]
