@@ -73,9 +73,9 @@ def parity() -> None:
     ours.build(network.trainable_variables)
     ours.begin(200, 1.0)
     worst = 0.0
-    for step in range(PARITY_STEPS):
+    for _ in range(PARITY_STEPS):
         rows = torch.tensor(random.integers(0, 200, 32))
-        with ours.step() as (noise, _):
+        with ours.step() as (noise, _kl):
             given = torch.cat([each.flatten() for each in noise])
             published._sample_params = lambda given=given: (torch.cat([w.data.flatten() for w in weights]), given)
             with published.sampled_params(train=True):
