@@ -73,9 +73,9 @@ def parity() -> None:
     ours.build(network.trainable_variables)
     ours.begin(200, 1.0)
     worst = 0.0
-    for step in range(PARITY_STEPS):
+    for _ in range(PARITY_STEPS):
         rows = torch.tensor(random.integers(0, 200, 32))
-        with ours.step() as (noise, _):
+        with ours.step() as (noise, _kl):
             given = torch.cat([each.flatten() for each in noise])
             published._sample_params = lambda given=given: (torch.cat([w.data.flatten() for w in weights]), given)
             with published.sampled_params(train=True):
@@ -105,8 +105,9 @@ def speed() -> None:
         x, y = random.normal(size=(batch, 784)).astype("float32"), random.integers(0, 10, batch)
         dense, sampled = keras.layers.Dense, bdl.layers.DenseReparameterization
         plain = keras.Sequential([keras.Input((784,)), dense(width, "relu"), dense(width, "relu"), dense(10)])
-        noisy = keras.Sequential([keras.Input((784,)), sampled(width, activation="relu"),
-                                  sampled(width, activation="relu"), sampled(10)])
+        noisy = keras.Sequential(
+            [keras.Input((784,)), sampled(width, activation="relu"), sampled(width, activation="relu"), sampled(10)]
+        )
         likelihood = bdl.likelihoods.Categorical()
         ivon = bdl.VariationalModel(plain, likelihood, batch, optimizer_posterior=True)
         ivon.compile(bdl.optimizers.IVON(0.1))
@@ -186,8 +187,13 @@ def trained(case: Case) -> dict[str, Any]:
     keras.utils.set_random_seed(case.seed)
     is_class = case.name in ("digits", "fashion")
     hidden = (128,) if is_class else (50,)
-    network = keras.Sequential([keras.Input(x.shape[1:]), *(keras.layers.Dense(n, "relu") for n in hidden),
-                                keras.layers.Dense(10 if is_class else 1)])
+    network = keras.Sequential(
+        [
+            keras.Input(x.shape[1:]),
+            *(keras.layers.Dense(n, "relu") for n in hidden),
+            keras.layers.Dense(10 if is_class else 1),
+        ]
+    )
     likelihood = bdl.likelihoods.Categorical() if is_class else bdl.likelihoods.Normal()
     start, steps = time.perf_counter(), len(x) // batch
     found: dict[str, Any] = {}
@@ -245,11 +251,19 @@ def _scores(model: Any, held: Any, test: Any, samples: int) -> dict[str, float]:
 def report(write: bool = False) -> None:
     """Prints the tables."""
     figures = json.loads(FIGURES.read_text())
-    lines = ["Parity over {steps} steps: means differ by at most {largest_difference_of_a_mean:.1e}, Hessians by "
-             "{relative_of_a_hessian:.1e} of themselves.".format(**figures["parity"]), ""]
+    lines = [
+        "Parity over {steps} steps: means differ by at most {largest_difference_of_a_mean:.1e}, Hessians by "
+        "{relative_of_a_hessian:.1e} of themselves.".format(**figures["parity"]),
+        "",
+    ]
     table = [
-        [backend, name, f"{row['ivon_ms']:.2f}", f"{row['reparameterized_ms']:.2f}",
-         f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
+        [
+            backend,
+            name,
+            f"{row['ivon_ms']:.2f}",
+            f"{row['reparameterized_ms']:.2f}",
+            f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+        ]
         for backend in ("tensorflow", "jax")
         for name, row in figures[f"speed_{backend}"].items()
     ]
@@ -261,7 +275,9 @@ def report(write: bool = False) -> None:
             mine = [row for row in rows if (row["name"], row["method"]) == (name, method)]
             if not mine:
                 continue
-            rate = min(RATES[method], key=lambda rate: np.mean([r[f"{prefix}held_nll"] for r in mine if r["rate"] == rate]))
+            rate = min(
+                RATES[method], key=lambda rate: np.mean([r[f"{prefix}held_nll"] for r in mine if r["rate"] == rate])
+            )
             chosen = [row for row in mine if row["rate"] == rate]
             nll = [row[f"{prefix}test_nll"] for row in chosen]
             accuracy = [row.get(f"{prefix}test_accuracy", np.nan) for row in chosen]

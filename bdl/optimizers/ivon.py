@@ -181,13 +181,18 @@ class IVON(keras.optimizers.Optimizer):
             The noise, and the divergence of the posterior before the step. Neither has a gradient.
         """
         with without_gradients(), contextlib.nullcontext() if values is None else values:
-            noise = self.noise(random.fold_in(random.draw_key(self.seed), _iterations(self)))
+            noise = self.noise(random.fold_in(random.draw_key(self.seed), self._updates()))
             kl = self.kl_divergence()
         token = _step.set({self._var_key(mean): each for mean, each in zip(self.means, noise, strict=True)})
         try:
             yield noise, kl
         finally:
             _step.reset(token)
+
+    def _updates(self) -> Tensor:
+        """The count of updates, which stays while gradients of several steps are collected."""
+        steps, collected = _read(self._iterations), self.gradient_accumulation_steps
+        return ops.cast(ops.floor_divide(steps, collected) if collected else steps, "int32")
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates a mean, and the Hessian and momentum beside it; the paper's algorithm 1, in its order."""
@@ -235,13 +240,6 @@ def optimizer_values(variables: Sequence[keras.Variable], values: Sequence[Tenso
 def _read(variable: keras.Variable) -> Tensor:
     value = (_state.get() or {}).get(id(variable))
     return current_value(variable) if value is None else value
-
-
-def _iterations(optimizer: IVON) -> Tensor:
-    """The count of updates, which stays while gradients of several steps are collected."""
-    steps = _read(optimizer._iterations)
-    collected = optimizer.gradient_accumulation_steps
-    return ops.cast(ops.floor_divide(steps, collected) if collected else steps, "int32")
 
 
 def _positive(name: str, value: Any, is_finite: bool = True) -> float:
