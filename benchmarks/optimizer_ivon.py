@@ -1,13 +1,14 @@
 """`bdl.optimizers.IVON`: parity with the authors' package, cost of a step, and test NLL against Adam.
 
-    python benchmarks/optimizer_ivon.py parity                  # needs the PyPI package ivon-opt and KERAS_BACKEND=torch
-    python benchmarks/optimizer_ivon.py speed                   # once for each backend, by KERAS_BACKEND
-    python benchmarks/optimizer_ivon.py quality --data DIR      # resumable
-    python benchmarks/optimizer_ivon.py report --write          # tables, into benchmarks/README.md
+    python benchmarks/optimizer_ivon.py parity              # needs the package ivon-opt and KERAS_BACKEND=torch
+    python benchmarks/optimizer_ivon.py speed               # once for each backend, by KERAS_BACKEND
+    python benchmarks/optimizer_ivon.py quality --data DIR  # resumable
+    python benchmarks/optimizer_ivon.py report --write      # tables, into benchmarks/README.md
 
-Quality: each method's rate is the one of three with the lowest mean validation NLL over the seeds; the test part is read
-once. Adam is the deterministic twin. It also stops at the best fifth epoch of the validation data, by which it reads those
-more often than IVON does. Intervals are standard errors over the seeds, each with a split and initial weights of its own.
+Quality: each method's rate is the one of three with the lowest mean validation NLL over the seeds; the test part is
+read once. Adam is the deterministic twin. It also stops at the best fifth epoch of the validation data, by which it
+reads those more often than IVON does. Intervals are standard errors over the seeds, each with a split and initial
+weights of its own.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Case:
 @app.command()
 def parity() -> None:
     """One hundred steps of a small network beside those of the authors' package, with the same noise."""
+    import ivon
     import torch
-    from ivon import IVON as Published
 
     if keras.backend.backend() != "torch":
         raise SystemExit("Run it with KERAS_BACKEND=torch.")
@@ -68,7 +69,7 @@ def parity() -> None:
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
     weights = [torch.nn.Parameter(torch.tensor(each)) for each in network.get_weights()]
     settings: dict[str, Any] = {"beta1": 0.9, "beta2": 0.995, "hess_init": 0.5, "weight_decay": 1.0 / 200, "ess": 200.0}
-    published = Published(weights, lr=0.1, **settings)
+    published = ivon.IVON(weights, lr=0.1, **settings)
     ours = bdl.optimizers.IVON(0.1, beta_2=0.995, initial_hessian=0.5, seed=0)
     ours.build(network.trainable_variables)
     ours.begin(200, 1.0)
@@ -265,7 +266,7 @@ def report(write: bool = False) -> None:
             f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
         ]
         for backend in ("tensorflow", "jax")
-        for name, row in figures[f"speed_{backend}"].items()
+        for name, row in figures.get(f"speed_{backend}", {}).items()
     ]
     lines += [markdown(["backend", "network", "IVON, ms a step", "reparameterized", "ratio"], table), ""]
     rows = read(QUALITY)

@@ -142,7 +142,7 @@ def fit(corpus: Corpus, num_topics: int, epochs: int, batch_size: int, seed: int
 
 
 UPDATES = 10
-"""Coordinate updates of the shares in a step: further ones change the score in the fourth digit."""
+"""Coordinate updates of the shares in a step."""
 
 
 def completion(topics: np.ndarray, shares: np.ndarray, scored: np.ndarray) -> float:

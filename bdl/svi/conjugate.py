@@ -51,7 +51,7 @@ def placed(
         key: Of draws.
         is_drawn: Whether draws are asked for, and not the points of training.
     """
-    family = settled(estimator, guide, data) if isinstance(guide, ConjugateRows) else guide.distribution(data)
+    family: Any = settled(estimator, guide, data) if isinstance(guide, ConjugateRows) else guide.distribution(data)
     return family, ops.stop_gradient(family.sample(number, key)) if is_drawn else family.points(number)
 
 

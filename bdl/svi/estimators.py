@@ -357,6 +357,7 @@ class Estimator:
         """Divergence of a site, given the draw of those before it: a scalar, or `(rows,)`."""
         site = self.sites[visit.name]
         place = next(number for number, guide in enumerate(self.guides) if site.name in guide.sizes)
+        family: Any
         family, noise = draw.family(place)
         coordinates = self.guides[place].coordinates(site.name)
         if self.guides[place].is_conjugate:

@@ -190,6 +190,12 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
                 f"{len(trained[1])} others: `trainable` of a guide or network has changed. Call compile again."
             )
         self._trained = trained
+        conjugate = [name for guide in self.guides if guide.is_conjugate for name in guide.sizes]
+        if conjugate and self.objective != "elbo":
+            raise ValueError(
+                f"`objective` must be 'elbo' with the conjugate guides of {conjugate}, not {self.objective!r}: they "
+                "stand at points, which are no draws to be weighted. Give these sites other guides."
+            )
         wrong = [guide.site for guide in self.guides if isinstance(guide, Conjugate) and guide.trainable]
         if wrong and not isinstance(self.optimizer, NaturalGradient):
             raise ValueError(

@@ -241,3 +241,10 @@ def test_what_is_not_conjugate_is_refused_by_the_name_of_its_site():
     model.compile("adam")
     with pytest.raises(ValueError, match=r"must be bdl\.optimizers.NaturalGradient"):
         model.fit({"y": COUNTS}, batch_size="all", steps=1, verbose=0)
+
+
+def test_points_are_not_weighted():
+    model = SVI(poisson, {"rate": Conjugate("gamma")}, objective="multi_sample", num_samples=4, seed=0)
+    model.compile(NaturalGradient())
+    with pytest.raises(ValueError, match=r"`objective` must be 'elbo' with the conjugate guides of \['rate'\]"):
+        model.fit({"y": COUNTS}, batch_size="all", steps=1, verbose=0)

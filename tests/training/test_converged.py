@@ -103,7 +103,7 @@ def test_a_fit_ends_when_it_is_at_rest_at_the_posterior():
 
 @pytest.mark.core
 def test_what_came_after_is_averaged_in_place():
-    """The mean of a guide is linear in what is averaged, which a step adds before it moves the variables."""
+    """The mean of a guide is linear in what is averaged."""
     seen = []
 
     class Reads(keras.callbacks.Callback):
@@ -118,7 +118,7 @@ def test_what_came_after_is_averaged_in_place():
     model.fit(DATA, batch_size="all", steps=2000, verbose=0, callbacks=[Reads(), callback])
     report = callback.report
     assert report.is_reached
-    np.testing.assert_allclose(model.iterate().mean[0], np.mean(seen[report.first - 1 : report.steps - 1]), rtol=1e-5)
+    np.testing.assert_allclose(model.iterate().mean[0], np.mean(seen[report.first - 1 : report.steps]), rtol=1e-5)
     assert len(seen) == report.steps
 
 
@@ -227,14 +227,18 @@ def test_arguments_are_checked(argument, value):
 
 def test_averages_can_begin_anew():
     weight = keras.Variable(0.0)
-    for average in (TailAverage(keras.Sequential(), [weight]), MeanOfReads([weight])):
-        if isinstance(average, TailAverage):
-            average.begin(None)
-        for value in (7.0, 9.0, 1.0, 2.0):
-            weight.assign(value)
-            if value == 1.0:
-                average.restart()
-            average.update()
+    tail, reads = TailAverage(keras.Sequential(), [weight]), MeanOfReads([weight])
+    tail.begin(None)
+    for value in (7.0, 9.0, 1.0, 2.0):
+        if value == 2.0:
+            tail.restart()
+        tail.update()  # a step counts before it moves the variables, and the last one's move at the end
+        weight.assign(value)
+        if value == 1.0:
+            reads.restart()
+        reads.update()
+    for average in (tail, reads):
+        weight.assign(2.0)
         average.put_in_place()
         assert array(weight) == 1.5
 
