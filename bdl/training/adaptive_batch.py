@@ -97,10 +97,11 @@ class AdaptiveBatch(keras.callbacks.Callback):
         self._exchange(self._wrapper.inner_optimizer)
 
     def _exchange(self, optimizer: keras.optimizers.Optimizer) -> None:
-        self.model.optimizer = optimizer
-        if getattr(self.model, "network", self.model).built:
-            build_optimizer(self.model)
-        self.model.make_train_function(force=True)  # it is compiled for an optimizer
+        model: Any = self.model
+        model.optimizer = optimizer
+        if getattr(model, "network", model).built:
+            build_optimizer(model)
+        model.make_train_function(force=True)  # it is compiled for an optimizer
 
     def _check(self, optimizer: Any) -> None:
         name = type(optimizer).__name__
