@@ -60,8 +60,8 @@ class NaturalGradient(keras.optimizers.Optimizer):
     the posterior `MeanFieldNormal`. Compile `SVI` or `VariationalModel` with it: the model tells it which variables
     belong together, and N. A conjugate model reaches its posterior in one step of the whole data at the rate 1, if the
     expectations are exact and it is at most four times as wide as the guide was before. `SVI(num_samples="cubature")`
-    makes them exact for Gaussian guides, and conjugate guides have them so. Otherwise, and in batches, let the rate fall (`RobbinsMonro`), or take a constant one of 0.1 or less and
-    the average of the iterates.
+    makes them exact for Gaussian guides, and conjugate guides have them so. Otherwise, and in batches, let the rate
+    fall (`RobbinsMonro`), or take a constant one of 0.1 or less and the average of the iterates.
 
     With a temperature T below 1 its fixed point is the tempered posterior, which it approaches as `(1 - r T)^t`.
 
