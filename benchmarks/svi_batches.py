@@ -5,7 +5,7 @@ of the ELBO in the two globals with the best Gaussian of each locus, computed wi
 is what it loses to that over all loci, in nats. A fit is read every ten batches: its iterate, and the mean of the last
 half of its iterates so far. It is "within 5 nats" from the batch on after which it stays so to the end.
 
-    KERAS_BACKEND=jax python benchmarks/svi_batches.py run --data DIR --seeds 5   # resumable
+    python benchmarks/svi_batches.py run --data DIR --seeds 5   # resumable
     python benchmarks/svi_batches.py report --write                               # into benchmarks/README.md
 """
 

@@ -172,7 +172,10 @@ def test_what_does_not_go_together_is_refused():
     for optimizer, message in (
         (keras.optimizers.Adam(falling), "learning rate must be constant"),
         (keras.optimizers.Adam(gradient_accumulation_steps=2), "gradient_accumulation_steps"),
-        (bdl.optimizers.NaturalGradient(0.1), "mean of several gradients"),
     ):
         with pytest.raises(ValueError, match=message):
             network(optimizer).fit(X, Y, verbose=0, callbacks=[AdaptiveBatch()])
+    model = SVI(level, seed=0)
+    model.compile(bdl.optimizers.NaturalGradient(0.1))
+    with pytest.raises(ValueError, match="mean of several gradients"):
+        model.fit({"y": Y[:, 0]}, verbose=0, callbacks=[AdaptiveBatch()])
