@@ -262,7 +262,7 @@ def second_moments(optimizer: Any) -> list[Any] | None:
     Example:
     >>> optimizer = keras.optimizers.Adam()
     >>> optimizer.build([keras.Variable([1.0, 2.0])])
-    >>> [variable.shape for variable in second_moments(optimizer)], second_moments(keras.optimizers.SGD())
+    >>> [tuple(variable.shape) for variable in second_moments(optimizer)], second_moments(keras.optimizers.SGD())
     ([(2,)], None)
     """
     return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_velocities", None)
