@@ -29,7 +29,7 @@ example = loci_of_data.example
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "svi_batches.jsonl"
 PAGE = HERE / "README.md"
-RATES = (3e-2, 1e-2, 3e-3)
+RATES = (1e-1, 3e-2, 1e-2)
 TARGETS = (5.0, 1.0)
 EVERY = 10
 app = typer.Typer(add_completion=False)

@@ -256,6 +256,29 @@ class RobbinsMonro(keras.optimizers.schedules.LearningRateSchedule):
         return {"forgetting": self.forgetting, "delay": self.delay}
 
 
+def least_part(rate: Tensor) -> Tensor:
+    """The part of itself to which a precision, or a parameter, falls at most in a step.
+
+    A step of the rate r forgets no more than the part r of what is known, unless the draws or the curvature of the
+    story say otherwise, whom a posterior had better not follow.
+
+    Example:
+    >>> float(least_part(0.25)), float(least_part(1.0))
+    (0.75, 0.0625)
+    """
+    return ops.maximum(1.0 - rate, LEAST)
+
+
+def reach(rate: Tensor) -> Tensor:
+    """How far the mean of a Gaussian moves at most in a step, in its standard deviations before the step.
+
+    Example:
+    >>> round(float(reach(0.01)), 2), float(reach(1.0))
+    (4.04, 64.0)
+    """
+    return 4.0 / least_part(rate)
+
+
 def natural_step(values: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
     """A step of positive parameters that are natural ones up to constants.
 
@@ -268,7 +291,7 @@ def natural_step(values: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
     >>> np.asarray(natural_step(np.ones(2), np.array([-3.0, 5.0]), 1.0))
     array([4.    , 0.0625])
     """
-    moved, least = values - rate * gradient, LEAST * values
+    moved, least = values - rate * gradient, least_part(rate) * values
     return ops.where(moved < least, least, moved)
 
 
@@ -284,9 +307,10 @@ def diagonal_step(block: GaussianVariables, values: Values, gradients: Values, r
     mean, rho = values
     scale = block.scale(rho)
     precision = 1.0 + rate * gradients[1] * scale / block.slope(rho)
-    precision = ops.where(precision < LEAST, ops.full_like(precision, LEAST), precision)
+    precision = ops.maximum(precision, least_part(rate))
     moved = scale / ops.sqrt(precision)
-    return mean - rate * moved**2 * gradients[0], block.rho_of(moved)
+    steps = -rate * gradients[0] * scale / precision
+    return mean + scale * steps / ops.maximum(ops.abs(steps) / reach(rate), 1.0), block.rho_of(moved)
 
 
 def full_step(block: GaussianVariables, values: Values, gradients: Values, rate: Tensor) -> Values:
@@ -304,18 +328,20 @@ def full_step(block: GaussianVariables, values: Values, gradients: Values, rate:
     slope = ops.tril(gradients[2], k=-1) + gradients[1] / block.slope(rho) * unit
     product = ops.transpose(factor) @ slope
     curvature = ops.tril(product) + ops.transpose(ops.tril(product, k=-1))
-    root = _upper_root(unit + rate * curvature)
+    root = _upper_root(unit + rate * curvature, least_part(rate))
     moved = ops.transpose(ops.solve_triangular(root, ops.transpose(factor), lower=False))
-    mean = mean - rate * ops.sum(moved * ops.sum(moved * gradients[0][:, None], axis=0), axis=1)
+    steps = -rate * ops.solve_triangular(ops.transpose(root), ops.transpose(moved) @ gradients[0][:, None], lower=True)
+    steps = steps / ops.maximum(ops.sqrt(ops.sum(steps**2)) / reach(rate), 1.0)
+    mean = mean + ops.reshape(factor @ steps, ops.shape(mean))
     return mean, block.rho_of(ops.diagonal(moved)), ops.tril(moved, k=-1)
 
 
-def _upper_root(matrix: Tensor) -> Tensor:
-    """U with `U U^T` the matrix, whose eigenvalues are raised where they are too small; NaN where it holds some."""
+def _upper_root(matrix: Tensor, least: Tensor) -> Tensor:
+    """U with `U U^T` the matrix, whose eigenvalues are raised to the least one; NaN where it holds some."""
     sound = ops.all(ops.isfinite(matrix))
     matrix = ops.where(sound, matrix, ops.eye(matrix.shape[0], dtype=matrix.dtype))
     values, vectors = ops.eigh(matrix)
-    raised = (vectors * ops.where(values < LEAST, ops.full_like(values, LEAST), values)) @ ops.transpose(vectors)
-    matrix = ops.where(ops.min(values) < LEAST, raised, matrix)  # left as it is where it may be, to the last digit
+    raised = (vectors * ops.maximum(values, least)) @ ops.transpose(vectors)
+    matrix = ops.where(ops.min(values) < least, raised, matrix)  # left as it is where it may be, to the last digit
     root = ops.flip(ops.cholesky(ops.flip(matrix)))
     return ops.where(sound, root, float("nan"))
