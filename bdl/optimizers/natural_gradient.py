@@ -12,11 +12,12 @@ T alone. In coordinates in which the Gaussian is a standard normal the new preci
     M = I + r sym(T^T dL/dT) = U U^T,     T_new = T U^-T,     m_new = m - r T_new T_new^T dL/dm
 
 where sym mirrors the lower triangle, and U is upper triangular. At r = 1 one step leads to the posterior where that is
-a Gaussian. An eigenvalue of M below 1/16 becomes 1/16: M has a root whatever the gradient is, and a standard deviation
-grows fourfold at most in a step. The step does not depend on affine coordinates: those of a guide will do.
+a Gaussian. The step does not depend on affine coordinates: those of a guide will do.
 
-Parameters of other exponential families take the step `values <- values - r dL/d(mean parameters)`; none falls to less
-than 1/16 of itself in a step.
+A step backs off where it would leave the domain, or what its gradient can tell. Small eigenvalues of M are raised, so
+that a standard deviation grows fourfold at most in a step of rate 1, and by 1.5 r of itself in a small one. The mean
+moves 64 standard deviations at most at rate 1, and four in a small step. Parameters of other exponential families take
+the step `values <- values - r dL/d(mean parameters)`, and fall no further than a precision does.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ class NaturalGradient(keras.optimizers.Optimizer):
     It knows mean-field and full-rank Gaussian guides and conjugate guides of `bdl.svi`, and layers whose weights have
     the posterior `MeanFieldNormal`. Compile `SVI` or `VariationalModel` with it: the model tells it which variables
     belong together, and N. A conjugate model reaches its posterior in one step of the whole data at the rate 1, if the
-    expectations are exact and it is at most four times as wide as the guide was before. `SVI(num_samples="cubature")`
-    makes them exact for Gaussian guides, and conjugate guides have them so. Otherwise, and in batches, let the rate
-    fall (`RobbinsMonro`), or take a constant one of 0.1 or less and the average of the iterates.
+    expectations are exact, the posterior is at most four times as wide as the guide was before, and its mean within 64
+    of the guide's standard deviations. `SVI(num_samples="cubature")` makes them exact for Gaussian guides, and
+    conjugate guides have them so. Otherwise, and in batches, let the rate fall (`RobbinsMonro`), or take a constant one
+    of 0.1 or less and the average of the iterates: at larger ones the noise of few draws can carry a guide away.
 
     With a temperature T below 1 its fixed point is the tempered posterior, which it approaches as `(1 - r T)^t`.
 
@@ -259,22 +261,23 @@ class RobbinsMonro(keras.optimizers.schedules.LearningRateSchedule):
 def least_part(rate: Tensor) -> Tensor:
     """The part of itself to which a precision, or a parameter, falls at most in a step.
 
-    A step of the rate r forgets no more than the part r of what is known, unless the draws or the curvature of the
-    story say otherwise, whom a posterior had better not follow.
+    Where the log density is concave, a step of exact expectations leaves at least the part `1 - r`. What noisy draws
+    take from a precision beyond that, others give back: a floor of `1 - r` would leave posteriors too narrow, and one
+    of 1/16 at all rates lets them grow without end from a start far from the data.
 
     Example:
-    >>> float(least_part(0.25)), float(least_part(1.0))
+    >>> round(float(least_part(0.1)), 2), float(least_part(1.0))
     (0.75, 0.0625)
     """
-    return ops.maximum(1.0 - rate, LEAST)
+    return ops.maximum((1.0 - rate) / (1.0 + 2.0 * rate), LEAST)
 
 
 def reach(rate: Tensor) -> Tensor:
     """How far the mean of a Gaussian moves at most in a step, in its standard deviations before the step.
 
     Example:
-    >>> round(float(reach(0.01)), 2), float(reach(1.0))
-    (4.04, 64.0)
+    >>> round(float(reach(0.1)), 2), float(reach(1.0))
+    (5.33, 64.0)
     """
     return 4.0 / least_part(rate)
 

@@ -9,7 +9,7 @@ from stories import Normal, level, level_posterior
 
 import bdl
 from bdl.optimizers import NaturalGradient, RobbinsMonro
-from bdl.optimizers.natural_gradient import full_step, natural_step
+from bdl.optimizers.natural_gradient import diagonal_step, full_step, natural_step
 from bdl.protocols import GaussianVariables
 from bdl.svi import SVI, Global, Observed
 
@@ -131,18 +131,40 @@ def test_a_network_learns_its_weight_posterior():
 
 
 @pytest.mark.core
-def test_a_step_out_of_the_domain_backs_off():
+@pytest.mark.parametrize(("rate", "widest", "furthest"), [(1.0, 16.0, 64.0), (0.1, 4 / 3, 16 / 3)])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_step_out_of_the_domain_backs_off(is_full, rate, widest, furthest):
     mean, rho, below = (keras.Variable(np.zeros(shape, "float32")) for shape in ((2,), (2,), (2, 2)))
-    block = GaussianVariables(mean, rho, below)
+    block = GaussianVariables(mean, rho, below if is_full else None)
     values = [ops.convert_to_tensor(each) for each in block.variables]
     start = np.log(2.0)  # softplus(0)
-    slope = np.array([[-100.0, 0.0], [3.0, 0.5]], "float32")
-    gradients = [np.zeros(2, "float32"), np.diag(slope) * 0.5, np.tril(slope, -1)]
-    _, new_rho, new_below = full_step(block, values, [ops.convert_to_tensor(g, "float32") for g in gradients], 1.0)
-    factor = ops.convert_to_numpy(block.scale(new_rho)) * np.eye(2) + ops.convert_to_numpy(new_below)
-    stretch = np.linalg.eigvalsh(factor @ factor.T) / start**2
-    assert stretch.max() == pytest.approx(16.0, rel=1e-4)
+    slope = np.array([[-100.0, 0.0], [3.0, -100.0]], "float32")
+    gradients = [np.array([-1e6, 0.0]), np.diag(slope) * 0.5, *([np.tril(slope, -1)] if is_full else [])]
+    step = full_step if is_full else diagonal_step
+    moved = step(block, values, [ops.convert_to_tensor(each, "float32") for each in gradients], rate)
+    new_mean, scale, *rest = (ops.convert_to_numpy(each) for each in (moved[0], block.scale(moved[1]), *moved[2:]))
+    factor = scale * np.eye(2) + (rest[0] if is_full else 0.0)
+    assert np.linalg.eigvalsh(factor @ factor.T).max() / start**2 == pytest.approx(widest, rel=1e-4)
+    assert np.linalg.norm(new_mean) / start == pytest.approx(furthest, rel=1e-4)
+
+
+def test_parameters_fall_no_further_than_precisions():
     np.testing.assert_allclose(natural_step(np.ones(2), np.array([100.0, -2.0]), 1.0), [1 / 16, 3.0])
+    np.testing.assert_allclose(natural_step(np.ones(2), np.array([100.0, -2.0]), 0.1), [0.75, 1.2])
+
+
+def test_a_pair_of_draws_leads_to_the_posterior_from_far_away():
+    """Scales apart by a hundred and no column centred, from 3,000 posterior standard deviations away."""
+    x = (X * [1.0, 10.0, 100.0] + [1.0, 30.0, 300.0]).astype("float32")
+    y = (x @ [1.0, -0.2, 0.05]).astype("float32")
+    model = SVI(regression, "full_rank", seed=0, num_samples=2, start="prior", averaging=False)
+    model.compile(NaturalGradient(0.1), steps_per_execution=50)
+    model.fit({"x": x, "y": y}, batch_size="all", steps=600, verbose=0)
+    mean, precision = exact(x, y)
+    found, covariance = moments(model)
+    # A pair has the exact gradient in the mean, and here steps average its gradient in the scale: what is left is rounding.
+    np.testing.assert_array_less(np.abs(np.linalg.cholesky(precision).T @ (found - mean)), 0.05)
+    np.testing.assert_allclose(np.linalg.eigvals(covariance @ precision), 1.0, atol=1e-3)
 
 
 def test_variables_of_no_posterior_have_the_ordinary_optimizer():
