@@ -162,7 +162,7 @@ def test_a_pair_of_draws_leads_to_the_posterior_from_far_away():
     model.fit({"x": x, "y": y}, batch_size="all", steps=600, verbose=0)
     mean, precision = exact(x, y)
     found, covariance = moments(model)
-    # A pair has the exact gradient in the mean, and here steps average its gradient in the scale: what is left is rounding.
+    # A pair has the exact gradient in the mean; noise in that of the scale is averaged away. What is left is rounding.
     np.testing.assert_array_less(np.abs(np.linalg.cholesky(precision).T @ (found - mean)), 0.05)
     np.testing.assert_allclose(np.linalg.eigvals(covariance @ precision), 1.0, atol=1e-3)
 
