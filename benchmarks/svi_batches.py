@@ -5,8 +5,8 @@ of the ELBO in the two globals with the best Gaussian of each locus, computed wi
 is what it loses to that over all loci, in nats. A fit is read every ten batches: its iterate, and the mean of the last
 half of its iterates so far. It is "within 5 nats" from the batch on after which it stays so to the end.
 
-    python benchmarks/svi_batches.py run --data DIR --seeds 5   # resumable
-    python benchmarks/svi_batches.py report --write                               # into benchmarks/README.md
+    python benchmarks/svi_batches.py run --data DIR                 # resumable
+    python benchmarks/svi_batches.py report --write                  # into benchmarks/README.md
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Reads(keras.callbacks.Callback):
 def run(
     data: loci_of_data.Data = None,
     seeds: Annotated[int, typer.Option(help="Number of fits of each kind.")] = 5,
-    epochs: Annotated[int, typer.Option(help="Passes over the loci.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the loci.")] = 3,
 ) -> None:
     """Fits with each rate, with fixed and with growing batches."""
     loci = loci_of_data.loci_of(data)
