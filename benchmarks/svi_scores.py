@@ -163,7 +163,7 @@ class Networks:
 
 
 def noises(model: SVI, name: str, kind: Kind, data: Any, noise: Any) -> dict[str, dict[str, float]]:
-    """Sum of variances, and milliseconds of the fastest gradient, of a kind and of two draws that measure each other."""
+    """Sum of variances, and milliseconds of the fastest gradient, of a kind and of two draws without it."""
     sites = STORIES[name].sites
     told: dict[str, tuple[int, dict[str, Any]]] = {"own": (kind.draws, {}), "pair": (2, {"by_draws": True})}
     if kind == KINDS[0]:
