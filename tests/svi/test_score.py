@@ -1,6 +1,7 @@
 """Gradients of discrete sites' guides: on average those of a sum over all values, with less noise than plain ones."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from two_switches import APART, COUPLED, NUM_ROWS, SETTLED, Given
 from bdl import random
 from bdl.elbo import elbo_parts, mixture_nll
 from bdl.keras_internals import compiled
-from bdl.svi import Categories, Global, Local, Observed, score
+from bdl.svi import Categories, Global, Local, Observed, PerRow, score
 from bdl.svi.derivatives import in_graph
-from bdl.svi.estimators import Estimator
+from bdl.svi.estimators import Estimator, Terms
 from bdl.svi.guides.gaussian import Gaussian, log_normal
 from bdl.svi.story import Site
 
@@ -322,3 +323,17 @@ def test_a_global_whose_draw_the_guide_reads_has_its_gradient_through_the_score_
     found = [one(values, random.fold_in(random.draw_key(1), number)) for number in range(200)]
     for place, each in enumerate(expected):
         assert_mean(np.stack([array(draw[place]).ravel() for draw in found]), array(each).ravel(), k=4)
+
+
+@pytest.mark.core
+def test_beside_rows_that_see_other_draws_before_they_are_drawn_the_whole_cost_stays():
+    by_site = {"code": single([[1.0], [2.0]]), "a": single([[3.0], [5.0]])}
+    terms = Terms(by_site["code"], {"a": by_site["a"]}, {}, by_site)
+    for other, expected in (
+        (Given("code", 1, False), ([[1.5], [2.5]], [[1.0], [2.0]])),
+        (PerRow(1), ([[2.5], [4.5]], None)),
+    ):
+        estimator = SimpleNamespace(guides=[other, Given("a", 1, True)])
+        after, before = score._around(estimator, 1, terms, 0.5)
+        np.testing.assert_allclose(array(after), expected[0])
+        assert before is expected[1] or np.array_equal(array(before), expected[1])
