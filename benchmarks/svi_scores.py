@@ -208,24 +208,15 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = []
     for name, kind in itertools.product(STORIES, KINDS):
         own = [row for row in found if (row["story"], row["baseline"], row["draws"]) == (name, kind.name, kind.draws)]
-        others = {"": "own"} | (
-            {", all costs": "all costs", ", later costs": "later costs"} if "all costs" in own[0] else {}
-        )
+        others = {"": "own", **{f", {key}": key for key in ("all costs", "later costs") if key in own[0]}}
         for label, key in others.items():
             pair = "own" if kind == KINDS[0] else "pair"
             ratio = [row[key]["variance"] / row[pair]["variance"] for row in own]
             cost = [row[key]["ms"] / row[pair]["ms"] for row in own]
             variance = f"{np.median([row[key]['variance'] for row in own]):.2g}"
             elbo = spread([row["elbo"] for row in own]) if key == "own" else ""
-            lines.append([name, kind.name + label, str(kind.draws), variance, spread(ratio), spread(cost), elbo])
-    header = [
-        "switches",
-        "steps",
-        "baseline",
-        "draws",
-        "variance",
-        "to leave one out of 2",
-        "time to that",
-        "ELBO a row",
-    ]
+            lines.append(
+                [name, kind.name + label, str(kind.draws), variance, spread(ratio), spread(cost), elbo, str(len(own))]
+            )
+    header = ["switches", "baseline", "draws", "variance", "to leave one out", "time to that", "ELBO a row", "seeds"]
     return markdown(header, lines)
