@@ -11,6 +11,7 @@ and without a baseline, and summed out. It runs on TensorFlow.
     python benchmarks/svi_gradients.py sticking --data DIR       # resumable
     python benchmarks/svi_gradients.py amortized --data DIR
     python benchmarks/svi_gradients.py discrete
+    python benchmarks/svi_gradients.py scores                    # resumable, of `svi_scores`
     python benchmarks/svi_gradients.py report --write            # tables, into benchmarks/README.md
 """
 
@@ -29,6 +30,7 @@ from typing import Annotated, Any
 import data as data_sets
 import keras
 import numpy as np
+import svi_scores
 import typer
 from keras import ops
 from runs import markdown, replace_section
@@ -261,11 +263,18 @@ def discrete(
 
 
 @app.command()
+def scores(seeds: Annotated[int, typer.Option(help="Seeds of each fit.")] = 3) -> None:
+    """Baselines of the score function; rows that are there already are left out."""
+    for rows in svi_scores.run(seeds, Noise, stored().get("scores", [])):
+        store("scores", rows)
+
+
+@app.command()
 def report(write: Annotated[bool, typer.Option(help="Into benchmarks/README.md.")] = False) -> None:
     """Prints what is stored."""
     found = stored()
     parts = [_bound_table(found["bound"]), _sticking_table([*found["sticking"], found["amortized"]])]
-    parts.append(_discrete_table(found["discrete"]))
+    parts += [_discrete_table(found["discrete"]), svi_scores.table(found["scores"])]
     text = "\n\n".join(parts)
     print(text)
     if write:

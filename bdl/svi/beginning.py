@@ -11,6 +11,7 @@ from keras import ops
 
 from bdl.keras_internals import without_gradients
 from bdl.random import draw_key, fold_in
+from bdl.svi.baseline import LearnedBaseline, baselines_for
 from bdl.svi.chains import ChainLosses, copied, scattered
 from bdl.svi.conjugate import check_conjugate
 from bdl.svi.estimators import Estimator
@@ -32,6 +33,7 @@ class Beginning:
         sites: What the trace found; empty before it.
         guides: Bound to the latent sites, of all chains one after the other; empty before the trace.
         num_chains: Number of chains.
+        baselines: Learned ones of the guides of discrete sites, of all chains one after the other.
         chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
         is_started: Whether guides are where a fit begins, or beyond.
@@ -43,6 +45,7 @@ class Beginning:
     start: Any
     requested_guide: Any
     averaging: bool
+    baseline: Any
     num_chains: int
     seed: int
     compute_dtype: str
@@ -54,6 +57,7 @@ class Beginning:
         super().__init__(*args, **kwargs)
         self.sites: tuple[Site, ...] = ()
         self.guides: list[Guide] = []
+        self.baselines: list[LearnedBaseline] = []
         self.described: Any = None
         self.is_started = False
         self.average: TailAverage | None = None
@@ -97,6 +101,12 @@ class Beginning:
         self._check_chain(chain)
         number = len(self.guides) // self.num_chains
         return list(self.guides[chain * number : (chain + 1) * number])
+
+    def baselines_of(self, chain: int) -> dict[int, LearnedBaseline]:
+        """The learned baselines of a chain by the places of its guides; none where draws measure each other."""
+        places = [place for place, guide in enumerate(self.guides_of(chain)) if guide.is_discrete]
+        own = self.baselines[chain * len(places) : (chain + 1) * len(places)]
+        return dict(zip(places, own, strict=True)) if own else {}
 
     def guide_of(self, site: str, chain: int | None = None) -> Guide:
         """The guide of a latent site; `guide_of(site).trainable = False` freezes it.
@@ -217,13 +227,20 @@ class Beginning:
                     "would differ from batch to batch. Compute such bounds before, and let the story close over them."
                 )
 
-    def bind_guides(self, sites: tuple[Site, ...], data: Any = None, others: Sequence[Guide] | None = None) -> None:
+    def bind_guides(
+        self,
+        sites: tuple[Site, ...],
+        data: Any = None,
+        others: Sequence[Guide] | None = None,
+        baselines: Sequence[LearnedBaseline] | None = None,
+    ) -> None:
         """Gives guides their sites and all the model its variables.
 
         Args:
             sites: What a trace found.
             data: The batch that was traced; those of a file come without.
             others: Guides of the other chains, which a file has; None makes them.
+            baselines: Learned ones, which a file has; None makes them.
 
         Raises:
             ValueError: as `assign_guides` and `bdl.svi.chains.copied` do.
@@ -241,6 +258,10 @@ class Beginning:
         if others is None:
             others = [copy for chain in range(1, self.num_chains) for copy in copied(guides, chain)]
         self.guides = [*guides, *others]
+        if self.baseline != "leave_one_out":
+            drawn: list[Any] = [guide for guide in self.guides if guide.is_discrete]
+            sizes_given = [sum(latent[name].size for name in guide.given) for guide in drawn]
+            self.baselines = list(baselines or baselines_for(self.baseline, drawn, data, sizes_given))
         if self.num_chains > 1:
             model: Any = self
             self.chain_losses = ChainLosses(model, self.num_chains)

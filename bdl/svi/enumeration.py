@@ -133,6 +133,7 @@ class Summed:
 
     Args:
         log_prob: Log density of each local and observed site but the indicators, given those before it: `(rows,)`.
+            None depends on the value of a later one; in the order of the story, or with indicators observed ones last.
         log_weights: Log probability of each combination given all of them, `(rows, number)`; zeros of one combination.
         depends: Local sites that come after an indicator, whose prior may depend on it.
     """
@@ -160,7 +161,7 @@ def sum_out(combinations: Combinations, densities: Mapping[str, tuple[Variable, 
     log_prob: dict[str, Tensor] = {}
     weights = None
     indicators = {site.name for site in combinations.sites}
-    for name in sorted(densities, key=lambda name: isinstance(densities[name][0], Observed)):
+    for name in sorted(densities, key=lambda name: bool(indicators) and isinstance(densities[name][0], Observed)):
         density = combinations.apart(ops.convert_to_tensor(densities[name][1]))
         if name in indicators:
             weights = ops.log_softmax(density if weights is None else weights + density, axis=-1)

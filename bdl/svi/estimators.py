@@ -31,14 +31,15 @@ story, and for families of which a draw's score is not known.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from keras import ops
 
 from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
+from bdl.svi.baseline import LearnedBaseline
 from bdl.svi.conjugate import is_point, placed, prior_of, value_of
 from bdl.svi.cubature import CUBATURE, num_points, points_of
 from bdl.svi.doubly import handing_on, shares_of
@@ -47,7 +48,7 @@ from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
 from bdl.svi.guides import Guide, PerRow
 from bdl.svi.refining import refined
-from bdl.svi.score import score_term
+from bdl.svi.score import score_terms
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
 
 
@@ -59,11 +60,23 @@ class Terms:
         nll: Of each draw and row, `(draws, rows)`.
         local_kl: Of each local site with a guide, draw and row, `(draws, rows)`, by site.
         global_kl: Of each global site, mean over the draws, scalars by site.
+        by_site: NLL and local divergences by site, `(draws, rows)`, none of which depends on the draw of a later one.
     """
 
     nll: Tensor
     local_kl: dict[str, Tensor]
     global_kl: dict[str, Tensor]
+    by_site: dict[str, Tensor]
+
+    def costs(self, temperature: Tensor | float, sites: Collection[str] | None = None) -> Tensor:
+        """Of each draw and row, `(draws, rows)`, all of it or that of some sites."""
+        if sites is None:
+            return self.nll + ops.cast(temperature, self.nll.dtype) * sum(self.local_kl.values())
+        weighted = {
+            name: ops.cast(temperature, self.nll.dtype) * cost if name in self.local_kl else cost
+            for name, cost in self.by_site.items()
+        }
+        return sum((weighted[name] for name in sites), ops.zeros_like(self.nll))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +91,7 @@ class Estimator:
         num_samples: Draws S in a step.
         objective: `"elbo"` or `"multi_sample"`.
         dtype: Of the draws.
+        baselines: Learned ones by the place of a discrete site's guide; others have leave one out.
     """
 
     story: Story
@@ -87,6 +101,7 @@ class Estimator:
     num_samples: int | str = 1
     objective: str = "elbo"
     dtype: str = "float32"
+    baselines: Mapping[int, LearnedBaseline] = field(default_factory=dict)
 
     @functools.cached_property
     def combinations(self) -> Combinations:
@@ -95,12 +110,14 @@ class Estimator:
 
     @property
     def num_draws(self) -> int:
-        """Evaluations of the story in a step: `num_samples`, two at least of the ELBO of locals, or of discrete."""
+        """Evaluations of the story in a step: `num_samples`, two at least where draws are paired, or measure others."""
         if self.num_samples == CUBATURE:
             return num_points(self.guides)
         conjugate = [guide for guide in self.guides if guide.is_conjugate]
         others = [guide for guide in self.guides if not guide.is_conjugate]
-        needs_two = any(guide.is_discrete or (guide.is_local and self.objective == "elbo") for guide in others)
+        is_elbo = self.objective == "elbo"
+        is_measured = not (is_elbo and self.baselines)
+        needs_two = any(is_measured if guide.is_discrete else guide.is_local and is_elbo for guide in others)
         number = int(self.num_samples)
         if any(guide.num_points > 1 for guide in conjugate):
             return number + number % 2
@@ -121,23 +138,24 @@ class Estimator:
             draws = self._doubly_reparameterized(draws, self._terms_at(data, draws), temperature)
         terms = self._terms_at(data, draws)
         if temperature is not None and any(guide.is_discrete for guide in self.guides):
-            terms = replace(terms, nll=terms.nll + self._score_term(draws, terms, temperature))
+            terms = replace(terms, nll=terms.nll + score_terms(self, data, draws, terms, temperature))
         return terms
 
     def _terms_at(self, data: Any, draws: Draws) -> Terms:
         """What draws cost."""
-        nll, kl = [], []
+        kl, rows = [], []
         repeated = self.combinations.repeat(data)
         for number in range(self.num_draws):
             draw = draws.one(number)
             visits = self.visit_every(repeated, draw.real, num_rows(data))
             summed = self.summed(visits, draw.real)
-            nll.append(-sum(summed.log_prob[visit.name] for visit in visits if isinstance(visit.variable, Observed)))
-            guided = [visit for visit in visits if visit.name in draw.real]
-            kl.append({visit.name: self._kl(visit, draw, summed) for visit in guided})
-        local = {name: ops.stack([each[name] for each in kl]) for name, site in self._of_kind("local")}
+            kl.append({visit.name: self._kl(visit, draw, summed) for visit in visits if visit.name in draw.real})
+            rows.append({name: kl[-1].get(name, -log_prob) for name, log_prob in summed.log_prob.items()})
+        by_site = {name: ops.stack([each[name] for each in rows]) for name in rows[0]}
+        nll = sum(cost for name, cost in by_site.items() if name not in kl[0])
+        local = {name: by_site[name] for name, site in self._of_kind("local")}
         total = {name: ops.mean(ops.stack([each[name] for each in kl])) for name, site in self._of_kind("global")}
-        return Terms(ops.stack(nll), local, total)
+        return Terms(nll, local, total, by_site)
 
     @property
     def _is_doubly_reparameterized(self) -> bool:
@@ -147,19 +165,9 @@ class Estimator:
         has_gradient = not local or any(not isinstance(guide, PerRow) for guide in local)
         return self.objective == "multi_sample" and self.num_draws > 1 and has_gradient and not has_state
 
-    def _costs(self, terms: Terms, temperature: Tensor | float) -> Tensor:
-        """Of each draw and row: `(draws, rows)`."""
-        return terms.nll + ops.cast(temperature, self.dtype) * sum(terms.local_kl.values())
-
-    def _score_term(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Tensor:
-        """Zeros, `(rows,)`, with the gradient of the guides of discrete sites."""
-        places = [place for place, guide in enumerate(self.guides) if guide.is_discrete]
-        log_q = sum(ops.sum(draws.log_density_of(place), axis=-1) for place in places)
-        return score_term(self._costs(terms, temperature), log_q, self.objective)
-
     def _doubly_reparameterized(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Draws:
         """The draws with the gradients of `bdl.svi.doubly`, of guides of local sites whose density has a score."""
-        shares = shares_of(-self._costs(terms, temperature), temperature)
+        shares = shares_of(-terms.costs(temperature), temperature)
         real, sticky = dict(draws.real), {}
         for place, guide in enumerate(self.guides):
             if guide.is_local and draws.families[place][0].score(draws.noise[place][0]) is not None:

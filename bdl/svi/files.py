@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from bdl.serialization import take_format
+from bdl.svi.baseline import baselines_of_file, configs_of
 from bdl.svi.chains import of_chain
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import requested
@@ -55,6 +56,7 @@ class Saved:
             "start": _start_config(model.start),
             "objective": model.objective,
             "num_samples": model.num_samples,
+            "baseline": _baseline_config(model.baseline),
             "num_chains": model.num_chains,
             "averaging": model.averaging,
             "kl_weight": keras.saving.serialize_keras_object(model.kl_weight),
@@ -85,11 +87,15 @@ class Saved:
             name: keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects)
             for name, layer in config["networks"].items()
         }
+        if isinstance(config.get("baseline"), dict):
+            config["baseline"] = keras.saving.deserialize_keras_object(
+                config["baseline"], custom_objects=custom_objects
+            )
         config["kl_weight"] = keras.saving.deserialize_keras_object(config["kl_weight"])
         return cls(**config)
 
     def get_build_config(self) -> dict[str, Any]:
-        """The sites, what the data looked like on which they were traced, and the guides of further chains."""
+        """The sites, what the data looked like on which they were traced, guides of further chains, and baselines."""
         if not self.sites:
             return {}
         sites = [
@@ -102,6 +108,7 @@ class Saved:
             "sites": sites,
             "data": self.described,
             "others": [keras.saving.serialize_keras_object(guide) for guide in others],
+            "baselines": configs_of(model.baselines),
         }
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -117,6 +124,7 @@ class Saved:
         model.bind_guides(
             tuple(Site(name, kind, tuple(shape), *numbers) for name, kind, shape, *numbers in config["sites"]),
             others=others,
+            baselines=baselines_of_file(model.baseline, config.get("baselines", []), model.dtype_policy),
         )
         model.described = config["data"]
         model.is_started = True
@@ -191,6 +199,10 @@ def _guide_config(model: Any) -> Any:
     return [
         [list(names), keras.saving.serialize_keras_object(guide)] for names, guide in requested(model.requested_guide)
     ]
+
+
+def _baseline_config(baseline: Any) -> Any:
+    return baseline if isinstance(baseline, str) else keras.saving.serialize_keras_object(baseline)
 
 
 def _start_config(start: Any) -> Any:

@@ -15,6 +15,7 @@ from bdl.elbo import ELBOParts, KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import flatten_layers, num_replicas
 from bdl.protocols import HasLocalLatents
 from bdl.random import Tensor, draw_key, fold_in
+from bdl.svi.baseline import check_baseline
 from bdl.svi.chains import descended, together
 from bdl.svi.comparison import Compared
 from bdl.svi.cubature import check_draws
@@ -57,9 +58,14 @@ class SVI(Compared, Saved, Watched, Fitting):
             dict of values by site.
         objective: `"elbo"`, or `"multi_sample"`: the importance weighted bound, with one draw of the globals shared by
             `num_samples` draws of the locals, and doubly reparameterized gradients of their guides (`bdl.svi.doubly`).
-        num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least, and those
-            of discrete sites are not mirrored. Or `"cubature"`: global sites of few numbers d have the 2 d points
-            `+-sqrt(d)` along each axis of the noise, without chance, by which expectations of cubics are exact.
+        num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least. Those of
+            discrete sites are not mirrored, and do with one where their baseline is learned. Or `"cubature"`: global
+            sites of few numbers d have the 2 d points `+-sqrt(d)` along each axis of the noise, without chance, by
+            which expectations of cubics are exact.
+        baseline: By what draws of discrete sites are measured under the ELBO (`bdl.svi.score`): `"leave_one_out"`, the
+            mean cost of the row's other draws; `"learned"`, what a linear function of the recognition network's
+            features expects; or a Keras layer, a network that makes features of its own of what that reads
+            (`bdl.svi.baseline`). The last two train with the model, and allow one draw a step.
         num_chains: Number of fits from starts of their own that are made side by side; `agreement` tells whether they
             came to the same, and results are of the one with the highest ELBO (`chain`). The first begins at `start`,
             and is the fit of a model with one chain. The others begin around it, within 2 in each number on the real
@@ -101,6 +107,7 @@ class SVI(Compared, Saved, Watched, Fitting):
         start: str | Mapping[str, Any] = "prior",
         objective: str = "elbo",
         num_samples: int | str = 1,
+        baseline: str | keras.Layer = "leave_one_out",
         num_chains: int = 1,
         averaging: bool = True,
         kl_weight: float | KLSchedule = 1.0,
@@ -136,6 +143,7 @@ class SVI(Compared, Saved, Watched, Fitting):
         self.start = check_start(start)
         self.objective = check_objective(objective, 0.0)
         self.num_samples = check_draws(num_samples, self.objective)
+        self.baseline = check_baseline(baseline, guides, list(self.networks.values()), self.objective)
         self.averaging = bool(averaging)
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule) else float(kl_weight)
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -170,7 +178,7 @@ class SVI(Compared, Saved, Watched, Fitting):
             ValueError: if there is no such chain.
         """
         guides, settings = self.guides_of(chain), (self.num_samples, self.objective, self.compute_dtype)
-        return Estimator(self.story, self.latent, guides, self.networks, *settings)
+        return Estimator(self.story, self.latent, guides, self.networks, *settings, self.baselines_of(chain))
 
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the story is traced on data, by `fit` or `trace_on`."""

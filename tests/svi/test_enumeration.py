@@ -18,7 +18,7 @@ from bdl.elbo import elbo_parts
 from bdl.svi import SVI, Amortized, Global, Local, Observed, nuts
 from bdl.svi import reference as reference_room
 from bdl.svi.checks import Chains
-from bdl.svi.enumeration import Combinations
+from bdl.svi.enumeration import Combinations, sum_out
 from bdl.svi.story import Site
 from bdl.svi.supports import values_of
 from bdl.svi.tracing import trace
@@ -427,3 +427,13 @@ def test_arviz_has_the_indicators_and_the_rows_log_likelihood():
     assert tree["posterior"]["which"].dims == ("chain", "draw", "row")
     assert tree["observed_data"]["y"].shape == (5,)
     assert set(tree["prior"].data_vars) == {"middle", "which"}
+
+
+@pytest.mark.core
+def test_no_density_depends_on_the_value_of_a_later_site():
+    """With an indicator that of what was observed before a latent site does; without one it does not."""
+    coin = Site("coin", "enumerated", (), num_values=2)
+    sites = {"x": (Observed("x", None, None), double([-1.0, -2.0])), "z": (Local("z", None), double([-0.3, -1.1]))}
+    found = sum_out(Combinations((coin,)), {"coin": (Local("coin", None), double(np.log([0.5, 0.5]))), **sites})
+    assert list(found.log_prob) == ["z", "x"]
+    assert list(sum_out(Combinations(()), sites).log_prob) == ["x", "z"]

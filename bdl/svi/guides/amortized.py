@@ -86,7 +86,7 @@ class Amortized(Guide):
         """Builds the network, by calling it on the data, and the dense layer behind it."""
         if data is not None:
             given = ops.zeros((given_size,), dtype=self.variable_dtype) if self.given else None
-            self._features = int(self._read(data, given).shape[-1])
+            self._features = int(self.features(data, given).shape[-1])
         number = self._family.num_parameters(self.size)
         self.head = keras.layers.Dense(
             number, kernel_initializer="zeros", dtype=self.variable_dtype, name=f"{self.name}_head"
@@ -95,15 +95,21 @@ class Amortized(Guide):
 
     def distribution(self, data: Any = None, given: Tensor | None = None) -> RealLine:
         """A distribution for each row, `(rows, size)`."""
-        return self._family.of_parameters(self.head(self._read(data, given)), self.size)
+        return self._family.of_parameters(self.head(self.features(data, given)), self.size)
 
-    def _read(self, data: Any, given: Tensor | None) -> Tensor:
-        """Features of each row, `(rows, features)`."""
+    def features(self, data: Any, given: Tensor | None = None, network: keras.Layer | None = None) -> Tensor:
+        """Features of each row, `(rows, features)`.
+
+        Args:
+            data: The batch.
+            given: A draw of the sites in `given`, on the real line: `(numbers,)`.
+            network: That makes them; None takes the guide's own.
+        """
         inputs = self._pick(data)
         if given is not None:
             tiled = ops.broadcast_to(given, (ops.shape(inputs)[0], given.shape[-1]))
             inputs = ops.concatenate([self._flat(inputs), ops.cast(tiled, self.variable_dtype)], axis=-1)
-        return self._flat(self.network(inputs))
+        return self._flat((network or self.network)(inputs))
 
     def _pick(self, data: Any) -> Tensor:
         if self.inputs is None:
