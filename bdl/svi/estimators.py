@@ -44,6 +44,7 @@ from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
 from bdl.svi.guides import Guide, PerRow
+from bdl.svi.guides.controlled import Controlled
 from bdl.svi.refining import refined
 from bdl.svi.score import score_term
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
@@ -113,7 +114,17 @@ class Estimator:
         terms = self._terms_at(data, draws)
         if temperature is not None and any(guide.is_discrete for guide in self.guides):
             terms = replace(terms, nll=terms.nll + self._score_term(draws, terms, temperature))
+        if temperature is not None:
+            terms = replace(terms, global_kl=self._controlled(draws, terms.global_kl))
         return terms
+
+    def _controlled(self, draws: Draws, kl: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Divergences of global sites, with the gradients of the guides' control variates."""
+        for place, guide in enumerate(self.guides):
+            if isinstance(guide, Controlled) and guide.control_variate:
+                name = next(iter(guide.sizes))
+                kl = {**kl, name: kl[name] + guide.control(draws.families[place][0], draws.noise[place])}
+        return kl
 
     def _terms_at(self, data: Any, draws: Draws) -> Terms:
         """What draws cost."""
@@ -151,7 +162,7 @@ class Estimator:
     def _doubly_reparameterized(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Draws:
         """The draws with the gradients of `bdl.svi.doubly`, of guides of local sites whose density has a score."""
         shares = shares_of(-self._costs(terms, temperature), temperature)
-        real, sticky = dict(draws.real), {}
+        real, sticky = dict(draws.real), dict(draws.sticky)
         for place, guide in enumerate(self.guides):
             if guide.is_local and draws.families[place][0].score(draws.noise[place][0]) is not None:
                 numbers = ops.concatenate([draws.real[name] for name in guide.sizes], axis=-1)
@@ -198,6 +209,10 @@ class Estimator:
             else:
                 families = [guide.distribution(data, given[each]) for each in range(number)]
                 real = ops.stack([family.draw(noise[each]) for each, family in enumerate(families)])
+            if isinstance(guide, Controlled) and guide.control_variate:
+                real = guide.teaching(families[0], noise, real)
+                if families[0].sticks:  # its density, too, comes through the draw
+                    draws.sticky[place] = real
             draws.families[place], draws.noise[place] = families, noise
             for name in guide.sizes:
                 start, stop = guide.coordinates(name)

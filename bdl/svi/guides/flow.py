@@ -34,7 +34,7 @@ class Flow(FullRank):
         **kwargs: Of `keras.Layer`.
 
     Raises:
-        ValueError: if `layers` or `width` is not a positive integer.
+        ValueError: if `layers` or `width` is not a positive integer, or a control variate is asked for.
 
     Sources: Rezende and Mohamed 2015, "Variational inference with normalizing flows"; the gradient is the path gradient
     of Vaitl et al. 2022, "Gradients should stay on path", arXiv 2207.08219.
@@ -48,6 +48,10 @@ class Flow(FullRank):
 
     def __init__(self, layers: int = 8, width: int = 32, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.control_variate:
+            raise ValueError(
+                f"`control_variate` must be None of a flow, not {self.control_variate!r}. MeanField and FullRank have one."
+            )
         self.layers = check_positive_integer(layers, "layers")
         self.width = check_positive_integer(width, "width")
 
