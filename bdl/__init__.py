@@ -15,11 +15,13 @@ from bdl import (
     layers,
     likelihoods,
     metrics,
+    optimizers,
     plots,
     posteriors,
     priors,
     random,
     recipes,
+    training,
 )
 from bdl.elbo import ELBO, kl_divergence
 from bdl.evaluation import evaluate
@@ -46,6 +48,7 @@ __all__ = [
     "likelihoods",
     "mean_weights",
     "metrics",
+    "optimizers",
     "plots",
     "posteriors",
     "predict_distribution",
@@ -53,6 +56,7 @@ __all__ = [
     "random",
     "recipes",
     "sklearn",
+    "training",
 ]
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+import keras
+from keras import ops
 
 Tensor = Any
 
@@ -97,5 +102,80 @@ class TellsStory(Protocol):
     def guide_of(self, site: str) -> Any:
         """The guide of a latent site."""
 
+    def iterate(self) -> Any:
+        """Where the guides of global sites are (`bdl.training.iterates.Iterate`); None where each is a point."""
+
+    def iterate_names(self) -> Any:
+        """Name of each number of such an iterate."""
+
     def k_hat(self, x: Any, num_samples: int, seed: int | None) -> Any:
         """How heavy the tail of the guides' importance weights is."""
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianVariables:
+    """Which variables hold a Gaussian: its mean, and the scales that belong to it.
+
+    Args:
+        mean: `m`, in any affine coordinates.
+        rho: Of the shape of `mean`; the scales, or the diagonal of the Cholesky factor, are made of it.
+        below: What is below the diagonal of the Cholesky factor, `(size, size)`, and anything else above; None of
+            independent numbers.
+        speed: The scale is `exp(speed rho)`; None: it is `softplus(rho)`.
+    """
+
+    mean: keras.Variable
+    rho: keras.Variable
+    below: keras.Variable | None = None
+    speed: float | None = None
+
+    @property
+    def variables(self) -> tuple[keras.Variable, ...]:
+        """The variables, that of `below` last if there is one."""
+        return (self.mean, self.rho) if self.below is None else (self.mean, self.rho, self.below)
+
+    def scale(self, rho: Tensor) -> Tensor:
+        """The scale that a value of `rho` stands for."""
+        return ops.softplus(rho) if self.speed is None else ops.exp(self.speed * rho)
+
+    def rho_of(self, scale: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        return scale + ops.log(-ops.expm1(-scale)) if self.speed is None else ops.log(scale) / self.speed
+
+    def slope(self, rho: Tensor) -> Tensor:
+        """Derivative of `scale`."""
+        return ops.sigmoid(rho) if self.speed is None else self.speed * ops.exp(self.speed * rho)
+
+
+@dataclass(frozen=True, eq=False)
+class NaturalVariables:
+    """A variable that holds positive parameters of an exponential family, natural ones up to constants.
+
+    The gradient of a loss in it is that in the family's mean parameters, which is the natural gradient.
+
+    Args:
+        values: The variable.
+    """
+
+    values: keras.Variable
+
+    @property
+    def variables(self) -> tuple[keras.Variable, ...]:
+        """The variable."""
+        return (self.values,)
+
+
+@runtime_checkable
+class HasNaturalParameters(Protocol):
+    """A layer or guide of which natural gradients know variables: `bdl.optimizers.NaturalGradient`."""
+
+    def natural_variables(self) -> Sequence[GaussianVariables | NaturalVariables]:
+        """Variables that belong together; those that are frozen, or of other families, may be left out."""
+
+
+@runtime_checkable
+class ReadsModel(Protocol):
+    """An optimizer that must know the model that it trains, and the number of rows N."""
+
+    def read_model(self, model: Any) -> None:
+        """Takes what it needs of a model, which calls this when it is compiled and when a fit begins."""

@@ -29,6 +29,7 @@ ROOMS = [
     "estimators",
     "layers",
     "training",
+    "optimizers",
     "sampling",
     "prediction",
     "export",

@@ -22,6 +22,7 @@ from bdl.diagnostics.reading import read_foreign
 from bdl.diagnostics.record import RunRecord
 from bdl.diagnostics.run import Run, as_number, complete, steps_of
 from bdl.diagnostics.story import kinds_of, refuse_for_story, story_quantities
+from bdl.diagnostics.story_rules import tell_convergence
 from bdl.diagnostics.trends import measure_trends
 from bdl.diagnostics.verdict import judge
 from bdl.diagnostics.weights import start_scales
@@ -381,6 +382,7 @@ class TrainingHealth(keras.callbacks.Callback):
             return
         if run.sites is not None:
             q = run.story_quantities(self.model, self.epochs[-1])
+            tell_convergence(self.model, q.story)
             trends = measure_trends(self.epochs, run.size)
             self._judge(dataclasses.replace(q, epoch=last, planned_epochs=self._planned, trends=trends), last)
             return

@@ -256,6 +256,8 @@ def posteriors_of(model: Any) -> list[WeightPosterior]:
 
 def network_of(model: keras.Model) -> keras.Model:
     """The network inside a model that trains one on the ELBO; any other model is its own."""
+    if getattr(model, "posterior_optimizer", None) is not None:
+        return model.drawn_network()
     return model.network if isinstance(model, HasTemperature) else model
 
 

@@ -17,10 +17,11 @@ from bdl.diagnostics.measure import ProbeData, network_of
 from bdl.diagnostics.quantities import LayerHealth, Quantities
 from bdl.diagnostics.reading import Readings
 from bdl.diagnostics.record import FORMAT, RunRecord
-from bdl.diagnostics.story import Iterate, iterate_of, movement, story_quantities
+from bdl.diagnostics.story import movement, story_quantities
 from bdl.diagnostics.weights import layer_health, weight_posteriors
 from bdl.likelihoods import Likelihood
 from bdl.protocols import HasTemperature, TellsStory
+from bdl.training.iterates import Iterate
 
 
 @dataclass(eq=False)
@@ -87,7 +88,7 @@ class Run:
 
     def watch_story(self, model: TellsStory) -> None:
         """Notes where the guides are at the end of an epoch."""
-        found = iterate_of(model)
+        found = model.iterate()
         if found is not None:
             self.iterates.append(found)
 

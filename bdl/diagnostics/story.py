@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from bdl.diagnostics.story_health import SiteHealth, StoryHealth
 from bdl.diagnostics.story_rules import LEAST_ITERATES
 from bdl.keras_internals import without_gradients
 from bdl.protocols import TellsStory
+from bdl.training.iterates import Iterate
+from bdl.training.mixing import split_r_hat
 
 MOST_NUMBERS = 1000
 """Latent numbers up to which k-hat is computed: it grows with them, however good each guide is."""
@@ -26,8 +27,6 @@ MOST_NUMBERS = 1000
 _GUIDED = ("global", "local")  # kinds of sites; enumerated ones are exact
 
 _LARGEST_K = 10.0
-
-_DRAWS = 64  # of each guide, the same noise at every epoch, for its means and scales
 
 
 def kinds_of(model: TellsStory) -> dict[str, str]:
@@ -49,36 +48,6 @@ def refuse_for_story(**given: Any) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Iterate:
-    """Where the guides of the global sites were.
-
-    Args:
-        mean: Of each number on the real line.
-        log_scale: Logarithm of its standard deviation.
-    """
-
-    mean: np.ndarray
-    log_scale: np.ndarray
-
-
-def iterate_of(model: TellsStory) -> Iterate | None:
-    """Means and scales of the guides of global sites; None where each is a point."""
-    guides = _broad(model)
-    if not guides:
-        return None
-    half = np.random.default_rng(0).standard_normal((_DRAWS // 2, max(guide.noise_size for guide in guides)))
-    noise = np.concatenate([half, -half])
-    means, scales = [], []
-    for guide in guides:
-        own = ops.convert_to_tensor(noise[:, : guide.noise_size], dtype=guide.variable_dtype)
-        with without_gradients():
-            draws = ops.convert_to_numpy(guide.distribution().draw(own)).astype("float64")
-        means.append(draws.mean(axis=0))
-        scales.append(np.log(draws.std(axis=0)))
-    return Iterate(np.concatenate(means), np.concatenate(scales))
-
-
 def movement(iterates: Sequence[Iterate], model: TellsStory) -> dict[str, Any]:
     """How the second half of the iterates moves: fields of `StoryHealth`.
 
@@ -89,8 +58,6 @@ def movement(iterates: Sequence[Iterate], model: TellsStory) -> dict[str, Any]:
     found: dict[str, Any] = {"num_iterates": len(iterates)}
     if len(iterates) < LEAST_ITERATES:
         return found
-    from bdl.svi.checks import Chains
-
     window = iterates[-(len(iterates) // 4 * 2) :]
     mean, log_scale = (np.array([getattr(each, name) for each in window]) for name in ("mean", "log_scale"))
     numbers = np.concatenate([mean, log_scale], axis=1)
@@ -101,8 +68,8 @@ def movement(iterates: Sequence[Iterate], model: TellsStory) -> dict[str, Any]:
     units = np.concatenate([np.exp(log_scale.mean(axis=0)), np.ones(log_scale.shape[1])])
     moved = np.abs(numbers[half:].mean(axis=0) - numbers[:half].mean(axis=0)) / units
     farthest = int(moved.argmax())
-    names = [name for guide in _broad(model) for name, size in guide.sizes.items() for _ in range(size)]
-    r_hat = Chains(numbers[None][..., moving], divergences=0).r_hat
+    names = model.iterate_names()
+    r_hat = split_r_hat(numbers[None][..., moving])
     return {
         **found,
         "r_hat": float(r_hat.max()),
@@ -238,8 +205,3 @@ def _k_hat(model: Any, x: Any, measured: Quantities, seed: int) -> dict[str, Any
         k = float(np.clip(found.k, -_LARGEST_K, _LARGEST_K))
         return {"k_hat": k, "k_hat_threshold": float(found.threshold), "effective_share": found.effective_share}
     return {"k_hat_unknown": why}
-
-
-def _broad(model: TellsStory) -> list[Any]:
-    """The guides of global sites that are no points."""
-    return [guide for guide in model.guides if not guide.is_local and not guide.is_point]

@@ -5,6 +5,8 @@ Gain, accuracy, a twin, activity of units and scales at their start are of netwo
 
 from __future__ import annotations
 
+from typing import Any
+
 from bdl.diagnostics.finding import Finding
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.story_health import StoryHealth
@@ -162,6 +164,19 @@ def _what_else(story: StoryHealth) -> list[str]:
         f"Whether the guides have come to rest is not known: they were read after {story.num_iterates} epochs, and it "
         f"takes {LEAST_ITERATES}. fit(..., steps=2000, epochs=40) has 40, and TrainingHealth(max_cost=1.0) reads each.",
     ]
+
+
+def tell_convergence(model: Any, story: StoryHealth | None) -> None:
+    """Gives a model's summary what was seen of its guides' movement, unless `Converged` has said more.
+
+    Args:
+        model: A model of a story, at the end of a fit.
+        story: What was measured; nothing is told where too few epochs were read.
+    """
+    if story is None or story.r_hat is None or story.moved is None or model.convergence is not None:
+        return
+    is_moving = story.r_hat > LIMIT.iterates and story.moved > LIMIT.moved
+    model.convergence = f"The fit {'has not come' if is_moving else 'came'} to rest. {_how_it_moved(story)}"
 
 
 def _how_it_moved(story: StoryHealth) -> str:

@@ -60,7 +60,7 @@ def weight_posteriors(
             found.extend(foreign.get(id(layer), ()))
         elif is_foreign(layer):
             found.extend(guessed(layer))
-    return found
+    return [*found, *_of_optimizer(model)]
 
 
 def layer_health(
@@ -150,7 +150,10 @@ def aside(model: keras.Layer) -> Iterator[None]:
     0.0
     """
     # Every variable, for a Keras scope looks neither into the one around it nor, for a regularizer, outside.
-    values = [(variable, current_value(variable)) for variable in model.variables]
+    variables = {id(variable): variable for variable in model.variables}
+    if getattr(model, "posterior_optimizer", None) is not None:
+        variables.update((id(variable), variable) for variable in model.drawn_network().variables)
+    values = [(variable, current_value(variable)) for variable in variables.values()]
     with keras.StatelessScope(values, collect_losses=True), without_local_kl(), counted():
         try:
             yield
@@ -219,6 +222,28 @@ def _of_component(name: str, part: Component, is_factor: bool) -> Iterator[Weigh
         rest=(to_numpy(rest_mean), to_numpy(rest_scale)),
         is_factor=is_factor,
     )
+
+
+def _of_optimizer(model: keras.Layer) -> Iterator[WeightPosterior]:
+    """Posteriors that the optimizer of a model holds (`bdl.optimizers.IVON`), by the layers of the means."""
+    optimizer = getattr(model, "posterior_optimizer", None)
+    if optimizer is None:
+        return
+    owners: dict[int, str] = {}
+    for layer in in_order(model):
+        owners.update((id(weight), layer.name) for weight in layer.weights)  # the innermost comes last
+    size, decay, prior = float(to_numpy(optimizer.sample_size)), float(to_numpy(optimizer.decay)), optimizer.prior_scale
+
+    def read_scale(hessian: np.ndarray) -> np.ndarray:
+        return 1.0 / np.sqrt(size * (hessian + decay))
+
+    def write_scale(scale: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (1.0 / (size * scale**2) - decay,)
+
+    for mean, hessian in zip(optimizer.means, optimizer.hessians, strict=True):
+        if id(mean) in owners:
+            rest = (0.0, prior)
+            yield WeightPosterior(owners[id(mean)], mean, (hessian,), read_scale, write_scale, 0.0, prior, rest)
 
 
 def _independent(rho: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tuple[np.ndarray, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,41 @@ def call_with_values(layer: keras.Layer, values: Mapping[int, Tensor], *args: An
             _check_assignable(layer, variable, values)
             state.append((variable, value))
     return Evaluation(outputs, state, list(scope.losses))
+
+
+@contextlib.contextmanager
+def evaluated_at(layer: keras.Layer, values: Mapping[int, Tensor]) -> Iterator[None]:
+    """Within this context some variables of a layer have other values, for this thread; none of these changes.
+
+    What calls assign to its other variables (statistics, seeds) reaches them at the end, and what they hand to
+    `add_loss` is the layer's.
+
+    Args:
+        layer: A built layer.
+        values: Value of a variable by the variable's `id`. All others keep their own.
+
+    Example:
+    >>> layer = keras.layers.Dense(1, kernel_initializer="ones")
+    >>> layer.build((None, 2))
+    >>> with evaluated_at(layer, {id(layer.kernel): 3.0 * np.ones((2, 1))}):
+    ...     float(layer(np.ones((1, 2), "float32"))[0, 0])
+    6.0
+    >>> float(layer.kernel[0, 0])
+    1.0
+    """
+    variables = layer.variables
+    mapping = [(each, values[id(each)] if id(each) in values else current_value(each)) for each in variables]
+    scope = _OneLayer(state_mapping=mapping, collect_losses=True)
+    before = [scope.get_current_value(variable) for variable in variables]
+    with scope:
+        yield
+    for variable, old in zip(variables, before, strict=True):
+        value = scope.get_current_value(variable)
+        if value is not old:
+            _check_assignable(layer, variable, values)
+            variable.assign(value)
+    for loss in scope.losses:
+        layer.add_loss(loss)
 
 
 def computed_again(layer: keras.Layer, training: bool | None = None) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:

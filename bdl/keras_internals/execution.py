@@ -254,6 +254,20 @@ def rate_schedule(optimizer: Any) -> Any:
     return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
 
 
+def second_moments(optimizer: Any) -> list[Any] | None:
+    """Variables in which an optimizer, or the one inside it, keeps mean squares of gradients, one for each variable.
+
+    None where it keeps none, as SGD.
+
+    Example:
+    >>> optimizer = keras.optimizers.Adam()
+    >>> optimizer.build([keras.Variable([1.0, 2.0])])
+    >>> [tuple(variable.shape) for variable in second_moments(optimizer)], second_moments(keras.optimizers.SGD())
+    ([(2,)], None)
+    """
+    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_velocities", None)
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A pure function, compiled by JAX, which would compile each operation by itself; as it is on other backends.
 

@@ -25,6 +25,7 @@ from bdl.layers.freezing import FrozenWithLayer
 from bdl.layers.noise_layers import SavesSeed
 from bdl.posteriors import AnyPosterior, FactorPosterior, MeanFieldNormal
 from bdl.priors import Normal, Prior, TiedMean, WidthNormal
+from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
 from bdl.uncounted import note_reading, warn_if_uncounted
 
@@ -195,6 +196,12 @@ class Variational(FrozenWithLayer, SavesSeed, keras.layers.Wrapper):
         note_reading(self)
         return sum((weight.kl() for weight in self._sampled.values()), ops.zeros((), dtype="float32"))
 
+    def natural_variables(self) -> list[GaussianVariables]:
+        """Means and scales of what has independent Gaussians for its posterior, for natural gradients."""
+        parts = [part for weight in self._sampled.values() for part in weight.components()]
+        found = [part.posterior.gaussian_variables(part.mean, part.variables) for part in parts]
+        return [each for each in found if each is not None]
+
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None, **kwargs: Any) -> None:
         """Refused: integers have no posterior."""
         raise ValueError(
@@ -352,7 +359,10 @@ def mean_weights(model: keras.Layer) -> Iterator[None]:
     ...     bool(np.allclose(layer(x), layer.layer(x)))
     True
     """
-    layers = [layer for layer in flatten_layers(model) if layer.built and hasattr(layer, "noise_strength")]
+    noisy = (
+        model.drawn_network() if hasattr(model, "drawn_network") else model
+    )  # whose noise may be that of the optimizer's posterior
+    layers = [layer for layer in flatten_layers(noisy) if layer.built and hasattr(layer, "noise_strength")]
     if not layers:
         raise ValueError(f"`model` has no built layer with noise: {model!r}. Build it, or call it once.")
     before = [ops.convert_to_numpy(ops.convert_to_tensor(layer.noise_strength)) for layer in layers]

@@ -18,6 +18,10 @@ class Predicting:
     network: keras.Model
     likelihood: Any
 
+    def drawn_network(self) -> keras.Model:
+        """The network with its noise."""
+        raise NotImplementedError
+
     def _begin_predicting(self, weights_lock: Any) -> None:
         """Before any prediction; the lock is held while weights are copied or written, and by whoever changes them."""
         self._sampler: Sampler | None = None
@@ -69,8 +73,9 @@ class Predicting:
         return predict_with([sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
 
     def _own_sampler(self) -> Sampler:
-        if self._sampler is None:
-            self._sampler = Sampler(self.network, self.likelihood, self._weights_lock)
+        network = self.drawn_network()
+        if self._sampler is None or self._sampler.network is not network:
+            self._sampler = Sampler(network, self.likelihood, self._weights_lock)
         return self._sampler
 
     def export(self, filepath: Any, format: str = "tf_saved_model", verbose: Any = None, **kwargs: Any) -> None:
@@ -79,4 +84,4 @@ class Predicting:
         `model.network.export` exports raw outputs of one draw instead.
         """
         with self._weights_lock:
-            export_distribution(self.network, self.likelihood, filepath, format, verbose=verbose, **kwargs)
+            export_distribution(self.drawn_network(), self.likelihood, filepath, format, verbose=verbose, **kwargs)

@@ -16,7 +16,9 @@ from bdl.keras_internals import num_replicas, own_buffers, symbolic_inputs, take
 from bdl.latents import keep_local_kl, kl_of_draws, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.model.comparing import Comparing
+from bdl.model.drawing import DrawsWeights, check_optimizer, check_plain
 from bdl.model.predicting import Predicting
+from bdl.model.watching import Watched
 from bdl.random import Tensor
 from bdl.serialization import take_format
 from bdl.training import data as training_data
@@ -27,7 +29,7 @@ from bdl.training.figures import latent_trackers, part_trackers, update_parts
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.resident import FitsOnDevice
 from bdl.training.soundness import checked_data
-from bdl.training.steps import build_optimizer, prepared, strategy_scope
+from bdl.training.steps import build_optimizer, inform_optimizer, prepared, strategy_scope
 from bdl.uncounted import counted
 
 FORMAT_VERSION = 1
@@ -38,7 +40,7 @@ _is_training_step: ContextVar[bool] = ContextVar("is_training_step", default=Fal
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
+class VariationalModel(DrawsWeights, Watched, Predicting, Comparing, FitsOnDevice, keras.Model):
     """Any Keras network with variational layers, trained on the ELBO.
 
     Everything works as for any Keras model: `compile`, `fit`, callbacks, `evaluate`, saving. The likelihood takes the
@@ -76,6 +78,8 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
             is in latent variables whose layers report `log q(z | x) - log p(z)` of their own draw, as
             `bdl.layers.NormalLatent` does; latent attention reports the divergence itself.
             Nothing in `loss` says how good the ELBO is: `elbo` does.
+        optimizer_posterior: True for a plain network, whose weights get their posterior from the optimizer with which
+            the model is then compiled, `bdl.optimizers.IVON`. T is constant, by default 1 throughout.
         name: Name of the model.
         **kwargs: Other arguments of `keras.Model`.
 
@@ -107,6 +111,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         free_bits: float = 0.0,
         num_samples: int = 1,
         objective: str = "elbo",
+        optimizer_posterior: bool = False,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -116,19 +121,21 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         self._heads = Heads(likelihood, network)
         self.network = network
         self.likelihood = self._heads.likelihood
-        self.progress = Progress(self, num_examples, kl_weight)
+        self.optimizer_posterior = bool(optimizer_posterior)
+        default = 1.0 if self.optimizer_posterior and kl_weight is None else kl_weight
+        self.progress = Progress(self, num_examples, default)
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule | None) else float(kl_weight)
         self.free_bits = check_free_bits(free_bits)
         self.num_samples = check_num_samples(num_samples)
         self.objective = check_objective(objective, self.free_bits)
         self._part_trackers = part_trackers()
         self._latent_trackers = latent_trackers(network)
-        check_estimators(network, self.objective)
+        self._check_network()
         self._loss_weights: Any = None
         # A training step and a copy of the weights for a prediction exclude each other.
         self._begin_predicting(threading.RLock())
         if network.built:
-            warn_if_deterministic(network)
+            self._warn_if_deterministic()
             self.built = True
 
     @property
@@ -166,15 +173,16 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
             # A symbolic call builds any network; `network.build` would not build a subclassed one.
             self.network(symbolic_inputs(input_shape))
         self._latent_trackers = latent_trackers(self.network)  # of layers that were made while building, too
-        check_estimators(self.network, self.objective)
-        warn_if_deterministic(self.network)
+        self._check_network()
+        self._warn_if_deterministic()
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Raw network outputs for one draw of the weights; within a training step a list of `num_samples` of them."""
         inputs = known_inputs(self.network, inputs)
         if self.num_samples == 1:
-            return self.network(inputs, training=training)
+            with self._at_drawn_weights(inputs):
+                return self.network(inputs, training=training)
         take_losses(self)  # of the step before: Keras' JAX trainer, which goes past `__call__`, would leave them
         if not _is_training_step.get():
             return self.network(inputs, training=training)
@@ -195,7 +203,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         """Takes one training step as `keras.Model.train_step` does, with `num_samples` draws of the network."""
         token = _is_training_step.set(True)
         try:
-            with counted():
+            with counted(), self._drawing_to_train(*args):
                 return super().train_step(*args, **kwargs)
         finally:
             _is_training_step.reset(token)
@@ -214,8 +222,10 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
                 f"`loss` must be None, not {loss!r}: VariationalModel trains on the ELBO of its likelihood. "
                 "Choose the likelihood instead (Normal for mse, Categorical for cross-entropy)."
             )
+        check_optimizer(self, optimizer)
         self._loss_weights = loss_weights
         super().compile(optimizer=optimizer, loss=None, loss_weights=loss_weights, **kwargs)
+        inform_optimizer(self)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles again after loading."""
@@ -265,10 +275,13 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         x, y, kwargs = checked_data(self, self._heads, x, y, kwargs, self._loss_weights)
         size = training_data.measure(x, batch_size, validation_split)
         self.progress.set_num_examples(size.num_examples, x)
+        inform_optimizer(self)
         steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
         self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)
         if begin_decay(self.optimizer, steps_per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)  # the schedule is compiled into it
+        self.convergence = None
+        self._begin_posterior(self.num_examples, self.temperature)
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
         own_buffers(self.trainable_variables)
@@ -309,6 +322,8 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         """
         self.progress.require_num_examples()
         self.progress.require_length("train_on_batch")
+        inform_optimizer(self)
+        self._begin_posterior(self.num_examples, self.temperature)
         return super().train_on_batch(*args, **kwargs)
 
     def compute_loss(
@@ -320,10 +335,11 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
         """
         draws = self._draws(y_pred)
         weights = self._heads.weights(sample_weight, draws[0], self._loss_weights)
-        nll = [self._heads.nll(y, draw, weights) for draw in draws]
+        with self._at_drawn_likelihood():
+            nll = [self._heads.nll(y, draw, weights) for draw in draws]
         parts = elbo_parts(
             nll[0] if len(nll) == 1 else ops.stack(nll),
-            kl_divergence(self.network) + self._heads.penalty(),
+            kl_divergence(self.network) + self._heads.penalty() + self._optimizer_kl(),
             self.progress.size,
             self.progress.current_temperature if training else 1.0,
             take_local_kl(self),
@@ -367,6 +383,7 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
             "free_bits": self.free_bits,
             "num_samples": self.num_samples,
             "objective": self.objective,
+            **({"optimizer_posterior": True} if self.optimizer_posterior else {}),
             "format_version": FORMAT_VERSION,
         }
 
@@ -393,6 +410,16 @@ class VariationalModel(Predicting, Comparing, FitsOnDevice, keras.Model):
                 self(
                     keras.tree.map_structure(lambda each: None if each is None else ops.convert_to_tensor(each), inputs)
                 )
+
+    def _check_network(self) -> None:
+        """Refuses a network that does not go with the objective, or with where the posterior is."""
+        check_estimators(self.network, self.objective)
+        if self.optimizer_posterior:
+            check_plain(self.network, self._heads, self.kl_weight, self.num_samples)
+
+    def _warn_if_deterministic(self) -> None:
+        if not self.optimizer_posterior:
+            warn_if_deterministic(self.network)
 
     def _draws(self, outputs: Any) -> list[Any]:
         """What `call` returned, one entry for each draw of the network."""

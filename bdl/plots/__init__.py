@@ -6,6 +6,7 @@ saves it. Matplotlib is imported at the first drawing, and pyplot, with its glob
 
 from bdl.plots.images import image_grid
 from bdl.plots.posteriors import marginals, pairs, predictive_check
+from bdl.plots.ranks import rank_ecdf
 from bdl.plots.training import elbo_parts
 from bdl.plots.uncertainty import (
     interval_coverage,
@@ -24,6 +25,7 @@ __all__ = [
     "pairs",
     "pit_histogram",
     "predictive_check",
+    "rank_ecdf",
     "reliability_diagram",
     "risk_coverage",
     "score_histograms",

@@ -13,6 +13,7 @@ from keras import ops
 
 from bdl import random
 from bdl.priors import Prior, Variables, fan_in
+from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
 from bdl.serialization import Serializable
 
@@ -59,6 +60,14 @@ class Posterior(Serializable):
     def perturbation(self, variables: Variables, key: Tensor) -> Tensor:
         """One draw of the weight minus its mean, in float32."""
         raise NotImplementedError
+
+    def gaussian_variables(self, mean: keras.Variable, variables: Variables) -> GaussianVariables | None:
+        """The mean and its scales, for natural gradients; None where the weights are no independent Gaussians.
+
+        Args:
+            mean: The wrapped layer's weight.
+            variables: The posterior's, from `create`.
+        """
 
     def kl(
         self,

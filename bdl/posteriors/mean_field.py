@@ -13,6 +13,7 @@ from keras import ops
 
 from bdl.posteriors.base import Posterior, add_rho, log_scale_of, register, scaled_noise, start_scale
 from bdl.priors import Prior, Variables, check_positive
+from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
 
 
@@ -69,6 +70,10 @@ class MeanFieldNormal(Posterior):
     def perturbation(self, variables: Variables, key: Tensor) -> Tensor:
         """One draw of the weight minus its mean, in float32."""
         return scaled_noise(log_scale_of(variables["rho"], self.speed), key)
+
+    def gaussian_variables(self, mean: keras.Variable, variables: Variables) -> GaussianVariables:
+        """The mean, and the logarithms of the scales."""
+        return GaussianVariables(mean, variables["rho"], speed=self.speed)
 
     def kl(
         self,

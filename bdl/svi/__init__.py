@@ -4,6 +4,8 @@ from bdl.svi.checks import k_hat
 from bdl.svi.guides import (
     Amortized,
     Categories,
+    Conjugate,
+    ConjugateRows,
     Counts,
     Delta,
     Flow,
@@ -18,6 +20,7 @@ from bdl.svi.guides import (
 from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
+from bdl.svi.sbc import simulation_based_calibration
 from bdl.svi.story import Global, Local, Observed
 from bdl.svi.supports import Flat, MarkovChain
 
@@ -25,6 +28,8 @@ __all__ = [
     "SVI",
     "Amortized",
     "Categories",
+    "Conjugate",
+    "ConjugateRows",
     "Counts",
     "Delta",
     "Flat",
@@ -43,4 +48,5 @@ __all__ = [
     "from_joint",
     "k_hat",
     "nuts",
+    "simulation_based_calibration",
 ]

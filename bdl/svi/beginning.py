@@ -12,6 +12,7 @@ from keras import ops
 from bdl.keras_internals import without_gradients
 from bdl.random import draw_key, fold_in
 from bdl.svi.chains import ChainLosses, copied, scattered
+from bdl.svi.conjugate import check_conjugate
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
@@ -34,6 +35,7 @@ class Beginning:
         chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
         is_started: Whether guides are where a fit begins, or beyond.
+        convergence: What was seen of the last fit's convergence, which prints as a sentence; None of nothing.
     """
 
     story: Story
@@ -55,6 +57,7 @@ class Beginning:
         self.described: Any = None
         self.is_started = False
         self.average: TailAverage | None = None
+        self.convergence: Any = None
         self.chain_losses: ChainLosses | None = None
         self._site_trackers: list[keras.metrics.Mean] = []
 
@@ -154,6 +157,8 @@ class Beginning:
         if is_first:
             self._move([Start(each) for each in self._points(found, point)])
         self._check_draws(found.data)
+        if is_first:
+            check_conjugate(self.estimator, found.data)
         return found
 
     def _points(self, found: Trace, point: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -14,6 +14,7 @@ from scipy import special, stats
 
 from bdl import random
 from bdl.random import Tensor
+from bdl.training.mixing import bulk_effective_sample_size, split_r_hat
 
 RELIABLE_K = 0.7
 """Pareto shape up to which importance sampling converges at a useful rate (Vehtari et al. 2024, section 3.2.4)."""
@@ -92,8 +93,8 @@ def correct(k: float, threshold: float, effective_share: float | None) -> bool:
 def k_hat(log_weights: Any) -> ParetoSmoothing:
     """Pareto-smoothed importance sampling: how heavy the tail of importance weights is, and the weights smoothed.
 
-    A generalized Pareto distribution is fitted to the `min(S / 5, 3 sqrt(S))` largest of S weights, which its quantiles
-    then replace, none of them above the largest weight.
+    A generalized Pareto distribution is fitted to the `min(S / 5, 3 sqrt(S))` largest of S weights, rounded down as in
+    ArviZ, which its quantiles then replace, none of them above the largest weight.
 
     Args:
         log_weights: Log density of the posterior, known up to a constant, less the guide's, of each of S independent
@@ -115,7 +116,7 @@ def k_hat(log_weights: Any) -> ParetoSmoothing:
     log_weights = _check_log_weights(log_weights)
     size = log_weights.size
     scaled = log_weights - log_weights.max()
-    k, smoothed = _smooth(scaled, math.ceil(min(size / 5, 3 * math.sqrt(size))))
+    k, smoothed = _smooth(scaled, math.floor(min(size / 5, 3 * math.sqrt(size))))
     smoothed = smoothed - special.logsumexp(smoothed)
     return ParetoSmoothing(
         k=k,
@@ -145,9 +146,11 @@ def _smooth(log_weights: np.ndarray, tail: int) -> tuple[float, np.ndarray]:
     order = np.argsort(log_weights, kind="stable")
     cutoff = log_weights[order[-tail - 1]]
     in_tail = order[-tail:]
-    in_tail = in_tail[log_weights[in_tail] > cutoff]  # ties with the cutoff are no exceedances
-    if in_tail.size < _LEAST_TAIL:
+    above = in_tail[log_weights[in_tail] > cutoff]
+    if above.size < _LEAST_TAIL:
         return -math.inf, log_weights
+    if in_tail.size - above.size >= in_tail.size // 4:
+        in_tail = above  # of so many ties with the cutoff, no exceedances, the fit would know no scale
     exceedances = np.exp(log_weights[in_tail]) - np.exp(cutoff)
     if exceedances[in_tail.size // 4] < _NO_WEIGHT:
         return math.inf, log_weights
@@ -198,61 +201,17 @@ class Chains:
     def r_hat(self) -> np.ndarray:
         """How much the halves of the chains differ, `(size,)`: 1 where they agree; above 1.01 draw more.
 
-        Source: Vehtari et al. 2021, "Rank-normalization, folding, and localization: an improved R-hat", eq. 4 to 14.
+        Source: `bdl.training.mixing.split_r_hat`.
         """
-        halves = _halves(self.draws)
-        folded = np.abs(halves - np.median(halves, axis=(0, 1)))
-        return np.maximum(_r_hat(_normal_scores(halves)), _r_hat(_normal_scores(folded)))
+        return split_r_hat(self.draws)
 
     @property
     def effective_sample_size(self) -> np.ndarray:
         """Number of independent draws that would be as accurate in the middle of the distribution: `(size,)`.
 
-        Source: Vehtari et al. 2021, section 3.2, "bulk-ESS"; Geyer 1992, "Practical Markov chain Monte Carlo",
-        section 3.3.
+        Source: `bdl.training.mixing.bulk_effective_sample_size`.
         """
-        scores = _normal_scores(_halves(self.draws))
-        return np.array([_effective_sample_size(scores[..., entry]) for entry in range(scores.shape[-1])])
-
-
-def _halves(draws: np.ndarray) -> np.ndarray:
-    """Chains cut in two; an odd draw in the middle is left out."""
-    half = draws.shape[1] // 2
-    return np.concatenate([draws[:, :half], draws[:, -half:]])
-
-
-def _normal_scores(draws: np.ndarray) -> np.ndarray:
-    """Ranks over all chains as quantiles of the normal distribution."""
-    flat = draws.reshape(-1, draws.shape[-1])
-    ranks = stats.rankdata(flat, axis=0)
-    return special.ndtri((ranks - 0.375) / (len(flat) + 0.25)).reshape(draws.shape)
-
-
-def _r_hat(draws: np.ndarray) -> np.ndarray:
-    length = draws.shape[1]
-    within = draws.var(axis=1, ddof=1).mean(axis=0)
-    between = draws.mean(axis=1).var(axis=0, ddof=1)
-    return np.sqrt((length - 1) / length + between / within)
-
-
-def _effective_sample_size(draws: np.ndarray) -> float:
-    """Of chains `(chains, length)`, by sums of two neighbouring autocorrelations while they are positive and fall."""
-    chains, length = draws.shape
-    centred = draws - draws.mean(axis=1, keepdims=True)
-    spectrum = np.fft.rfft(centred, 2 * length, axis=1)
-    covariances = np.fft.irfft(np.abs(spectrum) ** 2, axis=1)[:, :length].mean(axis=0) / length
-    within = covariances[0] * length / (length - 1)
-    total = covariances[0] + draws.mean(axis=1).var(ddof=1)
-    correlations = 1.0 - (within - covariances) / total
-    correlations[0] = 1.0
-    pairs = correlations[: length // 2 * 2].reshape(-1, 2)
-    ended = np.flatnonzero(pairs.sum(axis=1) <= 0)
-    end = ended[0] if ended.size else len(pairs) - 1
-    falling = np.minimum.accumulate(pairs[:end].sum(axis=1))
-    # Half of the pair in which the sums end counts where it is positive: without it negative correlations count more.
-    time = 2.0 * falling.sum() - 1.0 + max(pairs[end, 0], 0.0)
-    time = max(time, 1.0 / math.log10(chains * length))
-    return chains * length / time
+        return bulk_effective_sample_size(self.draws)
 
 
 def nuts_flat(

@@ -20,6 +20,11 @@ from bdl.svi.results import Results
 from bdl.svi.summary import Comparison, SummaryTable
 from bdl.training.progress import Progress
 
+NOBODY_LOOKED = (
+    "Whether the fit converged is not known: nothing watched it. Pass fit(..., callbacks=[bdl.training.Converged()])."
+)
+"""What a summary says of a model whose last fit nobody watched, and of one that was loaded from a file."""
+
 
 class Compared(Results):
     """Tables, agreement of chains, and bounds of a model of a story; see `bdl.svi.SVI`."""
@@ -27,6 +32,7 @@ class Compared(Results):
     num_chains: int
     progress: Progress
     chain_losses: ChainLosses | None
+    convergence: Any
 
     def compare(self, draws: Mapping[str, Any], num_samples: int = 4000, seed: int | None = 0) -> Comparison:
         """The global sites' posterior beside reference draws, such as those of `bdl.svi.nuts`.
@@ -45,7 +51,8 @@ class Compared(Results):
         """Mean, standard deviation and interval of each number of the global sites; prints itself, in notebooks too.
 
         Of several chains the figures are those of `chain`, with the R-hat of all of them, and a sentence where they
-        disagree; see `agreement`.
+        disagree; see `agreement`. Below the table stands what `bdl.training.Converged` or
+        `bdl.diagnostics.TrainingHealth` saw of the last fit's convergence, or that neither looked.
 
         Args:
             num_samples: Number of draws.
@@ -56,10 +63,12 @@ class Compared(Results):
             ValueError: if the model was not fitted.
         """
         table = SummaryTable.of(self.posterior(num_samples=num_samples, seed=seed), interval)
+        rest = str(self.convergence or NOBODY_LOOKED)
         if self.num_chains == 1:
-            return table
+            return dataclasses.replace(table, remark=rest)
         found = self.agreement(seed=seed)
-        return dataclasses.replace(table, r_hat=found.r_hat, remark="" if found.is_reached else found.verdict)
+        remark = rest if found.is_reached else f"{found.verdict} {rest}"
+        return dataclasses.replace(table, r_hat=found.r_hat, remark=remark)
 
     def agreement(self, num_samples: int = 1000, seed: int | None = 0) -> Agreement:
         """Whether the chains came to the same: R-hat of each number of the global sites, and the chains' ELBOs.

@@ -39,6 +39,8 @@ from keras import ops
 
 from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
+from bdl.svi.conjugate import is_point, placed, prior_of, value_of
+from bdl.svi.cubature import CUBATURE, num_points, points_of
 from bdl.svi.doubly import handing_on, shares_of
 from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
@@ -83,7 +85,7 @@ class Estimator:
     sites: Mapping[str, Site]
     guides: Sequence[Guide]
     networks: Mapping[str, Any]
-    num_samples: int = 1
+    num_samples: int | str = 1
     objective: str = "elbo"
     dtype: str = "float32"
 
@@ -95,8 +97,15 @@ class Estimator:
     @property
     def num_draws(self) -> int:
         """Evaluations of the story in a step: `num_samples`, two at least of the ELBO of locals, or of discrete."""
-        needs_two = any(guide.is_discrete or (guide.is_local and self.objective == "elbo") for guide in self.guides)
-        return max(self.num_samples, 2) if needs_two else self.num_samples
+        if self.num_samples == CUBATURE:
+            return num_points(self.guides)
+        conjugate = [guide for guide in self.guides if guide.is_conjugate]
+        others = [guide for guide in self.guides if not guide.is_conjugate]
+        needs_two = any(guide.is_discrete or (guide.is_local and self.objective == "elbo") for guide in others)
+        number = int(self.num_samples)
+        if any(guide.num_points > 1 for guide in conjugate):
+            return number + number % 2
+        return max(number, 2) if needs_two else number
 
     def terms(self, data: Any, key: Tensor, temperature: Tensor | float | None = None) -> Terms:
         """The terms of a step.
@@ -199,6 +208,11 @@ class Estimator:
         for place, guide in order:
             if guide.is_local and is_global:
                 continue
+            if guide.is_conjugate:
+                family, real = placed(self, guide, data, number, fold_in(key, place), is_drawn=not is_mirrored)
+                draws.families[place], draws.noise[place] = [family] * number, real
+                draws.real[guide.site] = real
+                continue
             noise = self._noise(guide, rows, fold_in(key, place), number, is_shared, is_mirrored)
             given = ops.concatenate([draws.real[name] for name in guide.given], axis=-1) if guide.given else None
             if guide.follows_prior:
@@ -248,7 +262,7 @@ class Estimator:
             site = self._site(variable.name)
             if site.kind == "enumerated":
                 return self.combinations.value(variable, combination)
-            return support_of_site(variable, site).constrain(real[site.name], site.shape)
+            return value_of(variable, site, real[site.name])
 
         with supports.unchecked():
             visits = run(self.story, data, answer, self.networks, rows, until)
@@ -320,6 +334,8 @@ class Estimator:
         numbers, site = real[visit.name], self.sites[visit.name]
         if site.kind == "local":
             numbers = self.combinations.repeat(numbers)
+        if is_point(site, numbers):
+            return visit.log_prob()
         return visit.log_prob() + support_of_site(visit.variable).log_det(numbers, site.shape)
 
     def _site(self, name: str) -> Site:
@@ -335,6 +351,8 @@ class Estimator:
 
     def _noise(self, guide: Guide, rows: Any, key: Tensor, number: int, is_shared: bool, is_mirrored: bool) -> Tensor:
         """Standard normal noise of each draw: `(number, noise_size)`, or `(number, rows, noise_size)`."""
+        if self.num_samples == CUBATURE and is_mirrored and not guide.is_local:
+            return ops.convert_to_tensor(points_of(self.guides, guide), dtype=self.dtype)
         is_shared, is_mirrored = is_shared and not guide.is_local, is_mirrored and not guide.is_discrete
         own = 1 if is_shared else (number + 1) // 2 if is_mirrored else number
         noise = (
@@ -354,8 +372,11 @@ class Estimator:
         """Divergence of a site, given the draw of those before it: a scalar, or `(rows,)`."""
         site = self.sites[visit.name]
         place = next(number for number, guide in enumerate(self.guides) if site.name in guide.sizes)
+        family: Any
         family, noise = draw.family(place)
         coordinates = self.guides[place].coordinates(site.name)
+        if self.guides[place].is_conjugate:
+            return family.kl_from(prior_of(visit.variable, self.guides[place], self.dtype))
         if family.is_point:
             return -visit.log_prob()
         is_mixture = site.kind == "local" and (self.objective == "multi_sample" or site.name in summed.depends)

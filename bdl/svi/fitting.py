@@ -10,8 +10,9 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from bdl.optimizers import NaturalGradient
 from bdl.svi.beginning import Beginning
-from bdl.svi.guides import PerRow
+from bdl.svi.guides import Conjugate, PerRow
 from bdl.svi.rows import (
     BeginRows,
     EndlessRows,
@@ -26,7 +27,7 @@ from bdl.svi.rows import (
 from bdl.training import data as training_data
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.resident import FitsOnDevice, Resident
-from bdl.training.steps import build_optimizer
+from bdl.training.steps import build_optimizer, inform_optimizer
 
 
 class Fitting(Beginning, FitsOnDevice, keras.Model):
@@ -58,6 +59,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
             raise ValueError(f"`loss` must be None, not {loss!r}: SVI trains on the ELBO of its story.")
         self._trained = None
         super().compile(optimizer=optimizer, loss=None, **kwargs)
+        inform_optimizer(self)
 
     def fit(
         self,
@@ -123,9 +125,10 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         if self.chain_losses is not None:
             self.chain_losses.begin()
         self.check_trained()
+        inform_optimizer(self)
         build_optimizer(self)
         settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}
-        self.is_fitting = True
+        self.is_fitting, self.convergence = True, None
         try:
             with self._without_optimizer(), contextlib.nullcontext() if resident is None else self.fitting(resident):
                 history = super().fit(x, None, None, epochs, verbose, callbacks, **settings)
@@ -170,6 +173,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         if not self.is_started:
             self.begin(checked, None)
         self.check_trained()
+        inform_optimizer(self)
         return super().train_on_batch(x, *args, **kwargs)
 
     def check_trained(self) -> None:
@@ -186,6 +190,18 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
                 f"{len(trained[1])} others: `trainable` of a guide or network has changed. Call compile again."
             )
         self._trained = trained
+        conjugate = [name for guide in self.guides if guide.is_conjugate for name in guide.sizes]
+        if conjugate and self.objective != "elbo":
+            raise ValueError(
+                f"`objective` must be 'elbo' with the conjugate guides of {conjugate}, not {self.objective!r}: they "
+                "stand at points, which are no draws to be weighted. Give these sites other guides."
+            )
+        wrong = [guide.site for guide in self.guides if isinstance(guide, Conjugate) and guide.trainable]
+        if wrong and not isinstance(self.optimizer, NaturalGradient):
+            raise ValueError(
+                f"`optimizer` must be bdl.optimizers.NaturalGradient for the Conjugate guides of {wrong}, whose "
+                f"gradients are natural ones, not {type(self.optimizer).__name__}."
+            )
 
     def _batches(
         self, x: Any, batch_size: int | None, steps: int | None, callbacks: Any, kwargs: dict[str, Any]

@@ -10,13 +10,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from bdl.arguments import check_num_samples, check_objective, check_positive_integer
+from bdl.arguments import check_objective, check_positive_integer
 from bdl.elbo import ELBOParts, KLSchedule, elbo_parts, kl_divergence
 from bdl.keras_internals import flatten_layers, num_replicas
 from bdl.protocols import HasLocalLatents
 from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi.chains import descended, together
 from bdl.svi.comparison import Compared
+from bdl.svi.cubature import check_draws
 from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import Saved
@@ -26,12 +27,13 @@ from bdl.svi.guides.selection import check_guide, requested
 from bdl.svi.rows import as_tensors
 from bdl.svi.start import check_start
 from bdl.svi.story import Story, num_rows
+from bdl.svi.watching import Watched
 from bdl.training.figures import part_trackers, update_parts
 from bdl.training.progress import Progress
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class SVI(Compared, Saved, Fitting):
+class SVI(Compared, Saved, Watched, Fitting):
     """Stochastic variational inference of a story: any probabilistic model, fitted as a Keras model is.
 
     The objective is the ELBO of `bdl.elbo`: observed sites give the NLL, the divergence of global sites is divided by
@@ -56,7 +58,8 @@ class SVI(Compared, Saved, Fitting):
         objective: `"elbo"`, or `"multi_sample"`: the importance weighted bound, with one draw of the globals shared by
             `num_samples` draws of the locals, and doubly reparameterized gradients of their guides (`bdl.svi.doubly`).
         num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least, and those
-            of discrete sites are not mirrored.
+            of discrete sites are not mirrored. Or `"cubature"`: global sites of few numbers d have the 2 d points
+            `+-sqrt(d)` along each axis of the noise, without chance, by which expectations of cubics are exact.
         num_chains: Number of fits from starts of their own that are made side by side; `agreement` tells whether they
             came to the same, and results are of the one with the highest ELBO (`chain`). The first begins at `start`,
             and is the fit of a model with one chain. The others begin around it, within 2 in each number on the real
@@ -97,7 +100,7 @@ class SVI(Compared, Saved, Fitting):
         num_examples: int | None = None,
         start: str | Mapping[str, Any] = "prior",
         objective: str = "elbo",
-        num_samples: int = 1,
+        num_samples: int | str = 1,
         num_chains: int = 1,
         averaging: bool = True,
         kl_weight: float | KLSchedule = 1.0,
@@ -132,7 +135,7 @@ class SVI(Compared, Saved, Fitting):
         _refuse_latents([*self.networks.values(), *guides])
         self.start = check_start(start)
         self.objective = check_objective(objective, 0.0)
-        self.num_samples = check_num_samples(num_samples, "draws in a training step")
+        self.num_samples = check_draws(num_samples, self.objective)
         self.averaging = bool(averaging)
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule) else float(kl_weight)
         self.seed_generator = keras.random.SeedGenerator(seed)

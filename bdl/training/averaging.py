@@ -1,7 +1,8 @@
 """Averages of the iterates, which take the weights' place at the end of `fit`.
 
 `AveragingAdam` is an optimizer whose average needs no length of the training; `TailAverage` is the plain mean over the
-second half of a training of known length, whatever the optimizer.
+second half of a training of known length, whatever the optimizer, or from where `restart` says; `MeanOfReads` is one
+that needs no part in the step.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class TailAverage:
     >>> average = TailAverage(model, [weight])
     >>> average.begin(4)
     >>> for value in (1.0, 2.0, 3.0, 4.0):
-    ...     _ = weight.assign(value)
     ...     average.update()
+    ...     _ = weight.assign(value)
     >>> average.put_in_place()
     >>> float(weight)
     3.5
@@ -115,10 +116,14 @@ class TailAverage:
             total_steps: Its length; None where it is not known, so that nothing is averaged.
         """
         self._seen.assign(0)
-        self._first.assign(2**30 if total_steps is None else total_steps // 2)
+        self._first.assign(2**30 if total_steps is None else total_steps // 2 + 1)
+
+    def restart(self) -> None:
+        """Forgets what came before: the average begins with the next step."""
+        self._first.assign(int(ops.convert_to_numpy(ops.convert_to_tensor(self._seen))))
 
     def update(self) -> None:
-        """Adds the variables as they are now; once per step, which may be compiled."""
+        """Adds the variables as they are now; once in each step, which may be compiled, before it moves them."""
         number = ops.convert_to_tensor(self._seen) + 1 - ops.convert_to_tensor(self._first)
         share = ops.where(number > 0, 1.0 / ops.cast(ops.maximum(number, 1), "float32"), 0.0)
         for mean, variable in zip(self._means, self._variables, strict=True):
@@ -127,8 +132,53 @@ class TailAverage:
         self._seen.assign_add(1)
 
     def put_in_place(self) -> None:
-        """Gives the variables their means, unless the training ended before its second half began."""
+        """Gives the variables their means, unless the training ended before its second half began.
+
+        What the last step made of them counts, so that a training of one step ends with that.
+        """
+        self.update()
         if int(ops.convert_to_numpy(self._seen)) <= int(ops.convert_to_numpy(self._first)):
             return
         for mean, variable in zip(self._means, self._variables, strict=True):
             variable.assign(ops.copy(ops.convert_to_tensor(mean)))
+
+
+class MeanOfReads:
+    """Mean of variables, read from outside of the step: for models that keep no average of their own.
+
+    Args:
+        variables: What is averaged.
+
+    Example:
+    >>> weight = keras.Variable(1.0)
+    >>> average = MeanOfReads([weight])
+    >>> for value in (1.0, 2.0):
+    ...     _ = weight.assign(value)
+    ...     average.update()
+    >>> average.put_in_place()
+    >>> float(weight)
+    1.5
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+        self._variables = list(variables)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was read."""
+        self._number = 0
+        self._means: list[Any] = [0.0] * len(self._variables)
+
+    def update(self) -> None:
+        """Reads the variables."""
+        self._number += 1
+        for place, variable in enumerate(self._variables):
+            value = ops.convert_to_numpy(current_value(variable))
+            # In the variables' own dtype: in float64 the copy of a large network would be twice as large.
+            self._means[place] = self._means[place] + (value - self._means[place]) / value.dtype.type(self._number)
+
+    def put_in_place(self) -> None:
+        """Gives the variables their means, if anything was read."""
+        if self._number:
+            for mean, variable in zip(self._means, self._variables, strict=True):
+                variable.assign(mean)

@@ -6,6 +6,15 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from bdl.protocols import ReadsModel
+
+
+def inform_optimizer(model: Any) -> None:
+    """Tells the optimizer about the model, if it asks for that: `bdl.protocols.ReadsModel`."""
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, ReadsModel):
+        optimizer.read_model(model)
+
 
 def build_optimizer(model: Any) -> None:
     """Makes the optimizer's variables, if it has none yet: Keras on TensorFlow would trace the first step twice."""

@@ -49,6 +49,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "risk_coverage": lambda ax=None: plots.risk_coverage(CURVE, ax=ax),
     "score_histograms": lambda ax=None: plots.score_histograms(SCORES, ax=ax),
     "uncertainty_split": lambda ax=None: plots.uncertainty_split([0.1, 0.2, 0.3], [0.3, 0.0, 0.1], ax=ax),
+    "rank_ecdf": lambda ax=None: plots.rank_ecdf({"a": np.arange(100) % 10}, 9, ax=ax),
 }
 EPOCHS = [{"epoch": t, "nll": 2.0 / t, "loss": 3.0 / t, "kl": 50.0, "val_accuracy": 0.5} for t in (1, 2, 3)]
 OTHERS = {"health_curves": lambda ax=None: health_curves(EPOCHS, 10, ax=ax)}

@@ -13,6 +13,7 @@ from bdl import random
 from bdl.elbo import LinearWarmup
 from bdl.svi import SVI, Amortized, Global, Hierarchical, Observed
 from bdl.svi.chains import MEMORY, Agreement, ChainLosses, copied, descended, scattered
+from bdl.svi.comparison import NOBODY_LOOKED
 
 Y = np.random.default_rng(0).normal(2.0, 1.0, size=40).astype("float32")
 DATA = {"y": Y}
@@ -98,7 +99,7 @@ def test_chains_of_a_gaussian_model_find_the_closed_form_and_agree():
     assert found.is_reached
     assert "The 3 chains agree." in str(found)
     table = model.summary_table()
-    assert table.remark == ""
+    assert table.remark == NOBODY_LOOKED
     assert str(table).splitlines()[0].split()[-1] == "r_hat"
     np.testing.assert_array_equal(table.r_hat, found.r_hat)
 

@@ -307,3 +307,22 @@ def test_the_small_examples_print_their_tables_and_draw(settings, tmp_path, caps
     example(name).main(steps=4, draws=200, seed=0, figure=figure, **given)
     assert told in capsys.readouterr().out
     assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.tensorflow
+def test_the_topic_model_finds_the_topics_of_a_made_corpus_as_well_as_scikit_learn(monkeypatch, capsys):
+    module = example("topic_model")
+    monkeypatch.setattr(module, "NUM_GENERATED", 300)
+    monkeypatch.setattr(module, "NUM_WORDS", 100)
+    scores = {}
+
+    def told(found, words):
+        scores.update({name: runs[0][0] for name, runs in found.items()})
+        module_report(found, words)
+
+    module_report = module.report
+    monkeypatch.setattr(module, "report", told)
+    module.main(data=None, topics=4, epochs=8, batch_size=60, seed=0, runs=1)
+    ours, rival = scores.values()
+    assert ours > rival - 0.01
+    assert "nats a word" in capsys.readouterr().out

@@ -61,8 +61,8 @@ def test_the_mean_over_the_second_half_is_put_in_place():
     for _ in range(2):  # a second training begins anew
         average.begin(len(iterates))
         for value in iterates:
-            weight.assign(value)
             average.update()
+            weight.assign(value)
         average.put_in_place()
         np.testing.assert_allclose(keras.ops.convert_to_numpy(weight), iterates[3:].mean(0), rtol=1e-5)
 

@@ -3,6 +3,7 @@
 from bdl.svi.guides.amortized import Amortized
 from bdl.svi.guides.base import Guide
 from bdl.svi.guides.categories import Categories
+from bdl.svi.guides.conjugate import Conjugate, ConjugateRows
 from bdl.svi.guides.counts import Counts
 from bdl.svi.guides.delta import Delta
 from bdl.svi.guides.flow import Flow
@@ -16,6 +17,8 @@ from bdl.svi.guides.structured import Structured
 __all__ = [
     "Amortized",
     "Categories",
+    "Conjugate",
+    "ConjugateRows",
     "Counts",
     "Delta",
     "Flow",

@@ -28,6 +28,8 @@ class Guide(keras.Layer):
         is_local: Whether it is for sites with a value for each row.
         is_point: Whether its distribution is a point, which has no density.
         is_discrete: Whether its numbers are the places of discrete values, or counts: then they have no gradient.
+        is_conjugate: Whether it is an exponential family that stands at points in training; see
+            `bdl.svi.guides.conjugate`.
         follows_prior: Whether it is made of the prior of its sites, as a run of the story finds it: then it has a
             method `conditional`, see `bdl.svi.guides.hierarchical`.
         sizes: Numbers on the real line of each of its sites, by name; empty before it is bound.
@@ -37,6 +39,7 @@ class Guide(keras.Layer):
     is_local = False
     is_point = False
     is_discrete = False
+    is_conjugate = False
     follows_prior = False
 
     def __init__(self, **kwargs: Any) -> None:

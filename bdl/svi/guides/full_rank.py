@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
 from bdl.svi.guides.base import mean_and_scale, softplus_inverse
 from bdl.svi.guides.controlled import Controlled
@@ -66,6 +67,10 @@ class FullRank(Controlled):
         factor = frame @ self.inner()
         mean = self.value(self.origin) + ops.sum(frame * self.value(self.shift), axis=-1)
         return Gaussian(mean, factor, is_diagonal=False, sticks=True)
+
+    def natural_variables(self) -> list[GaussianVariables]:
+        """Mean and Cholesky factor."""
+        return [GaussianVariables(self.shift, self.rho, self.below)]
 
     def num_parameters(self, size: int) -> int:
         """Means, scales, and a matrix, of which what is below the diagonal counts."""

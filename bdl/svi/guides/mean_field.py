@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
 from bdl.svi.guides.base import mean_and_scale, softplus_inverse
 from bdl.svi.guides.controlled import Controlled
@@ -49,6 +50,10 @@ class MeanField(Controlled):
         frame = self.value(self.frame)
         mean = self.value(self.origin) + frame * self.value(self.shift)
         return Gaussian(mean, frame * ops.softplus(self.value(self.rho)), is_diagonal=True)
+
+    def natural_variables(self) -> list[GaussianVariables]:
+        """Means and scales."""
+        return [GaussianVariables(self.shift, self.rho)]
 
     def num_parameters(self, size: int) -> int:
         """Means and scales."""

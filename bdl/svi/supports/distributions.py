@@ -220,6 +220,33 @@ def as_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:
     return _library_of(distribution).as_normal(distribution)
 
 
+_PARAMETERS = {
+    "dirichlet": ("Dirichlet", ("concentration",)),
+    "gamma": ("Gamma", ("concentration", "rate")),
+    "beta": ("Beta", ("concentration1", "concentration0")),
+}
+"""Class and parameters of exponential families, whose names all libraries share."""
+
+
+def exponential_parameters(distribution: Any, family: str) -> tuple[Tensor, ...] | None:
+    """The parameters of an exponential family, of a distribution alone, repeated or with its axes joined.
+
+    Args:
+        distribution: As of `support_of`, or one of your own of that name, with these attributes.
+        family: `"dirichlet"` (concentration), `"gamma"` (concentration, rate) or `"beta"` (concentration1,
+            concentration0).
+
+    Returns:
+        Tensors that broadcast to a value; None of another distribution.
+    """
+    name, parameters = _PARAMETERS[family]
+    while type(distribution).__name__ in ("Independent", "Sample", "ExpandedDistribution"):
+        distribution = distribution.distribution if hasattr(distribution, "distribution") else distribution.base_dist
+    if all(cls.__name__ != name for cls in type(distribution).__mro__):
+        return None
+    return tuple(getattr(distribution, each) for each in parameters)
+
+
 _LIBRARIES: dict[str, Library] = {"tensorflow_probability": TFP(), "torch": Torch(), "numpyro": NumPyro()}
 """By the name of the package that a distribution's class is from."""
 
