@@ -13,6 +13,7 @@ from bdl.keras_internals import without_gradients
 from bdl.random import draw_key, fold_in
 from bdl.svi.chains import ChainLosses, copied, scattered
 from bdl.svi.conjugate import check_conjugate
+from bdl.svi.control import ControlVariate, controls_of
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
@@ -32,6 +33,7 @@ class Beginning:
         sites: What the trace found; empty before it.
         guides: Bound to the latent sites, of all chains one after the other; empty before the trace.
         num_chains: Number of chains.
+        controls: Control variates of the guides; empty where there are none.
         chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
         is_started: Whether guides are where a fit begins, or beyond.
@@ -44,6 +46,7 @@ class Beginning:
     requested_guide: Any
     averaging: bool
     num_chains: int
+    control_variate: str | None
     seed: int
     compute_dtype: str
     dtype_policy: Any
@@ -54,6 +57,7 @@ class Beginning:
         super().__init__(*args, **kwargs)
         self.sites: tuple[Site, ...] = ()
         self.guides: list[Guide] = []
+        self.controls: list[ControlVariate | None] = []
         self.described: Any = None
         self.is_started = False
         self.average: TailAverage | None = None
@@ -241,6 +245,8 @@ class Beginning:
         if others is None:
             others = [copy for chain in range(1, self.num_chains) for copy in copied(guides, chain)]
         self.guides = [*guides, *others]
+        if self.control_variate is not None:
+            self.controls = controls_of(self.guides, self.dtype_policy)
         if self.num_chains > 1:
             model: Any = self
             self.chain_losses = ChainLosses(model, self.num_chains)

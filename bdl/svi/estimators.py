@@ -40,13 +40,14 @@ from keras import ops
 from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
 from bdl.svi.conjugate import is_point, placed, prior_of, value_of
+from bdl.svi.control import ControlVariate, controlled, taught
 from bdl.svi.cubature import CUBATURE, num_points, points_of
 from bdl.svi.doubly import handing_on, shares_of
 from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
 from bdl.svi.guides import Guide, PerRow
-from bdl.svi.guides.controlled import Controlled
+from bdl.svi.guides.sticking import told_to_stick
 from bdl.svi.refining import refined
 from bdl.svi.score import score_term
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
@@ -79,6 +80,8 @@ class Estimator:
         num_samples: Draws S in a step.
         objective: `"elbo"` or `"multi_sample"`.
         dtype: Of the draws.
+        sticking: Whether densities stick the landing; None leaves that to each guide.
+        controls: Control variate of each guide; empty where none has one.
     """
 
     story: Story
@@ -88,6 +91,8 @@ class Estimator:
     num_samples: int | str = 1
     objective: str = "elbo"
     dtype: str = "float32"
+    sticking: bool | None = None
+    controls: Sequence[ControlVariate | None] = ()
 
     @functools.cached_property
     def combinations(self) -> Combinations:
@@ -123,17 +128,9 @@ class Estimator:
         terms = self._terms_at(data, draws)
         if temperature is not None and any(guide.is_discrete for guide in self.guides):
             terms = replace(terms, nll=terms.nll + self._score_term(draws, terms, temperature))
-        if temperature is not None:
-            terms = replace(terms, global_kl=self._controlled(draws, terms.global_kl))
+        if temperature is not None and self.controls:
+            terms = replace(terms, global_kl=controlled(self.controls, self.guides, draws, terms.global_kl))
         return terms
-
-    def _controlled(self, draws: Draws, kl: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Divergences of global sites, with the gradients of the guides' control variates."""
-        for place, guide in enumerate(self.guides):
-            if isinstance(guide, Controlled) and guide.control_variate:
-                name = next(iter(guide.sizes))
-                kl = {**kl, name: kl[name] + guide.control(draws.families[place][0], draws.noise[place])}
-        return kl
 
     def _terms_at(self, data: Any, draws: Draws) -> Terms:
         """What draws cost."""
@@ -223,11 +220,10 @@ class Estimator:
             else:
                 families = [guide.distribution(data, given[each]) for each in range(number)]
                 real = ops.stack([family.draw(noise[each]) for each, family in enumerate(families)])
-            if isinstance(guide, Controlled) and guide.control_variate:
-                real = guide.teaching(families[0], noise, real)
-                if families[0].sticks:  # its density, too, comes through the draw
-                    draws.sticky[place] = real
+            families = told_to_stick(families, self.sticking)
             draws.families[place], draws.noise[place] = families, noise
+            if is_mirrored and self.controls:
+                real = taught(self.controls[place], draws, place, real)
             for name in guide.sizes:
                 start, stop = guide.coordinates(name)
                 draws.real[name] = real[..., start:stop]

@@ -162,7 +162,7 @@ def as_family(value: Any) -> Any:
     """A family, from a guide that is one or its name.
 
     Raises:
-        ValueError: if it is neither, or a guide that has sites of its own, or a control variate.
+        ValueError: if it is neither, or a guide that has sites of its own.
 
     Example:
     >>> as_family("mean_field").num_parameters(3)
@@ -173,9 +173,4 @@ def as_family(value: Any) -> Any:
         raise ValueError(f"`family` must be one of {tuple(FAMILIES)}, or such a guide, not {value!r}.")
     if family.sizes:
         raise ValueError(f"`family` must be a guide without sites of its own, not that of {list(family.sizes)}.")
-    if getattr(family, "control_variate", None):
-        raise ValueError(
-            f"`family` must have no control variate, not {family.control_variate!r}: its coefficients belong to global "
-            "sites. Leave it out."
-        )
     return family

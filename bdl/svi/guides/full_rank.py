@@ -10,24 +10,19 @@ from keras import ops
 
 from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
-from bdl.svi.guides.base import mean_and_scale, softplus_inverse
-from bdl.svi.guides.controlled import Controlled
+from bdl.svi.guides.base import LocationScaleGuide, mean_and_scale, softplus_inverse
 from bdl.svi.guides.gaussian import Gaussian, lower_triangular
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class FullRank(Controlled):
+class FullRank(LocationScaleGuide):
     """A Gaussian on the real line with all correlations, `u = origin + frame (shift + T e)`, for globals.
 
     `T` is lower triangular with the diagonal `softplus(rho)`. Its variables grow with the square of the size. It comes
     close to posteriors that are nearly Gaussian, so its gradients stick the landing (`bdl.svi.guides.gaussian`).
 
     Args:
-        control_variate: `"quadratic"` takes noise off the gradients (`bdl.svi.guides.controlled`); None does not.
         **kwargs: Of `keras.Layer`.
-
-    Raises:
-        ValueError: if `control_variate` is neither.
 
     Source: Kucukelbir et al. 2017, "Automatic differentiation variational inference", section 2.4; the coordinates are
     those of Dhaka et al. 2020, "Robust, accurate stochastic optimization for variational inference", whitened.

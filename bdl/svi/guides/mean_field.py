@@ -9,24 +9,19 @@ from keras import ops
 
 from bdl.protocols import GaussianVariables
 from bdl.random import Tensor
-from bdl.svi.guides.base import mean_and_scale, softplus_inverse
-from bdl.svi.guides.controlled import Controlled
+from bdl.svi.guides.base import LocationScaleGuide, mean_and_scale, softplus_inverse
 from bdl.svi.guides.gaussian import Gaussian
 
 
 @keras.saving.register_keras_serializable(package="bdl")
-class MeanField(Controlled):
+class MeanField(LocationScaleGuide):
     """Independent Gaussians on the real line, `u_i = origin_i + frame_i (shift_i + softplus(rho_i) e_i)`, for globals.
 
     It knows no correlations: where the posterior has some, its standard deviations are too small. `FullRank` knows
     them.
 
     Args:
-        control_variate: `"quadratic"` takes noise off the gradients (`bdl.svi.guides.controlled`); None does not.
         **kwargs: Of `keras.Layer`.
-
-    Raises:
-        ValueError: if `control_variate` is neither.
 
     Source: Kucukelbir et al. 2017, "Automatic differentiation variational inference", section 2.4.
 
