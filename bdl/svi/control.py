@@ -136,6 +136,8 @@ class ControlVariate(keras.layers.Layer):
     12
     """
 
+    is_control_variate = True
+
     def __init__(self, size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.size = size

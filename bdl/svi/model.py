@@ -181,9 +181,11 @@ class SVI(Compared, Saved, Watched, Fitting):
         Raises:
             ValueError: if there is no such chain.
         """
-        guides, settings = self.guides_of(chain), (self.num_samples, self.objective, self.compute_dtype, self.sticking)
+        guides, settings = self.guides_of(chain), (self.num_samples, self.objective, self.compute_dtype)
         controls = self.controls[chain * len(guides) : (chain + 1) * len(guides)]
-        return Estimator(self.story, self.latent, guides, self.networks, *settings, controls)
+        return Estimator(
+            self.story, self.latent, guides, self.networks, *settings, sticking=self.sticking, controls=controls
+        )
 
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the story is traced on data, by `fit` or `trace_on`."""

@@ -12,7 +12,9 @@ from standard_errors import assert_within_standard_errors
 from stories import Normal
 
 from bdl import random
+from bdl.protocols import LearnsNoise
 from bdl.svi import SVI, Amortized, Delta, Flow, Global, Local, LowRank, Observed
+from bdl.training import AdaptiveBatch
 
 NUM_DRAWS, SIZE = 1000, 2
 DATA = {"count": np.array([2.0, 0.0, 5.0], "float32")}
@@ -217,6 +219,16 @@ def test_a_fit_learns_the_coefficients_and_a_file_keeps_them(tmp_path):
     assert (again.control_variate, again.sticking) == ("quadratic", True)
     for one, other in zip(again.controls, model.controls, strict=True):
         np.testing.assert_array_equal(array(one.slope), array(other.slope))
+
+
+def test_growing_batches_leave_the_coefficients_out():
+    model = SVI(gaussian, "mean_field", control_variate="quadratic", seed=0)
+    model.compile(keras.optimizers.Adam(0.03))
+    adaptive = AdaptiveBatch(most=4, interval=5)
+    model.fit(DATA, batch_size="all", steps=12, verbose=0, callbacks=[adaptive])
+    assert isinstance(model.controls[0], LearnsNoise)
+    assert np.isfinite(adaptive.noise_scale)
+    assert np.all(array(model.controls[0].slope) != 0.0)
 
 
 def test_a_mean_field_guide_that_sticks_has_less_noise_near_the_optimum():
