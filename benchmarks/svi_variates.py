@@ -2,9 +2,10 @@
 
 Sums over a guide's variables of the variance over 400 draws, on the same rows and at the same place: of one draw, two
 independent ones, a mirrored pair, and a pair with densities that stick the landing or with the quadratic control
-variate (with both nothing changes but where the coefficients begin). Models: three of the public posterior database, a Poisson regression with levels of groups, a dense
-network whose 49 weights are the latent numbers, and the globals of the methylation story beside its recognition
-network. Times are of one gradient under XLA, the fastest of as many, estimators in turn. It runs on TensorFlow.
+variate (with both nothing changes but where the coefficients begin). Models: three of the public posterior database, a
+Poisson regression with levels of groups, a dense network whose 49 weights are the latent numbers, and the globals of
+the methylation story beside its recognition network. Times are of one gradient under XLA, the fastest of as many,
+estimators in turn. It runs on TensorFlow.
 
     python benchmarks/svi_variates.py noise --data DIR           # resumable
     python benchmarks/svi_variates.py layers                     # diagonal coefficients, as dense layers would have
@@ -35,6 +36,7 @@ from svi_stories import MODELS
 
 from bdl.elbo import elbo_parts
 from bdl.svi import SVI, Global, Observed
+from bdl.svi.control import ControlVariate
 from bdl.svi.estimators import Estimator
 from bdl.svi.rows import as_data, as_tensors
 
@@ -257,28 +259,38 @@ def _stages(name: str, guide: str, case: Case) -> list[dict[str, Any]]:
 
 
 @app.command()
-def layers(steps: int = 300, draws: int = 4000) -> None:
-    """Least-squares coefficients in the dense network: all, and the diagonal alone, as many as a layer has weights."""
+def layers(stages: str = "300,3000", draws: int = 4000) -> None:
+    """Coefficients in the dense network, whose diagonal alone would be as many as a layer has weights."""
     case = cases(None)["dense network"]
     x, model = case.read(), case.model("mean_field", control_variate="quadratic")
-    model.fit(x, batch_size="all", steps=steps, verbose=0)
-    control = model.controls[0]
-    assert control is not None
-    size = control.size
-    pair = Gradients(model, x, ESTIMATORS["mirrored, quadratic"])
-    figures = {"weights": size, "steps": steps, "learned": _variance(pair)}
-    control.level.assign(np.zeros(size))
-    control.slope.assign(np.zeros((size, size)))
+    rows: list[dict[str, Any]] = []
+    done, pair = 0, None
+    for steps in map(int, stages.split(",")):
+        model.fit(x, batch_size="all", steps=steps - done, verbose=0)
+        done, control = steps, model.controls[0]
+        assert control is not None
+        pair = pair or Gradients(model, x, ESTIMATORS["mirrored, quadratic"])
+        row = {"weights": control.size, "steps": steps, **_with_coefficients(pair, control, len(x["y"]), draws)}
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    store("layers", rows)
+
+
+def _with_coefficients(pair: Gradients, control: ControlVariate, num_rows: int, draws: int) -> dict[str, float]:
+    """Sums of variances: as the fit has left the coefficients, without any, and with those of least squares."""
+    learned = control.get_weights()
+    figures, (level, slope) = {"learned": _variance(pair)}, (np.zeros_like(each) for each in learned)
+    control.set_weights([level, slope])
     figures["none"] = _variance(pair)
     for _ in range(3):  # by whole steps, for the noise has the covariance I; the loss is that per row
-        found = np.mean([pair.gradient()[1].numpy() for _ in range(draws)], axis=0) * len(x["y"])
-        control.level.assign(ops.convert_to_numpy(control.level) - found[:size])
-        control.slope.assign(ops.convert_to_numpy(control.slope) - found[size:].reshape(size, size))
+        found = num_rows * np.mean([pair.gradient()[1].numpy() for _ in range(draws)], axis=0)
+        level, slope = level - found[: len(level)], slope - found[len(level) :].reshape(slope.shape)
+        control.set_weights([level, slope])
     figures["least squares"] = _variance(pair)
-    control.slope.assign(np.diag(np.diag(ops.convert_to_numpy(control.slope))))
+    control.set_weights([level, np.diag(np.diag(slope))])
     figures["diagonal"] = _variance(pair)
-    print(json.dumps(figures), flush=True)
-    store("layers", figures)
+    control.set_weights(learned)
+    return figures
 
 
 def _variance(gradients: Gradients) -> float:
@@ -333,7 +345,7 @@ def _fitted(case: Case, steps: int, **settings: Any) -> tuple[np.ndarray, np.nda
 def report(write: Annotated[bool, typer.Option(help="Into benchmarks/README.md.")] = False) -> None:
     """Prints what is stored."""
     found = stored()
-    text = "\n\n".join([_noise_table(found["noise"]), _layers_line(found["layers"]), _fits_table(found["fits"])])
+    text = "\n\n".join([_noise_table(found["noise"]), _layers_table(found["layers"]), _fits_table(found["fits"])])
     print(text)
     if write:
         replace_section(PAGE, "svi_variates", text)
@@ -353,12 +365,12 @@ def _noise_table(rows: list[dict[str, Any]]) -> str:
     return markdown(["model", "guide", "steps", "two draws: variance", *kinds], lines)
 
 
-def _layers_line(found: dict[str, Any]) -> str:
-    parts = [f"{name} {found['none'] / found[name]:.2f}" for name in ("diagonal", "learned", "least squares")]
-    return (
-        f"Dense network of {found['weights']} weights, after {found['steps']} steps, a mirrored pair: times less "
-        f"variance with coefficients {', '.join(parts)}."
-    )
+def _layers_table(rows: list[dict[str, Any]]) -> str:
+    kinds = ("diagonal", "learned", "least squares")
+    lines = [
+        [str(row["weights"]), str(row["steps"]), *(f"{row['none'] / row[kind]:.2f}" for kind in kinds)] for row in rows
+    ]
+    return markdown(["dense network: weights", "steps", *(f"{kind}: ratio" for kind in kinds)], lines)
 
 
 def _fits_table(rows: list[dict[str, Any]]) -> str:
