@@ -174,6 +174,19 @@ class HasNaturalParameters(Protocol):
 
 
 @runtime_checkable
+class LearnsNoise(Protocol):
+    """A layer whose variables take noise off the gradients of others: noise and signal of a fit are not theirs.
+
+    Attributes:
+        is_control_variate: True, which says so.
+        weights: Its variables.
+    """
+
+    is_control_variate: bool
+    weights: Sequence[keras.Variable]
+
+
+@runtime_checkable
 class ReadsModel(Protocol):
     """An optimizer that must know the model that it trains, and the number of rows N."""
 

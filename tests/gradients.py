@@ -72,9 +72,8 @@ def draw(layer: keras.Layer, x: Any, n: int, training: bool = False) -> np.ndarr
     return _repeat(lambda state: layer.stateless_call(weights, state, x, training=training), layer, n)
 
 
-def _repeat(step: Callable[[list[Any]], tuple[Any, list[Any]]], layer: keras.Layer, n: int) -> Any:
-    """Values of `n` steps, stacked; each step gets the layer's state (its seeds) from the one before."""
-    start = _values(layer.non_trainable_variables)
+def repeated(step: Callable[[list[Any]], tuple[Any, list[Any]]], n: int) -> Callable[[list[Any]], Any]:
+    """A compiled function from a state to the values of `n` steps, stacked; each gets the state from the one before."""
 
     def body(state: list[Any], _: Any) -> tuple[list[Any], Any]:
         value, state = step(state)
@@ -85,19 +84,24 @@ def _repeat(step: Callable[[list[Any]], tuple[Any, list[Any]]], layer: keras.Lay
         import tensorflow as tf
 
         @tf.function(jit_compile=True, autograph=False)
-        def loop() -> Any:
+        def loop(start: list[Any]) -> Any:
             empty = keras.tree.map_structure(tf.zeros_like, step(start)[0])
             return tf.scan(lambda carry, _: body(carry[0], _), tf.range(n), initializer=(start, empty))[1]
     else:
 
-        def loop() -> Any:
+        def loop(start: list[Any]) -> Any:
             return ops.scan(body, start, length=n)[1]
 
         if backend == "jax":
             import jax
 
             loop = jax.jit(loop)
-    return keras.tree.map_structure(ops.convert_to_numpy, loop())
+    return lambda start: keras.tree.map_structure(ops.convert_to_numpy, loop(start))
+
+
+def _repeat(step: Callable[[list[Any]], tuple[Any, list[Any]]], layer: keras.Layer, n: int) -> Any:
+    """Values of `n` steps, stacked; each step gets the layer's state (its seeds) from the one before."""
+    return repeated(step, n)(_values(layer.non_trainable_variables))
 
 
 def _values(variables: list[keras.Variable]) -> list[Any]:

@@ -57,6 +57,8 @@ class LearnedBaseline(keras.Layer):
     array([[-3.,  0.,  3.]], dtype=float32)
     """
 
+    is_control_variate = True
+
     def __init__(self, network: keras.Layer | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.network = network

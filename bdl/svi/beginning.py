@@ -14,6 +14,7 @@ from bdl.random import draw_key, fold_in
 from bdl.svi.baseline import LearnedBaseline, baselines_for
 from bdl.svi.chains import ChainLosses, copied, scattered
 from bdl.svi.conjugate import check_conjugate
+from bdl.svi.control import ControlVariate, controls_of
 from bdl.svi.estimators import Estimator
 from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
@@ -34,6 +35,7 @@ class Beginning:
         guides: Bound to the latent sites, of all chains one after the other; empty before the trace.
         num_chains: Number of chains.
         baselines: Learned ones of the guides of discrete sites, of all chains one after the other.
+        controls: Control variates of the guides; empty where there are none.
         chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
         is_started: Whether guides are where a fit begins, or beyond.
@@ -47,6 +49,7 @@ class Beginning:
     averaging: bool
     baseline: Any
     num_chains: int
+    control_variate: str | None
     seed: int
     compute_dtype: str
     dtype_policy: Any
@@ -58,6 +61,7 @@ class Beginning:
         self.sites: tuple[Site, ...] = ()
         self.guides: list[Guide] = []
         self.baselines: list[LearnedBaseline] = []
+        self.controls: list[ControlVariate | None] = []
         self.described: Any = None
         self.is_started = False
         self.average: TailAverage | None = None
@@ -262,6 +266,8 @@ class Beginning:
             drawn: list[Any] = [guide for guide in self.guides if guide.is_discrete]
             sizes_given = [sum(latent[name].size for name in guide.given) for guide in drawn]
             self.baselines = list(baselines or baselines_for(self.baseline, drawn, data, sizes_given))
+        if self.control_variate is not None:
+            self.controls = controls_of(self.guides, self.dtype_policy)
         if self.num_chains > 1:
             model: Any = self
             self.chain_losses = ChainLosses(model, self.num_chains)

@@ -41,12 +41,14 @@ from bdl.random import Tensor, fold_in, normal, of_examples
 from bdl.svi import supports
 from bdl.svi.baseline import LearnedBaseline
 from bdl.svi.conjugate import is_point, placed, prior_of, value_of
+from bdl.svi.control import ControlVariate, controlled, taught
 from bdl.svi.cubature import CUBATURE, num_points, points_of
 from bdl.svi.doubly import handing_on, shares_of
 from bdl.svi.draws import Draw, Draws
 from bdl.svi.enumeration import Combinations, Summed, sum_out
 from bdl.svi.following import follow
 from bdl.svi.guides import Guide, PerRow
+from bdl.svi.guides.sticking import told_to_stick
 from bdl.svi.refining import refined
 from bdl.svi.score import score_terms
 from bdl.svi.story import Global, Observed, Site, Story, Variable, Visit, num_rows, run, support_of_site
@@ -92,6 +94,8 @@ class Estimator:
         objective: `"elbo"` or `"multi_sample"`.
         dtype: Of the draws.
         baselines: Learned ones by the place of a discrete site's guide; others have leave one out.
+        sticking: Whether densities stick the landing; None leaves that to each guide.
+        controls: Control variate of each guide; empty where none has one.
     """
 
     story: Story
@@ -102,6 +106,8 @@ class Estimator:
     objective: str = "elbo"
     dtype: str = "float32"
     baselines: Mapping[int, LearnedBaseline] = field(default_factory=dict)
+    sticking: bool | None = None
+    controls: Sequence[ControlVariate | None] = ()
 
     @functools.cached_property
     def combinations(self) -> Combinations:
@@ -139,6 +145,8 @@ class Estimator:
         terms = self._terms_at(data, draws)
         if temperature is not None and any(guide.is_discrete for guide in self.guides):
             terms = replace(terms, nll=terms.nll + score_terms(self, data, draws, terms, temperature))
+        if temperature is not None and self.controls:
+            terms = replace(terms, global_kl=controlled(self.controls, self.guides, draws, terms.global_kl))
         return terms
 
     def _terms_at(self, data: Any, draws: Draws) -> Terms:
@@ -168,7 +176,7 @@ class Estimator:
     def _doubly_reparameterized(self, draws: Draws, terms: Terms, temperature: Tensor | float) -> Draws:
         """The draws with the gradients of `bdl.svi.doubly`, of guides of local sites whose density has a score."""
         shares = shares_of(-terms.costs(temperature), temperature)
-        real, sticky = dict(draws.real), {}
+        real, sticky = dict(draws.real), dict(draws.sticky)
         for place, guide in enumerate(self.guides):
             if guide.is_local and draws.families[place][0].score(draws.noise[place][0]) is not None:
                 numbers = ops.concatenate([draws.real[name] for name in guide.sizes], axis=-1)
@@ -220,7 +228,10 @@ class Estimator:
             else:
                 families = [guide.distribution(data, given[each]) for each in range(number)]
                 real = ops.stack([family.draw(noise[each]) for each, family in enumerate(families)])
+            families = told_to_stick(families, self.sticking)
             draws.families[place], draws.noise[place] = families, noise
+            if is_mirrored and self.controls:
+                real = taught(self.controls[place], draws, place, real)
             for name in guide.sizes:
                 start, stop = guide.coordinates(name)
                 draws.real[name] = real[..., start:stop]

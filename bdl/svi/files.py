@@ -59,6 +59,8 @@ class Saved:
             "baseline": _baseline_config(model.baseline),
             "num_chains": model.num_chains,
             "averaging": model.averaging,
+            "control_variate": model.control_variate,
+            "sticking": model.sticking,
             "kl_weight": keras.saving.serialize_keras_object(model.kl_weight),
             "dtype": model.compute_dtype,
             "seed": model.seed,

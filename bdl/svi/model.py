@@ -18,6 +18,7 @@ from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi.baseline import check_baseline
 from bdl.svi.chains import descended, together
 from bdl.svi.comparison import Compared
+from bdl.svi.control import check_control_variate
 from bdl.svi.cubature import check_draws
 from bdl.svi.derivatives import Kept
 from bdl.svi.estimators import Estimator
@@ -25,6 +26,7 @@ from bdl.svi.files import Saved
 from bdl.svi.fitting import Fitting
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import check_guide, requested
+from bdl.svi.guides.sticking import check_sticking
 from bdl.svi.rows import as_tensors
 from bdl.svi.start import check_start
 from bdl.svi.story import Story, num_rows
@@ -73,6 +75,12 @@ class SVI(Compared, Saved, Watched, Fitting):
             their own, initialised anew. A step costs as much as of so many fits. An optimizer that treats each number
             by itself fits them independently; `global_clipnorm` couples them.
         averaging: Whether `fit` ends with the mean of the variables over the second half of its steps.
+        control_variate: `"quadratic"` learns, for each mean-field or full-rank guide of global sites, which part of the
+            gradient is linear in the noise, and takes it off (`bdl.svi.control`); None does not. It pays for mean-field
+            guides of correlated posteriors. It keeps the square of the guide's size in numbers.
+        sticking: Whether densities of guides stick the landing (`bdl.svi.guides.gaussian`): True or False for all, None
+            for the default of each guide. Mean-field guides and recognition networks do not by default; full-rank,
+            low-rank, structured ones and flows do, which come close to the posterior.
         kl_weight: Temperature T, a number (1.0 is Bayes) or a `bdl.elbo.KLSchedule`.
         dtype: `"float32"` or `"float64"`, of guides, draws and data.
         seed: Integer; the same seed gives the same fit. None takes one at random.
@@ -110,6 +118,8 @@ class SVI(Compared, Saved, Watched, Fitting):
         baseline: str | keras.Layer = "leave_one_out",
         num_chains: int = 1,
         averaging: bool = True,
+        control_variate: str | None = None,
+        sticking: bool | None = None,
         kl_weight: float | KLSchedule = 1.0,
         dtype: str = "float32",
         seed: int | None = None,
@@ -145,6 +155,8 @@ class SVI(Compared, Saved, Watched, Fitting):
         self.num_samples = check_draws(num_samples, self.objective)
         self.baseline = check_baseline(baseline, guides, list(self.networks.values()), self.objective)
         self.averaging = bool(averaging)
+        self.control_variate = check_control_variate(control_variate, self.num_samples)
+        self.sticking = check_sticking(sticking)
         self.kl_weight = kl_weight if isinstance(kl_weight, KLSchedule) else float(kl_weight)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.seed = int(ops.convert_to_numpy(self.seed_generator.state)[0]) if seed is None else seed
@@ -178,7 +190,17 @@ class SVI(Compared, Saved, Watched, Fitting):
             ValueError: if there is no such chain.
         """
         guides, settings = self.guides_of(chain), (self.num_samples, self.objective, self.compute_dtype)
-        return Estimator(self.story, self.latent, guides, self.networks, *settings, self.baselines_of(chain))
+        controls = self.controls[chain * len(guides) : (chain + 1) * len(guides)]
+        return Estimator(
+            self.story,
+            self.latent,
+            guides,
+            self.networks,
+            *settings,
+            baselines=self.baselines_of(chain),
+            sticking=self.sticking,
+            controls=controls,
+        )
 
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the story is traced on data, by `fit` or `trace_on`."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from bdl.keras_internals import is_one_device, rate_schedule
-from bdl.protocols import ReadsModel
+from bdl.keras_internals import flatten_layers, is_one_device, rate_schedule
+from bdl.protocols import LearnsNoise, ReadsModel
 from bdl.training.micro_batches import MicroBatches
 from bdl.training.steps import build_optimizer
 
@@ -82,7 +82,9 @@ class AdaptiveBatch(keras.callbacks.Callback):
         else:
             self._check(optimizer)
             if self._wrapper is None or self._wrapper.inner_optimizer is not optimizer:
-                self._wrapper = MicroBatches(optimizer)
+                learning = [layer for layer in flatten_layers(self.model) if isinstance(layer, LearnsNoise)]
+                left_out = [variable for layer in learning for variable in layer.weights]
+                self._wrapper = MicroBatches(optimizer, left_out=left_out)
         steps = self.params.get("steps")
         self._wrapper.most = self.most or (2 ** (int(steps).bit_length() - 1) if steps else _UNBOUNDED)
         self._wrapper.threshold, self._wrapper.interval = self.threshold, self.interval

@@ -34,6 +34,7 @@ class MicroBatches(keras.optimizers.Optimizer):
         most: Largest k.
         threshold: Ratio of noise and signal above which k doubles.
         interval: Pairs of gradients between two decisions.
+        left_out: Variables that count neither as noise nor as signal.
         name: Name of the optimizer.
 
     Sources: De, Yadav, Jacobs and Goldstein 2017, "Automated inference with adaptive batches", algorithm 1;
@@ -54,9 +55,11 @@ class MicroBatches(keras.optimizers.Optimizer):
         most: int = 2**20,
         threshold: float = 1.0,
         interval: int = 50,
+        left_out: Sequence[keras.Variable] = (),
         name: str | None = None,
     ) -> None:
         super().__init__(learning_rate=0.0, name=name)
+        self._left_out = frozenset(id(variable) for variable in left_out)
         self.inner_optimizer = inner_optimizer
         self.most, self.threshold, self.interval = most, threshold, interval
 
@@ -112,7 +115,9 @@ class MicroBatches(keras.optimizers.Optimizer):
             ops.zeros_like(current_value(variable)) if grad is None else ops.convert_to_tensor(grad)
             for variable, grad in zip(variables, grads, strict=True)
         ]
-        self._compare(gradients)
+        self._compare(
+            {place: gradient for place, gradient in enumerate(gradients) if id(variables[place]) not in self._left_out}
+        )
         for total, last, gradient in zip(self._sums, self._last, gradients, strict=True):
             total.assign_add(gradient)
             last.assign(gradient)
@@ -124,11 +129,11 @@ class MicroBatches(keras.optimizers.Optimizer):
         else:
             ops.cond(is_whole, lambda: self._update(variables), lambda: None)
 
-    def _compare(self, gradients: Sequence[Tensor]) -> None:
-        """Adds the pair of the last two gradients to signal and noise."""
+    def _compare(self, gradients: dict[int, Tensor]) -> None:
+        """Adds the pair of the last two gradients, by the place of their variables, to signal and noise."""
         product, square = ops.zeros(()), ops.zeros(())
         moments = second_moments(self.inner_optimizer)
-        for place, gradient in enumerate(gradients):
+        for place, gradient in gradients.items():
             one, other = (ops.cast(each, "float32") for each in (gradient, current_value(self._last[place])))
             weight = None if moments is None or moments[place] is None else _inverse_root(moments[place])
             both, apart = one * other, 0.5 * (one - other) ** 2

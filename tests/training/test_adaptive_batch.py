@@ -88,6 +88,16 @@ def test_the_number_doubles_where_noise_exceeds_signal_and_only_there():
 
 
 @pytest.mark.core
+@pytest.mark.core
+def test_variables_that_are_left_out_do_not_count():
+    kept, left = (keras.Variable(np.zeros(3, "float32")) for _ in range(2))
+    optimizers = [MicroBatches(keras.optimizers.SGD(0.0), interval=5, left_out=out) for out in ([], [left])]
+    for gradient in 1.0 + RANDOM.normal(size=(8, 2, 3)).astype("float32"):
+        optimizers[0].apply([ops.convert_to_tensor(gradient[0])], [kept])
+        optimizers[1].apply([ops.convert_to_tensor(each) for each in gradient], [kept, left])
+    assert optimizers[0].noise_scale == pytest.approx(optimizers[1].noise_scale, rel=1e-5)
+
+
 def test_what_is_no_number_is_no_pair():
     optimizer = MicroBatches(keras.optimizers.SGD(0.1), interval=10, most=64)
     applied(optimizer, np.tile([[np.inf], [1.0]], (20, 1)))

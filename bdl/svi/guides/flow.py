@@ -14,7 +14,7 @@ from bdl.random import Tensor
 from bdl.svi.guides.coupling import Couplings
 from bdl.svi.guides.framed import Framed
 from bdl.svi.guides.full_rank import FullRank
-from bdl.svi.guides.gaussian import WithoutClosedForms, log_normal
+from bdl.svi.guides.gaussian import WithoutClosedForms, log_normal, solved
 
 
 @keras.saving.register_keras_serializable(package="bdl")
@@ -121,7 +121,5 @@ class Bent(WithoutClosedForms):
 
     def _on_path(self, noise: Tensor) -> Tensor:
         mean, factor, weights = (ops.stop_gradient(each) for each in (self.mean, self.factor, self.weights))
-        columns = ops.transpose(ops.reshape(self.draw(noise) - mean, (-1, noise.shape[-1])))
-        bent = ops.reshape(ops.transpose(ops.solve_triangular(factor, columns, lower=True)), ops.shape(noise))
-        back, log_scale = self.couplings.inverse(weights, bent)
-        return log_normal(back) - log_scale - ops.log(ops.diagonal(factor))
+        back, log_scale = self.couplings.inverse(weights, solved(factor, self.draw(noise) - mean, lower=True))
+        return log_normal(back) - log_scale - ops.log(ops.diagonal(factor, axis1=-2, axis2=-1))

@@ -123,12 +123,7 @@ class Gaussian:
         """`-L^-T e`."""
         if self.is_diagonal:
             return -noise / self.factor
-        transposed = ops.swapaxes(self.factor, -1, -2)
-        if len(self.factor.shape) > 2:  # of each row
-            return -ops.solve_triangular(transposed, noise[..., None], lower=False)[..., 0]
-        columns = ops.transpose(ops.reshape(noise, (-1, noise.shape[-1])))
-        solved = ops.solve_triangular(transposed, columns, lower=False)
-        return -ops.reshape(ops.transpose(solved), ops.shape(noise))
+        return -solved(ops.swapaxes(self.factor, -1, -2), noise, lower=False)
 
     def block(self, noise: Tensor, start: int, stop: int) -> Block | None:
         """The Gaussian of coordinates start to stop, given a draw of those before them; None if the density sticks."""
@@ -181,6 +176,25 @@ def stuck(log_density: Tensor, score: Tensor, draw: Tensor) -> Tensor:
     """
     moved = draw - ops.stop_gradient(draw)  # zero, with the gradient of the draw
     return ops.stop_gradient(log_density) + ops.stop_gradient(score) * moved
+
+
+def solved(factor: Tensor, vectors: Tensor, lower: bool) -> Tensor:
+    """Solutions of `factor @ x = vector`, for each vector.
+
+    Args:
+        factor: Triangular, `(size, size)`, or that of each row, `(rows, size, size)`.
+        vectors: `(..., size)`, or `(..., rows, size)`.
+        lower: Whether the factor is lower triangular.
+
+    Example:
+    >>> np.asarray(solved(np.array([[2.0, 0.0], [1.0, 1.0]]), np.array([2.0, 3.0]), lower=True))
+    array([1., 2.])
+    """
+    if len(factor.shape) > 2:
+        factor = ops.broadcast_to(factor, (*ops.shape(vectors), vectors.shape[-1]))
+        return ops.solve_triangular(factor, vectors[..., None], lower=lower)[..., 0]
+    columns = ops.transpose(ops.reshape(vectors, (-1, vectors.shape[-1])))
+    return ops.reshape(ops.transpose(ops.solve_triangular(factor, columns, lower=lower)), ops.shape(vectors))
 
 
 def lower_triangular(below: Tensor, diagonal: Tensor) -> Tensor:
