@@ -25,9 +25,9 @@ class AdaptiveBatch(keras.callbacks.Callback):
     optimizer of `compile`. Gradients of an update that the fit does not complete are dropped. A further fit with this
     callback goes on with the number that was reached; one with another callback, or of a loaded model, begins at 1.
 
-    It rarely pays. Averaging the iterates of small batches, which `SVI` does by default, brings a fit to rest sooner: on
-    half a million loci, at the best of three rates, it stayed within one nat of the optimum after 1.39 epochs, growing
-    batches with averaging after 1.47, and growing batches alone not within three (medians of five seeds,
+    It rarely pays. Averaging the iterates of small batches, which `SVI` does by default, brings a fit to rest sooner:
+    on half a million loci, at the best of three rates, it stayed within one nat of the optimum after 1.39 epochs,
+    growing batches with averaging after 1.47, and growing batches alone not within three (medians of five seeds,
     `benchmarks/svi_batches.py`). It is for trainings of which the last iterate is wanted.
 
     Args:
