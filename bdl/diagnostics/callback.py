@@ -14,6 +14,7 @@ import numpy as np
 
 from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, size_of
 from bdl.diagnostics.finding import HOPELESS, Finding
+from bdl.diagnostics.gradient_watch import GradientWatch
 from bdl.diagnostics.journal import Journal, interrupted_run
 from bdl.diagnostics.measure import ProbeData, measure, network_of, posteriors_of, take_probe
 from bdl.diagnostics.pacing import Budget, is_due, looks_wrong
@@ -175,6 +176,7 @@ class TrainingHealth(keras.callbacks.Callback):
             size = len(self._data[1])
         run = Run(Journal(uuid.uuid4().hex, self._path, self._board_folder), likelihood, size, train, validation)
         run.steps = self.params.get("steps")
+        run.gradient = GradientWatch(None if is_story else self._data, size, run.steps)
         run.sites = kinds_of(self.model) if is_story else None
         self._go_on_from(run, steps_of(self.model))
         self._state = run
@@ -291,6 +293,7 @@ class TrainingHealth(keras.callbacks.Callback):
             if self._budget.pays_now("accounting", self.epochs, planned, is_urgent=True):
                 self._measure_accounting()
             return
+        run.gradient.look(self.model, self._budget, self.epochs, planned, is_over=False)
         probe = run.train or run.validation
         assert probe is not None
         is_urgent = is_due(epoch, run.last_probe, planned) and looks_wrong(self.epochs, probe.nll_null, run.size)
@@ -326,6 +329,7 @@ class TrainingHealth(keras.callbacks.Callback):
             has_data=True,
             present_temperature=run.present_temperature(self.model, self.epochs[-1]),
             trends=measure_trends(self.epochs, run.size),
+            gradient_noise=run.gradient.noise,
         )
         self._judge(measured, epoch)
         run.last_probe = epoch
@@ -395,15 +399,13 @@ class TrainingHealth(keras.callbacks.Callback):
         elapsed = self._budget.elapsed()
         if run.needs_accounting and self._budget.pays("accounting", elapsed):
             self._measure_accounting()
+        run.gradient.look(self.model, self._budget, self.epochs, last, is_over=True)
         if self._budget.pays("probe", elapsed):
             self._probe_now(last)
         elif q is not None:  # the last measurement, with what logs and weights say since
             trends = measure_trends(self.epochs, run.size)
             layers = run.layers(self.model, run.start)
             present = run.present_temperature(self.model, self.epochs[-1])
-            self._judge(
-                dataclasses.replace(
-                    q, epoch=last, is_over=True, trends=trends, layers=layers, present_temperature=present
-                ),
-                last,
-            )
+            q = dataclasses.replace(q, epoch=last, is_over=True, trends=trends, layers=layers)
+            q = dataclasses.replace(q, present_temperature=present, gradient_noise=run.gradient.noise)
+            self._judge(q, last)

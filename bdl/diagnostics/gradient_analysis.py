@@ -5,15 +5,16 @@ draws j, and batches k of fresh rows for each of them,
 
     g_jk = G + a_j + e_jk
 
-`G` is the mean, the signal; `a_j` the noise of the draw, which more rows do not quieten; `e_jk` the noise of the data:
-that of the rows, of what is drawn for each of them alone, and of what a draw does to one row and not to another. Its
-variance falls as 1 / batch size. This is the one-way analysis of variance with random effects: the variance within draws
-is that of `e`; the variance between the means of m batches, less its own share of that, is that of `a`; products of the
+`G` is the mean, the signal. `a_j` is the noise of the draw, which more rows do not quieten. `e_jk` is the noise of the
+data: of the rows, of what is drawn for each of them alone, and of what a draw does to one row and not to another. Its
+variance falls as 1 / batch size. This is the one-way analysis of variance with random effects. The variance within
+draws is that of `e`. The variance between the means of m batches, less 1 / m of it, is that of `a`. Products of the
 means of different draws have the expectation `|G|^2`. All three are unbiased, so that an estimate may be below zero.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -26,8 +27,8 @@ _CLEAR = 2.0  # standard errors by which a share must be off one half to be spok
 class GradientNoise:
     """Signal and noises of the gradient of a training step: squared norms, all in the same units.
 
-    Norms weigh each number by `1 / sqrt(v)`, v its mean square in the optimizer, as the optimizer's steps do; by 1 where
-    it keeps none (SGD). The gradient is that of the loss per row, in nats.
+    Norms weigh each number by `1 / sqrt(v)`, v its mean square in the optimizer, as the optimizer's steps do; by 1
+    where it keeps none (SGD). The gradient is that of the loss per row, in nats.
 
     Args:
         batch_size: Rows in a batch, which `data` is of.
@@ -40,12 +41,13 @@ class GradientNoise:
         data_error: Standard error of `data`.
         draw_error: Standard error of `draw`.
         draw_share_error: Standard error of `draw_share`.
+        num_examples: Rows of the data that batches were picked from.
         num_gradients: Gradients that were measured.
 
     Estimates are unbiased, and may be below zero where what they estimate is small.
 
     Example:
-    >>> noise = GradientNoise(32, signal=0.5, data=0.2, draw=0.8, draw_share_error=0.05)
+    >>> noise = GradientNoise(32, signal=0.5, data=0.2, draw=0.8, draw_share_error=0.05, num_examples=1000)
     >>> noise.draw_share, noise.at(64).data
     (0.8, 0.1)
     >>> print(noise)
@@ -60,6 +62,7 @@ class GradientNoise:
     data_error: float = 0.0
     draw_error: float = 0.0
     draw_share_error: float = 0.0
+    num_examples: int = 0
     num_gradients: int = 0
 
     @property
@@ -70,57 +73,69 @@ class GradientNoise:
     @property
     def draw_share(self) -> float:
         """Share of the noise that is the draw's, 0 to 1; NaN without any noise."""
-        return float(_share(np.float64(self.data), np.float64(self.draw)))
+        return float(_share(np.array(self.data), np.array(self.draw)))
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is known, to two standard errors, which noise is the larger one, or that the signal is."""
+        return self._is_quiet or bool(abs(self.draw_share - 0.5) > _CLEAR * self.draw_share_error)
+
+    @property
+    def _is_quiet(self) -> bool:
+        """Whether the signal is above both noises."""
+        error = math.hypot(self.signal_error, self.data_error, self.draw_error)
+        return self.signal - self.total > _CLEAR * error
 
     def at(self, batch_size: int) -> GradientNoise:
-        """The same for batches of another size, of many more rows than that: the noise of the data falls as 1 / size.
+        """The same for batches of another size, small against the data: the noise of the data falls as 1 / size.
 
         Args:
             batch_size: Rows in a batch.
         """
-        factor = self.batch_size / batch_size
-        data, share = factor * self.data, self.draw_share
-        other = float(_share(np.float64(data), np.float64(self.draw)))
-        # The share is r / (f + (1 - f) r) of the old one, r; by its slope there.
-        slope = factor / max(factor + (1.0 - factor) * share, 1e-12) ** 2 if math.isfinite(other) else 1.0
-        return GradientNoise(
-            batch_size,
-            self.signal,
-            data,
-            self.draw,
-            self.signal_error,
-            factor * self.data_error,
-            self.draw_error,
-            slope * self.draw_share_error,
-            self.num_gradients,
+        factor, share = self.batch_size / batch_size, self.draw_share
+        # The share becomes r / (r + f (1 - r)); its error changes by the slope there.
+        slope = factor / (share + factor * (1.0 - share)) ** 2
+        return dataclasses.replace(
+            self,
+            batch_size=batch_size,
+            data=factor * self.data,
+            data_error=factor * self.data_error,
+            draw_share_error=slope * self.draw_share_error,
         )
 
     def __str__(self) -> str:
         """Whether larger batches would help, where that is clear."""
-        share, error = self.draw_share, self.draw_share_error
-        if not abs(share - 0.5) > _CLEAR * error:
+        share, error, size = self.draw_share, self.draw_share_error, self.batch_size
+        if self._is_quiet:
             return (
-                f"Whether larger batches than {self.batch_size} would help is not clear: {_percent(share)} "
-                f"(± {_percent(error)}) of the gradient's noise is the draw's."
+                f"The gradient's noise in batches of {size} is {self.total / self.signal:.2g} of its signal (squared "
+                "norms): neither larger batches nor more draws would help much."
+            )
+        if not self.is_clear:
+            return (
+                f"Whether larger batches than {size} would help is not clear: {_percent(share, error)} of the "
+                "gradient's noise is the draw's."
             )
         if share > 0.5:
             return (
-                f"Larger batches would not help: {_percent(share)} (± {_percent(error)}) of the gradient's noise in "
-                f"batches of {self.batch_size} is the draw's."
+                f"Larger batches would not help: {_percent(share, error)} of the gradient's noise in batches of {size} "
+                "is the draw's."
             )
-        factor = math.ceil((1.0 - share) / (0.5 - share) - 1e-6)
+        halved = math.ceil((1.0 - share) / (0.5 - share) - 1e-6) * size
+        what = (
+            f"batches of {halved} would halve it all"
+            if halved < self.num_examples
+            else f"a step on all {self.num_examples} rows would have next to none of it"
+        )
         return (
-            f"Larger batches would help: {_percent(1.0 - share)} (± {_percent(error)}) of the gradient's noise in "
-            f"batches of {self.batch_size} is the data's, and batches of {factor * self.batch_size} would halve it all."
+            f"Larger batches would help: {_percent(1.0 - share, error)} of the gradient's noise in batches of {size} "
+            f"is the data's, and {what}."
         )
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether it is known, to two standard errors, which noise is the larger one."""
-        return bool(abs(self.draw_share - 0.5) > _CLEAR * self.draw_share_error)
 
-
-def analysis_of_variance(means: np.ndarray, within: np.ndarray, num_batches: int, batch_size: int) -> GradientNoise:
+def analysis_of_variance(
+    means: np.ndarray, within: np.ndarray, num_batches: int, batch_size: int, num_examples: int
+) -> GradientNoise:
     """Signal and noises from gradients under several draws.
 
     Args:
@@ -128,6 +143,7 @@ def analysis_of_variance(means: np.ndarray, within: np.ndarray, num_batches: int
         within: Sum of squares of its batches' gradients around that mean, `(draws,)`.
         num_batches: Batches of each draw, two at least.
         batch_size: Rows in each.
+        num_examples: Rows that they were picked from.
 
     Returns:
         The estimates, with standard errors by the jackknife over draws.
@@ -136,11 +152,12 @@ def analysis_of_variance(means: np.ndarray, within: np.ndarray, num_batches: int
 
     Example:
     >>> means = np.random.default_rng(0).normal(2.0, 1.0, size=(400, 1))  # signal 4; 1 is draw and half of the data's
-    >>> noise = analysis_of_variance(means, np.full(400, 0.5), num_batches=2, batch_size=8)
+    >>> noise = analysis_of_variance(means, np.full(400, 0.5), num_batches=2, batch_size=8, num_examples=99)
     >>> noise.data, abs(noise.draw - 0.75) < 3 * noise.draw_error
     (0.5, True)
     """
-    products, draws = np.asarray(means, "float64") @ np.asarray(means, "float64").T, len(means)
+    means = np.asarray(means, "float64")
+    products, draws = means @ means.T, len(means)
     squares, whole = np.trace(products), products.sum()
     own = np.diag(products)
     # Of all draws, and of all but one of them.
@@ -155,8 +172,19 @@ def analysis_of_variance(means: np.ndarray, within: np.ndarray, num_batches: int
     found = np.stack([signal, data, draw, _share(data, draw)])
     others = found[:, 1:]
     errors = np.sqrt((draws - 1) / draws * ((others - others.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
-    estimates = (float(value) for value in found[:3, 0])
-    return GradientNoise(batch_size, *estimates, *(float(error) for error in errors), draws * num_batches)
+    values, deviations = found[:, 0].tolist(), errors.tolist()
+    return GradientNoise(
+        batch_size,
+        signal=values[0],
+        data=values[1],
+        draw=values[2],
+        signal_error=deviations[0],
+        data_error=deviations[1],
+        draw_error=deviations[2],
+        draw_share_error=deviations[3],
+        num_examples=num_examples,
+        num_gradients=draws * num_batches,
+    )
 
 
 def _share(data: np.ndarray, draw: np.ndarray) -> np.ndarray:
@@ -165,5 +193,5 @@ def _share(data: np.ndarray, draw: np.ndarray) -> np.ndarray:
         return np.asarray(draw / (data + draw))
 
 
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.0f} %"
+def _percent(share: float, error: float) -> str:
+    return f"{100.0 * share:.0f} % (± {max(100.0 * error, 1.0):.0f} %)"

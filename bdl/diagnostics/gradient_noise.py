@@ -22,7 +22,7 @@ from bdl.diagnostics.foreign import draws_noise, is_foreign
 from bdl.diagnostics.gradient_analysis import GradientNoise, analysis_of_variance
 from bdl.diagnostics.gradients import gradient_of
 from bdl.diagnostics.measure import take_rows
-from bdl.keras_internals import current_value, flatten_layers, second_moments, take_losses
+from bdl.keras_internals import current_value, flatten_layers, is_text, second_moments, take_losses
 from bdl.model import VariationalModel
 from bdl.protocols import HasKL, TellsStory
 from bdl.random import examples
@@ -94,6 +94,27 @@ def gradient_noise(
     return StepGradient(model).noise(x, y, batch_size, num_draws, num_batches, seed)
 
 
+def noise_where_known(model: Any, x: Any, y: Any, batch_size: int, seed: int = 0) -> GradientNoise | None:
+    """The same, or None where the gradient cannot be measured."""
+    step = step_gradient_where_known(model, x)
+    return None if step is None else step.noise(x, y, batch_size, seed=seed)
+
+
+def step_gradient_where_known(model: Any, x: Any) -> StepGradient | None:
+    """The gradient of a model's step; None where it cannot be measured, or not on arrays like these.
+
+    Args:
+        model: Any model.
+        x: Inputs.
+    """
+    is_plain = x is not None and not is_data_set(x) and not any(map(_is_text, keras.tree.flatten(as_arrays(x, "x"))))
+    return StepGradient(model) if is_plain and why_unmeasurable(model) is None else None
+
+
+def _is_text(leaf: Any) -> bool:
+    return getattr(getattr(leaf, "dtype", None), "kind", None) in ("O", "U", "S") or is_text(leaf)
+
+
 def why_unmeasurable(model: Any) -> str | None:
     """Why the gradient of a model's step cannot be measured, in a sentence; None where it can."""
     if not isinstance(model, keras.Model) or not getattr(model, "compiled", False) or not model.built:
@@ -150,6 +171,7 @@ class StepGradient:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._is_story = isinstance(model, TellsStory)
         self._variables = list(model.trainable_variables)
         known = {id(variable) for variable in self._variables}
         others = {id(variable): variable for variable in model.variables if id(variable) not in known}
@@ -187,7 +209,7 @@ class StepGradient:
             mean = sum(gradients) / num_batches
             means.append(mean)
             within.append(sum(float(np.sum((each - mean) ** 2, dtype="float64")) for each in gradients))
-        return analysis_of_variance(np.stack(means), np.array(within), num_batches, batch_size)
+        return analysis_of_variance(np.stack(means), np.array(within), num_batches, batch_size, rows)
 
     def _at(self, x: Any, y: Any, seeds: list[Any], place: int) -> np.ndarray:
         """The kept numbers of one gradient, in a row."""
@@ -213,7 +235,7 @@ class StepGradient:
 
     def _batch(self, values: Any, rows: np.ndarray) -> Any:
         """Rows of arrays as tensors, floating point numbers as Keras hands them on."""
-        dtype = self._model.compute_dtype if isinstance(self._model, TellsStory) else keras.backend.floatx()
+        dtype = self._model.compute_dtype if self._is_story else keras.backend.floatx()
 
         def taken(leaf: Any) -> Any:
             array = take_rows(leaf, rows)

@@ -18,7 +18,7 @@ _FIRST_TIME = 3.0  # times what a measurement costs later: the first of a run tr
 _NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
 _SPACING = 0.05  # of the planned epochs, between two measurements that the logs call for
 # Seconds that the last measurement of a kind took in this process; at first guesses, of what backends prepare once.
-_GUESSES = {"probe": 0.1, "accounting": 0.3, "iterate": 0.005}
+_GUESSES = {"probe": 0.1, "accounting": 0.3, "iterate": 0.005, "gradient": 1.0}
 _COSTS = dict(_GUESSES)
 
 
@@ -78,7 +78,14 @@ class Budget:
         """The same before the first step: only for so many steps that the training is long for sure."""
         return self.pays(kind, _FAST_STEP * steps)
 
-    def pays_now(self, kind: str, epochs: Sequence[Mapping[str, Any]], planned: int, is_urgent: bool) -> bool:
+    def expect(self, kind: str, seconds: float) -> None:
+        """Says what the first measurement of a kind will take, where that is known better than by a guess."""
+        if kind not in self._known:
+            self._costs[kind] = seconds
+
+    def pays_now(
+        self, kind: str, epochs: Sequence[Mapping[str, Any]], planned: int, is_urgent: bool, part: float = 1.0
+    ) -> bool:
         """The same at the end of an epoch, for the whole training as the epochs so far foretell it.
 
         Args:
@@ -86,16 +93,24 @@ class Budget:
             epochs: Recorded epochs, with the `seconds` at which each ended.
             planned: Epochs that were asked for.
             is_urgent: Whether all of the budget may be spent now.
+            part: Of what may be spent now, how much may have been spent after this measurement.
         """
         if self.share == 1.0:
             return True
         if len(epochs) < 2:
             return False  # the first epoch compiles: nothing is known yet
-        # One with validation may compile as well: the shortest is what the rest will take at least.
-        shortest = float(np.min(np.diff([entry["seconds"] for entry in epochs[-20:]])))
+        shortest = shortest_epoch(epochs)
         done = len(epochs) / max(planned, len(epochs))
         share = 1.0 if is_urgent else _FIRST_SHARE + (1.0 - _FIRST_SHARE) * done
-        return self.pays(kind, self.elapsed() + shortest * max(planned - len(epochs), 0), share)
+        return self.pays(kind, self.elapsed() + shortest * max(planned - len(epochs), 0), part * share)
+
+
+def shortest_epoch(epochs: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of the shortest of the last epochs, two at least: what further ones will take at the least.
+
+    The first compiles, and one with validation may, too.
+    """
+    return float(np.min(np.diff([entry["seconds"] for entry in epochs[-20:]])))
 
 
 def looks_wrong(epochs: Sequence[Mapping[str, Any]], nll_null: float, num_examples: int | None) -> bool:

@@ -55,6 +55,9 @@ def judge(quantities: Quantities) -> Finding:
     evidence = [*finding.evidence, *(sentence for sentence in quantities.unread or ())]
     if is_warming_up(quantities):
         evidence.append(_unfinished(quantities))
+    noise = quantities.gradient_noise
+    if noise is not None and noise.is_clear and quantities.finite:
+        evidence.append(str(noise))
     return replace(finding, evidence=tuple(evidence))
 
 
