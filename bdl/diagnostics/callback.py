@@ -42,11 +42,12 @@ class TrainingHealth(keras.callbacks.Callback):
     """Watches a training: records ELBO, KL, temperature, fit and scales, and says when something is wrong.
 
     It works on `VariationalModel` and on plain Keras models, with bdl's layers or another library's. It measures on a
-    probe, a fixed sample of the data that it is given, and leaves weights, seeds and metrics as they were, so that a
-    training with it ends where one without it does. It spends at most `max_cost` of the training's time: where epochs
-    are short, it measures fewer of them. An error inside it is a warning; it never breaks a training. A model that is
-    fitted again with the same callback, or with the same record file, goes on with the run that it began. A model of a
-    story (`bdl.svi.SVI`) is watched without data.
+    probe, a fixed sample of the data that it is given, and up to four times in a training the noise of the gradient
+    (`bdl.diagnostics.gradient_noise`). It leaves weights, seeds and metrics as they were, so that a training with it
+    ends where one without it does. It spends at most `max_cost` of the training's time: where epochs are short, it
+    measures fewer of them. An error inside it is a warning; it never breaks a training. A model that is fitted again
+    with the same callback, or with the same record file, goes on with the run that it began. A model of a story
+    (`bdl.svi.SVI`) is watched without data.
 
     Args:
         data: Training data `(x, y)`, arrays; N is their length. None judges by the logs alone, and then no verdict on
@@ -176,7 +177,7 @@ class TrainingHealth(keras.callbacks.Callback):
             size = len(self._data[1])
         run = Run(Journal(uuid.uuid4().hex, self._path, self._board_folder), likelihood, size, train, validation)
         run.steps = self.params.get("steps")
-        run.gradient = GradientWatch(None if is_story else self._data, size, run.steps)
+        run.gradient = GradientWatch(None if is_story else self._data, size, run.steps, self._warn)
         run.sites = kinds_of(self.model) if is_story else None
         self._go_on_from(run, steps_of(self.model))
         self._state = run

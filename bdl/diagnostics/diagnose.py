@@ -20,7 +20,7 @@ from bdl.diagnostics.quantities import Fit, Quantities
 from bdl.diagnostics.reading import read_foreign
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.report import HealthReport
-from bdl.diagnostics.story import measure_story, refuse_for_story, story_in_record
+from bdl.diagnostics.story import measure_story, refuse_for_story, rows_of_step, story_in_record
 from bdl.diagnostics.symptoms import refit_cause
 from bdl.diagnostics.tf_keras_model import as_keras3
 from bdl.diagnostics.trends import measure_trends
@@ -74,8 +74,8 @@ def diagnose(
         num_samples: Whole functions to draw.
         probe_size: Examples of each set to measure on.
         batch_size: Batch size of the training. T depends on it where the compiled loss is a sum over the batch, and so
-            does the noise of the gradient. None takes the record's. The trainings of twin and refits use it as well;
-            without it they use 64, and the gradient is that of 32 rows.
+            does the noise of the gradient. None takes the record's, or that of a story's last fit. The
+            trainings of twin and refits use it as well; without it they use 64, and the gradient is that of 32 rows.
         seed: For the trainings of twin and refits, which set Keras' global seed to it, and for rows and draws of the
             gradient.
 
@@ -129,7 +129,7 @@ def diagnose(
         model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True, readings=readings
     )
     measured = _with_record(measured, run)
-    noise = noise_where_known(model, x, y, _whole(trained_with), seed)
+    noise = noise_where_known(model, x, y, math.ceil(trained_with or DEFAULT_BATCH_SIZE), seed)
     measured = dataclasses.replace(measured, gradient_noise=noise)
     if twin is not None:
         budget = measured.planned_epochs or _TWIN_EPOCHS
@@ -156,20 +156,13 @@ def _of_story(
     if x is None or is_data_set(x):
         raise ValueError("`x` must be the data of the story, arrays as `fit` takes them, not a data set or None.")
     measured = measure_story(model, x, num_examples, num_samples, seed)
-    steps = run.start.get("steps") if run is not None else None
-    batch = batch_size or (measured.num_examples / steps if steps and measured.num_examples else None)
-    noise = noise_where_known(model, x, None, _whole(batch), seed)
+    noise = noise_where_known(model, x, None, batch_size or rows_of_step(model), seed)
     found = dataclasses.replace(_with_record(measured, run), gradient_noise=noise)
     recorded = run.probes[-1].story if run is not None and run.probes else None
     if recorded is not None and found.story is not None:
         moved = {name: getattr(recorded, name) for name in ("num_iterates", "r_hat", "moved", "moved_site")}
         found = dataclasses.replace(found, story=dataclasses.replace(found.story, **moved))
     return HealthReport.of(judge(found), found, run.epochs if run else ())
-
-
-def _whole(batch_size: float | None) -> int:
-    """A batch size that follows from the number of steps; Keras' own where none is known."""
-    return DEFAULT_BATCH_SIZE if batch_size is None else math.ceil(batch_size)
 
 
 def _with_cause(finding: Finding, measured: Quantities) -> Finding:

@@ -9,6 +9,7 @@ depends on its place (`bdl.random.examples`), of which each batch has its own.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from bdl.diagnostics.foreign import draws_noise, is_foreign
 from bdl.diagnostics.gradient_analysis import GradientNoise, analysis_of_variance
 from bdl.diagnostics.gradients import gradient_of
 from bdl.diagnostics.measure import take_rows
-from bdl.keras_internals import current_value, flatten_layers, is_text, second_moments, take_losses
+from bdl.keras_internals import current_value, flatten_layers, is_ragged, is_text, second_moments, take_losses
 from bdl.model import VariationalModel
 from bdl.protocols import HasKL, TellsStory
 from bdl.random import examples
@@ -30,6 +31,7 @@ from bdl.training.data import as_arrays, check_lengths, is_data_set
 from bdl.training.micro_batches import MicroBatches
 from bdl.uncounted import counted
 
+NOT_MEASURED = "The noise of the gradient was not measured ({}: {})."
 NUM_DRAWS = 16
 NUM_BATCHES = 2
 _MOST_NUMBERS = 2**16
@@ -95,9 +97,13 @@ def gradient_noise(
 
 
 def noise_where_known(model: Any, x: Any, y: Any, batch_size: int, seed: int = 0) -> GradientNoise | None:
-    """The same, or None where the gradient cannot be measured."""
-    step = step_gradient_where_known(model, x)
-    return None if step is None else step.noise(x, y, batch_size, seed=seed)
+    """The same, or None where the gradient cannot be measured. An error is a warning: a diagnosis has more to say."""
+    try:
+        step = step_gradient_where_known(model, x)
+        return None if step is None else step.noise(x, y, batch_size, seed=seed)
+    except Exception as error:  # of the model's own functions, perhaps
+        warnings.warn(NOT_MEASURED.format(type(error).__name__, error), stacklevel=3)
+        return None
 
 
 def step_gradient_where_known(model: Any, x: Any) -> StepGradient | None:
@@ -107,12 +113,14 @@ def step_gradient_where_known(model: Any, x: Any) -> StepGradient | None:
         model: Any model.
         x: Inputs.
     """
-    is_plain = x is not None and not is_data_set(x) and not any(map(_is_text, keras.tree.flatten(as_arrays(x, "x"))))
+    is_plain = (
+        x is not None and not is_data_set(x) and not any(map(_is_no_array, keras.tree.flatten(as_arrays(x, "x"))))
+    )
     return StepGradient(model) if is_plain and why_unmeasurable(model) is None else None
 
 
-def _is_text(leaf: Any) -> bool:
-    return getattr(getattr(leaf, "dtype", None), "kind", None) in ("O", "U", "S") or is_text(leaf)
+def _is_no_array(leaf: Any) -> bool:
+    return getattr(getattr(leaf, "dtype", None), "kind", None) in ("O", "U", "S") or is_text(leaf) or is_ragged(leaf)
 
 
 def why_unmeasurable(model: Any) -> str | None:

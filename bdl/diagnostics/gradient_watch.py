@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bdl.diagnostics.gradient_analysis import GradientNoise
-from bdl.diagnostics.gradient_noise import NUM_BATCHES, NUM_DRAWS, StepGradient, step_gradient_where_known
+from bdl.diagnostics.gradient_noise import NOT_MEASURED, NUM_BATCHES, NUM_DRAWS, StepGradient, step_gradient_where_known
 from bdl.diagnostics.pacing import Budget, shortest_epoch
 
 _SPACING = 0.25  # of the planned epochs, between two measurements
 _PART = 0.5  # of the budget may be spent after a measurement: the rest is for the probes
-_COMPILED = 1.0  # seconds that a compilation takes at the least
+_COMPILED = 1.0  # seconds that a compilation takes at least
 
 
 class GradientWatch:
@@ -24,10 +25,13 @@ class GradientWatch:
         data: Training data `(x, y)`, arrays; None measures nothing.
         num_examples: Of them.
         steps: Batches in an epoch, None where that is not known.
+        warn: Says what went wrong, after which nothing more is measured.
     """
 
-    def __init__(self, data: Any, num_examples: int | None, steps: int | None) -> None:
-        self._data = data
+    def __init__(
+        self, data: Any, num_examples: int | None, steps: int | None, warn: Callable[[str], None] = warnings.warn
+    ) -> None:
+        self._data, self._warn = data, warn
         self._batch_size = math.ceil(num_examples / steps) if num_examples and steps else None
         self._steps = steps or 1
         self._step: StepGradient | None = None
@@ -50,7 +54,9 @@ class GradientWatch:
         is_due = self._last_epoch is None or epoch - self._last_epoch >= _SPACING * planned
         if self._data is None or self._batch_size is None or not is_due or len(epochs) < 2:
             return
-        budget.expect("gradient", _COMPILED + NUM_DRAWS * NUM_BATCHES * shortest_epoch(epochs) / self._steps)
+        shortest = shortest_epoch(epochs)
+        compiling = max(epochs[0]["seconds"] - shortest, _COMPILED)  # as long as the training's own
+        budget.expect("gradient", compiling + NUM_DRAWS * NUM_BATCHES * shortest / self._steps)
         if not (
             budget.pays("gradient", budget.elapsed(), _PART)
             if is_over
@@ -59,9 +65,16 @@ class GradientWatch:
             return
         self._last_epoch = epoch
         with budget.measuring("gradient"):
-            if self._step is None:
-                self._step = step_gradient_where_known(model, self._data[0])
-            if self._step is None:
+            try:
+                self._measure(model, self._batch_size)
+            except Exception as error:  # of the model's own functions, perhaps; all else is still watched
                 self._data = None
-            else:
-                self.noise = self._step.noise(self._data[0], self._data[1], self._batch_size)
+                self._warn(NOT_MEASURED.format(type(error).__name__, error))
+
+    def _measure(self, model: Any, batch_size: int) -> None:
+        if self._step is None:
+            self._step = step_gradient_where_known(model, self._data[0])
+        if self._step is None:
+            self._data = None
+        else:
+            self.noise = self._step.noise(self._data[0], self._data[1], batch_size)

@@ -13,6 +13,8 @@ from stories import Normal
 import bdl
 from bdl.diagnostics import GradientNoise, Quantities, TrainingHealth, diagnose, gradient_noise, judge
 from bdl.diagnostics.gradient_analysis import analysis_of_variance
+from bdl.diagnostics.gradient_noise import noise_where_known
+from bdl.diagnostics.gradient_watch import GradientWatch
 from bdl.diagnostics.pacing import Budget
 from bdl.svi import SVI, Global, Local, Observed
 
@@ -238,8 +240,9 @@ def test_callback_and_diagnosis_measure_and_record_it(tmp_path):
 
 def test_a_story_is_measured_by_diagnose():
     model, data = levels(3)
-    found = diagnose(model, data, batch_size=50).quantities.gradient_noise
-    assert found == gradient_noise(model, data, batch_size=50)
+    found = diagnose(model, data).quantities.gradient_noise
+    assert found.batch_size == ROWS  # which the story was traced on
+    assert found == gradient_noise(model, data, batch_size=ROWS)
 
 
 def test_a_short_training_does_not_pay_for_it():
@@ -247,7 +250,31 @@ def test_a_short_training_does_not_pay_for_it():
     budget.expect("gradient", 2.0)
     epochs = [{"seconds": 1.0}, {"seconds": 1.1}]
     assert not budget.pays_now("gradient", epochs, planned=20, is_urgent=False, part=0.5)
+    assert budget.pays_now("gradient", epochs, planned=2000, is_urgent=False, part=1.0)
     assert budget.pays_now("gradient", epochs, planned=20_000, is_urgent=False, part=0.5)
+
+
+def test_an_error_within_is_a_warning_and_the_rest_is_still_watched():
+    class Broken(layers.Layer):
+        def call(self, x, training=None):
+            if training and keras.ops.shape(x)[0] == 20 and broken:
+                raise RuntimeError("of the layer")
+            return x
+
+    broken = []
+    network = keras.Sequential([keras.Input((3,)), Broken(), bdl.layers.DenseFlipout(1)])
+    model = bdl.VariationalModel(network, bdl.likelihoods.Normal(scale=1.0), kl_weight=1.0)
+    model.compile("adam")
+    x, y = np.zeros((80, 3), "float32"), np.zeros((80, 1), "float32")
+    model.fit(x, y, batch_size=20, epochs=1, verbose=0)
+    broken.append(True)
+    with pytest.warns(UserWarning, match=r"was not measured \(RuntimeError"):
+        assert noise_where_known(model, x, y, batch_size=20) is None
+    said = []
+    watch = GradientWatch((x, y), num_examples=80, steps=4, warn=said.append)
+    watch.look(model, Budget(1.0), [{"epoch": 1, "seconds": 1.0}, {"epoch": 2, "seconds": 1.1}], 9, is_over=False)
+    assert watch.noise is None
+    assert "of the layer" in said[0]
 
 
 def own_step():
