@@ -36,7 +36,7 @@ LAYERS = {
     "rank-1": bdl.layers.DenseRank1,
 }
 DRAWS = {"story, one draw": 1, "story, four draws": 4}
-SIZES, SEEDS, NUM_DRAWS, NUM_ROWS = (16, 64, 256), (0, 1, 2), 64, 512
+SIZES, SEEDS, NUM_DRAWS, NUM_ROWS, NUM_COPIES = (16, 64, 256), (0, 1, 2), 64, 512, 20
 TRAINED_WITH, EPOCHS = 64, 20
 
 
@@ -76,17 +76,17 @@ def measured(case: Case) -> dict[str, Any]:
         given = (x, y)
     model.compile(keras.optimizers.Adam(0.01 if case.model in DRAWS else 0.003))
     model.fit(*given, batch_size=TRAINED_WITH, epochs=EPOCHS, verbose=0)
+    # Of many copies, for a batch that is a good part of all rows has less noise than one of rows that may come again.
+    many = keras.tree.map_structure(lambda leaf: np.concatenate([leaf] * NUM_COPIES), given)
     found = {}
     for size in SIZES:
         number = NUM_ROWS // size  # so that all sizes see as many rows
-        noise = gradient_noise(model, *given, batch_size=size, num_draws=NUM_DRAWS, num_batches=number, seed=case.seed)
-        rows = 1 / size - 1 / len(x)  # of batches of different rows, which are a part of all
+        noise = gradient_noise(model, *many, batch_size=size, num_draws=NUM_DRAWS, num_batches=number, seed=case.seed)
         found[str(size)] = {
             "signal": noise.signal,
             "signal_error": noise.signal_error,
             "data": noise.data,
-            "data_of_a_row": noise.data / rows,
-            "data_error": noise.data_error / rows,
+            "data_error": noise.data_error,
             "draw": noise.draw,
             "draw_error": noise.draw_error,
             "share": noise.draw_share,
@@ -107,12 +107,12 @@ def report(write: bool = False) -> None:
     rows = read(RESULTS)
     first, last = (str(size) for size in (SIZES[0], SIZES[-1]))
     columns = ["model", *(f"draw's share at {size}" for size in SIZES)]
-    columns += [f"data, a row: {first} / {last}", f"draw: {first} / {last}", "noise / signal at 64"]
+    columns += [f"data, times b: {first} / {last}", f"draw: {first} / {last}", "noise / signal at 64"]
     lines = []
     for model in (*LAYERS, *DRAWS):
         own = [row["sizes"] for row in rows if row["model"] == model]
         shares = [spread([100 * each[str(size)]["share"] for each in own], "{:.0f} %") for size in SIZES]
-        data = spread([each[first]["data_of_a_row"] / each[last]["data_of_a_row"] for each in own])
+        data = spread([SIZES[0] * each[first]["data"] / (SIZES[-1] * each[last]["data"]) for each in own])
         draw = spread([each[first]["draw"] / each[last]["draw"] for each in own])
         ratio = spread([(each["64"]["data"] + max(each["64"]["draw"], 0.0)) / each["64"]["signal"] for each in own])
         has_draw = all(known(each[size], "draw") for each in own for size in (first, last))
