@@ -12,7 +12,7 @@ from bdl.diagnostics.gradient_noise import NOT_MEASURED, NUM_BATCHES, NUM_DRAWS,
 from bdl.diagnostics.pacing import Budget, shortest_epoch
 
 _SPACING = 0.25  # of the planned epochs, between two measurements
-_PART = 0.5  # of the budget may be spent after a measurement: the rest is for the probes
+_PART = 0.5  # of the budget may go to it: the rest is for the probes
 _COMPILED = 1.0  # seconds that a compilation takes at least
 
 
@@ -58,7 +58,7 @@ class GradientWatch:
         compiling = max(epochs[0]["seconds"] - shortest, _COMPILED)  # as long as the training's own
         budget.expect("gradient", compiling + NUM_DRAWS * NUM_BATCHES * shortest / self._steps)
         if not (
-            budget.pays("gradient", budget.elapsed(), _PART)
+            budget.pays("gradient", budget.elapsed(), part=_PART)
             if is_over
             else budget.pays_now("gradient", epochs, planned, is_urgent=False, part=_PART)
         ):

@@ -255,6 +255,18 @@ def test_a_short_training_does_not_pay_for_it():
     assert budget.pays_now("gradient", epochs, planned=20_000, is_urgent=False, part=0.5)
 
 
+def test_the_callback_expects_to_compile_as_long_as_the_training_did():
+    model, x, y = network_model(kl_weight=1.0)
+    watch = GradientWatch((x, y), num_examples=80, steps=4)
+    for compiling, is_paid in ((200.0, False), (1.0, True)):
+        epochs = [{"epoch": 1, "seconds": compiling}, {"epoch": 2, "seconds": compiling + 0.1}]
+        watch.look(model, Budget(0.04), epochs, planned=20_000, is_over=False)
+        assert (watch.noise is not None) == is_paid
+    first = watch.noise
+    watch.look(model, Budget(0.04), [*epochs, {"epoch": 3, "seconds": 1.2}], planned=20_000, is_over=False)
+    assert watch.noise is first  # not due again before a quarter of the epochs
+
+
 def test_an_error_within_is_a_warning_and_the_rest_is_still_watched():
     class Broken(layers.Layer):
         def call(self, x, training=None):
