@@ -3,6 +3,8 @@
 from bdl.diagnostics.callback import HealthWarning, TrainingHealth
 from bdl.diagnostics.diagnose import diagnose, diagnose_record
 from bdl.diagnostics.finding import HOPELESS, VERDICTS, Finding
+from bdl.diagnostics.gradient_analysis import GradientNoise
+from bdl.diagnostics.gradient_noise import gradient_noise
 from bdl.diagnostics.quantities import Fit, LayerHealth, LocalLatents, Quantities, Refit, Trends
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.remedies import REMEDIES, Remedy
@@ -19,6 +21,7 @@ __all__ = [
     "VERDICTS",
     "Finding",
     "Fit",
+    "GradientNoise",
     "HealthReport",
     "HealthWarning",
     "LayerHealth",
@@ -35,6 +38,7 @@ __all__ = [
     "comparison",
     "diagnose",
     "diagnose_record",
+    "gradient_noise",
     "judge",
     "measure_trends",
     "read_record",

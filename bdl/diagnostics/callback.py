@@ -14,6 +14,7 @@ import numpy as np
 
 from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, size_of
 from bdl.diagnostics.finding import HOPELESS, Finding
+from bdl.diagnostics.gradient_watch import GradientWatch
 from bdl.diagnostics.journal import Journal, interrupted_run
 from bdl.diagnostics.measure import ProbeData, measure, network_of, posteriors_of, take_probe
 from bdl.diagnostics.pacing import Budget, is_due, looks_wrong
@@ -41,11 +42,12 @@ class TrainingHealth(keras.callbacks.Callback):
     """Watches a training: records ELBO, KL, temperature, fit and scales, and says when something is wrong.
 
     It works on `VariationalModel` and on plain Keras models, with bdl's layers or another library's. It measures on a
-    probe, a fixed sample of the data that it is given, and leaves weights, seeds and metrics as they were, so that a
-    training with it ends where one without it does. It spends at most `max_cost` of the training's time: where epochs
-    are short, it measures fewer of them. An error inside it is a warning; it never breaks a training. A model that is
-    fitted again with the same callback, or with the same record file, goes on with the run that it began. A model of a
-    story (`bdl.svi.SVI`) is watched without data.
+    probe, a fixed sample of the data that it is given, and up to four times in a training the noise of the gradient
+    (`bdl.diagnostics.gradient_noise`). It leaves weights, seeds and metrics as they were, so that a training with it
+    ends where one without it does. It spends at most `max_cost` of the training's time: where epochs are short, it
+    measures fewer of them. An error inside it is a warning; it never breaks a training. A model that is fitted again
+    with the same callback, or with the same record file, goes on with the run that it began. A model of a story
+    (`bdl.svi.SVI`) is watched without data.
 
     Args:
         data: Training data `(x, y)`, arrays; N is their length. None judges by the logs alone, and then no verdict on
@@ -175,6 +177,7 @@ class TrainingHealth(keras.callbacks.Callback):
             size = len(self._data[1])
         run = Run(Journal(uuid.uuid4().hex, self._path, self._board_folder), likelihood, size, train, validation)
         run.steps = self.params.get("steps")
+        run.gradient = GradientWatch(None if is_story else self._data, size, run.steps, self._warn)
         run.sites = kinds_of(self.model) if is_story else None
         self._go_on_from(run, steps_of(self.model))
         self._state = run
@@ -291,6 +294,7 @@ class TrainingHealth(keras.callbacks.Callback):
             if self._budget.pays_now("accounting", self.epochs, planned, is_urgent=True):
                 self._measure_accounting()
             return
+        run.gradient.look(self.model, self._budget, self.epochs, planned, is_over=False)
         probe = run.train or run.validation
         assert probe is not None
         is_urgent = is_due(epoch, run.last_probe, planned) and looks_wrong(self.epochs, probe.nll_null, run.size)
@@ -326,6 +330,7 @@ class TrainingHealth(keras.callbacks.Callback):
             has_data=True,
             present_temperature=run.present_temperature(self.model, self.epochs[-1]),
             trends=measure_trends(self.epochs, run.size),
+            gradient_noise=run.gradient.noise,
         )
         self._judge(measured, epoch)
         run.last_probe = epoch
@@ -395,15 +400,13 @@ class TrainingHealth(keras.callbacks.Callback):
         elapsed = self._budget.elapsed()
         if run.needs_accounting and self._budget.pays("accounting", elapsed):
             self._measure_accounting()
+        run.gradient.look(self.model, self._budget, self.epochs, last, is_over=True)
         if self._budget.pays("probe", elapsed):
             self._probe_now(last)
         elif q is not None:  # the last measurement, with what logs and weights say since
             trends = measure_trends(self.epochs, run.size)
             layers = run.layers(self.model, run.start)
             present = run.present_temperature(self.model, self.epochs[-1])
-            self._judge(
-                dataclasses.replace(
-                    q, epoch=last, is_over=True, trends=trends, layers=layers, present_temperature=present
-                ),
-                last,
-            )
+            q = dataclasses.replace(q, epoch=last, is_over=True, trends=trends, layers=layers)
+            q = dataclasses.replace(q, present_temperature=present, gradient_noise=run.gradient.noise)
+            self._judge(q, last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from bdl.diagnostics.accounting import likelihood_of, measure_accounting, size_o
 from bdl.diagnostics.callback import TrainingHealth
 from bdl.diagnostics.family_gap import check_refits, refit
 from bdl.diagnostics.finding import Finding
+from bdl.diagnostics.gradient_noise import noise_where_known
 from bdl.diagnostics.measure import ProbeData, measure, network_of, take_probe
 from bdl.diagnostics.quantities import Fit, Quantities
 from bdl.diagnostics.reading import read_foreign
 from bdl.diagnostics.record import RunRecord, read_record
 from bdl.diagnostics.report import HealthReport
-from bdl.diagnostics.story import measure_story, refuse_for_story, story_in_record
+from bdl.diagnostics.story import measure_story, refuse_for_story, rows_of_step, story_in_record
 from bdl.diagnostics.symptoms import refit_cause
 from bdl.diagnostics.tf_keras_model import as_keras3
 from bdl.diagnostics.trends import measure_trends
@@ -26,7 +28,7 @@ from bdl.diagnostics.twin import fit_of_twin, train_twin
 from bdl.diagnostics.verdict import judge
 from bdl.likelihoods import Likelihood
 from bdl.protocols import TellsStory
-from bdl.training.data import is_data_set
+from bdl.training.data import DEFAULT_BATCH_SIZE, is_data_set
 
 _BATCH_SIZE = 64  # of the trainings of twin and refits, where the training's is not known
 _TWIN_EPOCHS = 50  # where no record tells how long the model was trained
@@ -71,9 +73,11 @@ def diagnose(
             means, such as the default, the ELBO cannot judge; family and optimizer then remain.
         num_samples: Whole functions to draw.
         probe_size: Examples of each set to measure on.
-        batch_size: Batch size of the training. T depends on it where the compiled loss is a sum over the batch. None
-            takes the record's. The trainings of twin and refits use it as well; without it they use 64.
-        seed: For the trainings of twin and refits, which set Keras' global seed to it.
+        batch_size: Batch size of the training. T depends on it where the compiled loss is a sum over the batch, and so
+            does the noise of the gradient. None takes the record's, or that of a story's last fit. The
+            trainings of twin and refits use it as well; without it they use 64, and the gradient is that of 32 rows.
+        seed: For the trainings of twin and refits, which set Keras' global seed to it, and for rows and draws of the
+            gradient.
 
     Returns:
         A `HealthReport`. NLLs are in nats per example.
@@ -99,7 +103,7 @@ def diagnose(
     if isinstance(model, TellsStory):
         gap = family_gap or None
         refuse_for_story(y=y, twin=twin, validation_data=validation_data, likelihood=likelihood, family_gap=gap)
-        return _of_story(model, x, run, num_examples, num_samples, seed)
+        return _of_story(model, x, run, num_examples, num_samples, batch_size, seed)
     if (x is None or y is None) and validation_data is None:
         raise ValueError("`x` and `y` are needed to measure what the model has learned; pass the training data.")
     if family_gap:
@@ -125,6 +129,8 @@ def diagnose(
         model, likelihood, size, train, validation, accounting, None, num_samples, is_thorough=True, readings=readings
     )
     measured = _with_record(measured, run)
+    noise = noise_where_known(model, x, y, math.ceil(trained_with or DEFAULT_BATCH_SIZE), seed)
+    measured = dataclasses.replace(measured, gradient_noise=noise)
     if twin is not None:
         budget = measured.planned_epochs or _TWIN_EPOCHS
         fit = _twin_fit(twin, first, x, y, validation or some, likelihood, budget, batch_size, seed)
@@ -138,13 +144,20 @@ def diagnose(
 
 
 def _of_story(
-    model: Any, x: Any, run: RunRecord | None, num_examples: int | None, num_samples: int, seed: int
+    model: Any,
+    x: Any,
+    run: RunRecord | None,
+    num_examples: int | None,
+    num_samples: int,
+    batch_size: int | None,
+    seed: int,
 ) -> HealthReport:
     """The report of a model of a story on its data, with what the record of its fit knows."""
     if x is None or is_data_set(x):
         raise ValueError("`x` must be the data of the story, arrays as `fit` takes them, not a data set or None.")
     measured = measure_story(model, x, num_examples, num_samples, seed)
-    found = _with_record(measured, run)
+    noise = noise_where_known(model, x, None, batch_size or rows_of_step(model), seed)
+    found = dataclasses.replace(_with_record(measured, run), gradient_noise=noise)
     recorded = run.probes[-1].story if run is not None and run.probes else None
     if recorded is not None and found.story is not None:
         moved = {name: getattr(recorded, name) for name in ("num_iterates", "r_hat", "moved", "moved_site")}

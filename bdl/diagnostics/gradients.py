@@ -13,6 +13,7 @@ from keras import ops
 from bdl.diagnostics.quantities import LayerHealth
 from bdl.diagnostics.weights import WeightPosterior
 from bdl.elbo import kl_divergence
+from bdl.keras_internals import current_value
 from bdl.latents import without_local_kl
 from bdl.likelihoods import Likelihood
 
@@ -65,28 +66,52 @@ def _gradients(value: Callable[[], Any], variables: list[keras.Variable]) -> lis
         with keras.StatelessScope(list(zip(variables, values, strict=True))), without_local_kl():
             return value()
 
-    values = [variable.value for variable in variables]
+    found = gradient_of(of_values, is_repeated=False)([current_value(variable) for variable in variables])
+    return [ops.convert_to_numpy(gradient) for gradient in found]
+
+
+def gradient_of(function: Callable[..., Any], is_repeated: bool = True) -> Callable[..., list[Any]]:
+    """The gradient of a function in its first argument.
+
+    Args:
+        function: From a list of tensors, and more arguments, to a scalar. It reads no variables.
+        is_repeated: Whether the gradient is wanted several times, so that TensorFlow makes a graph of it, as JAX, which
+            would compile each operation of each shape by itself, always does.
+
+    Returns:
+        A function of the same arguments that gives a list of tensors, with zeros where the scalar does not depend on
+        one. Arguments of new shapes are compiled anew.
+
+    Example:
+    >>> one, other = gradient_of(lambda values, factor: factor * values[0] ** 2)([ops.ones(()), ops.ones(())], 3.0)
+    >>> float(one), float(other)
+    (6.0, 0.0)
+    """
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        values = [tf.convert_to_tensor(value) for value in values]  # of a variable, that is
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            result = of_values(values)
-        found = tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return [np.asarray(tf.convert_to_tensor(gradient)) for gradient in found]  # those of lookups are sparse
+        def with_tape(values: list[Any], *others: Any) -> list[Any]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                result = function(values, *others)
+            found = tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return [tf.convert_to_tensor(gradient) for gradient in found]  # those of lookups are sparse
+
+        return tf.function(with_tape, autograph=False) if is_repeated else with_tape
     if backend == "jax":
         import jax
 
-        # Compiled as one: op by op, each operation of each shape is a compilation of its own.
-        return [np.asarray(gradient) for gradient in jax.jit(jax.grad(of_values))(values)]
+        return jax.jit(jax.grad(function))
     import torch
 
-    values = [value.detach().requires_grad_() for value in values]
-    with torch.enable_grad():
-        result = of_values(values)
-        if not result.requires_grad:  # it depends on none
-            return [np.zeros(tuple(value.shape), "float32") for value in values]
-        found = torch.autograd.grad(result, values, materialize_grads=True)
-    return [gradient.detach().cpu().numpy() for gradient in found]
+    def with_torch(values: list[Any], *others: Any) -> list[Any]:
+        values = [value.detach().requires_grad_() for value in values]
+        with torch.enable_grad():
+            result = function(values, *others)
+            if not result.requires_grad:  # it depends on none
+                return [torch.zeros_like(value) for value in values]
+            found = torch.autograd.grad(result, values, materialize_grads=True)
+        return [gradient.detach() for gradient in found]
+
+    return with_torch

@@ -18,7 +18,7 @@ _FIRST_TIME = 3.0  # times what a measurement costs later: the first of a run tr
 _NEARLY_NULL = 0.95  # share of NLL_null above which a training NLL looks like a collapse
 _SPACING = 0.05  # of the planned epochs, between two measurements that the logs call for
 # Seconds that the last measurement of a kind took in this process; at first guesses, of what backends prepare once.
-_GUESSES = {"probe": 0.1, "accounting": 0.3, "iterate": 0.005}
+_GUESSES = {"probe": 0.1, "accounting": 0.3, "iterate": 0.005, "gradient": 1.0}
 _COSTS = dict(_GUESSES)
 
 
@@ -35,6 +35,7 @@ class Budget:
         self.own_seconds = 0.0
         self._entered: float | None = None
         self._known: set[str] = set()
+        self._spent_on: dict[str, float] = {}
         # What another, larger model took says nothing of this one.
         self._costs = {kind: min(cost, _GUESSES[kind]) for kind, cost in _COSTS.items()}
 
@@ -53,7 +54,8 @@ class Budget:
         """Within this context a measurement of a kind is made, whose cost is remembered."""
         start = time.perf_counter()
         yield
-        self._costs[kind] = _COSTS[kind] = time.perf_counter() - start
+        self._costs[kind] = _COSTS[kind] = seconds = time.perf_counter() - start
+        self._spent_on[kind] = self._spent_on.get(kind, 0.0) + seconds
         self._known.add(kind)
 
     def spent(self) -> float:
@@ -64,21 +66,32 @@ class Budget:
         """Seconds of the training so far."""
         return time.perf_counter() - self.began
 
-    def pays(self, kind: str, seconds: float, share: float = 1.0) -> bool:
+    def pays(self, kind: str, seconds: float, share: float = 1.0, part: float = 1.0) -> bool:
         """Whether a training of so many seconds pays for one more measurement of a kind out of a share of the budget.
+
+        No more than a part of that share goes to measurements of this kind.
 
         Example:
         >>> Budget(0.04).pays("probe", seconds=3600.0), Budget(0.04).pays("probe", seconds=0.1)
         (True, False)
         """
         expected = self._costs[kind] * (1.0 if kind in self._known else _FIRST_TIME if kind == "probe" else 1.0)
-        return self.share == 1.0 or self.spent() + expected <= share * self.share * seconds
+        allowed = share * self.share * seconds
+        is_within = self.spent() + expected <= allowed and self._spent_on.get(kind, 0.0) + expected <= part * allowed
+        return self.share == 1.0 or is_within
 
     def pays_before(self, kind: str, steps: int) -> bool:
         """The same before the first step: only for so many steps that the training is long for sure."""
         return self.pays(kind, _FAST_STEP * steps)
 
-    def pays_now(self, kind: str, epochs: Sequence[Mapping[str, Any]], planned: int, is_urgent: bool) -> bool:
+    def expect(self, kind: str, seconds: float) -> None:
+        """Says what the first measurement of a kind will take, where that is known better than by a guess."""
+        if kind not in self._known:
+            self._costs[kind] = seconds
+
+    def pays_now(
+        self, kind: str, epochs: Sequence[Mapping[str, Any]], planned: int, is_urgent: bool, part: float = 1.0
+    ) -> bool:
         """The same at the end of an epoch, for the whole training as the epochs so far foretell it.
 
         Args:
@@ -86,16 +99,24 @@ class Budget:
             epochs: Recorded epochs, with the `seconds` at which each ended.
             planned: Epochs that were asked for.
             is_urgent: Whether all of the budget may be spent now.
+            part: Of what may be spent now, how much measurements of this kind may take.
         """
         if self.share == 1.0:
             return True
         if len(epochs) < 2:
             return False  # the first epoch compiles: nothing is known yet
-        # One with validation may compile as well: the shortest is what the rest will take at least.
-        shortest = float(np.min(np.diff([entry["seconds"] for entry in epochs[-20:]])))
+        shortest = shortest_epoch(epochs)
         done = len(epochs) / max(planned, len(epochs))
         share = 1.0 if is_urgent else _FIRST_SHARE + (1.0 - _FIRST_SHARE) * done
-        return self.pays(kind, self.elapsed() + shortest * max(planned - len(epochs), 0), share)
+        return self.pays(kind, self.elapsed() + shortest * max(planned - len(epochs), 0), share, part)
+
+
+def shortest_epoch(epochs: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of the shortest of the last epochs, two at least: what further ones will take at the least.
+
+    The first compiles, and one with validation may, too.
+    """
+    return float(np.min(np.diff([entry["seconds"] for entry in epochs[-20:]])))
 
 
 def looks_wrong(epochs: Sequence[Mapping[str, Any]], nll_null: float, num_examples: int | None) -> bool:

@@ -4,7 +4,7 @@ Everything here can be written to JSON and read back, so that a verdict needs ne
 that layers of any library, dropout and local latent variables reach the rules by the same road. A quantity that was
 not measured is None; no rule fires on None.
 
-The numbers Q1 to Q22 are those of docs/explain/diagnostics.md.
+The numbers Q1 to Q23 are those of docs/explain/diagnostics.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bdl.diagnostics.gradient_analysis import GradientNoise
 from bdl.diagnostics.schema import checked
 from bdl.diagnostics.story_health import StoryHealth
 from bdl.likelihoods import constants
@@ -204,6 +205,7 @@ class Quantities:
         has_noise: Whether predictions of one input differ between draws; None if unknown.
         dropout_rates: Rates of the dropout layers that stay on.
         num_members: Members of an ensemble; 1 for a single network.
+        gradient_noise: Signal and noises of the gradient of a step (Q23).
         story: Of a model of a story, which has no labels: fits, twin and layers do not apply to it.
     """
 
@@ -236,6 +238,7 @@ class Quantities:
     has_noise: bool | None = None
     dropout_rates: tuple[float, ...] = ()
     num_members: int = 1
+    gradient_noise: GradientNoise | None = None
     story: StoryHealth | None = None
 
     @property

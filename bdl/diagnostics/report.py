@@ -167,6 +167,13 @@ class HealthReport(Report):
             rows.append(
                 _row(f"Accuracy without {share} of the weights", accuracy, "Those of least |mean| / scale, zeroed.")
             )
+        if q.gradient_noise is not None:
+            noise, size = q.gradient_noise, q.gradient_noise.batch_size
+            rows += [
+                _row("Gradient: signal", noise.signal, f"Squared norm, ± {noise.signal_error:.2g}."),
+                _row("Gradient: noise of the data", noise.data, f"In batches of {size}, ± {noise.data_error:.2g}."),
+                _row("Gradient: noise of the draw", noise.draw, f"Of any batch size, ± {noise.draw_error:.2g}."),
+            ]
         if q.story is not None:
             rows += [
                 _row("k-hat", q.story.k_hat, "Tail of the importance weights; below 0.7 they correct the guide."),

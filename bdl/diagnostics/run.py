@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from bdl.diagnostics.accounting import Accounting, present_temperature, told_examples, with_counts
+from bdl.diagnostics.gradient_watch import GradientWatch
 from bdl.diagnostics.journal import Journal
 from bdl.diagnostics.measure import ProbeData, network_of
 from bdl.diagnostics.quantities import LayerHealth, Quantities
@@ -50,6 +51,7 @@ class Run:
         is_first: Whether no epoch of the present fit has ended yet.
         is_over: Whether the training has ended.
         sites: Kinds of the latent sites by name, of a model of a story; None of a network.
+        gradient: What watches the noise of the gradient.
         iterates: Where the guides of such a model were at the end of each epoch.
     """
 
@@ -74,6 +76,7 @@ class Run:
     is_first: bool = True
     is_over: bool = False
     sites: dict[str, str] | None = None
+    gradient: GradientWatch = field(default_factory=lambda: GradientWatch(None, None, None))
     iterates: list[Iterate] = field(default_factory=list)
 
     def go_on_from(self, before: Run | RunRecord, epochs: list[dict[str, Any]]) -> None:

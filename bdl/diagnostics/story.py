@@ -145,6 +145,14 @@ def story_in_record(
     return dataclasses.replace(story, sites=sites_in_logs(story.sites, epochs[-1] if epochs else {}, num_examples))
 
 
+def rows_of_step(model: Any) -> int:
+    """Rows in a step of the last fit: those of the batch that the story was traced on when it began."""
+    from bdl.svi.files import invented
+    from bdl.svi.story import num_rows
+
+    return int(num_rows(invented(model.described)))
+
+
 def measure_story(model: Any, x: Any, num_examples: int | None, num_samples: int, seed: int) -> Quantities:
     """The same, with divergences and k-hat measured on data, and whether chains agree.
 

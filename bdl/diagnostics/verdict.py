@@ -53,6 +53,9 @@ def judge(quantities: Quantities) -> Finding:
     if other_side is not None and (other := _first(other_side)).verdict != finding.verdict:
         finding = _undecided(quantities, finding, other)
     evidence = [*finding.evidence, *(sentence for sentence in quantities.unread or ())]
+    noise = quantities.gradient_noise
+    if noise is not None and noise.is_clear and quantities.finite:
+        evidence.append(str(noise))
     if is_warming_up(quantities):
         evidence.append(_unfinished(quantities))
     return replace(finding, evidence=tuple(evidence))

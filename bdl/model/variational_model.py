@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -201,10 +202,16 @@ class VariationalModel(DrawsWeights, Watched, Predicting, Comparing, FitsOnDevic
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one training step as `keras.Model.train_step` does, with `num_samples` draws of the network."""
+        with self.as_in_step(), self._drawing_to_train(*args):
+            return super().train_step(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def as_in_step(self) -> Iterator[None]:
+        """Within this context a call is that of a training step: of all `num_samples` draws of the network."""
         token = _is_training_step.set(True)
         try:
-            with counted(), self._drawing_to_train(*args):
-                return super().train_step(*args, **kwargs)
+            with counted():
+                yield
         finally:
             _is_training_step.reset(token)
 
