@@ -75,7 +75,7 @@ class SVI(Compared, Saved, Watched, Fitting):
             keeps the square of the guide's size in numbers.
         sticking: Whether densities of guides stick the landing (`bdl.svi.guides.gaussian`): True or False for all, None
             for the default of each guide. Mean-field guides and recognition networks do not by default; full-rank,
-            low-rank, structured ones and flows do, which come close to the posterior.
+            low-rank, structured ones and flows do, which come close to the posterior. Hierarchical ones always do.
         kl_weight: Temperature T, a number (1.0 is Bayes) or a `bdl.elbo.KLSchedule`.
         dtype: `"float32"` or `"float64"`, of guides, draws and data.
         seed: Integer; the same seed gives the same fit. None takes one at random.
