@@ -77,10 +77,11 @@ class SVI(Compared, Saved, Watched, Fitting):
         averaging: Whether `fit` ends with the mean of the variables over the second half of its steps.
         control_variate: `"quadratic"` learns, for each mean-field or full-rank guide of global sites, which part of the
             gradient is linear in the noise, and takes it off (`bdl.svi.control`); None does not. It pays for mean-field
-            guides of correlated posteriors. It keeps the square of the guide's size in numbers.
+            guides of correlated posteriors; full-rank ones, which stick the landing, are mostly quieter without. It
+            keeps the square of the guide's size in numbers.
         sticking: Whether densities of guides stick the landing (`bdl.svi.guides.gaussian`): True or False for all, None
             for the default of each guide. Mean-field guides and recognition networks do not by default; full-rank,
-            low-rank, structured ones and flows do, which come close to the posterior.
+            low-rank, structured ones and flows do, which come close to the posterior. Hierarchical ones always do.
         kl_weight: Temperature T, a number (1.0 is Bayes) or a `bdl.elbo.KLSchedule`.
         dtype: `"float32"` or `"float64"`, of guides, draws and data.
         seed: Integer; the same seed gives the same fit. None takes one at random.
