@@ -18,6 +18,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import data as data_sets
@@ -72,7 +73,7 @@ def parity() -> None:
     published = ivon.IVON(weights, lr=0.1, **settings)
     ours = bdl.optimizers.IVON(0.1, beta_2=0.995, initial_hessian=0.5, seed=0)
     ours.build(network.trainable_variables)
-    ours.begin(200, 1.0)
+    ours.read_model(SimpleNamespace(num_examples=200, temperature=1.0))
     worst = 0.0
     for _ in range(PARITY_STEPS):
         rows = torch.tensor(random.integers(0, 200, 32))

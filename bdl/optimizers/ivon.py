@@ -127,14 +127,14 @@ class IVON(keras.optimizers.Optimizer):
         stored = stored_value(self.sample_size)
         return bool(self.built and (stored is None or float(stored) > 0))  # None while Keras trains on JAX
 
-    def begin(self, num_examples: int, temperature: float) -> None:
-        """Takes N and T from the model, before a training.
+    def read_model(self, model: Any) -> None:
+        """Takes N and T from a model, if it knows them; models call it themselves, when they are compiled and trained.
 
         Args:
-            num_examples: N.
-            temperature: T, positive.
+            model: `VariationalModel`, or another object with `num_examples` and a positive `temperature`.
         """
-        self.sample_size.assign(num_examples / temperature)
+        if model.num_examples is not None and model.temperature is not None:
+            self.sample_size.assign(model.num_examples / model.temperature)
 
     @property
     def decay(self) -> Tensor:

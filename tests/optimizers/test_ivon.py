@@ -1,5 +1,7 @@
 """IVON: the published update, draws of the weights, files, and what the model refuses."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def test_a_hundred_steps_are_the_published_ones(radius):
         0.05, prior_scale=0.7, beta_1=0.8, beta_2=0.99, initial_hessian=0.5, clip_radius=radius, seed=2
     )
     optimizer.build([variable])
-    optimizer.begin(200, 2.0)
+    optimizer.read_model(SimpleNamespace(num_examples=200, temperature=2.0))
     size = 100.0
     decay = 1.0 / (size * 0.7**2)
     curvature, target = random.uniform(0.1, 2.0, 7), random.normal(size=7)
@@ -80,7 +82,7 @@ def test_the_hessian_of_a_quadratic_is_found():
     variable = keras.Variable(np.zeros(400, "float32"))
     optimizer = bdl.optimizers.IVON(0.1, prior_scale=10.0, beta_2=beta_2, initial_hessian=1.0, seed=0)
     optimizer.build([variable])
-    optimizer.begin(100, 1.0)
+    optimizer.read_model(SimpleNamespace(num_examples=100, temperature=1.0))
     for _ in range(120):
         with optimizer.step() as (noise, _):
             optimizer.apply([curvature * (ops.convert_to_tensor(variable) + noise[0])], [variable])
@@ -117,7 +119,7 @@ def test_a_training_step_takes_the_gradient_at_the_drawn_weights_and_leaves_the_
     model.fit(x, y, batch_size=8, epochs=1, verbose=0)
     other = bdl.optimizers.IVON(0.1, seed=3, initial_hessian=0.25)
     other.build([keras.Variable([[1.0]])])
-    other.begin(8, 1.0)
+    other.read_model(SimpleNamespace(num_examples=8, temperature=1.0))
     with other.step() as (noise, _):
         drawn = float(ops.convert_to_numpy(noise[0])[0, 0])
     gradient = 1.0 + drawn  # of half the squared error
