@@ -25,6 +25,7 @@ class Fitting(FitsOnDevice, keras.Model):
     """
 
     network: keras.Model
+    optimizer_posterior: bool
     progress: Progress
     _heads: Heads
     _weights_lock: Any
@@ -106,6 +107,8 @@ class Fitting(FitsOnDevice, keras.Model):
             self.make_train_function(force=True)  # the schedule is compiled into it
         self.convergence = None
         inform_optimizer(self)
+        if self.optimizer_posterior and self.network.built:
+            build_optimizer(self)  # callbacks read the posterior from the start on
         settings = {**kwargs, "validation_split": validation_split, "initial_epoch": initial_epoch}
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
         own_buffers(self.trainable_variables)
