@@ -5,7 +5,7 @@
     python benchmarks/optimizer_ivon.py quality --data DIR  # resumable
     python benchmarks/optimizer_ivon.py report --write      # tables, into benchmarks/README.md
 
-Quality: Adam trains the deterministic twin. Each method has twelve settings, and its own is the one with the lowest
+Quality: Adam trains the deterministic twin. Each method has eight settings, and its own is the one with the lowest
 mean validation NLL over the seeds: rate and weight decay of Adam; rate, prior and memory of the Hessian of IVON. Every
 rate falls to zero along half a cosine. Both are judged after the last epoch, and at the best fifth of the training by
 the same validation data. The test part chooses nothing. Intervals are standard errors over the seeds, each with a split
@@ -42,10 +42,10 @@ Data = Annotated[Path | None, typer.Option(help="Folder with uci and fashion_mni
 SETS = {"digits": (32, 50), "energy": (32, 60), "concrete": (32, 60), "fashion": (64, 20)}
 """Batch size and epochs."""
 SETTINGS: dict[str, list[dict[str, float]]] = {
-    "adam": [{"rate": rate, "weight_decay": decay} for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (0.0, 0.1, 0.3)],
+    "adam": [{"rate": rate, "weight_decay": decay} for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (0.0, 0.1)],
     "ivon": [
         {"rate": rate, "prior_scale": prior, "beta_2": memory}
-        for rate in (0.1, 0.3, 1.0)
+        for rate in (0.3, 1.0)
         for prior in (1.0, 3.0)
         for memory in (0.999, 0.9999)
     ],
