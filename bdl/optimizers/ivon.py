@@ -237,8 +237,8 @@ class IVON(keras.optimizers.Optimizer):
             update = ops.clip(update, -self.clip_radius / speed, self.clip_radius / speed)
         self.assign(hessian, ops.cast(h, hessian.dtype))
         self.assign(momentum, ops.cast(average, momentum.dtype))
-        start = self.initial_hessian * speed**2 + decay
-        self.assign_sub(variable, ops.cast(rate * start * update, variable.dtype))
+        step = rate * (self.initial_hessian + self.decay) * update
+        self.assign_sub(variable, ops.cast(step, variable.dtype))
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""
