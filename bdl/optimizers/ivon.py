@@ -223,7 +223,7 @@ class IVON(keras.optimizers.Optimizer):
         number = self._get_variable_index(variable)
         hessian, momentum = self.hessians[number], self._momenta[number]
         gradient, rate = ops.cast(gradient, "float32"), ops.cast(learning_rate, "float32")
-        speed = self._speed(variable)
+        speed = self._speed(self.means[number])  # TensorFlow gives its own variable
         h, size, decay = ops.cast(hessian, "float32"), ops.cast(self.sample_size, "float32"), self.decay * speed**2
         estimate = gradient * noise * size * (h + decay)
         change = (1.0 - self.beta_2) * (estimate - h)
