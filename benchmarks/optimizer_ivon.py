@@ -320,8 +320,12 @@ def _chosen(rows: list[Row], name: str, method: str, rule: str) -> _Chosen | Non
             return [row[key][look] for row, look in zip(same, looks, strict=True) if key in row]
 
         text = ", ".join(f"{key} {value:g}" for key, value in settings.items())
-        found.append((np.mean(at("held_nll")), _Chosen(text, at("test_nll"), at("test_accuracy"))))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+        held = float(np.mean(at("held_nll")))  # not a number where a training diverged
+        found.append((held if np.isfinite(held) else np.inf, text, at("test_nll"), at("test_accuracy")))
+    if not found:
+        return None
+    _, text, nll, accuracy = min(found, key=lambda each: each[0])
+    return _Chosen(f"{text} (best of {len(found)})" if len(found) > 1 else text, nll, accuracy)
 
 
 def _spread(values: list[float]) -> str:
