@@ -5,26 +5,31 @@
     python benchmarks/optimizer_ivon.py quality --data DIR  # resumable
     python benchmarks/optimizer_ivon.py report --write      # tables, into benchmarks/README.md
 
-Quality: each method's rate is the one of three with the lowest mean validation NLL over the seeds; the test part is
-read once. Adam is the deterministic twin. It also stops at the best fifth epoch of the validation data, by which it
-reads those more often than IVON does. Intervals are standard errors over the seeds, each with a split and initial
-weights of its own.
+Quality: Adam trains the deterministic twin. Each method has eight settings, and its own is the one with the lowest
+mean validation NLL over the seeds: rate and weight decay of Adam; rate, prior and memory of the Hessian of IVON. Every
+rate falls to zero along half a cosine. Both are judged after the last epoch, and at the best fifth of the training by
+the same validation data. The test part chooses nothing. Intervals are standard errors over the seeds, each with a split
+and initial weights of its own; those of differences are paired.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
+import warnings
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import data as data_sets
 import keras
 import numpy as np
 import typer
-from runs import markdown, read, replace_section, run_all
+from runs import Row, markdown, read, replace_section, run_all
 
 import bdl
 
@@ -36,11 +41,22 @@ PAGE = HERE / "README.md"
 Data = Annotated[Path | None, typer.Option(help="Folder with uci and fashion_mnist; default: that of BDL_DATA.")]
 SETS = {"digits": (32, 50), "energy": (32, 60), "concrete": (32, 60), "fashion": (64, 20)}
 """Batch size and epochs."""
-RATES = {"adam": (1e-3, 3e-3, 1e-2), "ivon": (0.03, 0.1, 0.3), "fully_gaussian": (3e-3,)}
-SEEDS = (0, 1, 2)
-EVERY = 5
-"""Epochs from one look at the validation data to the next."""
-FASHION_ROWS = 4000
+SETTINGS: dict[str, list[dict[str, float]]] = {
+    "adam": [{"rate": rate, "weight_decay": decay} for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (0.0, 0.1)],
+    "ivon": [
+        {"rate": rate, "prior_scale": prior, "beta_2": memory}
+        for rate in (0.3, 1.0)
+        for prior in (1.0, 3.0)
+        for memory in (0.999, 0.9999)
+    ],
+    "fully_gaussian": [{}],
+}
+SEEDS = (10, 11, 12)
+LOOKS = 5
+"""At the validation data, spread evenly over the epochs."""
+DRAWS = 32
+"""Of a prediction."""
+FASHION_ROWS, FASHION_TEST_ROWS = 4000, 2000
 PARITY_STEPS = 100
 ROUNDS, STEPS = 9, 40
 
@@ -51,9 +67,11 @@ class Case:
 
     name: str
     method: str
-    rate: float
     seed: int
-    folder: str = ""
+    rate: float = 0.0
+    weight_decay: float = 0.0
+    prior_scale: float = 1.0
+    beta_2: float = 0.9999
 
 
 @app.command()
@@ -72,7 +90,7 @@ def parity() -> None:
     published = ivon.IVON(weights, lr=0.1, **settings)
     ours = bdl.optimizers.IVON(0.1, beta_2=0.995, initial_hessian=0.5, seed=0)
     ours.build(network.trainable_variables)
-    ours.begin(200, 1.0)
+    ours.read_model(SimpleNamespace(num_examples=200, temperature=1.0))
     worst = 0.0
     for _ in range(PARITY_STEPS):
         rows = torch.tensor(random.integers(0, 200, 32))
@@ -99,7 +117,7 @@ def parity() -> None:
 
 @app.command()
 def speed() -> None:
-    """Time of a step beside that of a twin with DenseReparameterization and Adam, in turns, ratio by round."""
+    """CPU time of a step beside that of a twin with DenseReparameterization and Adam, in turns, ratio by round."""
     random = np.random.default_rng(0)
     rows = {}
     for width, batch in ((128, 32), (512, 128)):
@@ -118,11 +136,11 @@ def speed() -> None:
         for turn in range(ROUNDS + 1):
             for name, model in (("ivon", ivon), ("reparameterized", adam)):
                 model.train_on_batch(x, y)
-                start = time.perf_counter()
+                start = time.process_time()
                 for _ in range(STEPS):
                     model.train_on_batch(x, y)
                 if turn:
-                    times[name].append((time.perf_counter() - start) / STEPS * 1e3)
+                    times[name].append((time.process_time() - start) / STEPS * 1e3)
         ratios = sorted(a / b for a, b in zip(times["ivon"], times["reparameterized"], strict=True))
         rows[f"784-{width}-{width}-10, batch {batch}"] = {
             "ivon_ms": statistics.median(times["ivon"]),
@@ -130,8 +148,9 @@ def speed() -> None:
             "ratio": statistics.median(ratios),
             "low": ratios[1],
             "high": ratios[-2],
+            "clock": "CPU",
         }
-    _keep(f"speed_{keras.backend.backend()}", rows)
+        _keep(f"speed_{keras.backend.backend()}", rows)
 
 
 @app.command()
@@ -139,17 +158,15 @@ def quality(data: Data = None, workers: int = 1) -> None:
     """Trains all cases that are not in the results yet."""
     folder = data_sets.folder_of(data)
     names = list(SETS) if folder is not None else ["digits"]
-    methods = {name: [*RATES] if name == "digits" else ["adam", "ivon"] for name in names}
     cases = [
-        Case(name, method, rate, seed)
+        Case(name, method, seed, **settings)
         for name in names
-        for method in methods[name]
-        for rate in RATES[method]
+        for method in SETTINGS
+        if method != "fully_gaussian" or name == "digits"
+        for settings in SETTINGS[method]
         for seed in SEEDS
     ]
     if folder is not None:
-        import os
-
         os.environ["BDL_DATA"] = str(folder)  # which the workers read: a path is no part of a case
     run_all(trained, cases, QUALITY, workers)
 
@@ -170,82 +187,67 @@ def parts_of(name: str, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         largest = max(float(x.max()), 1.0)
         cut = FASHION_ROWS * 4 // 5
         y = y[order]
-        return [(x[:cut] / largest, y[:cut]), (x[cut:] / largest, y[cut:]), (x_test / largest, y_test)]
+        test = (x_test[:FASHION_TEST_ROWS] / largest, y_test[:FASHION_TEST_ROWS])
+        return [(x[:cut] / largest, y[:cut]), (x[cut:] / largest, y[cut:]), test]
     else:
         x, y = data_sets.uci(folder, name)
     order = random.permutation(len(x))
     first, second = len(x) * 6 // 10, len(x) * 8 // 10
     train, held, test = order[:first], order[first:second], order[second:]
     if name != "digits":
-        x, y = data_sets.standardised(x, x[train]), data_sets.standardised(y, y[train])
+        x, y = data_sets.standardised(x, train), data_sets.standardised(y, train)
     return [(x[rows], y[rows]) for rows in (train, held, test)]
 
 
 def trained(case: Case) -> dict[str, Any]:
-    """Validation and test NLL of one training, in nats per example of the standardised targets."""
+    """Validation and test NLL of one training at each look, in nats per example of the standardised targets."""
     (x, y), held, test = parts_of(case.name, case.seed)
     batch, epochs = SETS[case.name]
     keras.utils.set_random_seed(case.seed)
     is_class = case.name in ("digits", "fashion")
-    hidden = (128,) if is_class else (50,)
     network = keras.Sequential(
         [
             keras.Input(x.shape[1:]),
-            *(keras.layers.Dense(n, "relu") for n in hidden),
+            keras.layers.Dense(128 if is_class else 50, "relu"),
             keras.layers.Dense(10 if is_class else 1),
         ]
     )
     likelihood = bdl.likelihoods.Categorical() if is_class else bdl.likelihoods.Normal()
-    start, steps = time.perf_counter(), len(x) // batch
-    found: dict[str, Any] = {}
-    settings: dict[str, Any] = {"batch_size": batch, "epochs": epochs, "verbose": 0}
+    start, steps, rate = time.perf_counter(), -(-len(x) // batch), bdl.schedules.DecayOverFit(case.rate or 1.0)
     if case.method == "adam":
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a deterministic network, as this one is to be
             model = bdl.VariationalModel(network, likelihood, kl_weight=1.0)
-        model.compile(keras.optimizers.Adam(case.rate), steps_per_execution=steps)
-        best = _Best(held)
-        model.fit(x, y, **settings, callbacks=[best])
-        found |= _scores(model, held, test, 1)
-        model.set_weights(best.weights)
-        found |= {f"stopped_{name}": value for name, value in _scores(model, held, test, 1).items()}
+        adam = keras.optimizers.Adam(rate, weight_decay=case.weight_decay or None)
+        model.compile(adam, steps_per_execution=steps)
     elif case.method == "ivon":
         model = bdl.VariationalModel(network, likelihood, optimizer_posterior=True)
-        model.compile(bdl.optimizers.IVON(case.rate, seed=case.seed), steps_per_execution=steps)
-        model.fit(x, y, **settings)
-        found |= _scores(model, held, test, 64)
+        ivon = bdl.optimizers.IVON(rate, prior_scale=case.prior_scale, beta_2=case.beta_2, seed=0)
+        model.compile(ivon, steps_per_execution=steps)
     else:
         model = bdl.recipes.fully_gaussian(network, likelihood, seed=case.seed)
-        model.fit(x, y, **settings)
-        found |= _scores(model, held, test, 64)
-    return {**found, "seconds": round(time.perf_counter() - start, 1)}
+    looks = _Looks(held, test, epochs // LOOKS, 1 if case.method == "adam" else DRAWS)
+    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, callbacks=[looks])
+    return {**looks.found, "seconds": round(time.perf_counter() - start, 1)}
 
 
-class _Best(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the lowest validation NLL."""
+class _Looks(keras.callbacks.Callback):
+    """Scores on validation and test data in the course of a training."""
 
-    def __init__(self, held: tuple[np.ndarray, np.ndarray]) -> None:
+    def __init__(self, held: Any, test: Any, every: int, draws: int) -> None:
         super().__init__()
-        self._held, self._lowest, self.weights = held, np.inf, None
+        self._sets, self._every, self._draws = {"held": held, "test": test}, every, draws
+        self.found: dict[str, list[float]] = defaultdict(list)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if (epoch + 1) % EVERY:
+        if (epoch + 1) % self._every:
             return
-        nll = self.model.evaluate(*self._held, batch_size=512, verbose=0, return_dict=True)["nll"]
-        if nll < self._lowest:
-            self._lowest, self.weights = nll, self.model.get_weights()
-
-
-def _scores(model: Any, held: Any, test: Any, samples: int) -> dict[str, float]:
-    found = {}
-    for name, (x, y) in (("held", held), ("test", test)):
-        prediction = model.predict_distribution(x, num_samples=samples, batch_size=512, seed=0)
-        found[f"{name}_nll"] = -float(np.mean(prediction.log_prob(y)))
-        if hasattr(prediction, "probabilities"):
-            found[f"{name}_accuracy"] = float(np.mean(prediction.probabilities.argmax(-1) == y))
-    return found
+        for name, (x, y) in self._sets.items():
+            prediction = self.model.predict_distribution(x, num_samples=self._draws, batch_size=512, seed=0)
+            self.found[f"{name}_nll"].append(-float(np.mean(prediction.log_prob(y))))
+            if hasattr(prediction, "probabilities"):
+                right = prediction.probabilities.argmax(-1) == y
+                self.found[f"{name}_accuracy"].append(float(np.mean(right)))
 
 
 @app.command()
@@ -261,6 +263,7 @@ def report(write: bool = False) -> None:
         [
             backend,
             name,
+            row["clock"],
             f"{row['ivon_ms']:.2f}",
             f"{row['reparameterized_ms']:.2f}",
             f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
@@ -268,38 +271,65 @@ def report(write: bool = False) -> None:
         for backend in ("tensorflow", "jax")
         for name, row in figures.get(f"speed_{backend}", {}).items()
     ]
-    lines += [markdown(["backend", "network", "IVON, ms a step", "reparameterized", "ratio"], table), ""]
-    rows = read(QUALITY)
-    table = []
-    for name in SETS:
-        for label, method, prefix in _CONTESTANTS:
-            mine = [row for row in rows if (row["name"], row["method"]) == (name, method)]
-            if not mine:
-                continue
-            rate = min(
-                RATES[method], key=lambda rate: np.mean([r[f"{prefix}held_nll"] for r in mine if r["rate"] == rate])
-            )
-            chosen = [row for row in mine if row["rate"] == rate]
-            nll = [row[f"{prefix}test_nll"] for row in chosen]
-            accuracy = [row.get(f"{prefix}test_accuracy", np.nan) for row in chosen]
-            table.append([name, label, f"{rate:g}", _spread(nll), "" if np.isnan(accuracy[0]) else _spread(accuracy)])
-    lines.append(markdown(["data", "method", "rate", "test NLL", "accuracy"], table))
+    lines += [markdown(["backend", "network", "clock", "IVON, ms a step", "reparameterized", "ratio"], table), ""]
+    lines += [_quality_table(read(QUALITY))]
     text = "\n".join(lines)
     print(text)
     if write:
         replace_section(PAGE, "ivon", text)
 
 
-_CONTESTANTS = (
-    ("Adam, last epoch", "adam", ""),
-    ("Adam, best epoch", "adam", "stopped_"),
-    ("IVON", "ivon", ""),
-    ("fully_gaussian", "fully_gaussian", ""),
-)
+def _quality_table(rows: list[Row]) -> str:
+    table = []
+    for name in SETS:
+        for rule in ("last", "best"):
+            chosen = {method: _chosen(rows, name, method, rule) for method in SETTINGS}
+            adam = chosen["adam"]
+            for method, mine in chosen.items():
+                if not mine or not adam:
+                    continue
+                change = [] if method == "adam" else [a - b for a, b in zip(mine.nll, adam.nll, strict=True)]
+                behind = [] if method == "adam" else [b - a for a, b in zip(mine.accuracy, adam.accuracy, strict=True)]
+                cells = [_spread(each) for each in (mine.nll, change, mine.accuracy, behind)]
+                table.append([name, method, rule, mine.settings, *cells])
+    header = ["data", "method", "epoch", "settings", "test NLL", "above Adam's", "accuracy", "below Adam's"]
+    return markdown(header, table)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Test scores of the settings that the validation data chose, by seed."""
+
+    settings: str
+    nll: list[float]
+    accuracy: list[float]
+
+
+def _chosen(rows: list[Row], name: str, method: str, rule: str) -> _Chosen | None:
+    """The best settings of a method by validation NLL, judged at the last look or at the best one of each training."""
+    mine = [row for row in rows if (row["name"], row["method"]) == (name, method)]
+    found = []
+    for settings in SETTINGS[method]:
+        same = [row for row in mine if all(row[key] == value for key, value in settings.items())]
+        if [row["seed"] for row in sorted(same, key=lambda row: row["seed"])] != list(SEEDS):
+            continue
+        same.sort(key=lambda row: row["seed"])
+        looks = [-1 if rule == "last" else int(np.argmin(row["held_nll"])) for row in same]
+
+        def at(key: str, same: list[Row] = same, looks: list[int] = looks) -> list[float]:
+            return [row[key][look] for row, look in zip(same, looks, strict=True) if key in row]
+
+        text = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+        held = float(np.mean(at("held_nll")))  # not a number where a training diverged
+        found.append((held if np.isfinite(held) else np.inf, text, at("test_nll"), at("test_accuracy")))
+    if not found:
+        return None
+    _, text, nll, accuracy = min(found, key=lambda each: each[0])
+    return _Chosen(f"{text} (best of {len(found)})" if len(found) > 1 else text, nll, accuracy)
 
 
 def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
+    return "" if not values else f"{np.mean(values):.4f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
 
 
 def _keep(name: str, figures: Any) -> None:

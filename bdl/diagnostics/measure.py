@@ -29,6 +29,7 @@ from bdl.diagnostics.weights import (
 )
 from bdl.keras_internals import flatten_layers
 from bdl.likelihoods import Likelihood
+from bdl.optimizers.drawn_network import DrawnNetwork
 from bdl.protocols import HasTemperature
 from bdl.training.data import as_arrays
 
@@ -144,7 +145,7 @@ def measure(
         readings = Readings() if judged is None else read_foreign(networks[0], judged.x)
     posteriors = weight_posteriors(networks[0], readings.posteriors)
     layers = layer_health(networks[0], posteriors, start)
-    kl = sum(layer.kl or 0.0 for layer in layers) if layers else None  # without any posterior a zero is no measurement
+    kl = _divergence(networks[0], layers)
     fits: dict[str, Fit] = {}
     functions: dict[str, Any] = {}
     is_one = is_thorough and len(networks) == 1
@@ -179,6 +180,7 @@ def measure(
         penalty=penalty_of_point_estimates(networks[0]),
         has_fitted_means=has_fitted_means(networks[0]),
         is_rank1=is_rank1(networks[0]),
+        is_of_optimizer=isinstance(networks[0], DrawnNetwork) or None,
         train=fits.get("train"),
         validation=fits.get("validation"),
         layers=with_counts(layers, accounting),
@@ -187,6 +189,13 @@ def measure(
         num_members=len(members),
         **functions,
     )
+
+
+def _divergence(network: Any, layers: tuple[LayerHealth, ...]) -> float | None:
+    """KL of all weights; None without any posterior, where a zero would be no measurement."""
+    if isinstance(network, DrawnNetwork):  # which has weights of the likelihood besides
+        return float(ops.convert_to_numpy(network.posterior_optimizer.kl_divergence()))
+    return sum(layer.kl or 0.0 for layer in layers) if layers else None
 
 
 def _with_activity(layers: tuple[LayerHealth, ...], draws: probe.Draws) -> tuple[LayerHealth, ...]:

@@ -190,6 +190,7 @@ class Quantities:
         is_rank1: Whether every posterior is one of rank-1 factors.
         has_fitted_means: Whether posterior means are point estimates (`TiedMean`: variational EM), so that `kl` leaves
             out what they say.
+        is_of_optimizer: Whether the weights' posterior is the optimizer's (`bdl.optimizers.IVON`) and not the layers'.
         train: Fit to training data.
         validation: Fit to data not trained on.
         twin: Fit of the deterministic twin, on the same data as `validation` (else `train`) (Q14).
@@ -224,6 +225,7 @@ class Quantities:
     unread: tuple[str, ...] = ()
     is_rank1: bool | None = None
     has_fitted_means: bool | None = None
+    is_of_optimizer: bool | None = None
     train: Fit | None = None
     validation: Fit | None = None
     twin: Fit | None = None

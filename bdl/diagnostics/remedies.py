@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from bdl.diagnostics import optimizer_remedies
 from bdl.diagnostics.noise import broad_layers
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.remedy import Remedy
@@ -181,6 +182,8 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
 """Remedies of each verdict on weights, the likeliest first."""
 _LOCAL = (LOCAL_WARMUP, FREE_BITS)
 _OF_THE_POSTERIOR = ("underfitting", "collapsed", "over_pruned", "variance_saturated", "scales_not_learned")
+_OF_LAYERS = (LOWER_RATE, HONEST_ELBO, TRAIN_LONGER, FAST_SCALES, T_ONE)
+"""Changes of settings of variational layers, and of their optimizer; where IVON has the posterior, it has its own."""
 _BY_CAUSE = {"family": (LOW_RANK,), "prior": (TIED_MEAN, EMPIRICAL_BAYES), "optimizer": (FAST_SCALES,)}
 """What a refit that gained speaks for (Q20)."""
 
@@ -203,6 +206,11 @@ def remedies_of(verdict: str, quantities: Quantities) -> tuple[Remedy, ...]:
     found, listed = refit_cause(quantities), REMEDIES[verdict]
     if verdict in _OF_THE_POSTERIOR and broad_layers(quantities):
         listed = (NARROW_FACTORS, *listed)
+    if quantities.is_of_optimizer:
+        listed = (
+            *optimizer_remedies.OWN_REMEDIES.get(verdict, ()),
+            *(remedy for remedy in listed if remedy not in _OF_LAYERS),
+        )
     listed = tuple(remedy for remedy in listed if not _is_there(remedy, quantities))
     if found is None or verdict not in _OF_THE_POSTERIOR:
         return listed
@@ -216,4 +224,4 @@ def _is_there(remedy: Remedy, q: Quantities) -> bool:
         return bool(q.is_rank1)
     if remedy is TIED_MEAN:
         return bool(q.has_fitted_means)
-    return remedy is T_ONE and q.declared_temperature == 1.0 == q.present_temperature
+    return remedy in (T_ONE, optimizer_remedies.T_ONE) and q.declared_temperature == 1.0 == q.present_temperature

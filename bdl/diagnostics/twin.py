@@ -23,6 +23,7 @@ from bdl.layers import InputFactors
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
+from bdl.optimizers.drawn_network import DrawnNetwork
 from bdl.posteriors import AnyPosterior
 from bdl.priors import Moped, Prior
 from bdl.recipes import instead_of_ensemble
@@ -41,7 +42,7 @@ def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Mode
     Raises:
         ValueError: if bdl cannot take the Bayesian layers out of it.
     """
-    network = network_of(model)
+    network = _source(model)
     if isinstance(network, ConvertedModel) and not keeps_weights:
         network = network.network  # rank-1 factors do not matter where the weights are made anew
     plain = to_deterministic(network)
@@ -56,6 +57,12 @@ def plain_network(model: keras.Model, keeps_weights: bool = False) -> keras.Mode
     else:
         _forget_factors(fresh, network)
     return fresh
+
+
+def _source(model: Any) -> Any:
+    """The network that a model is made anew from: where the optimizer has the posterior, the plain one."""
+    network = network_of(model)
+    return network.network if isinstance(network, DrawnNetwork) else network
 
 
 def _forget_factors(fresh: keras.Model, network: keras.Model) -> None:
@@ -78,9 +85,10 @@ def train_twin(
 ) -> Any:
     """Trains the twin of a model by maximum likelihood for the same budget, by the model's own optimizer.
 
-    Adam's default rate takes the place of a lower one: the twin shows what the network could learn. Trained to the end
-    it would overfit, and so lose to any network in NLL: it goes back to its best epoch, by the NLL of a part of the
-    training data that it is not trained on. Of very many examples it sees a sample.
+    Adam at its default rate takes the place of one that holds the posterior, and of a lower rate: the twin shows what
+    the network could learn. Trained to the end it would overfit, and so lose to any network in NLL: it goes back to its
+    best epoch, by the NLL of a part of the training data that it is not trained on. Of very many examples it sees a
+    sample.
 
     Args:
         model: The model.
@@ -93,7 +101,7 @@ def train_twin(
         held_out: Share of the data that choose the epoch; 0 trains to the end.
     """
     keras.utils.set_random_seed(seed)
-    optimizer = keras.optimizers.get(own_optimizer(model))
+    optimizer = keras.optimizers.get("adam" if _is_of_optimizer(model) else own_optimizer(model))
     rate = ops.convert_to_numpy(optimizer.learning_rate)
     twin = compiled(plain_network(model), likelihood, None, "adam" if rate < _LEAST_RATE else optimizer)
     rows = np.random.default_rng(seed).permutation(sample_of(len(y), _TWIN_ROWS))
@@ -206,24 +214,29 @@ def restarted(
     data: Any = None,
     kl_weight: Any = None,
     free_bits: float | None = None,
-    optimizer: Any = "adam",
+    optimizer: Any = None,
 ) -> VariationalModel:
     """The same network, its layers as they are, with new weights and another objective; None keeps its free bits.
 
-    Free bits are defined for the ELBO alone, which is what they are then given with.
+    Free bits are defined for the ELBO alone, which is what they are then given with. The optimizer is Adam at its
+    default rate unless given; one that holds the posterior stays, with its settings.
     """
-    changed = {} if free_bits is None else {"free_bits": free_bits, "objective": "elbo"}
-    return compiled(_cloned(network_of(model)), likelihood, kl_weight, optimizer, **(own_objective(model) | changed))
+    changed: dict[str, Any] = {} if free_bits is None else {"free_bits": free_bits, "objective": "elbo"}
+    if _is_of_optimizer(model):
+        changed["optimizer_posterior"] = True
+        optimizer = own_optimizer(model) if optimizer is None else optimizer
+    settings = own_objective(model) | changed
+    return compiled(_cloned(_source(model)), likelihood, kl_weight, optimizer or "adam", **settings)
 
 
-def trained_anew(model: Any, likelihood: Likelihood, data: Any = None, optimizer: Any = "adam") -> keras.Model:
-    """The same network and objective with new weights and an optimizer: Adam at its default rate, unless given."""
+def trained_anew(model: Any, likelihood: Likelihood, data: Any = None, optimizer: Any = None) -> keras.Model:
+    """The same network and objective with new weights and an optimizer, as `restarted` chooses it."""
     if isinstance(model, VariationalModel):
         return restarted(model, likelihood, kl_weight=model.kl_weight, optimizer=optimizer)
     again = _cloned(model)
     if isinstance(model.loss, ELBO):
-        return compiled(again, likelihood, model.loss.kl_weight, optimizer)
-    again.compile(keras.optimizers.get(optimizer), loss=model.loss)
+        return compiled(again, likelihood, model.loss.kl_weight, optimizer or "adam")
+    again.compile(keras.optimizers.get(optimizer or "adam"), loss=model.loss)
     return again
 
 
@@ -244,6 +257,11 @@ def own_objective(model: Any) -> dict[str, Any]:
     if not isinstance(model, VariationalModel):
         return {}
     return {"free_bits": model.free_bits, "num_samples": model.num_samples, "objective": model.objective}
+
+
+def _is_of_optimizer(model: Any) -> bool:
+    """Whether the posterior is the optimizer's."""
+    return bool(getattr(model, "optimizer_posterior", False))
 
 
 def own_optimizer(model: Any) -> Any:

@@ -19,7 +19,7 @@ from bdl.optimizers.ivon import IVON, optimizer_values
 from bdl.protocols import HasKL
 from bdl.random import Tensor
 from bdl.schedules import KLSchedule
-from bdl.training.steps import build_optimizer
+from bdl.training.steps import innermost
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +85,6 @@ class DrawsWeights:
 
     def _own_ivon(self) -> IVON | None:
         return ivon_of(getattr(self, "optimizer", None)) if self.optimizer_posterior else None
-
-    def _begin_posterior(self, num_examples: int | None, temperature: float | None) -> None:
-        """Tells the optimizer N and T, before a training."""
-        optimizer = self._own_ivon()
-        if optimizer is None or num_examples is None or temperature is None:
-            return
-        optimizer.begin(num_examples, temperature)
-        if self.network.built:
-            build_optimizer(self)
 
     @contextlib.contextmanager
     def _drawing_to_train(self, *args: Any) -> Iterator[None]:
@@ -222,7 +213,7 @@ class DrawsWeights:
 
 def ivon_of(optimizer: Any) -> IVON | None:
     """An IVON, or the one inside a `LossScaleOptimizer`; None of any other."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = innermost(optimizer)
     return inner if isinstance(inner, IVON) else None
 
 

@@ -14,6 +14,7 @@ from keras import ops
 
 from bdl import random
 from bdl.keras_internals import current_value, stored_value, without_gradients
+from bdl.likelihoods.base import LEARNED_SPEED
 from bdl.random import Tensor
 
 _step: ContextVar[dict[Any, Tensor] | None] = ContextVar("step", default=None)
@@ -43,7 +44,8 @@ class IVON(keras.optimizers.Optimizer):
     Adam, and a file of the model holds the posterior with the optimizer. The model's `kl` is KL(q || N(0,
     prior_scale^2)) in nats; its gradient is the update's own, and does not enter it twice. With IVON the model's
     default T is 1 throughout. Weights of the likelihood, such as a learned scale, are drawn in training and evaluation,
-    and at their mean in predictions.
+    and at their mean in predictions. Likelihoods of bdl store them divided by 10: the formulas hold for what they stand
+    for, ten times the variable, with this prior and h_0.
 
     Clipping (`clipnorm`, `clipvalue`, `global_clipnorm`) acts on g, and so lowers the estimate of the Hessian;
     `clip_radius` bounds the update alone. Regularizers are taken at the mean. With `gradient_accumulation_steps` all
@@ -104,6 +106,7 @@ class IVON(keras.optimizers.Optimizer):
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
         self.hessians: list[keras.Variable] = []
         self._momenta: list[keras.Variable] = []
+        self._speeds: dict[int, float] = {}  # by the variables' id, where a number is stored divided by its speed
         # N / T; a variable, so that it is saved, and compiled steps follow it.
         self.sample_size = self.add_variable((), "zeros", "float32", name="sample_size")
 
@@ -112,8 +115,12 @@ class IVON(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        start = keras.initializers.Constant(self.initial_hessian)
-        self.hessians = self.add_optimizer_variables(variables, "hessian", start)
+        self.hessians = [
+            self.add_variable_from_reference(
+                each, "hessian", keras.initializers.Constant(self.initial_hessian * self._speed(each) ** 2)
+            )
+            for each in variables
+        ]
         self._momenta = self.add_optimizer_variables(variables, "momentum")
 
     @property
@@ -127,14 +134,17 @@ class IVON(keras.optimizers.Optimizer):
         stored = stored_value(self.sample_size)
         return bool(self.built and (stored is None or float(stored) > 0))  # None while Keras trains on JAX
 
-    def begin(self, num_examples: int, temperature: float) -> None:
-        """Takes N and T from the model, before a training.
+    def read_model(self, model: Any) -> None:
+        """Takes N and T from a model, if it knows them; models call it themselves, when they are compiled and trained.
 
         Args:
-            num_examples: N.
-            temperature: T, positive.
+            model: `VariationalModel`, or another object with `num_examples` and a positive `temperature`. A
+                `likelihood` tells its weights.
         """
-        self.sample_size.assign(num_examples / temperature)
+        for likelihood in keras.tree.flatten(getattr(model, "likelihood", None)):
+            self._speeds.update({id(each): LEARNED_SPEED for each in getattr(likelihood, "trainable_variables", ())})
+        if model.num_examples is not None and model.temperature is not None:
+            self.sample_size.assign(model.num_examples / model.temperature)
 
     @property
     def decay(self) -> Tensor:
@@ -144,14 +154,18 @@ class IVON(keras.optimizers.Optimizer):
     def scales(self) -> list[Tensor]:
         """Posterior standard deviations, in the order of `means`."""
         size, decay = _read(self.sample_size), self.decay
-        return [ops.rsqrt(size * (ops.cast(_read(each), "float32") + decay)) for each in self.hessians]
+        return [
+            ops.rsqrt(size * (ops.cast(_read(hessian), "float32") + decay * self._speed(mean) ** 2))
+            for hessian, mean in zip(self.hessians, self.means, strict=True)
+        ]
 
     def kl_divergence(self) -> Tensor:
         """Divergence of the posterior from the prior: scalar, total, in nats."""
         total = ops.zeros((), dtype="float32")
         for mean, scale in zip(self.means, self.scales(), strict=True):
-            ratio = ops.square(scale / self.prior_scale)
-            shift = ops.square(ops.cast(_read(mean), "float32") / self.prior_scale)
+            prior_scale = self.prior_scale / self._speed(mean)
+            ratio = ops.square(scale / prior_scale)
+            shift = ops.square(ops.cast(_read(mean), "float32") / prior_scale)
             total = total + 0.5 * ops.sum(ratio + shift - 1.0 - ops.log(ratio))
         return total
 
@@ -189,6 +203,9 @@ class IVON(keras.optimizers.Optimizer):
         finally:
             _step.reset(token)
 
+    def _speed(self, variable: keras.Variable) -> float:
+        return self._speeds.get(id(variable), 1.0)
+
     def _updates(self) -> Tensor:
         """The count of updates, which stays while gradients of several steps are collected."""
         steps, collected = _read(self._iterations), self.gradient_accumulation_steps
@@ -206,7 +223,8 @@ class IVON(keras.optimizers.Optimizer):
         number = self._get_variable_index(variable)
         hessian, momentum = self.hessians[number], self._momenta[number]
         gradient, rate = ops.cast(gradient, "float32"), ops.cast(learning_rate, "float32")
-        h, size, decay = ops.cast(hessian, "float32"), ops.cast(self.sample_size, "float32"), self.decay
+        speed = self._speed(self.means[number])  # TensorFlow gives its own variable
+        h, size, decay = ops.cast(hessian, "float32"), ops.cast(self.sample_size, "float32"), self.decay * speed**2
         estimate = gradient * noise * size * (h + decay)
         change = (1.0 - self.beta_2) * (estimate - h)
         h = h + change + 0.5 * ops.square(change) / (h + decay)
@@ -216,10 +234,11 @@ class IVON(keras.optimizers.Optimizer):
         mean = ops.cast(variable, "float32")
         update = (unbiased + decay * mean) / (h + decay)
         if math.isfinite(self.clip_radius):
-            update = ops.clip(update, -self.clip_radius, self.clip_radius)
+            update = ops.clip(update, -self.clip_radius / speed, self.clip_radius / speed)
         self.assign(hessian, ops.cast(h, hessian.dtype))
         self.assign(momentum, ops.cast(average, momentum.dtype))
-        self.assign_sub(variable, ops.cast(rate * (self.initial_hessian + decay) * update, variable.dtype))
+        step = rate * (self.initial_hessian + self.decay) * update
+        self.assign_sub(variable, ops.cast(step, variable.dtype))
 
     def get_config(self) -> dict[str, Any]:
         """Returns everything that `from_config` needs."""

@@ -120,7 +120,7 @@ class AdaptiveBatch(keras.callbacks.Callback):
             raise ValueError(
                 f"`gradient_accumulation_steps` must be None with AdaptiveBatch, which accumulates itself, not {steps}."
             )
-        if isinstance(inner, ReadsModel) or hasattr(inner, "has_posterior"):
+        if isinstance(inner, ReadsModel):
             raise ValueError(
                 f"`optimizer` must move weights by the mean of several gradients, which {name} does not: it reads the "
                 "model, or pairs each gradient with its noise. Compile with Adam, or train without AdaptiveBatch."

@@ -11,9 +11,16 @@ from bdl.protocols import ReadsModel
 
 def inform_optimizer(model: Any) -> None:
     """Tells the optimizer about the model, if it asks for that: `bdl.protocols.ReadsModel`."""
-    optimizer = getattr(model, "optimizer", None)
+    optimizer = innermost(getattr(model, "optimizer", None))
     if isinstance(optimizer, ReadsModel):
         optimizer.read_model(model)
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer inside a `LossScaleOptimizer`, or another that wraps one; any other itself."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
 
 
 def build_optimizer(model: Any) -> None:

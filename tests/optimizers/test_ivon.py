@@ -1,5 +1,7 @@
 """IVON: the published update, draws of the weights, files, and what the model refuses."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def test_a_hundred_steps_are_the_published_ones(radius):
         0.05, prior_scale=0.7, beta_1=0.8, beta_2=0.99, initial_hessian=0.5, clip_radius=radius, seed=2
     )
     optimizer.build([variable])
-    optimizer.begin(200, 2.0)
+    optimizer.read_model(SimpleNamespace(num_examples=200, temperature=2.0))
     size = 100.0
     decay = 1.0 / (size * 0.7**2)
     curvature, target = random.uniform(0.1, 2.0, 7), random.normal(size=7)
@@ -75,12 +77,47 @@ def test_a_hundred_steps_are_the_published_ones(radius):
 
 
 @pytest.mark.core
+def test_a_weight_that_a_likelihood_stores_divided_by_ten_is_trained_as_what_it_stands_for():
+    """The same steps, prior and scale as of the number itself, with gradients as the chain rule has them."""
+    likelihood = bdl.likelihoods.Normal()
+    likelihood.build((None, 1))
+    (stored,) = likelihood.trainable_variables
+    number = keras.Variable(10.0 * ops.convert_to_numpy(stored))
+    found = []
+    for variable, speed, told in ((stored, 10.0, likelihood), (number, 1.0, None)):
+        optimizer = bdl.optimizers.IVON(0.1, prior_scale=0.7, beta_2=0.9, initial_hessian=0.5, clip_radius=0.3, seed=2)
+        optimizer.read_model(SimpleNamespace(num_examples=50, temperature=1.0, likelihood=told))
+        optimizer.build([variable])
+        for _ in range(20):
+            with optimizer.step() as (noise, kl):
+                drawn = speed * (ops.convert_to_numpy(variable) + ops.convert_to_numpy(noise[0]))
+                optimizer.apply([ops.convert_to_tensor(np.float32(speed * 2.0 * (drawn - 0.3)))], [variable])
+        scale = ops.convert_to_numpy(optimizer.scales()[0])
+        found.append(
+            [speed * float(ops.convert_to_numpy(variable)), speed * float(scale), float(ops.convert_to_numpy(kl))]
+        )
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_a_learned_noise_scale_is_found():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(1000, 2)).astype("float32"), (0.2 * random.normal(size=1000)).astype("float32")
+    model = model_of(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), bdl.likelihoods.Normal())
+    model.optimizer.learning_rate = bdl.schedules.DecayOverFit(0.1)
+    model.fit(x, y, batch_size=100, epochs=60, verbose=0)
+    found = model.predict_distribution(x, num_samples=2).aleatoric.mean() ** 0.5
+    # The posterior's own standard deviation of log(scale) is 1 / sqrt(2 N) = .022; the weights' draws widen the
+    # residuals by their variance.
+    assert abs(np.log(found / 0.2)) < 4 * 0.022 + 0.002
+
+
+@pytest.mark.core
 def test_the_hessian_of_a_quadratic_is_found():
     curvature, beta_2 = 2.0, 0.95
     variable = keras.Variable(np.zeros(400, "float32"))
     optimizer = bdl.optimizers.IVON(0.1, prior_scale=10.0, beta_2=beta_2, initial_hessian=1.0, seed=0)
     optimizer.build([variable])
-    optimizer.begin(100, 1.0)
+    optimizer.read_model(SimpleNamespace(num_examples=100, temperature=1.0))
     for _ in range(120):
         with optimizer.step() as (noise, _):
             optimizer.apply([curvature * (ops.convert_to_tensor(variable) + noise[0])], [variable])
@@ -117,7 +154,7 @@ def test_a_training_step_takes_the_gradient_at_the_drawn_weights_and_leaves_the_
     model.fit(x, y, batch_size=8, epochs=1, verbose=0)
     other = bdl.optimizers.IVON(0.1, seed=3, initial_hessian=0.25)
     other.build([keras.Variable([[1.0]])])
-    other.begin(8, 1.0)
+    other.read_model(SimpleNamespace(num_examples=8, temperature=1.0))
     with other.step() as (noise, _):
         drawn = float(ops.convert_to_numpy(noise[0])[0, 0])
     gradient = 1.0 + drawn  # of half the squared error
