@@ -166,10 +166,10 @@ def dropout_network():
 )
 def test_a_prediction_depends_on_its_seed_and_not_on_the_batch_size(build):
     network, x = build()
+    model = bdl.VariationalModel(network, Normal(scale=1.0))  # keeps what it has compiled
 
-    def outputs(batch_size, seed=1):
-        found = bdl.predict_distribution(network, x, Normal(scale=1.0), 3, batch_size, seed=seed, keep_outputs=True)
-        return found.outputs
+    def outputs(batch_size, seed=1, x=x):
+        return model.predict_distribution(x, 3, batch_size, seed=seed, keep_outputs=True).outputs
 
     expected = outputs(22)
     noise = np.abs(outputs(22, seed=2) - expected).max()
@@ -177,8 +177,7 @@ def test_a_prediction_depends_on_its_seed_and_not_on_the_batch_size(build):
     for batch_size in (1, 8, 32):  # to rounding: products of other sizes are summed in another order
         assert np.abs(outputs(batch_size) - expected).max() < 1e-3 * noise
     rows = keras.tree.map_structure(lambda leaf: leaf[8:16], x)
-    other_place = bdl.predict_distribution(network, rows, Normal(scale=1.0), 3, seed=1, keep_outputs=True).outputs
-    assert np.abs(other_place - expected[:, 8:16]).max() > 0.1 * noise
+    assert np.abs(outputs(32, x=rows) - expected[:, 8:16]).max() > 0.1 * noise
 
 
 def test_what_is_frozen_changes_no_prediction_also_of_functions_that_were_compiled_before():

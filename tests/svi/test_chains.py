@@ -72,7 +72,7 @@ def test_the_first_chain_is_the_fit_of_one_chain(objective):
     settings = {"objective": objective, "num_samples": 3, "eager": True}
     alone, first = of_codes(num_chains=1, **settings), of_codes(num_chains=2, **settings)
     for model in (alone, first):
-        model.fit(DATA, batch_size=10, epochs=2, verbose=0)
+        model.fit(DATA, batch_size=10, epochs=1, verbose=0)
     own = [weight for guide in first.guides_of(0) for weight in guide.weights]
     expected = [weight for guide in alone.guides for weight in guide.weights]
     assert len(own) == len(expected)
@@ -191,8 +191,8 @@ def test_starts_fill_their_interval_evenly():
 
 @pytest.mark.core
 def test_logs_are_means_over_the_chains_and_add_up():
-    model = of_codes(eager=True, num_chains=2, kl_weight=LinearWarmup(steps=4))
-    settings = {"batch_size": 10, "epochs": 2, "verbose": 0, "validation_data": DATA}
+    model = of_codes(eager=True, num_chains=2, kl_weight=LinearWarmup(steps=2))
+    settings = {"batch_size": 20, "epochs": 2, "verbose": 0, "validation_data": DATA}
     logs = model.fit(DATA, sample_weight=np.full(len(Y), 2.0), **settings).history
     last = {name: values[-1] for name, values in logs.items()}
     assert last["temperature"] == 1.0
