@@ -13,10 +13,10 @@ Y = np.random.default_rng(0).normal(2.0, 1.0, size=10).astype("float32")
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere NUTS needs NumPyro, which is optional")
 def test_chains_find_a_conjugate_posterior_and_a_model_is_compared_with_them():
-    reference = nuts(level, {"y": Y}, num_samples=200, num_warmup=150, num_chains=2, seed=0)
+    reference = nuts(level, {"y": Y}, num_samples=500, num_warmup=300, num_chains=2, seed=0)
     mean, sd, _ = level_posterior(Y.astype("float64"))
     assert list(reference) == ["mean"]
-    assert reference["mean"].shape == (400,)
+    assert reference["mean"].shape == (1000,)
     error = sd / np.sqrt(reference.chains.effective_sample_size[0])
     assert_within_standard_errors(reference["mean"].mean(), mean, error)
     model = SVI(level, "full_rank", seed=0)
