@@ -232,7 +232,7 @@ def test_a_guide_of_one_chain_is_frozen_alone(tmp_path):
 @pytest.mark.core
 def test_a_file_has_all_chains(tmp_path):
     model = of_codes(eager=True, num_chains=2)
-    model.fit(DATA, batch_size=10, epochs=1, verbose=0)
+    model.fit(DATA, batch_size=20, epochs=1, verbose=0)
     model.chain = 1
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -248,7 +248,7 @@ def test_a_file_has_all_chains(tmp_path):
     for each in (model, loaded):  # the optimizer goes on, too
         paths = [weight.path for weight in each.weights]
         assert len(set(paths)) == len(paths)  # Torch would not set gradients back
-        each.fit(DATA, batch_size=10, epochs=1, verbose=0)
+        each.fit(DATA, batch_size=20, epochs=1, verbose=0)
     for one, other in zip(model.trainable_weights, loaded.trainable_weights, strict=True):
         np.testing.assert_allclose(array(one), array(other), rtol=1e-4, atol=1e-6)
 
