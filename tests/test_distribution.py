@@ -32,18 +32,24 @@ class Code(keras.layers.Layer):
         return x
 
 
-def changes(strategy, weights, layers=(), **settings):
+def changes(strategy, *weights, layers=(), **settings):
+    # A step with each of the sample weights, from the same beginning.
     with strategy.scope():
         keras.utils.set_random_seed(1)
         dense = bdl.layers.DenseFlipout(3, seed=1, kernel_prior="normal")
         network = keras.Sequential([keras.Input((4,)), *layers, dense])
         model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), num_examples=16, kl_weight=1.0, **settings)
         model.compile(keras.optimizers.SGD(1.0))
-    before = [weight.numpy().astype(float) for weight in model.trainable_weights]
-    with bdl.mean_weights(model):
-        history = model.fit(x, y, sample_weight=weights, batch_size=16, epochs=1, verbose=0)
-    step = [(weight.numpy() - old).ravel().tolist() for weight, old in zip(model.trainable_weights, before)]
-    return {"step": step, "logs": {name: values[0] for name, values in history.history.items()}}
+    before = [weight.numpy() for weight in model.trainable_weights]
+    found = []
+    for each in weights:
+        with bdl.mean_weights(model):
+            history = model.fit(x, y, sample_weight=each, batch_size=16, epochs=1, verbose=0)
+        step = [(weight.numpy() - old).ravel().tolist() for weight, old in zip(model.trainable_weights, before)]
+        found.append({"step": step, "logs": {name: values[0] for name, values in history.history.items()}})
+        for weight, old in zip(model.trainable_weights, before):
+            weight.assign(old)
+    return found
 
 
 def noise(strategy):
@@ -56,12 +62,9 @@ def run(replicas):
     devices = [f"CPU:{number}" for number in range(replicas)]
     strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
     keras.utils.set_random_seed(0)
-    return {
-        "kl_only": changes(strategy, np.zeros(16)),
-        "all": changes(strategy, np.ones(16)),
-        "draws": changes(strategy, np.ones(16), [Code()], num_samples=2, objective="multi_sample"),
-        "noise": noise(strategy),
-    }
+    kl_only, every = changes(strategy, np.zeros(16), np.ones(16))
+    (draws,) = changes(strategy, np.ones(16), layers=[Code()], num_samples=2, objective="multi_sample")
+    return {"kl_only": kl_only, "all": every, "draws": draws, "noise": noise(strategy)}
 
 
 print(json.dumps([run(1), run(2)]))

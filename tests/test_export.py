@@ -54,29 +54,35 @@ def trained() -> Any:
     return model, x, prediction
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: Any, trained: Any) -> Any:
+    """Its folder."""
+    folder = tmp_path_factory.mktemp("exported") / "saved"
+    trained[0].export(folder, num_samples=8, seed=3, verbose=False)
+    return folder
+
+
 @pytest.mark.core
 @without_torch
-def test_it_equals_the_prediction_of_its_seed_for_batches_of_any_size(tmp_path: Any, trained: Any):
-    model, x, prediction = trained
-    model.export(tmp_path / "saved", num_samples=8, seed=3, verbose=False)
-    serve = loaded(tmp_path / "saved")
+def test_it_equals_the_prediction_of_its_seed_for_batches_of_any_size(saved: Any, trained: Any):
+    _, x, prediction = trained
+    serve = loaded(saved)
     assert set(serve(x)) == set(CLASSIFICATION_OUTPUTS)
     assert_predicts(serve(x), prediction, CLASSIFICATION_OUTPUTS)
     assert_allclose(serve(x[:3])["probabilities"], prediction.probabilities[:3], **ROUNDING)
 
 
 @on_tensorflow
-def test_a_process_without_bdl_serves_it(tmp_path: Any, trained: Any):
-    model, x, prediction = trained
-    model.export(tmp_path / "saved", num_samples=8, seed=3, verbose=False)
+def test_a_process_without_bdl_serves_it(tmp_path: Any, saved: Any, trained: Any):
+    _, x, prediction = trained
     np.save(tmp_path / "x.npy", x)
     code = (
         "import sys, numpy, tensorflow\n"
-        "served = tensorflow.saved_model.load('saved')\n"
+        "served = tensorflow.saved_model.load(sys.argv[1])\n"
         "numpy.save('p.npy', served.serve(numpy.load('x.npy'))['probabilities'])\n"
         "assert 'bdl' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", code, str(saved)], check=True, cwd=tmp_path)
     assert_allclose(np.load(tmp_path / "p.npy"), prediction.probabilities, **ROUNDING)
 
 

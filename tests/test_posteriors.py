@@ -503,7 +503,8 @@ def test_a_model_is_fitted_saved_and_loaded(estimator: str, posterior: Posterior
         ]
     )
     model = bdl.VariationalModel(network, bdl.likelihoods.Normal(scale=1.0), kl_weight=1.0)
-    model.compile(keras.optimizers.Adam(1e-3))
+    eager = policy == "mixed_float16" and keras.backend.backend() == "tensorflow"  # two steps: less than a compiler
+    model.compile(keras.optimizers.Adam(1e-3), run_eagerly=eager)
     before = [array(weight) for weight in network.trainable_weights]
     history = model.fit(x, np.zeros((16, 2)), batch_size=8, epochs=1, verbose=0).history
     assert np.all(np.isfinite(list(history.values())))

@@ -68,13 +68,18 @@ def data(network: keras.Model, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
 def test_every_recipe_trains_and_is_saved(recipe, make, tmp_path):
     network = make()
     model = recipe(network, bdl.likelihoods.Categorical(), seed=0)
+    # Every recipe is compiled once; of other networks a few steps take less time than a compiler, as on TensorFlow.
+    is_compiled = make is dense or keras.backend.backend() != "tensorflow"
+    model.run_eagerly = not is_compiled
     x, y = data(network)
-    history = model.fit(x, y, epochs=8, batch_size=8, verbose=0).history
+    history = model.fit(x, y, epochs=8, batch_size=8 if is_compiled else 24, verbose=0).history
     assert history["temperature"][-1] == 1.0
     assert np.isfinite(history["loss"]).all()
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert_allclose(loaded.predict(x, num_samples=3), model.predict(x, num_samples=3), rtol=1e-5)
+    # A call draws once, by the seeds, which the file has too.
+    ours, theirs = (each.predict(x, num_samples=3) if is_compiled else array(each(x)) for each in (model, loaded))
+    assert_allclose(theirs, ours, rtol=1e-5)
 
 
 @pytest.mark.core

@@ -107,7 +107,7 @@ def linear():
     """A linear network on targets far from unit scale: least squares says what it should find."""
     x, y = DIABETES
     y = 1000 * y + 5e4
-    return BayesianRegressor(hidden=(), likelihood="normal", epochs=100, num_samples=8, random_state=0).fit(x, y), x, y
+    return BayesianRegressor(hidden=(), likelihood="normal", epochs=40, num_samples=8, random_state=0).fit(x, y), x, y
 
 
 def test_mean_and_noise_are_those_of_least_squares(linear):
@@ -116,8 +116,8 @@ def test_mean_and_noise_are_those_of_least_squares(linear):
     noise = np.sqrt(regressor.predict_distribution(x).aleatoric.mean())
     assert_allclose(noise, residual.std(), rtol=5 / np.sqrt(2 * len(y)))
     assert_allclose(regressor.predict(x).mean(), y.mean(), atol=5 * residual.std() / np.sqrt(len(y)))
-    assert regressor.n_iter_ == 100
-    assert 100 * len(y) / 32 <= regressor.model_.step < 101 * len(y) / 32
+    assert regressor.n_iter_ == 40
+    assert 40 * len(y) / 32 <= regressor.model_.step < 41 * len(y) / 32
 
 
 def test_a_copy_predicts_the_same_and_a_row_whatever_comes_with_it(linear):

@@ -72,7 +72,7 @@ def test_the_first_chain_is_the_fit_of_one_chain(objective):
     settings = {"objective": objective, "num_samples": 3, "eager": True}
     alone, first = of_codes(num_chains=1, **settings), of_codes(num_chains=2, **settings)
     for model in (alone, first):
-        model.fit(DATA, batch_size=10, epochs=2, verbose=0)
+        model.fit(DATA, batch_size=10, epochs=1, verbose=0)
     own = [weight for guide in first.guides_of(0) for weight in guide.weights]
     expected = [weight for guide in alone.guides for weight in guide.weights]
     assert len(own) == len(expected)
@@ -191,8 +191,8 @@ def test_starts_fill_their_interval_evenly():
 
 @pytest.mark.core
 def test_logs_are_means_over_the_chains_and_add_up():
-    model = of_codes(eager=True, num_chains=2, kl_weight=LinearWarmup(steps=4))
-    settings = {"batch_size": 10, "epochs": 2, "verbose": 0, "validation_data": DATA}
+    model = of_codes(eager=True, num_chains=2, kl_weight=LinearWarmup(steps=2))
+    settings = {"batch_size": 20, "epochs": 2, "verbose": 0, "validation_data": DATA}
     logs = model.fit(DATA, sample_weight=np.full(len(Y), 2.0), **settings).history
     last = {name: values[-1] for name, values in logs.items()}
     assert last["temperature"] == 1.0
@@ -232,7 +232,7 @@ def test_a_guide_of_one_chain_is_frozen_alone(tmp_path):
 @pytest.mark.core
 def test_a_file_has_all_chains(tmp_path):
     model = of_codes(eager=True, num_chains=2)
-    model.fit(DATA, batch_size=10, epochs=1, verbose=0)
+    model.fit(DATA, batch_size=20, epochs=1, verbose=0)
     model.chain = 1
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -248,7 +248,7 @@ def test_a_file_has_all_chains(tmp_path):
     for each in (model, loaded):  # the optimizer goes on, too
         paths = [weight.path for weight in each.weights]
         assert len(set(paths)) == len(paths)  # Torch would not set gradients back
-        each.fit(DATA, batch_size=10, epochs=1, verbose=0)
+        each.fit(DATA, batch_size=20, epochs=1, verbose=0)
     for one, other in zip(model.trainable_weights, loaded.trainable_weights, strict=True):
         np.testing.assert_allclose(array(one), array(other), rtol=1e-4, atol=1e-6)
 

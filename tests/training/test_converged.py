@@ -199,7 +199,7 @@ def test_a_network_is_judged_by_its_weights():
     network = keras.Sequential([keras.Input((2,)), layer])
     model = bdl.VariationalModel(network, bdl.likelihoods.Normal(scale=0.5), kl_weight=1.0)
     keras.utils.set_random_seed(0)
-    model.compile(keras.optimizers.Adam(0.02))
+    model.compile(keras.optimizers.Adam(0.02), steps_per_execution=5)
     callback = Converged()
     model.fit(x, y, batch_size=20, epochs=200, verbose=0, callbacks=[callback])
     assert callback.report.is_reached
@@ -247,7 +247,7 @@ def test_a_fit_of_two_numbers_can_be_averaged_or_not():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         averaged, last = (
-            fitted(Converged(averaging=each), 600, story=spread, averaging=False) for each in (True, False)
+            fitted(Converged(averaging=each), 200, story=spread, averaging=False) for each in (True, False)
         )
     assert np.all(averaged.iterate().numbers != last.iterate().numbers)
     assert averaged.progress.step == last.progress.step

@@ -66,9 +66,10 @@ def tolerance(jit_compile):
     ("jit_compile", "given"),
     [
         pytest.param(True, {}, marks=pytest.mark.core),
-        pytest.param(False, {"sample_weight": WEIGHTS, "validation_split": 0.2}, marks=pytest.mark.core),
-        (False, {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, "shuffle": "batch"}),
-        (False, {"steps_per_epoch": 3, "shuffle": False}),
+        pytest.param(
+            False, {"sample_weight": WEIGHTS, "validation_split": 0.2, "shuffle": False}, marks=pytest.mark.core
+        ),
+        (False, {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, "shuffle": "batch", "steps_per_epoch": 3}),
     ],
 )
 def test_a_network_is_trained_as_with_one_step_a_call(jit_compile, given):
