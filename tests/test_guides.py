@@ -70,10 +70,14 @@ def test_no_page_shows_code_that_runs_nowhere():
     }
 
 
-def test_what_the_pages_say_of_early_stopping_runs():
+def test_what_the_pages_say_of_early_stopping_and_noise_runs(capsys):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(1200, 4)).astype("float32"), random.integers(0, 3, 1200)
     given = {"bdl": bdl, "keras": keras, "math": math, "likelihood": bdl.likelihoods.Categorical()}
-    found = run("explain/diagnostics.md", **given, network=classifier(), num_examples=1200, batch_size=64)
+    found = run("explain/diagnostics.md", **given, network=classifier(), num_examples=1200, batch_size=64, x=x, y=y)
     assert found["model"].kl_weight.steps == 20 * 19
+    assert "gradient" in capsys.readouterr().out
+    assert found["noise"].num_examples == 1200
     found = run("guides/image-pipelines.md", **given, network=classifier())
     assert found["model"].kl_weight.steps == 5 * 19
 
