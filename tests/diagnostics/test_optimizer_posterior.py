@@ -92,7 +92,7 @@ def test_a_posterior_that_is_the_prior_is_named():
     optimizer = model.posterior_optimizer
     for variable in (*optimizer.means, *optimizer.hessians):
         variable.assign(np.zeros(variable.shape))
-    report = diagnose(model, x, y, num_samples=8)
+    report = diagnose(model, x, y, num_samples=64)
     assert report.verdict == "collapsed"
     assert all(layer.prior_matched == 1.0 and abs(layer.kl) < 1e-3 for layer in report.quantities.layers)
     assert report.remedies[0] is WIDER_PRIOR
