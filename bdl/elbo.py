@@ -45,7 +45,16 @@ from bdl.arguments import (
     check_kl_weight,
     check_num_examples,
 )
-from bdl.keras_internals import current_value, flatten_layers, is_concrete, is_tracing, num_replicas, output_structure
+from bdl.keras_internals import (
+    current_value,
+    flatten_layers,
+    is_concrete,
+    is_tracing,
+    mean_over_replicas,
+    num_replicas,
+    output_structure,
+    rows_per_replica,
+)
 from bdl.latents import take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.protocols import HasKL
@@ -178,18 +187,13 @@ def elbo_parts(
     >>> float(parts.loss), float(parts.elbo)
     (2.25, -2.5)
     """
-
-    def batch_mean(values: Tensor) -> Tensor:
-        values = ops.convert_to_tensor(values)
-        return ops.mean(values if sample_weight is None else values * ops.cast(sample_weight, values.dtype))
-
     nll = ops.convert_to_tensor(nll)
-    mean_nll = batch_mean(nll)
+    mean_nll = batch_mean(nll, sample_weight)
     dtype = "float64" if keras.backend.standardize_dtype(nll.dtype) == "float64" else "float32"
     size = ops.cast(num_examples, dtype)
     kl_per_example = charged = weights_kl / size
     if local_kl is not None:
-        local = batch_mean(local_kl)
+        local = mean_over_replicas(batch_mean(local_kl, sample_weight))
         # Not max(local, 0) without free bits: a divergence estimated from samples may be negative.
         charged = charged + (ops.maximum(local, free_bits) if free_bits else local)
         kl_per_example = kl_per_example + local
@@ -197,7 +201,7 @@ def elbo_parts(
     loss = mean_nll + temperature * charged
     if objective == "multi_sample" and len(nll.shape) == 2:
         each = nll if local_kl is None else nll + temperature * ops.convert_to_tensor(local_kl)
-        loss = batch_mean(mixture_nll(each)) + temperature * weights_kl / size
+        loss = batch_mean(mixture_nll(each), sample_weight) + temperature * weights_kl / size
     return ELBOParts(
         loss=loss,
         nll=mean_nll,
@@ -205,6 +209,43 @@ def elbo_parts(
         elbo=-(mean_nll + kl_per_example),
         temperature=temperature,
     )
+
+
+def batch_mean(values: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+    """Mean of what examples cost, over draws too; of a replica its part, where the mean of the parts is the batch's.
+
+    Args:
+        values: `(batch,)` or `(draws, batch)`.
+        sample_weight: `(batch,)`, or None. It multiplies the values, and the divisor stays the number of examples.
+
+    Returns:
+        Scalar.
+
+    Example:
+    >>> float(batch_mean(np.array([1.0, 3.0]), sample_weight=np.array([1.0, 0.0])))
+    0.5
+    """
+    values = ops.convert_to_tensor(values)
+    if sample_weight is not None:
+        values = values * ops.cast(sample_weight, values.dtype)
+    if num_replicas() == 1:
+        return ops.mean(values)
+    each = ops.mean(values, axis=0) if len(values.shape) == 2 else values
+    return ops.sum(each) / ops.cast(rows_per_replica(ops.shape(each)[0]), values.dtype)
+
+
+def share_of_loss(loss: Tensor) -> Tensor:
+    """A replica's share of the loss of a batch, for Keras, which adds up gradients and logs means over replicas.
+
+    All replicas give the same value: Keras weighs values by the replicas' rows, and the KL is no matter of rows.
+
+    Args:
+        loss: The replica's part; the loss of the batch is the mean of the parts.
+
+    Returns:
+        Scalar; the loss itself where there is one replica.
+    """
+    return mean_over_replicas(loss) / num_replicas()
 
 
 def mixture_nll(nll: Tensor) -> Tensor:
@@ -288,7 +329,7 @@ class ELBO(keras.losses.Loss):
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss of a batch; under a distribution strategy the replica's share of it."""
         self._check_counted_once(y_pred)
-        return self.parts(y_true, y_pred, sample_weight).loss / num_replicas()
+        return share_of_loss(self.parts(y_true, y_pred, sample_weight).loss)
 
     def parts(
         self,

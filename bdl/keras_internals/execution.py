@@ -320,6 +320,58 @@ def num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def rows_per_replica(rows: Any) -> Any:
+    """Rows of a batch by which each replica divides its sums, so that the replicas' results are together the mean.
+
+    A strategy deals a batch out to its replicas, the last of which may get fewer rows, or none: their own means would
+    count rows unequally, and that of no rows is not a number.
+
+    Args:
+        rows: Of this replica.
+
+    Returns:
+        Their mean over the replicas in a step of several; elsewhere `rows`.
+
+    Example:
+    >>> rows_per_replica(5)
+    5
+    """
+    if num_replicas() == 1:
+        return rows
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None:  # not in a step
+        return rows
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.cast(rows, "float32"))
+
+
+def mean_over_replicas(part: Any) -> Any:
+    """The mean of the replicas' parts in value, and the replica's own part in its gradient.
+
+    Keras adds up gradients, so that together they are those of the sum of the parts.
+
+    Args:
+        part: Scalar, the replica's.
+
+    Returns:
+        The mean in a step of several replicas; elsewhere `part`.
+
+    Example:
+    >>> mean_over_replicas(2.0)
+    2.0
+    """
+    if num_replicas() == 1:
+        return part
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None:  # not in a step
+        return part
+    mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.stop_gradient(part))
+    return part + tf.stop_gradient(mean - part)
+
+
 def is_one_device(model: keras.Model) -> bool:
     """Whether Keras trains a model on one device: under no strategy of TensorFlow, and no `keras.distribution`.
 

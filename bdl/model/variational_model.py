@@ -12,8 +12,8 @@ import keras
 from keras import ops
 
 from bdl.arguments import check_free_bits, check_num_samples, check_objective
-from bdl.elbo import KLSchedule, elbo_parts, kl_divergence
-from bdl.keras_internals import num_replicas, symbolic_inputs, take_losses
+from bdl.elbo import KLSchedule, elbo_parts, kl_divergence, share_of_loss
+from bdl.keras_internals import rows_per_replica, symbolic_inputs, take_losses
 from bdl.latents import keep_local_kl, kl_of_draws, take_local_kl
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.model.comparing import Comparing
@@ -235,11 +235,11 @@ class VariationalModel(DrawsWeights, Watched, Predicting, Comparing, Fitting):
         if training:
             self.progress.advance()
         batch = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        update_parts(self._part_trackers, parts, batch)
+        update_parts(self._part_trackers, parts, rows_per_replica(batch))
         for tracker in self._latent_trackers:
             tracker.update(batch)
         added = sum(ops.cast(ops.sum(loss), "float32") for loss in self.losses)
-        return (parts.loss + added) / num_replicas()
+        return share_of_loss(parts.loss + added)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Metrics of `compile` see the likelihood's mean (probabilities), on average over the draws of a step.

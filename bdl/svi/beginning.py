@@ -25,6 +25,7 @@ from bdl.svi.story import Site, Story, num_rows
 from bdl.svi.tracing import Trace, check_finite, trace
 from bdl.training import data as training_data
 from bdl.training.averaging import TailAverage
+from bdl.training.steps import strategy_scope
 
 
 class Beginning:
@@ -162,7 +163,8 @@ class Beginning:
         model: Any = self
         is_first = not self.sites
         if is_first:
-            self.bind_guides(found.sites, found.data)
+            with strategy_scope(self):
+                self.bind_guides(found.sites, found.data)
         else:
             model.check_sites(found.sites)
         self.described = described(found.data)

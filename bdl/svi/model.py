@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops
 
 from bdl.arguments import check_objective, check_positive_integer
-from bdl.elbo import ELBOParts, KLSchedule, elbo_parts, kl_divergence
-from bdl.keras_internals import flatten_layers, num_replicas
+from bdl.elbo import ELBOParts, KLSchedule, batch_mean, elbo_parts, kl_divergence, share_of_loss
+from bdl.keras_internals import flatten_layers, rows_per_replica
 from bdl.protocols import HasLocalLatents
 from bdl.random import Tensor, draw_key, fold_in
 from bdl.svi.baseline import check_baseline
@@ -235,7 +235,7 @@ class SVI(Compared, Saved, Watched, Fitting):
                 self.chain_losses.update(losses)
         chosen = None if training or self.chain_losses is None else self.chain_losses.choice()
         self._track(every, x, y_pred, sample_weight, chosen)
-        return (descended(losses) if training else together(losses, chosen)) / num_replicas()
+        return share_of_loss(descended(losses) if training else together(losses, chosen))
 
     def _parts(self, chain: int, terms: dict[str, Any], sample_weight: Any, training: bool) -> ELBOParts:
         """The parts of the objective of a chain."""
@@ -255,16 +255,17 @@ class SVI(Compared, Saved, Watched, Fitting):
         self, every: list[ELBOParts], x: Any, y_pred: list[dict[str, Any]], sample_weight: Any, chosen: Any
     ) -> None:
         """Adds the figures of a batch to the logs: means over the chains, or those of one."""
-        rows = num_rows(x)
+        rows = rows_per_replica(num_rows(x))
         names = [field.name for field in dataclasses.fields(ELBOParts)]
         parts = {name: together([getattr(each, name) for each in every], chosen) for name in names}
         update_parts(self._part_trackers, ELBOParts(**parts), rows)
         size = ops.cast(self.progress.size, self.compute_dtype)
-        weights = 1.0 if sample_weight is None else ops.cast(sample_weight, self.compute_dtype)
         for tracker in self._site_trackers:
             name = tracker.name.removeprefix("kl_")
             kl = [
-                ops.mean(terms["local"][name] * weights) * size if name in terms["local"] else terms["global"][name]
+                batch_mean(terms["local"][name], sample_weight) * size
+                if name in terms["local"]
+                else terms["global"][name]
                 for terms in y_pred
             ]
             tracker.update_state(together(kl, chosen), sample_weight=rows)

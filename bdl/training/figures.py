@@ -41,8 +41,9 @@ class LatentTracker(keras.metrics.Mean):
         self._layer, self._number = layer, layer.latent_figure_names().index(name)
 
     def update(self, batch: Tensor) -> None:
-        """Adds the figure of the present batch, of that many examples."""
-        self.update_state(self._layer.latent_figures()[self._number], sample_weight=batch)
+        """Adds the figure of the present batch, of that many examples: none, in a replica that has none."""
+        figure = self._layer.latent_figures()[self._number]
+        self.update_state(keras.ops.where(batch > 0, figure, 0.0), sample_weight=batch)
 
 
 def latent_trackers(network: keras.Layer) -> list[LatentTracker]:
