@@ -388,6 +388,41 @@ def is_one_device(model: keras.Model) -> bool:
     return getattr(model, "_distribute_strategy", None) is None and not tf.distribute.has_strategy()
 
 
+def keeping_state(step: Callable[..., Any], model: keras.Model, names: Sequence[str]) -> Callable[..., Any]:
+    """A compiled step that leaves a model its state where it fails.
+
+    Keras' JAX trainer takes the state out of the model's variables before a step, and puts it back after the last one.
+
+    Args:
+        step: From a state, a tuple of lists, and an iterator; not of JAX it is returned as it is.
+        model: The model.
+        names: What the lists of the state hold: `"trainable"`, `"non_trainable"`, `"optimizer"`, `"metrics"`.
+    """
+    if keras.backend.backend() != "jax":
+        return step
+
+    def run(state: Any, iterator: Any) -> Any:
+        try:
+            return step(state, iterator)
+        except BaseException:
+            if not any(leaf.is_deleted() for leaf in keras.tree.flatten(state)):
+                model._jax_state = {f"{name}_variables": part for name, part in zip(names, state, strict=True)}
+            raise
+
+    return run
+
+
+@contextlib.contextmanager
+def putting_state_back(model: keras.Model) -> Iterator[None]:
+    """Within this context a failure leaves a model's state in its variables, where Keras' JAX trainer took it out."""
+    try:
+        yield
+    except BaseException:
+        if keras.backend.backend() == "jax":
+            model.jax_state_sync()
+        raise
+
+
 def build_metrics(model: keras.Model, *data: Any, **settings: Any) -> None:
     """Makes the variables of the metrics that a model was compiled with, as Keras' `fit` on JAX and Torch does.
 

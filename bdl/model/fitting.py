@@ -11,6 +11,7 @@ from bdl.likelihoods.heads import Heads
 from bdl.model.drawing import check_optimizer
 from bdl.training import data as training_data
 from bdl.training import refit
+from bdl.training.failures import check_shares
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.resident import FitsOnDevice
 from bdl.training.soundness import checked_data
@@ -100,6 +101,8 @@ class Fitting(FitsOnDevice, keras.Model):
         """
         x, y, kwargs = checked_data(self, self._heads, x, y, kwargs, self._loss_weights)
         size = training_data.measure(x, batch_size, validation_split)
+        if not training_data.is_data_set(x):
+            check_shares(size.num_examples, batch_size)
         self.progress.set_num_examples(size.num_examples, x)
         steps_per_epoch = kwargs.get("steps_per_epoch") or size.steps_per_epoch
         self.progress.begin_fit(steps_per_epoch, epochs - initial_epoch)

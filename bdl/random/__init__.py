@@ -334,6 +334,26 @@ def process_number() -> int:
     return torch.distributed.get_rank() if is_distributed else 0
 
 
+def num_processes() -> int:
+    """Processes that train a model together, by Torch's distributed training or JAX's; 1 where there are no others.
+
+    Example:
+    >>> num_processes()
+    1
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return int(jax.process_count())
+    if backend != "torch":
+        return 1
+    import torch
+
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return int(torch.distributed.get_world_size()) if is_distributed else 1
+
+
 def _replica_id() -> Tensor | int | None:
     """Number of this TensorFlow replica, or of this Torch process, if it is not the first; None without others."""
     if keras.backend.backend() != "tensorflow":

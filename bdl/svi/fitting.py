@@ -25,6 +25,7 @@ from bdl.svi.rows import (
     with_callback,
 )
 from bdl.training import data as training_data
+from bdl.training.failures import check_shares
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.resident import FitsOnDevice, Resident
 from bdl.training.steps import build_optimizer, inform_optimizer
@@ -108,6 +109,8 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         x = self.checked_data(x, is_read=False)
         width = all_rows(x) if batch_size == "all" else batch_size
         size = training_data.measure(x, width)
+        if not training_data.is_data_set(x):
+            check_shares(size.num_examples, width)
         self.progress.set_num_examples(size.num_examples, x)
         has_rows = not training_data.is_data_set(x)
         self.begin(x, width, as_weights(kwargs.get("sample_weight"), x, self.compute_dtype) if has_rows else None)

@@ -10,7 +10,7 @@ from keras import ops
 
 from bdl.arguments import check_kl_weight, check_num_examples
 from bdl.keras_internals import current_value, is_concrete, rate_schedule, stored_value
-from bdl.random import Tensor
+from bdl.random import Tensor, num_processes
 from bdl.schedules import DecayOverFit, KLSchedule, LinearWarmup
 
 
@@ -132,23 +132,34 @@ class Progress:
     def set_num_examples(self, measured: int | None, x: Any) -> None:
         """Takes N from the data, or compares what was given with it.
 
+        Of several processes each may hold all the data, or its part of them: N must be given then.
+
         Args:
             measured: Number of examples that the data hold, or None where it cannot be told.
             x: The data, for the message.
 
         Raises:
-            ValueError: if neither is known.
+            ValueError: if neither is known, or N is not given and there are several processes.
         """
         self.measured_examples = measured or self.measured_examples
+        processes = num_processes()
         if self.is_size_given:
-            if measured is not None and measured != self.num_examples:
+            size = self.num_examples or 1
+            is_part = measured is not None and abs(measured * processes - size) < processes
+            if measured is not None and measured != size and not is_part:
                 warnings.warn(
                     f"num_examples={self.num_examples}, but fit was given {measured} training examples. The KL is "
                     f"divided by {self.num_examples}: the effective temperature is "
-                    f"{measured / (self.num_examples or 1):.3g}.",
+                    f"{measured / size:.3g}.",
                     stacklevel=3,
                 )
             return
+        if processes > 1:
+            raise ValueError(
+                f"`num_examples` must be given where {processes} processes train together, for each may hold a part of "
+                f"the data (here {measured or 'an unknown number of'} examples). Pass {self._owner}(..., "
+                "num_examples=N), the number in all of them."
+            )
         if measured is None:
             raise ValueError(
                 f"`num_examples` is unknown: {type(x).__name__} does not tell how many examples it holds. Pass "

@@ -24,10 +24,12 @@ from bdl.keras_internals import (
     is_one_device,
     is_ragged,
     is_sparse,
+    keeping_state,
     split_for_validation,
     training_batches,
 )
 from bdl.training.data import check_lengths, is_data_set
+from bdl.training.failures import TRAINED_STATE, SurvivesFailures
 from bdl.training.steps import build_optimizer
 
 MAX_BYTES = 2**32
@@ -71,7 +73,7 @@ class Resident:
         return [np.stack(list(part)) for _, part in itertools.groupby(batches, len)]
 
 
-class FitsOnDevice:
+class FitsOnDevice(SurvivesFailures):
     """Mixin of a Keras model that can be fitted to `Resident` data.
 
     On Torch, which compiles no step, each step is a call of its own.
@@ -118,10 +120,10 @@ class FitsOnDevice:
         if force:
             calls.functions.clear()
         if calls.data is None:
-            return super().make_train_function(force)  # type: ignore[misc]
+            return super().make_train_function(force)
         if force or self.train_function is None:
             make = _on_jax if keras.backend.backend() == "jax" else _on_tensorflow
-            self.train_function = make(self, calls)
+            self.train_function = keeping_state(make(self, calls), self, TRAINED_STATE)
         return None
 
     def fit(
