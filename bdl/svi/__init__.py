@@ -21,6 +21,7 @@ from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.sbc import simulation_based_calibration
+from bdl.svi.stiff import solve_stiff
 from bdl.svi.story import Global, Local, Observed
 from bdl.svi.supports import Flat, MarkovChain
 
@@ -49,4 +50,5 @@ __all__ = [
     "k_hat",
     "nuts",
     "simulation_based_calibration",
+    "solve_stiff",
 ]

@@ -38,6 +38,7 @@ class Beginning:
         controls: Control variates of the guides; empty where there are none.
         chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
+        host_calls: Names of functions in the story that NumPy computes.
         is_started: Whether guides are where a fit begins, or beyond.
         convergence: What was seen of the last fit's convergence, which prints as a sentence; None of nothing.
     """
@@ -63,6 +64,7 @@ class Beginning:
         self.baselines: list[LearnedBaseline] = []
         self.controls: list[ControlVariate | None] = []
         self.described: Any = None
+        self.host_calls: tuple[str, ...] = ()
         self.is_started = False
         self.average: TailAverage | None = None
         self.convergence: Any = None
@@ -160,6 +162,7 @@ class Beginning:
         dtype = self.compute_dtype
         found = trace(self.story, as_tensors(data, dtype), key, self.networks, given, dtype, guided)
         model: Any = self
+        self.take_host_calls(found.host_calls)
         is_first = not self.sites
         if is_first:
             self.bind_guides(found.sites, found.data)
@@ -277,6 +280,13 @@ class Beginning:
             self.average = TailAverage(self, [*weights, *(each for each in networks if "float" in each.dtype)])
         self._site_trackers = [keras.metrics.Mean(name=f"kl_{name}", dtype="float32") for name in latent]
         self.built = True
+
+    def take_host_calls(self, names: Sequence[str]) -> None:
+        """Notes which functions in the story NumPy computes; with any of them the model is compiled without XLA."""
+        self.host_calls = tuple(names)
+        model: Any = self
+        if self.host_calls:
+            model.leave_xla()
 
     def begin(self, x: Any, batch_size: int | None, sample_weight: Any = None) -> None:
         """Traces the story on a first batch; before the first fit, moves the guides to where it begins.
