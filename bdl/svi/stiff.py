@@ -188,7 +188,9 @@ class _Problem:
         x = x.astype("float64")
         p, start = x[..., : self.num_parameters], x[..., self.num_parameters :] if known is None else known
         when = fixed.astype("float64") if when is None else when
-        parts = [np.broadcast_to(each, (*lead, each.shape[-1])).reshape(-1, each.shape[-1]) for each in (p, start, when)]
+        parts = [
+            np.broadcast_to(each, (*lead, each.shape[-1])).reshape(-1, each.shape[-1]) for each in (p, start, when)
+        ]
         return lead, list(zip(*parts, strict=True))
 
     def _solve(self, p: np.ndarray, start: np.ndarray, times: np.ndarray) -> np.ndarray:
