@@ -120,13 +120,11 @@ def solve_stiff(
         known = None
     else:
         x, known = parameters, start
-    if not ops.is_tensor(times):
-        # Beyond the dtype of tensors, which on JAX has 32 bits.
-        values, both = (functools.partial(each, known, times) for each in (problem.values, problem.values_and_gradient))
-        fixed = ops.zeros((1,), dtype=dtype)
-    else:
-        values, both = (functools.partial(each, known, None) for each in (problem.values, problem.values_and_gradient))
-        fixed = ops.cast(times, dtype)
+    # Times that are no tensor keep their 64 bits, which JAX's tensors may lack.
+    when = None if ops.is_tensor(times) else times
+    fixed = ops.zeros((1,), dtype=dtype) if when is not None else ops.cast(times, dtype)
+    values = functools.partial(problem.values, known, when)
+    both = functools.partial(problem.values_and_gradient, known, when)
     return on_host("solve_stiff", values, both, x, fixed, (num_times, num_states))
 
 
@@ -168,7 +166,7 @@ class _Problem:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same, and their derivatives in the numbers of each row, `(..., times, states, numbers)`."""
         lead, rows = self._rows(known, when, x, fixed)
-        found = [self._sensitivities(*row, is_known=known is not None) for row in rows]
+        found = [self._sensitivities(p, start, times, known is not None) for p, start, times in rows]
         values, gradients = (np.stack(each) for each in zip(*found, strict=True))
         return values.reshape(*lead, *values.shape[1:]), gradients.reshape(*lead, *gradients.shape[1:])
 
@@ -182,7 +180,9 @@ class _Problem:
                 f"{shape}."
             )
 
-    def _rows(self, known: Any, when: Any, x: np.ndarray, fixed: np.ndarray) -> Any:
+    def _rows(
+        self, known: np.ndarray | None, when: np.ndarray | None, x: np.ndarray, fixed: np.ndarray
+    ) -> tuple[tuple[int, ...], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """The leading axes, and for each row its parameters, states at the first time, and times."""
         lead = x.shape[:-1]
         x = x.astype("float64")
@@ -191,7 +191,8 @@ class _Problem:
         parts = [
             np.broadcast_to(each, (*lead, each.shape[-1])).reshape(-1, each.shape[-1]) for each in (p, start, when)
         ]
-        return lead, list(zip(*parts, strict=True))
+        p, start, when = parts
+        return lead, list(zip(p, start, when, strict=True))
 
     def _solve(self, p: np.ndarray, start: np.ndarray, times: np.ndarray) -> np.ndarray:
         """The states at the times, `(times, states)`."""
@@ -350,7 +351,7 @@ def _check_times(times: Any) -> None:
     if len(times.shape) != 1 or times.shape[0] is None:
         raise ValueError(f"`times` must be a vector of known length, not of the shape {tuple(times.shape)}.")
     if is_concrete(times):
-        values = ops.convert_to_numpy(times)
+        values = times if isinstance(times, np.ndarray) else ops.convert_to_numpy(times)
         if len(values) == 0 or not np.isfinite(values).all() or (np.diff(values) <= 0.0).any():
             raise ValueError(
                 f"`times` must increase, from the time of `initial` on, not {np.array2string(values, threshold=6)}."

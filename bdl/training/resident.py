@@ -114,7 +114,7 @@ class FitsOnDevice:
         return {**config, **asked} if config else config
 
     def leave_xla(self) -> None:
-        """Compiles without XLA on TensorFlow, unless `jit_compile=True` was asked: the step has what XLA cannot take."""
+        """Compiles without XLA on TensorFlow, for what XLA cannot take, unless `jit_compile=True` was asked for."""
         if keras.backend.backend() != "tensorflow":
             return
         self.supports_jit = False

@@ -1,5 +1,7 @@
 """Stiff equations: closed forms, another solver, gradients, and stories that call the solver."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -164,7 +166,7 @@ def test_a_fit_finds_the_posterior_of_a_rate_and_comes_back_from_a_file(tmp_path
     path = tmp_path / "decay.keras"
     model.save(path)
     loaded = keras.saving.load_model(path)
-    assert loaded.evaluate(OBSERVED, verbose=0, return_dict=True)["nll"] > 0
+    assert np.isfinite(loaded.evaluate(OBSERVED, verbose=0, return_dict=True)["nll"])
     loaded.fit(OBSERVED, batch_size="all", steps=50, verbose=0)
     if keras.backend.backend() == "tensorflow":
         assert not model.jit_compile
@@ -182,7 +184,7 @@ def test_a_fit_may_begin_at_the_mode():
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere NUTS needs NumPyro, which is optional")
 def test_nuts_runs_without_xla():
-    reference = nuts(decay_story, OBSERVED, num_samples=60, num_warmup=30, num_chains=1, seed=0)
+    reference = nuts(decay_story, OBSERVED, num_samples=40, num_warmup=20, num_chains=1, seed=0)
     mean, sd = exact_posterior()
     error = sd / np.sqrt(reference.chains.effective_sample_size[0])
     assert_within_standard_errors(reference["log_rate"].mean(), mean, error)
@@ -205,6 +207,7 @@ def test_a_failure_names_the_parameters_or_gives_nan():
     with refusal(r"did not at the parameters \[1.0\]"):
         ops.convert_to_numpy(solve_stiff(explode, [1.0], times, parameters))
     with pytest.warns(RuntimeWarning, match=r"parameters \[1.0\]"):
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of tensors of Torch
         states = ops.convert_to_numpy(solve_stiff(explode, [1.0], times, parameters, on_failure="nan"))
     np.testing.assert_allclose(states[0, :, 0], 1.0 / (1.0 + np.array(times)), rtol=1e-5)
     assert np.isnan(states[1]).all()
