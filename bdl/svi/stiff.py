@@ -29,6 +29,7 @@ MAX_STEPS = 100_000
 
 _COMPLEX_STEP = 1e-30
 _RELATIVE_STEP = 6e-6  # about the cube root of float64's precision, the best for central differences
+_NEWTON_STEP = 1e-7  # relative, of one-sided differences in the solver's own iteration
 _TOLERATED = 1e-3  # difference of derivatives, as a part of the greatest effect in their row
 _ONE_AT_A_TIME = threading.Lock()  # ODEPACK keeps its state in one place
 _checked: weakref.WeakSet[Any] = weakref.WeakSet()  # functions whose derivatives were compared with differences
@@ -206,8 +207,9 @@ class _Problem:
         """The states, and their derivatives in the parameters, and in the states at the first time if not known.
 
         Derivatives are solved for in units of the numbers that they are in, so that they have the unit of the states
-        and share their tolerances. The solver's own iteration takes the blocks of `df/dy` along the diagonal of the
-        whole system's Jacobian, which is banded then, as CVODES does (Hindmarsh et al. 2005, "SUNDIALS").
+        and share their tolerances. The solver's own iteration takes the whole system's Jacobian: `df/dy` along the
+        diagonal, and what the sensitivities' rates owe to the states by differences, which need not be exact. Without
+        the latter steps are smaller.
         """
         self._check_derivatives(p, start, times)
         states, inputs = len(start), len(p)
@@ -216,27 +218,30 @@ class _Problem:
         columns = np.zeros((len(x), states))
         if not is_known:
             columns[inputs:] = np.diag(scales[inputs:])
-        upper = np.arange(states)[:, None] - np.arange(states)[None] + states - 1
+
+        def along(t: float, y: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """df/dy, and the rates of change of the columns."""
+            in_states, in_parameters = self._derivatives(t, y, p)
+            change = columns @ in_states.T
+            change[:inputs] += in_parameters.T * scales[:inputs, None]
+            return in_states, change
 
         def rates(t: float, z: np.ndarray) -> np.ndarray:
             z = z.reshape(-1, states)
-            in_states, in_parameters = self._derivatives(t, z[0], p)
-            change = np.empty_like(z)
-            change[0] = self.rates(t, z[0], p)
-            change[1:] = z[1:] @ in_states.T
-            change[1 : 1 + inputs] += in_parameters.T * scales[:inputs, None]
-            return change.ravel()
+            return np.concatenate([self.rates(t, z[0], p), along(t, z[0], z[1:])[1].ravel()])
 
-        def bands(t: float, z: np.ndarray) -> np.ndarray:
-            in_states, _ = self._derivatives(t, z[:states], p)
-            block = np.zeros((2 * states - 1, states))
-            block[upper, np.arange(states)[None]] = in_states
-            return np.tile(block, (1, 1 + len(x)))
+        def whole(t: float, z: np.ndarray) -> np.ndarray:
+            y, columns = z[:states], z[states:].reshape(-1, states)
+            in_states, change = along(t, y, columns)
+            matrix = np.kron(np.eye(1 + len(x)), in_states)
+            for state, step in enumerate(_NEWTON_STEP * _sizes(y)):
+                moved = along(t, y + step * np.eye(states)[state], columns)[1]
+                matrix[states:, state] = ((moved - change) / step).ravel()
+            return matrix
 
-        width = {"ml": states - 1, "mu": states - 1}
         atol = np.tile(self.atol, 1 + len(x))
         begin = np.concatenate([start, columns.ravel()])
-        found = self._integrate(rates, begin, times, p, atol, Dfun=bands, **width)
+        found = self._integrate(rates, begin, times, p, atol, Dfun=whole)
         found = found.reshape(len(times), 1 + len(x), states)
         return found[:, 0], np.swapaxes(found[:, 1:] / scales[:, None], 1, 2)
 

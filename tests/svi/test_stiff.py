@@ -200,6 +200,12 @@ def explode(t, y, p):
     return [p[0] * y[0] ** 2]
 
 
+def _without_other_warnings(*arguments):
+    """Solutions with `nan`; NumPy deprecates how tensors of Torch become arrays."""
+    warnings.simplefilter("ignore", DeprecationWarning)
+    return ops.convert_to_numpy(solve_stiff(*arguments, on_failure="nan"))
+
+
 @pytest.mark.core
 def test_a_failure_names_the_parameters_or_gives_nan():
     times = [0.0, 0.5, 2.0]
@@ -207,8 +213,7 @@ def test_a_failure_names_the_parameters_or_gives_nan():
     with refusal(r"did not at the parameters \[1.0\]"):
         ops.convert_to_numpy(solve_stiff(explode, [1.0], times, parameters))
     with pytest.warns(RuntimeWarning, match=r"parameters \[1.0\]"):
-        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of tensors of Torch
-        states = ops.convert_to_numpy(solve_stiff(explode, [1.0], times, parameters, on_failure="nan"))
+        states = _without_other_warnings(explode, [1.0], times, parameters)
     np.testing.assert_allclose(states[0, :, 0], 1.0 / (1.0 + np.array(times)), rtol=1e-5)
     assert np.isnan(states[1]).all()
 
