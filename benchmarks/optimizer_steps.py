@@ -253,8 +253,7 @@ def report(write: Annotated[bool, typer.Option(help="Into benchmarks/README.md."
         for row in found:
             cells = [_best(row["steps"], place) for place in range(len(targets))]
             lines.append([f"{task}, {family}, batch {batch}", row["optimizer"], *cells])
-    targets = ["first target", "second target"]
-    text = markdown(["task", "optimizer", *targets], lines)
+    text = markdown(["task", "optimizer", "first target", "second target"], lines)
     print(text)
     if write:
         replace_section(PAGE, "optimizer_steps", text)

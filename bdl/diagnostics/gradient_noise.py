@@ -25,10 +25,10 @@ from bdl.diagnostics.gradients import gradient_of
 from bdl.diagnostics.measure import take_rows
 from bdl.keras_internals import current_value, flatten_layers, is_ragged, is_text, second_moments, take_losses
 from bdl.model import VariationalModel
-from bdl.protocols import HasKL, LearnsNoise, TellsStory
+from bdl.protocols import HasKL, TellsStory
 from bdl.random import examples
 from bdl.training.data import as_arrays, check_lengths, is_data_set
-from bdl.training.micro_batches import MicroBatches
+from bdl.training.steps import learning_noise
 from bdl.uncounted import counted
 
 NOT_MEASURED = "The noise of the gradient was not measured ({}: {})."
@@ -253,8 +253,7 @@ class StepGradient:
 
     def _weights(self) -> np.ndarray:
         """Square roots of what the squares of the kept numbers count."""
-        optimizer = self._model.optimizer
-        moments = second_moments(optimizer.inner_optimizer if isinstance(optimizer, MicroBatches) else optimizer)
+        moments = second_moments(self._model.optimizer)
         if moments is not None and len(moments) == len(self._model.trainable_variables):
             moments = [moments[place] for place, _ in _counted(self._model)]
         shapes = [tuple(variable.shape) for variable in self._variables]
@@ -283,8 +282,7 @@ def _step_of(model: Any) -> Iterator[None]:
 
 def _counted(model: Any) -> list[tuple[int, keras.Variable]]:
     """The trained variables and their places, without those that take noise off the gradients of others."""
-    learning = [layer for layer in flatten_layers(model) if isinstance(layer, LearnsNoise)]
-    left_out = {id(weight) for layer in learning for weight in layer.weights}
+    left_out = {id(variable) for variable in learning_noise(model)}
     return [pair for pair in enumerate(model.trainable_variables) if id(pair[1]) not in left_out]
 
 

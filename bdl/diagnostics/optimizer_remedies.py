@@ -9,7 +9,7 @@ import keras
 
 from bdl.diagnostics.remedy import Remedy
 from bdl.diagnostics.twin import restarted, trained_anew
-from bdl.training.steps import innermost
+from bdl.keras_internals import innermost
 
 _SOURCE = "Shen et al. 2024, arXiv 2402.17641"
 

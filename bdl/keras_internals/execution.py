@@ -243,6 +243,19 @@ def assign_rows(variable: keras.Variable, rows: Any, values: Any) -> None:
             variable.value[rows] = values
 
 
+def innermost(optimizer: Any) -> Any:
+    """The optimizer inside a `LossScaleOptimizer`, or another that wraps one; any other itself.
+
+    Example:
+    >>> adam = keras.optimizers.Adam()
+    >>> innermost(keras.optimizers.LossScaleOptimizer(adam)) is adam, innermost(adam) is adam
+    (True, True)
+    """
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
 def rate_schedule(optimizer: Any) -> Any:
     """What an optimizer, or the one inside it, takes its learning rate from: a schedule, a variable or a function.
 
@@ -251,7 +264,7 @@ def rate_schedule(optimizer: Any) -> Any:
     >>> rate_schedule(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule))) is schedule
     True
     """
-    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+    return getattr(innermost(optimizer), "_learning_rate", None)
 
 
 def second_moments(optimizer: Any) -> list[Any] | None:
@@ -265,7 +278,7 @@ def second_moments(optimizer: Any) -> list[Any] | None:
     >>> [tuple(variable.shape) for variable in second_moments(optimizer)], second_moments(keras.optimizers.SGD())
     ([(2,)], None)
     """
-    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_velocities", None)
+    return getattr(innermost(optimizer), "_velocities", None)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

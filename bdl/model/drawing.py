@@ -12,14 +12,13 @@ import keras
 from keras import ops
 
 from bdl.estimators.stateless import evaluated_at
-from bdl.keras_internals import current_value, flatten_layers, is_concrete, is_one_device, is_tracing
+from bdl.keras_internals import current_value, flatten_layers, innermost, is_concrete, is_one_device, is_tracing
 from bdl.likelihoods.heads import Heads
 from bdl.optimizers.drawn_network import DrawnNetwork, next_seed
 from bdl.optimizers.ivon import IVON, optimizer_values
 from bdl.protocols import HasKL
 from bdl.random import Tensor
 from bdl.schedules import KLSchedule
-from bdl.training.steps import innermost
 
 
 @dataclass(frozen=True, eq=False)

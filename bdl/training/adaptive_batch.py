@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
-from bdl.keras_internals import flatten_layers, is_one_device, rate_schedule
-from bdl.protocols import LearnsNoise, ReadsModel
+from bdl.keras_internals import innermost, is_one_device, rate_schedule
+from bdl.protocols import ReadsModel
 from bdl.training.micro_batches import MicroBatches
-from bdl.training.steps import build_optimizer
+from bdl.training.steps import build_optimizer, learning_noise
 
 _UNBOUNDED = 2**20
 
@@ -82,9 +82,7 @@ class AdaptiveBatch(keras.callbacks.Callback):
         else:
             self._check(optimizer)
             if self._wrapper is None or self._wrapper.inner_optimizer is not optimizer:
-                learning = [layer for layer in flatten_layers(self.model) if isinstance(layer, LearnsNoise)]
-                left_out = [variable for layer in learning for variable in layer.weights]
-                self._wrapper = MicroBatches(optimizer, left_out=left_out)
+                self._wrapper = MicroBatches(optimizer, left_out=learning_noise(self.model))
         steps = self.params.get("steps")
         self._wrapper.most = self.most or (2 ** (int(steps).bit_length() - 1) if steps else _UNBOUNDED)
         self._wrapper.threshold, self._wrapper.interval = self.threshold, self.interval
@@ -109,7 +107,7 @@ class AdaptiveBatch(keras.callbacks.Callback):
 
     def _check(self, optimizer: Any) -> None:
         name = type(optimizer).__name__
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = innermost(optimizer)
         if isinstance(rate_schedule(optimizer), keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(
                 f"The learning rate must be constant with AdaptiveBatch, not a schedule, as that of {name} is: growing "

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from bdl.protocols import ReadsModel
+from bdl.keras_internals import flatten_layers, innermost
+from bdl.protocols import LearnsNoise, ReadsModel
 
 
 def inform_optimizer(model: Any) -> None:
@@ -16,11 +17,9 @@ def inform_optimizer(model: Any) -> None:
         optimizer.read_model(model)
 
 
-def innermost(optimizer: Any) -> Any:
-    """The optimizer inside a `LossScaleOptimizer`, or another that wraps one; any other itself."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
+def learning_noise(model: Any) -> list[Any]:
+    """Variables that take noise off the gradients of others, and are no part of a gradient's signal and noise."""
+    return [each for layer in flatten_layers(model) if isinstance(layer, LearnsNoise) for each in layer.weights]
 
 
 def build_optimizer(model: Any) -> None:
