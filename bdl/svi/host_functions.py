@@ -129,18 +129,23 @@ def _on_jax(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) -> Tens
 
 def _on_tensorflow(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) -> Tensor:
     import tensorflow as tf
+    from tensorflow.python.eager.record import should_record_backprop  # there is no public way to ask for a tape
+
+    def call_both() -> tuple[Tensor, Tensor]:
+        found, jacobian = tf.numpy_function(both, [x, fixed], [x.dtype, x.dtype], stateful=False)
+        found.set_shape((*x.shape[:-1], flat))
+        jacobian.set_shape((*x.shape[:-1], flat, x.shape[-1]))
+        return found, tf.stop_gradient(jacobian)
+
+    if should_record_backprop([x]):  # a gradient is to come: one call gives both
+        found, jacobian = call_both()
+        return tf.stop_gradient(found) + tf.einsum("...vp,...p->...v", jacobian, x - tf.stop_gradient(x))
 
     @tf.custom_gradient
-    def function(x: Tensor) -> Any:
+    def function(x: Tensor) -> Any:  # within a loop or a function that a tape sees from outside only
         found = tf.numpy_function(values, [x, fixed], x.dtype, stateful=False)
         found.set_shape((*x.shape[:-1], flat))
-
-        def gradient(upstream: Tensor) -> Tensor:
-            _, jacobian = tf.numpy_function(both, [x, fixed], [x.dtype, x.dtype], stateful=False)
-            jacobian.set_shape((*x.shape[:-1], flat, x.shape[-1]))
-            return tf.einsum("...v,...vp->...p", upstream, tf.stop_gradient(jacobian))
-
-        return found, gradient
+        return found, lambda upstream: tf.einsum("...v,...vp->...p", upstream, call_both()[1])
 
     return function(x)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +51,9 @@ def solve_stiff(
     It is for a story whose observations follow a path that has no closed form, as in chemical kinetics. SciPy's LSODA
     solves each row of parameters by itself, in float64, on the host. The gradient comes from forward sensitivities: the
     derivatives `S = dy/dp` follow `dS/dt = (df/dy) S + df/dp` and are solved together with the states, to the same
-    tolerances. On JAX and Torch a value with its gradient costs one solution with sensitivities, on TensorFlow also one
-    without. A model whose story calls this is compiled without XLA on TensorFlow; there is nothing to set.
+    tolerances. A value with its gradient costs one solution with sensitivities; on TensorFlow also one without where
+    `tf.map_fn` or a compiled function stands between this and the gradient, as in NUTS. A model whose story calls this
+    is compiled without XLA on TensorFlow; there is nothing to set. `counting_solutions` tells what a fit has cost.
 
     Further derivatives take the sensitivities as constants: the Hessian of `start="map"` and `"laplace"` is that of
     Gauss and Newton, which leaves out the curvature of the solution in the parameters.
@@ -129,6 +131,46 @@ def solve_stiff(
     return on_host("solve_stiff", values, both, x, fixed, (num_times, num_states))
 
 
+@dataclass(eq=False)
+class Solutions:
+    """How many differential equations `solve_stiff` has solved.
+
+    Args:
+        plain: Rows of parameters without a gradient.
+        with_sensitivities: Rows with one.
+
+    Example:
+    >>> Solutions()
+    Solutions(plain=0, with_sensitivities=0)
+    """
+
+    plain: int = 0
+    with_sensitivities: int = 0
+
+
+_counters: list[Solutions] = []
+
+
+@contextlib.contextmanager
+def counting_solutions() -> Iterator[Solutions]:
+    """Counts the solutions of `solve_stiff` within this context: what a fit, or a sampler, has cost.
+
+    Example:
+    >>> def decay(t, y, p):
+    ...     return [-p[0] * y[0]]
+    >>> with bdl.svi.counting_solutions() as solutions:
+    ...     states = ops.convert_to_numpy(bdl.svi.solve_stiff(decay, [2.0], [0.0, 1.0], ops.array([[0.5], [0.6]])))
+    >>> solutions
+    Solutions(plain=2, with_sensitivities=0)
+    """
+    counter = Solutions()
+    _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        _counters.remove(counter)
+
+
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """Equations and how they are solved, in NumPy.
@@ -198,6 +240,9 @@ class _Problem:
     def _solve(self, p: np.ndarray, start: np.ndarray, times: np.ndarray) -> np.ndarray:
         """The states at the times, `(times, states)`."""
         self.check_rates(start, p, times[0])
+        with _ONE_AT_A_TIME:
+            for counter in _counters:
+                counter.plain += 1
         jacobian = None if self.jacobian is None else (lambda t, y: np.asarray(self._derivatives(t, y, p)[0]))
         return self._integrate(lambda t, y: np.asarray(self.rates(t, y, p)), start, times, p, self.atol, Dfun=jacobian)
 
@@ -212,6 +257,9 @@ class _Problem:
         the latter steps are smaller.
         """
         self._check_derivatives(p, start, times)
+        with _ONE_AT_A_TIME:
+            for counter in _counters:
+                counter.with_sensitivities += 1
         states, inputs = len(start), len(p)
         x = p if is_known else np.concatenate([p, start])
         scales = np.where(x == 0.0, 1.0, np.abs(x))
@@ -311,7 +359,7 @@ class _Problem:
                 ours = np.concatenate(self._derivatives(t, y, p), axis=1)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{name}` must {fix}: {error}. Or give jacobian=.") from error
-        sizes = np.concatenate([_sizes(y), _sizes(p)])
+        sizes = np.concatenate([_sizes(y), np.where(p == 0.0, 1.0, np.abs(p))])  # each parameter has a unit of its own
         if ours.shape != (len(y), len(sizes)):
             raise ValueError(f"`{name}` must {fix}; together they have the shape {ours.shape}.")
         x = np.concatenate([y, p])

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 from standard_errors import assert_within_standard_errors
 from stories import Normal
 
-from bdl.svi import SVI, Global, Observed, nuts, solve_stiff
+from bdl.svi import SVI, Global, Observed, counting_solutions, nuts, solve_stiff
 from bdl.svi.derivatives import hessian, value_and_gradient
 
 TIMES = np.linspace(0.0, 3.0, 7)
@@ -108,7 +108,7 @@ def test_robertsons_reaction_agrees_with_radau_and_its_sensitivities_with_differ
     weights = np.array([1.0, 1e4, 1.0])
 
     def total(logs):
-        return ops.sum(solve_stiff(robertson, first, times, ops.exp(logs), **tolerances) @ ops.array([1.0, 1e4, 1.0]))
+        return ops.sum(solve_stiff(robertson, first, times, ops.exp(logs), **tolerances) * weights.astype("float32"))
 
     logs = np.log(rates).astype("float32").astype("float64")
     expected = differences(lambda logs: (radau(np.exp(logs)) * weights).sum(), logs, 1e-3)
@@ -157,7 +157,10 @@ def fitted(**settings):
 
 @pytest.mark.core
 def test_a_fit_finds_the_posterior_of_a_rate_and_comes_back_from_a_file(tmp_path):
-    model = fitted(steps_per_execution=50)
+    with counting_solutions() as solutions:
+        model = fitted(steps_per_execution=50)
+    assert solutions.with_sensitivities == 2 * 200  # draws of each step
+    assert solutions.plain <= 2  # of the trace, and along which the derivatives are checked
     mean, sd = exact_posterior()
     draws = model.posterior(num_samples=1000)["log_rate"]
     assert_within_standard_errors(draws.mean(), mean, sd / np.sqrt(1000))
@@ -266,3 +269,14 @@ def test_arguments_are_checked():
         solve_stiff(a_decay, 1.0, [0.0, 1.0], p)
     with pytest.raises(ValueError, match="a rate for each of the 2 states"):
         solve_stiff(a_decay, [1.0, 0.0], [0.0, 1.0], p)
+
+
+def mixed_units(t, y, p):
+    return [-p[0] * np.exp(-p[1] * t) * y[0]]
+
+
+def test_parameters_of_very_different_sizes_have_derivatives():
+    def total(x):
+        return ops.sum(solve_stiff(mixed_units, [1.0], [0.0, 1e-5, 200.0], x))
+
+    value_and_gradient(total, "float32")(np.array([1e5, 0.03]))  # a step of the first would be far too long for the second
