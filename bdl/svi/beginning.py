@@ -20,7 +20,7 @@ from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import assign_guides, requested
 from bdl.svi.rows import as_data, as_tensors, first_batch
-from bdl.svi.start import Start, find_starts, on_the_real_line
+from bdl.svi.start import Start, find_starts, on_the_real_line, search_of, values_of
 from bdl.svi.story import Site, Story, num_rows
 from bdl.svi.tracing import Trace, check_finite, trace
 from bdl.training import data as training_data
@@ -156,7 +156,7 @@ class Beginning:
             ValueError: as `bdl.svi.tracing.trace` and `assign_guides` do, if the sites are not those traced before,
                 the support of a global site depends on data, or a guide draws discrete values that are impossible.
         """
-        given = self.start if isinstance(self.start, Mapping) else None
+        given = values_of(self.start)
         key = fold_in(draw_key(0), 0)
         guided = [name for names, _ in requested(self.requested_guide) for name in names]
         dtype = self.compute_dtype
@@ -296,7 +296,7 @@ class Beginning:
                 data that are no arrays.
         """
         found = self.trace_first(x, batch_size)
-        if not self.is_started and not isinstance(self.start, Mapping) and self.start != "prior":
+        if not self.is_started and search_of(self.start) is not None:
             if found is None or training_data.is_data_set(x):
                 raise ValueError(
                     f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays."

@@ -210,6 +210,8 @@ def _baseline_config(baseline: Any) -> Any:
 
 
 def _start_config(start: Any) -> Any:
+    if isinstance(start, tuple):
+        return [start[0], _start_config(start[1])]
     return {name: np.asarray(value).tolist() for name, value in start.items()} if isinstance(start, Mapping) else start
 
 

@@ -89,7 +89,7 @@ def nuts(
     def values(draw: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         real = split(draw[0])
         combination = combination_of(estimator, tensors, real, fold_in(draw_key(seed), draw[1]))
-        visits = estimator.visit(tensors, real, combination=combination)
+        visits = estimator.visit(tensors, real, until=list(sites)[-1], combination=combination)
         return {visit.name: visit.value for visit in visits if visit.name in sites}
 
     first = np.concatenate([each.ravel() for each in point.values()]).astype(dtype)

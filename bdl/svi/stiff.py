@@ -52,7 +52,7 @@ def solve_stiff(
     solves each row of parameters by itself, in float64, on the host. The gradient comes from forward sensitivities: the
     derivatives `S = dy/dp` follow `dS/dt = (df/dy) S + df/dp` and are solved together with the states, to the same
     tolerances. A value with its gradient costs one solution with sensitivities; on TensorFlow also one without where
-    `tf.map_fn` or a compiled function stands between this and the gradient, as in NUTS. A model whose story calls this
+    no `tf.GradientTape` sees the call, as in NUTS. A model whose story calls this
     is compiled without XLA on TensorFlow; there is nothing to set. `counting_solutions` tells what a fit has cost.
 
     Further derivatives take the sensitivities as constants: the Hessian of `start="map"` and `"laplace"` is that of

@@ -279,4 +279,6 @@ def test_parameters_of_very_different_sizes_have_derivatives():
     def total(x):
         return ops.sum(solve_stiff(mixed_units, [1.0], [0.0, 1e-5, 200.0], x))
 
-    value_and_gradient(total, "float32")(np.array([1e5, 0.03]))  # a step of the first would be far too long for the second
+    value_and_gradient(total, "float32")(
+        np.array([1e5, 0.03])
+    )  # a step of the first would be far too long for the second
