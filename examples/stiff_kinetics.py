@@ -8,7 +8,6 @@ How fast are the reactions of a scheme, and which of them can the data tell at a
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,207 +19,45 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import tensorflow as tf
 import tensorflow_probability as tfp
 import typer
 from keras import ops
+from reaction_schemes import Experiment, alpha_pinene, predicted, stat5
 from rich.console import Console
 from rich.table import Table
 from scipy import optimize
-from scipy.integrate import odeint
 
 from bdl.schedules import DecayOverFit
 from bdl.svi import SVI, Flow, Global, LowRank, Observed, counting_solutions, nuts, solve_stiff
 from bdl.svi.checks import Chains
 
 tfd = tfp.distributions
-LOG_BOUNDS = (-5.0, 5.0)
-"""Between which decadic logarithms of constants are looked for, as in the file of the benchmark."""
 
 
-class MassAction:
-    """Reactions whose rates are a constant times the concentrations of their reactants.
+def seen_of(experiment: Experiment) -> Callable[[Any], Any]:
+    """The function from logarithms of constants to what is observed without noise, with a gradient."""
+    rates, derivatives = experiment.scheme.rates_of_change, experiment.scheme.derivatives
 
-    Args:
-        reactions: Lines such as `"k_bind: A + B -> AB"`, of at most three reactants.
-        volumes: Of the species in compartments; 1 for all others. A species that changes its compartment is diluted.
-    """
+    def seen(log_k: Any) -> Any:
+        path = solve_stiff(
+            rates, experiment.initial, experiment.times, 10.0**log_k, jacobian=derivatives, **experiment.tolerances
+        )
+        return ops.stack(experiment.observe(ops.unstack(path, axis=-1)), axis=-1)[experiment.first :]
 
-    def __init__(self, reactions: str, volumes: dict[str, float] | None = None) -> None:
-        lines = [[part.strip() for part in line.replace("->", ":").split(":")] for line in reactions.splitlines()]
-        sides = [tuple([each for each in side.split(" + ") if each] for side in line[1:]) for line in lines]
-        names = [line[0] for line in lines]
-        self.constants = tuple(dict.fromkeys(names))
-        self.species = tuple(dict.fromkeys(each for both in sides for side in both for each in side))
-        size = np.array([(volumes or {}).get(each, 1.0) for each in self.species])
-        where = [[self.species.index(each) for each in before] for before, _ in sides]
-        gains = np.array([[after.count(s) - before.count(s) for before, after in sides] for s in self.species])
-        self.stoichiometry = gains * size[[place[0] for place in where]] / size[:, None]
-        self.constant = np.array([self.constants.index(name) for name in names])
-        one = len(self.species)  # the place of a number that is always 1
-        self.reactants = np.array([place + [one] * (3 - len(place)) for place in where]).T
-        self.in_species = np.eye(one + 1)[:, :-1][self.reactants]  # (reactants, reactions, species)
-        self.in_constants = np.eye(len(self.constants))[self.constant]
-
-    def rates_of_change(self, t: float, y: np.ndarray, k: np.ndarray) -> np.ndarray:
-        """Of the concentrations `(species,)`, with the constants `(constants,)`."""
-        a, b, c = np.append(y, 1.0)[self.reactants]
-        return self.stoichiometry @ (k[self.constant] * a * b * c)
-
-    def derivatives(self, t: float, y: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of the rates of change in the concentrations, and in the constants."""
-        a, b, c = np.append(y, 1.0)[self.reactants]
-        slopes = k[self.constant] * np.stack([b * c, a * c, a * b])
-        in_species = (slopes[..., None] * self.in_species).sum(0)
-        return self.stoichiometry @ in_species, self.stoichiometry @ (self.in_constants * (a * b * c)[:, None])
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A scheme of reactions, and what was measured of it.
-
-    Args:
-        name: Of the experiment.
-        scheme: The reactions.
-        initial: Concentrations at the first time.
-        times: In minutes.
-        values: Measured, `(times, observables)`; not a number where nothing was.
-        observables: Their names.
-        observe: From concentrations to what is measured of them.
-        num_noises: 1 where all observables have one standard deviation, or one for each.
-        centres: Means of the prior of the decadic logarithms of the constants, `(constants,)`; that of the noises' is 0.
-        decades: Standard deviations of these priors, of the constants and of the noises.
-    """
-
-    name: str
-    scheme: MassAction
-    initial: np.ndarray
-    times: np.ndarray
-    values: np.ndarray
-    observables: tuple[str, ...]
-    observe: Callable[[list[Any]], list[Any]]
-    num_noises: int
-    centres: np.ndarray
-    decades: tuple[float, float]
-
-    @property
-    def first(self) -> int:
-        """The first time at which something was measured."""
-        return int(np.isnan(self.values[0]).any())
-
-    @property
-    def tolerances(self) -> dict[str, Any]:
-        """Of the solver, in the unit of each species."""
-        return {"rtol": 1e-6, "atol": np.where(self.initial > 0.0, 1e-10 * self.initial, 1e-8)}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of all latent numbers."""
-        which = self.observables if self.num_noises > 1 else ("",)
-        return (*self.scheme.constants, *(f"noise {each}".strip() for each in which))
-
-
-PINENE = np.array(
-    [
-        [1230, 88.35, 7.3, 2.3, 0.4, 1.75],
-        [3060, 76.4, 15.6, 4.5, 0.7, 2.8],
-        [4920, 65.1, 23.1, 5.3, 1.1, 5.8],
-        [7800, 50.4, 32.9, 6.0, 1.5, 9.3],
-        [10680, 37.5, 42.7, 6.0, 1.9, 12.0],
-        [15030, 25.9, 49.1, 5.9, 2.2, 17.0],
-        [22620, 14.0, 57.4, 5.1, 2.6, 21.0],
-        [36420, 4.5, 63.1, 3.8, 2.9, 25.7],
-    ]
-)
-"""Minutes, and percent of five substances at 189.5 degrees Celsius (Box et al. 1973, after Fuguitt and Hawkins)."""
-
-PINENE_SCHEME = """k1: alpha-pinene -> dipentene
-k2: alpha-pinene -> allo-ocimene
-k3: allo-ocimene -> pyronene
-k4: allo-ocimene -> dimer
-k5: dimer -> allo-ocimene"""
-PINENE_RATES = np.array([5.926e-5, 2.963e-5, 2.047e-5, 2.745e-4, 3.998e-5])
-"""By least squares, in 1 / min (Dolan, More and Munson 2004, COPS 3.0): the sum of squares is 19.872."""
-
-
-def alpha_pinene() -> Experiment:
-    """The isomerisation of alpha-pinene by heat."""
-    scheme = MassAction(PINENE_SCHEME)
-    values = np.concatenate([np.full((1, 5), np.nan), PINENE[:, 1:]])
-    times = np.concatenate([[0.0], PINENE[:, 0]])
-    initial = np.array([100.0, 0.0, 0.0, 0.0, 0.0])
-    return Experiment(
-        "alpha-pinene", scheme, initial, times, values, scheme.species, list, 1, np.full(5, -4.0), (1.0, 1.0)
-    )
-
-
-STAT_SCHEME = """Epo_degradation_BaF3: Epo ->
-k_phos: A + A + Epo -> AA + Epo
-k_phos: A + B + Epo -> AB + Epo
-k_phos: B + B + Epo -> BB + Epo
-k_imp_homo: AA -> nAA
-k_imp_hetero: AB -> nAB
-k_imp_homo: BB -> nBB
-k_exp_homo: nAA -> A + A
-k_exp_hetero: nAB -> A + B
-k_exp_homo: nBB -> B + B"""
-
-
-def stat5(folder: Path) -> Experiment:
-    """The dimerisation of STAT5A and STAT5B, and their way into the nucleus and back (Boehm et al. 2014)."""
-    name = "Boehm_JProteomeRes2014"
-    files = {kind: folder / "kinetics" / name / f"{kind}_{name}.tsv" for kind in ("measurementData", "parameters")}
-    missing = [str(path) for path in files.values() if not path.is_file()]
-    if missing:
-        raise SystemExit(f"{missing} are missing. They are of the collection of benchmarks of PEtab, model {name}.")
-    tables = {}
-    for kind, path in files.items():
-        with path.open() as file:
-            tables[kind] = list(csv.DictReader(file, delimiter="\t"))
-    observables = tuple(dict.fromkeys(row["observableId"] for row in tables["measurementData"]))
-    series = [[row for row in tables["measurementData"] if row["observableId"] == each] for each in observables]
-    times = np.array([float(row["time"]) for row in series[0]])
-    values = np.array([[float(row["measurement"]) for row in rows] for rows in series]).T
-    if values.shape != (16, 3):
-        raise SystemExit(f"{files['measurementData'].name} must have 16 times of 3 observables, not {values.shape}.")
-    parameters = {row["parameterId"]: row for row in tables["parameters"]}
-    ratio, antibody = (float(parameters[each]["nominalValue"]) for each in ("ratio", "specC17"))
-    nucleus, cytosol = 0.45, 1.4
-    scheme = MassAction(
-        STAT_SCHEME, {s: nucleus if s.startswith("n") else cytosol for s in "A B AA AB BB nAA nAB nBB".split()}
-    )
-
-    def observe(y: list[Any]) -> list[Any]:
-        """Percent of STAT5A, and of STAT5B, that is phosphorylated, and of STAT5 that is STAT5A."""
-        a, b, aa, ab, bb = (y[scheme.species.index(each)] for each in ("A", "B", "AA", "AB", "BB"))
-        of_a, of_b = antibody * (a + 2.0 * aa), (1.0 - antibody) * (b + 2.0 * bb)
-        return [
-            100.0 * (ab + 2.0 * antibody * aa) / (ab + of_a),
-            100.0 * (ab + 2.0 * (1.0 - antibody) * bb) / (ab + of_b),
-            100.0 * (ab + of_a) / (2.0 * ab + of_a + of_b),
-        ]
-
-    amounts = {"A": 207.6 * ratio, "B": 207.6 * (1.0 - ratio), "Epo": 1.25e-7}
-    initial = np.array([amounts.get(each, 0.0) for each in scheme.species])
-    centres = np.zeros(len(scheme.constants))
-    centres[scheme.constants.index("k_phos")] = -np.log10(amounts["Epo"] * 207.6)  # one per minute at the start
-    return Experiment("STAT5", scheme, initial, times, values, observables, observe, 3, centres, (3.0, 1.0))
+    return seen
 
 
 def story_of(experiment: Experiment) -> Callable[[Any], Iterator[Any]]:
     """The story of an experiment, whose data are one row."""
-    scheme = experiment.scheme
-    rates, derivatives = scheme.rates_of_change, scheme.derivatives
+    seen = seen_of(experiment)
     centres, noise_centres = experiment.centres.astype("float32"), np.zeros(experiment.num_noises, "float32")
     decades, noise_decades = experiment.decades
 
     def story(data: Any) -> Iterator[Any]:
         log_k = yield Global("log_k", tfd.Normal(centres, decades))
         log_noise = yield Global("log_noise", tfd.Normal(noise_centres, noise_decades))
-        path = solve_stiff(
-            rates, experiment.initial, experiment.times, 10.0**log_k, jacobian=derivatives, **experiment.tolerances
-        )
-        seen = ops.stack(experiment.observe(ops.unstack(path, axis=-1)), axis=-1)[experiment.first :]
-        yield Observed("values", tfd.Normal(seen[None], 10.0**log_noise), data["values"])
+        yield Observed("values", tfd.Normal(seen(log_k)[None], 10.0**log_noise), data["values"])
 
     return story
 
@@ -228,21 +65,6 @@ def story_of(experiment: Experiment) -> Callable[[Any], Iterator[Any]]:
 def data_of(experiment: Experiment) -> dict[str, np.ndarray]:
     """The row of data."""
     return {"values": experiment.values[None, experiment.first :].astype("float32")}
-
-
-def predicted(experiment: Experiment, log_k: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
-    """What is observed without noise, `(times, observables)`, by SciPy alone."""
-    scheme, k = experiment.scheme, 10.0**log_k
-    path = odeint(
-        lambda t, y: scheme.rates_of_change(t, y, k),
-        experiment.initial,
-        experiment.times if times is None else times,
-        Dfun=lambda t, y: scheme.derivatives(t, y, k)[0],
-        tfirst=True,
-        mxstep=100_000,
-        **experiment.tolerances,
-    )
-    return np.stack(experiment.observe(list(path.T)), axis=-1)
 
 
 def log_likelihood(experiment: Experiment, x: np.ndarray) -> float:
@@ -262,22 +84,29 @@ def log_density(experiment: Experiment, x: np.ndarray) -> float:
     return log_likelihood(experiment, x) - 0.5 * float(z @ z)
 
 
-def most_likely(experiment: Experiment, start: np.ndarray) -> tuple[np.ndarray, float]:
-    """The constants of the highest likelihood near a point, each noise at its best, and that likelihood's negative log."""
-    number = len(experiment.scheme.constants)
+def with_best_noise(experiment: Experiment, log_k: np.ndarray) -> np.ndarray:
+    """The constants, and the noises that make the data most likely."""
+    squares = (experiment.values - predicted(experiment, log_k))[experiment.first :] ** 2
+    variances = squares.mean(axis=0 if experiment.num_noises > 1 else None)
+    return np.concatenate([log_k, 0.5 * np.log10(np.atleast_1d(variances))])
 
-    def with_best_noise(log_k: np.ndarray) -> np.ndarray:
-        squares = (experiment.values - predicted(experiment, log_k))[experiment.first :] ** 2
-        variances = squares.mean(axis=0 if experiment.num_noises > 1 else None)
-        return np.concatenate([log_k, 0.5 * np.log10(np.atleast_1d(variances))])
+
+def most_likely(experiment: Experiment) -> tuple[np.ndarray, float]:
+    """The best constants near the published ones, within the benchmark's bounds, with the best noises, and the NLL."""
 
     def cost(log_k: np.ndarray) -> float:
-        return -log_likelihood(experiment, with_best_noise(log_k))
+        return -log_likelihood(experiment, with_best_noise(experiment, log_k))
 
-    options = {"eps": 1e-4, "maxiter": 200, "ftol": 1e-10}
-    bounds = [LOG_BOUNDS] * number
-    found = optimize.minimize(cost, start[:number], method="L-BFGS-B", bounds=bounds, options=options)
-    return with_best_noise(found.x), float(found.fun)
+    bounds = [(-5.0, 5.0)] * len(experiment.centres)
+    found = optimize.minimize(cost, experiment.published, method="L-BFGS-B", bounds=bounds, options={"eps": 1e-5})
+    return with_best_noise(experiment, found.x), float(found.fun)
+
+
+def mode_of(experiment: Experiment) -> tuple[np.ndarray, int]:
+    """The mode of the posterior near the published constants, and the solutions that the search took."""
+    start = with_best_noise(experiment, experiment.published)
+    found = optimize.minimize(lambda x: -log_density(experiment, x), start, method="L-BFGS-B", options={"eps": 1e-5})
+    return found.x, found.nfev
 
 
 def adaptive_metropolis(experiment: Experiment, start: np.ndarray, steps: int, seed: int) -> np.ndarray:
@@ -346,15 +175,223 @@ def of_chains(name: str, chains: np.ndarray, plain: int, with_sensitivities: int
     return Result(name, chains.reshape(-1, chains.shape[-1]), plain, with_sensitivities, seconds, text)
 
 
-def fit(experiment: Experiment, name: str, guide: Any, steps: int, seed: int) -> Result:
-    """A variational fit from the mode on."""
+def spread_at(experiment: Experiment, mode: np.ndarray) -> np.ndarray:
+    """Cholesky factor of the Laplace approximation's covariance, by the Hessian of Gauss and Newton.
+
+    It takes the derivatives of what is observed, here by differences, and not the curvature of the solution.
+    """
+    number = len(experiment.centres)
+    slopes = [
+        (predicted(experiment, mode[:number] + h) - predicted(experiment, mode[:number] - h))[experiment.first :] / 2e-3
+        for h in 1e-3 * np.eye(number)
+    ]
+    weighted = np.stack(slopes) / 10.0 ** mode[number:]
+    precision = np.diag(np.repeat(np.array(experiment.decades) ** -2.0, [number, experiment.num_noises]))
+    precision[:number, :number] += np.einsum("ito,jto->ij", weighted, weighted)
+    each = weighted[0].size / experiment.num_noises  # measurements for each noise
+    precision[number:, number:] += 2.0 * np.log(10.0) ** 2 * each * np.eye(experiment.num_noises)
+    return np.linalg.cholesky(np.linalg.inv(precision))
+
+
+def fit(experiment: Experiment, name: str, guide: Any, mode: np.ndarray, steps: int, seed: int) -> Result:
+    """A variational fit, which begins at the Laplace approximation."""
     began = time.perf_counter()
+    factor = spread_at(experiment, mode)
     with counting_solutions() as solutions:
-        model = SVI(story_of(experiment), guide, start="laplace", num_samples=2, seed=seed)
+        model = SVI(story_of(experiment), guide, num_samples=2, seed=seed)
         model.compile(keras.optimizers.Adam(DecayOverFit(2e-2)))
+        model.trace_on(data_of(experiment))
+        model.guide_of("log_k").start_at(mode, factor)
         model.fit(data_of(experiment), batch_size="all", steps=steps, verbose=0)
     seconds = time.perf_counter() - began
+    plain = solutions.plain + 2 * len(experiment.centres)
     draws = stacked(model.posterior(num_samples=4000, seed=1))
     smoothed = model.k_hat(data_of(experiment), num_samples=500, seed=1)
-    told = f"k-hat {smoothed.k:.2f}"
-    return Result(name, draws, solutions.plain, solutions.with_sensitivities, seconds, told)
+    return Result(name, draws, plain, solutions.with_sensitivities, seconds, f"k-hat {smoothed.k:.2f}")
+
+
+def sample_by_nuts(experiment: Experiment, mode: np.ndarray, chains: int, draws: int, seed: int) -> Result:
+    """Draws of the No-U-Turn sampler, whose warm-up is as long."""
+    number = len(experiment.scheme.constants)
+    began = time.perf_counter()
+    with counting_solutions() as solutions:
+        start = {"log_k": mode[:number], "log_noise": mode[number:]}
+        found = nuts(story_of(experiment), data_of(experiment), draws, draws, chains, start=start, seed=seed)
+    seconds = time.perf_counter() - began
+    by_chain = stacked(found).reshape(chains, draws, -1)
+    return of_chains("NUTS", by_chain, solutions.plain, solutions.with_sensitivities, seconds)
+
+
+def walk_chains(experiment: Experiment, mode: np.ndarray, chains: int, steps: int, seed: int) -> Result:
+    """Draws of adaptive Metropolis, the second half of chains that begin around the mode."""
+    began = time.perf_counter()
+    starts = mode + 0.05 * np.random.default_rng(seed).standard_normal((chains, len(mode)))
+    walks = [adaptive_metropolis(experiment, start, steps, seed + chain) for chain, start in enumerate(starts)]
+    kept = np.stack(walks)[:, steps // 2 :]
+    return of_chains("Metropolis", kept, chains * steps, 0, time.perf_counter() - began)
+
+
+def price(experiment: Experiment, log_k: np.ndarray, repeats: int = 20) -> float:
+    """Processor time of a solution with sensitivities over that of one without."""
+    x, seen = ops.convert_to_tensor(log_k.astype("float32")), seen_of(experiment)
+
+    def with_gradient() -> None:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            seen(x)
+
+    def seconds(function: Callable[[], Any]) -> float:
+        function()
+        began = time.process_time()
+        for _ in range(repeats):
+            function()
+        return time.process_time() - began
+
+    return seconds(with_gradient) / seconds(lambda: seen(x))
+
+
+def is_identified(experiment: Experiment, reference: Result) -> np.ndarray:
+    """Whether the data tell a constant: its posterior is at most half as wide as its prior."""
+    return reference.draws.std(axis=0)[: len(experiment.centres)] < 0.5 * experiment.decades[0]
+
+
+def report(experiment: Experiment, results: dict[str, Result], times_dearer: float) -> None:
+    """Prints the posteriors beside that of NUTS, and what each has cost."""
+    reference = results["NUTS"]
+    mean, sd = reference.draws.mean(axis=0), reference.draws.std(axis=0)
+    others = [each for each in results.values() if each.name != "NUTS"]
+    identified = is_identified(experiment, reference)
+    table = Table(
+        title="Decadic logarithms: shift of the mean in NUTS' standard deviations, and error of the standard deviation"
+    )
+    for column in ("", "literature", "NUTS", *(each.name for each in others)):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    for number, name in enumerate(experiment.names):
+        is_vague = number < len(identified) and not identified[number]
+        known = f"{experiment.published[number]:.3f}" if number < len(experiment.published) else ""
+        cells = [
+            f"{(each.draws[:, number].mean() - mean[number]) / sd[number]:+.2f} "
+            f"{100 * (each.draws[:, number].std() / sd[number] - 1):+4.0f} %"
+            for each in others
+        ]
+        table.add_row(name + (" (vague)" if is_vague else ""), known, f"{mean[number]:.3f} ± {sd[number]:.3f}", *cells)
+    console = Console(width=150)
+    console.print(table)
+    table = Table(title=f"Cost: a solution with sensitivities takes as long as {times_dearer:.1f} without")
+    for column in ("", "solutions", "with sensitivities", "in Metropolis steps", "seconds", "quality"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    for each in results.values():
+        steps = each.plain + times_dearer * each.with_sensitivities
+        cells = f"{each.plain:,}", f"{each.with_sensitivities:,}", f"{steps:,.0f}", f"{each.seconds:.0f}", each.told
+        table.add_row(each.name, *cells)
+    console.print(table)
+
+
+def draw(path: Path, experiment: Experiment, results: dict[str, Result]) -> None:
+    """Data and fitted curves, the strongest correlation, all correlations, and what is known of each constant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ((curves, pair), (matrix, known)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    reference, best, poor = results["NUTS"], results["flow"], results["mean-field"]
+    number = len(experiment.centres)
+    fine = np.linspace(0.0, experiment.times[-1], 200)
+    for place in range(0, len(best.draws), len(best.draws) // 40):
+        for column, line in enumerate(predicted(experiment, best.draws[place, :number], fine).T):
+            curves.plot(fine, line, color=f"C{column}", lw=0.6, alpha=0.15)
+    for column, name in enumerate(experiment.observables):
+        curves.plot(experiment.times, experiment.values[:, column], "o", color=f"C{column}", ms=4, label=name)
+    curves.set(xlabel="minutes", ylabel="percent", title="Measured, and curves of 40 draws of the flow")
+    curves.legend(frameon=False, fontsize="small")
+
+    correlation = reference.correlation
+    first, second = np.unravel_index(np.abs(np.tril(correlation[:number, :number], -1)).argmax(), (number, number))
+    shown = {"NUTS": ("0.6", reference), "flow": ("C0", best), "mean-field": ("C3", poor)}
+    for name, (colour, each) in shown.items():
+        some = each.draws[:: max(len(each.draws) // 1000, 1)]
+        pair.plot(some[:, second], some[:, first], ".", color=colour, ms=3, alpha=0.5, label=name)
+    names = [f"log10 {name}" for name in experiment.names]
+    title = f"The strongest correlation, {correlation[first, second]:.2f}"
+    pair.set(xlabel=names[second], ylabel=names[first], title=title)
+    pair.legend(frameon=False, markerscale=4)
+
+    both = np.tril(correlation, -1) + np.triu(best.correlation, 1)
+    image = matrix.imshow(both, cmap="RdBu_r", vmin=-1, vmax=1)
+    matrix.set_xticks(range(len(names)), experiment.names, rotation=40, ha="right", fontsize="small")
+    matrix.set_yticks(range(len(names)), experiment.names, fontsize="small")
+    for (row, column), value in np.ndenumerate(both):
+        if row != column:
+            colour = "white" if abs(value) > 0.6 else "0.2"
+            matrix.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    matrix.set_title("Correlations: NUTS (below), flow (above)")
+    figure.colorbar(image, ax=matrix, shrink=0.8)
+
+    identified = is_identified(experiment, reference)
+    prior = 1.645 * experiment.decades[0]
+    for row, centre in enumerate(experiment.centres):
+        known.barh(row, 2 * prior, left=centre - prior, height=0.8, color="0.92", label=None if row else "prior")
+        for step, (name, (colour, each)) in enumerate(shown.items()):
+            low, middle, high = np.quantile(each.draws[:, row], [0.05, 0.5, 0.95])
+            height = row + 0.22 * (1 - step)
+            known.plot([low, high], [height, height], color=colour, lw=3, label=None if row else name)
+            known.plot(middle, height, "o", color=colour, ms=5)
+    told = [
+        name if sure else f"{name}\n(not identified)" for name, sure in zip(experiment.names, identified, strict=False)
+    ]
+    known.set_yticks(range(number), told, fontsize="small")
+    known.set(xlabel="log10 of the constant", title="What is known of each: 90 percent intervals")
+    known.invert_yaxis()
+    known.legend(frameon=False, fontsize="small", loc="lower left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with kinetics/Boehm_JProteomeRes2014; else BDL_DATA.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 400,
+    walk: Annotated[int, typer.Option(help="Steps of each of 4 chains of adaptive Metropolis.")] = 5000,
+    nuts_draws: Annotated[int, typer.Option(help="Draws of each of 2 chains of NUTS, after a warm-up as long.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
+    figure: Annotated[Path | None, typer.Option(help="PNG of the posteriors.")] = None,
+) -> None:
+    """Fits four families, and compares them with NUTS and adaptive Metropolis."""
+    folder = data or (Path(os.environ["BDL_DATA"]) if "BDL_DATA" in os.environ else None)
+    experiment = stat5(folder) if folder else alpha_pinene()
+    mode, solutions = mode_of(experiment)
+    best, nll = most_likely(experiment)
+    number = len(experiment.centres)
+    squares = np.sum((experiment.values - predicted(experiment, best[:number]))[experiment.first :] ** 2)
+    constants = ", ".join(f"{k:.4g}" for k in 10 ** best[:number])
+    print(f"{experiment.name}: lowest NLL {nll:.3f}, sum of squares {squares:.3f}, at {constants}.")
+    found = -log_likelihood(experiment, mode)
+    print(f"The posterior's mode, by {solutions:,} solutions: NLL {found:.3f}.", flush=True)
+    results = {}
+    for result in run_all(experiment, mode, steps, walk, nuts_draws, seed):
+        results[result.name] = result
+        print(f"{result.name}: {result.seconds:.0f} s, {result.told}", flush=True)
+    report(experiment, results, price(experiment, mode[:number]))
+    if figure is not None:
+        draw(figure, experiment, results)
+
+
+def run_all(
+    experiment: Experiment, mode: np.ndarray, steps: int, walk: int, nuts_draws: int, seed: int
+) -> Iterator[Result]:
+    """All methods, one after the other."""
+    for name, guide in {
+        "mean-field": "mean_field",
+        "low rank": LowRank(2),
+        "full rank": "full_rank",
+        "flow": Flow(),
+    }.items():
+        yield fit(experiment, name, guide, mode, steps, seed)
+    yield walk_chains(experiment, mode, 4, walk, seed)
+    yield sample_by_nuts(experiment, mode, 2, nuts_draws, seed)
+
+
+if __name__ == "__main__":
+    typer.run(main)
