@@ -327,7 +327,7 @@ def _nuts_of_numpyro(
     from numpyro.infer import MCMC, NUTS
 
     chains, size = start.shape
-    kernel = NUTS(potential_fn=lambda u: -log_density(u), dense_mass=size <= _DENSE_UP_TO)
+    kernel = NUTS(potential_fn=lambda u: -log_density(u[None])[0], dense_mass=size <= _DENSE_UP_TO)
     sampler = MCMC(
         kernel,
         num_warmup=num_warmup,
