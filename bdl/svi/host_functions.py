@@ -103,20 +103,20 @@ def on_host(
 def _on_jax(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) -> Tensor:
     import jax
 
-    def call(function: Any, x: Tensor, *tails: tuple[int, ...]) -> Any:
+    def call(function: Any, x: Tensor, fixed: Tensor, *tails: tuple[int, ...]) -> Any:
         kinds = [jax.ShapeDtypeStruct((*x.shape[:-1], *tail), x.dtype) for tail in tails]
         kind = kinds[0] if len(kinds) == 1 else tuple(kinds)
         arguments = jax.lax.stop_gradient(x), jax.lax.stop_gradient(fixed)
         return jax.pure_callback(function, kind, *arguments, vmap_method="broadcast_all")
 
     @jax.custom_jvp
-    def function(x: Tensor) -> Tensor:
-        return call(values, x, (flat,))
+    def function(x: Tensor, fixed: Tensor) -> Tensor:  # both are arguments, for the rule runs outside of loops, too
+        return call(values, x, fixed, (flat,))
 
     @function.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        (x,), (change,) = primals, tangents
-        found, jacobian = call(both, x, (flat,), (flat, x.shape[-1]))
+        (x, fixed), (change, _) = primals, tangents
+        found, jacobian = call(both, x, fixed, (flat,), (flat, x.shape[-1]))
         along = jax.numpy.einsum("...vp,...p->...v", jacobian, change)
         # A value that depends on x, for derivatives of this rule.
         return found + _zero_along(jacobian, x), along
@@ -124,7 +124,7 @@ def _on_jax(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) -> Tens
     def _zero_along(jacobian: Tensor, x: Tensor) -> Tensor:
         return jax.numpy.einsum("...vp,...p->...v", jacobian, x - jax.lax.stop_gradient(x))
 
-    return function(x)
+    return function(x, fixed)
 
 
 def _on_tensorflow(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) -> Tensor:
