@@ -180,8 +180,8 @@ def _table(name: str, rows: list[dict[str, Any]]) -> str:
     first = rows[0]
     told = (
         f"{name}: lowest NLL {first['nll']:.3f}; {first['nll_at_mode']:.3f} at the posterior's mode, which a search by "
-        f"{first['search']:,} solutions found. A solution with sensitivities cost {first['dearer']:.1f} without. Largest "
-        "shift of an identified number's mean, in NUTS' standard deviations, and the errors of these:"
+        f"{first['search']:,} solutions found. A solution with sensitivities cost {first['dearer']:.1f} without. "
+        "Largest shift of an identified number's mean, in NUTS' standard deviations, and the errors of these:"
     )
     header = ["method", "runs", "shift", "sd", "solutions", "with sensitivities", "as Metropolis steps", "quality"]
     return f"{told}\n\n{markdown(header, lines)}"

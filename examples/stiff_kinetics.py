@@ -196,7 +196,7 @@ def spread_at(experiment: Experiment, mode: np.ndarray) -> np.ndarray:
 
 
 def fit(experiment: Experiment, name: str, guide: Any, mode: np.ndarray, steps: int, seed: int) -> Result:
-    """A variational fit, which begins at the Laplace approximation, half as wide: it misses the curvature further out."""
+    """A variational fit. It begins at the Laplace approximation, half as wide: further out the slopes are others."""
     began = time.process_time()
     factor = 0.5 * spread_at(experiment, mode)
     with counting_solutions() as solutions:
