@@ -350,9 +350,9 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Folder with kinetics/Boehm_JProteomeRes2014; else BDL_DATA.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 600,
-    walk: Annotated[int, typer.Option(help="Steps of each of 4 chains of adaptive Metropolis.")] = 5000,
-    nuts_draws: Annotated[int, typer.Option(help="Draws of each of 2 chains of NUTS, after a warm-up as long.")] = 150,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 400,
+    walk: Annotated[int, typer.Option(help="Steps of each of 4 chains of adaptive Metropolis.")] = 4000,
+    nuts_draws: Annotated[int, typer.Option(help="Draws of each of 2 chains of NUTS, after a warm-up as long.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of the posteriors.")] = None,
 ) -> None:
