@@ -169,7 +169,7 @@ def _table(name: str, rows: list[dict[str, Any]]) -> str:
             costs.append(row["plain"] + row["dearer"] * row["with_sensitivities"])
             for reference in (each for each in rows if each["name"] == "NUTS" and each["seed"] == row["seed"]):
                 sd = np.array(reference["sd"])
-                sure = sd < 0.5 * decades
+                sure = sd < decades / 3.0
                 shifts.extend(np.abs((np.array(row["mean"]) - reference["mean"]) / sd)[sure])
                 widths.extend((100.0 * (np.array(row["sd"]) / sd - 1.0))[sure])
         errors = [f"{max(shifts):.2f}", f"{min(widths):+.0f} to {max(widths):+.0f} %"] if shifts else ["", ""]

@@ -249,8 +249,8 @@ def price(experiment: Experiment, log_k: np.ndarray, repeats: int = 20) -> float
 
 
 def is_identified(experiment: Experiment, reference: Result) -> np.ndarray:
-    """Whether the data tell a constant: its posterior is at most half as wide as its prior."""
-    return reference.draws.std(axis=0)[: len(experiment.centres)] < 0.5 * experiment.decades[0]
+    """Whether the data tell a constant: its posterior is at most a third as wide as its prior."""
+    return reference.draws.std(axis=0)[: len(experiment.centres)] < experiment.decades[0] / 3.0
 
 
 def report(experiment: Experiment, results: dict[str, Result], times_dearer: float) -> None:
@@ -341,7 +341,7 @@ def draw(path: Path, experiment: Experiment, results: dict[str, Result]) -> None
     known.set_yticks(range(number), told, fontsize="small")
     known.set(xlabel="log10 of the constant", title="What is known of each: 90 percent intervals")
     known.invert_yaxis()
-    known.legend(frameon=False, fontsize="small", loc="lower left")
+    known.legend(frameon=False, fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
