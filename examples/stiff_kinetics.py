@@ -4,7 +4,7 @@
 How fast are the reactions of a scheme, and which of them can the data tell? Stiff kinetics, against NUTS.
 
     python examples/stiff_kinetics.py --figure rates.png               # alpha-pinene: 40 published values
-    python examples/stiff_kinetics.py --data DIR --steps 600 --walk 10000 --nuts-draws 150   # STAT5, half an hour
+    python examples/stiff_kinetics.py --data DIR --steps 600 --walk 10000 --nuts-draws 0   # STAT5, ten minutes
 
 Concentrations y follow the law of mass action: each reaction goes at its constant k times the concentrations of its
 reactants. What is measured of them, g(y), has Gaussian errors:
@@ -20,13 +20,38 @@ of times as fast as others the equations are stiff: an explicit solver would tak
   The pyronene was not measured but computed from the alpha-pinene, and the five columns add up to about 100; so their
   errors are not independent, as the story, like least squares, takes them to be.
 - **STAT5** (Boehm et al. 2014): the hormone Epo has two proteins, STAT5A and STAT5B, phosphorylated. They form dimers,
-  which enter the nucleus and leave it as single proteins. 48 values, nine species, six constants. Two of them are not
+  which enter the nucleus and leave it as single proteins. 48 values, eight species, six constants. Two of them are not
   identified: the import of homodimers may be as fast as it likes, and the export of heterodimers as slow. The prior
   is proper, with a standard deviation of three decades around one per minute, or there would be no posterior.
 
 Four Gaussian or nearly Gaussian families are fitted, of the logarithms of all constants and noises: mean-field, low
 rank (a structured one: two common factors; a Markov chain, `Structured`, has no order to follow here), full rank, and a
 flow. NUTS is the gold standard, and adaptive Metropolis the fair rival: it takes one solution a step, and no gradient.
+Without NUTS (`--nuts-draws 0`) Metropolis is the reference.
+
+.. image:: /images/stiff_kinetics.png
+
+For STAT5 the lowest negative log-likelihood is 138.222, that of the collection; at the mode of the posterior it is
+138.372, for the prior draws the export of heterodimers towards faster. The table compares with Metropolis, 4 chains of
+10,000 steps (R-hat 1.02, 394 effective draws), in errors of the standard deviations; times are of one processor::
+
+                          Metropolis   mean-field   low rank   full rank   flow
+    Epo degradation   -1.562 ± 0.085        -74 %       -5 %        +5 %   -5 %
+    k_phos             4.207 ± 0.045        -23 %      -17 %        +3 %   +1 %
+    k_imp_hetero      -1.787 ± 0.062        -72 %       +2 %        -1 %   -2 %
+    k_exp_homo        -2.224 ± 0.156        -17 %      -35 %       -10 %   -1 %
+    k_imp_homo         2.802 ± 1.790        -28 %      -30 %       -28 %   -8 %   (not identified)
+    k_exp_hetero      -4.936 ± 1.354        -38 %      -11 %       -30 %   -1 %   (not identified)
+    Metropolis steps          40,000        4,353      4,353       4,353  4,353
+    seconds                      263           53         58          57     65
+
+Degradation and import of heterodimers correlate by -0.92, so that mean-field is too narrow by a factor of four. Full
+rank has the identified constants within 10 percent; what is flat on one side and steep on the other no Gaussian fits,
+but the flow does. Each fit costs a ninth of the walk; all of them begin at the mode, which took 970 solutions more. A
+low k-hat is no proof: full rank has the lowest, 0.30, and misses the flat sides that its draws do not reach.
+
+Limits: the search begins at the published constants. The posterior has other, lower modes, and none of these methods
+visits them.
 """
 
 # sphinx_gallery_thumbnail_path = "images/stiff_kinetics.png"
