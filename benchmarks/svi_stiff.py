@@ -159,15 +159,16 @@ def _prices() -> str:
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> str:
-    """Errors of the identified numbers against NUTS of the same seed, and what each method has cost."""
+    """Errors of the identified numbers against NUTS, or Metropolis without, of the same seed, and each method's cost."""
     decades = 3.0 if name == "STAT5" else 1.0
+    standard = "NUTS" if any(row["name"] == "NUTS" for row in rows) else "Metropolis"
     lines = []
     for method in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == method]
         shifts, widths, costs = [], [], []
         for row in own:
             costs.append(row["plain"] + row["dearer"] * row["with_sensitivities"])
-            for reference in (each for each in rows if each["name"] == "NUTS" and each["seed"] == row["seed"]):
+            for reference in (each for each in rows if each["name"] == standard and each["seed"] == row["seed"]):
                 sd = np.array(reference["sd"])
                 sure = sd < decades / 3.0
                 shifts.extend(np.abs((np.array(row["mean"]) - reference["mean"]) / sd)[sure])
@@ -181,7 +182,7 @@ def _table(name: str, rows: list[dict[str, Any]]) -> str:
     told = (
         f"{name}: lowest NLL {first['nll']:.3f}; {first['nll_at_mode']:.3f} at the posterior's mode, which a search by "
         f"{first['search']:,} solutions found. A solution with sensitivities cost {first['dearer']:.1f} without. "
-        "Largest shift of an identified number's mean, in NUTS' standard deviations, and the errors of these:"
+        f"Largest shift of an identified number's mean, in standard deviations of {standard}, and the errors of these:"
     )
     header = ["method", "runs", "shift", "sd", "solutions", "with sensitivities", "as Metropolis steps", "quality"]
     return f"{told}\n\n{markdown(header, lines)}"
