@@ -49,10 +49,11 @@ For alpha-pinene NUTS costs as much as 34,160 Metropolis steps for 114 effective
 known to 7 percent), and each fit as much as 2,074. Mean-field has k4 and k5 46 and 51 percent too narrow, which
 correlate by 0.8; full rank is within 19 percent and the flow within 16.
 
-For STAT5 degradation and import of heterodimers correlate by -0.92, so that mean-field is too narrow by a factor of four. Full
-rank has the identified constants within 10 percent; what is flat on one side and steep on the other no Gaussian fits,
-but the flow does. Each fit costs a ninth of the walk; all of them begin at the mode, which took 970 solutions more. A
-low k-hat is no proof: full rank has the lowest, 0.30, and misses the flat sides that its draws do not reach.
+For STAT5 degradation and import of heterodimers correlate by -0.92, so that mean-field is too narrow by a factor of
+four. Full rank has the identified constants within 10 percent; what is flat on one side and steep on the other no
+Gaussian fits, but the flow does. Each fit costs a ninth of the walk; all of them begin at the mode, which took 970
+solutions more. A low k-hat is no proof: full rank has the lowest, 0.30, and misses the flat sides that its draws do not
+reach.
 
 Limits: the search begins at the published constants. The posterior has other, lower modes, and none of these methods
 visits them.
