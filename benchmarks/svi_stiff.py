@@ -159,7 +159,7 @@ def _prices() -> str:
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> str:
-    """Errors of the identified numbers against NUTS, or Metropolis without, of the same seed, and each method's cost."""
+    """Errors of the identified numbers against NUTS, or Metropolis without, of the same seed, and each one's cost."""
     decades = 3.0 if name == "STAT5" else 1.0
     standard = "NUTS" if any(row["name"] == "NUTS" for row in rows) else "Metropolis"
     lines = []

@@ -1,9 +1,9 @@
 """Where a fit begins: on the real line, a point and, where it is known, the curvature there.
 
 `"map"` and `"laplace"` look for the mode of the posterior density of the unconstrained values: L-BFGS from several
-points around the median of the prior, or around given values, and Newton steps from the best. For `"laplace"` the Gaussian of the curvature there is spread out to where the
-mass is, and the Cholesky factor of its covariance makes the coordinates in which the guide is fitted
-(`bdl.svi.guides.base.LocationScaleGuide`).
+points around the median of the prior, or around given values, and Newton steps from the best. For `"laplace"` the
+Gaussian of the curvature there is spread out to where the mass is, and the Cholesky factor of its covariance makes the
+coordinates in which the guide is fitted (`bdl.svi.guides.base.LocationScaleGuide`).
 """
 
 from __future__ import annotations
