@@ -85,11 +85,12 @@ _QUICK_EXAMPLES = (
     "unseen_inputs",
     "which_key",
 )
+_PARTS = ("alignment_figure", "reaction_schemes", "word_pairs")  # of other examples
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
-    "ignore_pattern": r"(alignment_figure|word_pairs)\.py$",  # parts of word_alignment.py
+    "ignore_pattern": rf"({'|'.join(_PARTS)})\.py$",
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

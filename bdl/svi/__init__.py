@@ -21,6 +21,7 @@ from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
 from bdl.svi.reference import nuts
 from bdl.svi.sbc import simulation_based_calibration
+from bdl.svi.stiff import counting_solutions, solve_stiff
 from bdl.svi.story import Global, Local, Observed
 from bdl.svi.supports import Flat, MarkovChain
 
@@ -45,8 +46,10 @@ __all__ = [
     "Observed",
     "PerRow",
     "Structured",
+    "counting_solutions",
     "from_joint",
     "k_hat",
     "nuts",
     "simulation_based_calibration",
+    "solve_stiff",
 ]

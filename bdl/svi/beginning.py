@@ -20,7 +20,7 @@ from bdl.svi.files import described, invented
 from bdl.svi.guides import Guide
 from bdl.svi.guides.selection import assign_guides, requested
 from bdl.svi.rows import as_data, as_tensors, first_batch
-from bdl.svi.start import Start, find_starts, on_the_real_line
+from bdl.svi.start import Start, find_starts, on_the_real_line, search_of, values_of
 from bdl.svi.story import Site, Story, num_rows
 from bdl.svi.tracing import Trace, check_finite, trace
 from bdl.training import data as training_data
@@ -39,6 +39,7 @@ class Beginning:
         controls: Control variates of the guides; empty where there are none.
         chain_losses: What tells chains apart; None of a single one, or before the trace.
         described: Shapes and dtypes of the batch that was traced last.
+        host_calls: Names of functions in the story that NumPy computes.
         is_started: Whether guides are where a fit begins, or beyond.
         convergence: What was seen of the last fit's convergence, which prints as a sentence; None of nothing.
     """
@@ -64,6 +65,7 @@ class Beginning:
         self.baselines: list[LearnedBaseline] = []
         self.controls: list[ControlVariate | None] = []
         self.described: Any = None
+        self.host_calls: tuple[str, ...] = ()
         self.is_started = False
         self.average: TailAverage | None = None
         self.convergence: Any = None
@@ -155,12 +157,13 @@ class Beginning:
             ValueError: as `bdl.svi.tracing.trace` and `assign_guides` do, if the sites are not those traced before,
                 the support of a global site depends on data, or a guide draws discrete values that are impossible.
         """
-        given = self.start if isinstance(self.start, Mapping) else None
+        given = values_of(self.start)
         key = fold_in(draw_key(0), 0)
         guided = [name for names, _ in requested(self.requested_guide) for name in names]
         dtype = self.compute_dtype
         found = trace(self.story, as_tensors(data, dtype), key, self.networks, given, dtype, guided)
         model: Any = self
+        self.take_host_calls(found.host_calls)
         is_first = not self.sites
         if is_first:
             with strategy_scope(self):
@@ -280,6 +283,13 @@ class Beginning:
         self._site_trackers = [keras.metrics.Mean(name=f"kl_{name}", dtype="float32") for name in latent]
         self.built = True
 
+    def take_host_calls(self, names: Sequence[str]) -> None:
+        """Notes which functions in the story NumPy computes; with any of them the model is compiled without XLA."""
+        self.host_calls = tuple(names)
+        model: Any = self
+        if self.host_calls:
+            model.leave_xla()
+
     def begin(self, x: Any, batch_size: int | None, sample_weight: Any = None) -> None:
         """Traces the story on a first batch; before the first fit, moves the guides to where it begins.
 
@@ -288,7 +298,7 @@ class Beginning:
                 data that are no arrays.
         """
         found = self.trace_first(x, batch_size)
-        if not self.is_started and not isinstance(self.start, Mapping) and self.start != "prior":
+        if not self.is_started and search_of(self.start) is not None:
             if found is None or training_data.is_data_set(x):
                 raise ValueError(
                     f"`start` must be 'prior' or a dict of values, not {self.start!r}, unless `x` is arrays."

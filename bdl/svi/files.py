@@ -111,6 +111,7 @@ class Saved:
             "data": self.described,
             "others": [keras.saving.serialize_keras_object(guide) for guide in others],
             "baselines": configs_of(model.baselines),
+            "host_calls": list(model.host_calls),
         }
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -129,6 +130,7 @@ class Saved:
             baselines=baselines_of_file(model.baseline, config.get("baselines", []), model.dtype_policy),
         )
         model.described = config["data"]
+        model.take_host_calls(config.get("host_calls", []))
         model.is_started = True
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -208,6 +210,8 @@ def _baseline_config(baseline: Any) -> Any:
 
 
 def _start_config(start: Any) -> Any:
+    if isinstance(start, tuple):
+        return [start[0], _start_config(start[1])]
     return {name: np.asarray(value).tolist() for name, value in start.items()} if isinstance(start, Mapping) else start
 
 

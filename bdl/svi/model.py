@@ -56,8 +56,9 @@ class SVI(Compared, Saved, Watched, Fitting):
             where they have posteriors of their own, their KL joins the globals'.
         num_examples: Number of rows N; None infers it in `fit`, where the data tell it.
         start: Where the first fit begins: `"prior"`, the median of the prior; `"map"`, the mode of the posterior
-            density on the real line; `"laplace"`, the mode, in coordinates that the curvature there makes round; or a
-            dict of values by site.
+            density on the real line; `"laplace"`, the mode, in coordinates that the curvature there makes round; a
+            dict of values by site; or `("laplace", values)`, or `("map", values)`, which look for the mode from these
+            values on, where there are several modes.
         objective: `"elbo"`, or `"multi_sample"`: the importance weighted bound, with one draw of the globals shared by
             `num_samples` draws of the locals, and doubly reparameterized gradients of their guides (`bdl.svi.doubly`).
         num_samples: Draws in a step, in mirrored pairs; a story with local sites has one pair at least. Those of
@@ -113,7 +114,7 @@ class SVI(Compared, Saved, Watched, Fitting):
         guide: str | Guide | Mapping[Any, Any] = "mean_field",
         networks: Mapping[str, keras.Layer] | None = None,
         num_examples: int | None = None,
-        start: str | Mapping[str, Any] = "prior",
+        start: str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] = "prior",
         objective: str = "elbo",
         num_samples: int | str = 1,
         baseline: str | keras.Layer = "leave_one_out",

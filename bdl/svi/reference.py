@@ -89,17 +89,20 @@ def nuts(
     def values(draw: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         real = split(draw[0])
         combination = combination_of(estimator, tensors, real, fold_in(draw_key(seed), draw[1]))
-        visits = estimator.visit(tensors, real, combination=combination)
+        visits = estimator.visit(tensors, real, until=list(sites)[-1], combination=combination)
         return {visit.name: visit.value for visit in visits if visit.name in sites}
 
     first = np.concatenate([each.ravel() for each in point.values()]).astype(dtype)
+    # NumPy takes the chains one after the other, without XLA on TensorFlow, whose vectorized rows lose the gradient.
+    each_chain = ops.map if found.host_calls else ops.vectorized_map
     chains = nuts_flat(
-        lambda u: ops.vectorized_map(lambda one: estimator.log_joint(tensors, split(one)), u),
+        lambda u: each_chain(lambda one: estimator.log_joint(tensors, split(one)), u),
         first,
         num_samples,
         num_warmup,
         num_chains,
         seed,
+        is_compilable=not found.host_calls,
     )
     flat = ops.convert_to_tensor(chains.draws.reshape(-1, len(first)).astype(dtype))
     draws = in_graph(lambda *drawn: ops.map(values, drawn))(flat, ops.arange(flat.shape[0], dtype="int32"))

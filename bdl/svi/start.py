@@ -1,9 +1,9 @@
 """Where a fit begins: on the real line, a point and, where it is known, the curvature there.
 
 `"map"` and `"laplace"` look for the mode of the posterior density of the unconstrained values: L-BFGS from several
-points and Newton steps from the best. For `"laplace"` the Gaussian of the curvature there is spread out to where the
-mass is, and the Cholesky factor of its covariance makes the coordinates in which the guide is fitted
-(`bdl.svi.guides.base.LocationScaleGuide`).
+points around the median of the prior, or around given values, and Newton steps from the best. For `"laplace"` the
+Gaussian of the curvature there is spread out to where the mass is, and the Cholesky factor of its covariance makes the
+coordinates in which the guide is fitted (`bdl.svi.guides.base.LocationScaleGuide`).
 """
 
 from __future__ import annotations
@@ -67,14 +67,46 @@ class Start:
 
 
 def check_start(start: Any) -> Any:
-    """Checks the argument `start`: one of the names, or a dict of values by site.
+    """Checks the argument `start`: one of the names, a dict of values by site, or a name and values where it begins.
 
     Raises:
         ValueError: if it is neither.
     """
-    if isinstance(start, Mapping) or start in STARTS:
+    if isinstance(start, Mapping) or (isinstance(start, str) and start in STARTS):
         return start
-    raise ValueError(f"`start` must be one of {STARTS}, or a dict of values by site, not {start!r}.")
+    if (
+        isinstance(start, (tuple, list))
+        and len(start) == 2
+        and start[0] in STARTS[1:]
+        and isinstance(start[1], Mapping)
+    ):
+        return tuple(start)
+    raise ValueError(
+        f"`start` must be one of {STARTS}, a dict of values by site, or a pair such as ('laplace', values) of a search "
+        f"and where it begins, not {start!r}."
+    )
+
+
+def search_of(start: Any) -> str | None:
+    """The search that `start` asks for, `"map"` or `"laplace"`; None where it asks for none.
+
+    Example:
+    >>> search_of("laplace"), search_of(("map", {"rate": 2.0})), search_of({"rate": 2.0})
+    ('laplace', 'map', None)
+    """
+    name = start[0] if isinstance(start, tuple) else start
+    return name if name in STARTS[1:] else None
+
+
+def values_of(start: Any) -> Mapping[str, Any] | None:
+    """The values by site in `start`; None where there are none.
+
+    Example:
+    >>> values_of(("map", {"rate": 2.0})), values_of("map")
+    ({'rate': 2.0}, None)
+    """
+    values = start[1] if isinstance(start, tuple) else start
+    return values if isinstance(values, Mapping) else None
 
 
 def find_starts(
@@ -100,7 +132,8 @@ def find_starts(
     Raises:
         ValueError: if a mode is asked for and the story has local sites, or none with a finite curvature is found.
     """
-    if start not in STARTS[1:]:
+    search = search_of(start)
+    if search is None:
         return [Start(point) for point in points]
     local = [site.name for site in trace.of_kind("local")]
     if local:
@@ -120,12 +153,12 @@ def find_starts(
 
     def found(first: np.ndarray, key: Tensor) -> Start:
         mode, precision = find_mode(density, first, key)
-        if start == "map":
-            _check_found(start, mode)
+        if search == "map":
+            _check_found(search, mode)
             return Start(split(mode))
         mean, precision = spread_out(density, mode, precision, key)
         covariance = np.linalg.inv(precision)
-        _check_found(start, mean, covariance)
+        _check_found(search, mean, covariance)
         return Start(split(mean), covariance)
 
     keys = [key, *(fold_in(key, 1 + chain) for chain in range(1, len(points)))]

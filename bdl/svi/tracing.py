@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from bdl.keras_internals import is_concrete
 from bdl.random import Tensor, fold_in
 from bdl.svi import supports
 from bdl.svi.enumeration import Combinations, all_values
+from bdl.svi.host_functions import noting_host_calls
 from bdl.svi.story import Local, Observed, Site, Story, Variable, Visit, at_site, num_rows, run, support_of_site
 from bdl.svi.supports import Flat
 
@@ -35,11 +36,13 @@ class Trace:
         sites: In the order in which the story tells them.
         values: Of the latent sites but the enumerated ones, constrained: where a fit may begin.
         data: The batch.
+        host_calls: Names of functions in the story that NumPy computes, which XLA on TensorFlow cannot take.
     """
 
     sites: tuple[Site, ...]
     values: dict[str, np.ndarray]
     data: Any
+    host_calls: tuple[str, ...] = ()
 
     def of_kind(self, kind: str) -> list[Site]:
         """The sites of a kind."""
@@ -75,7 +78,9 @@ def trace(
             `start` has a value of another shape, none, or one that its distribution does not have; or if there is no
             latent, or no observed site.
     """
-    found = _Teller(story, data, key, networks, start, dtype, guided).tell()
+    with noting_host_calls() as calls:
+        found = _Teller(story, data, key, networks, start, dtype, guided).tell()
+    found = replace(found, host_calls=tuple(sorted(set(calls))))
     unknown = sorted(set(start or {}) - set(found.values))
     if unknown:
         raise ValueError(f"`start` must have values of the sites {sorted(found.values)}, not of {unknown}.")

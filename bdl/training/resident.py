@@ -103,16 +103,25 @@ class FitsOnDevice(SurvivesFailures):
         steps = kwargs.pop("steps_per_execution", 1)
         if isinstance(steps, int) and steps < 1:
             raise ValueError(f"`steps_per_execution` must be a positive integer, not {steps!r}.")
-        self._device_calls = _DeviceCalls(asked=steps)
+        self._device_calls = _DeviceCalls(asked=steps, asked_jit=kwargs.get("jit_compile", "auto"))
         if steps != 1 and self.prefers_xla and kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = "auto" if kwargs.get("run_eagerly") else _can_use_xla(self)
         steps = 1 if keras.backend.backend() == "torch" else steps
         super().compile(optimizer, loss, steps_per_execution=steps, **kwargs)  # type: ignore[misc]
 
     def get_compile_config(self) -> dict[str, Any]:
-        """As `keras.Model.get_compile_config`; a file of Torch keeps how many steps other backends take in a call."""
+        """As `keras.Model.get_compile_config`, with what was asked of `compile`, which backends answer differently."""
         config = super().get_compile_config()  # type: ignore[misc]
-        return {**config, "steps_per_execution": self._device_calls.asked} if config else config
+        asked = {"steps_per_execution": self._device_calls.asked, "jit_compile": self._device_calls.asked_jit}
+        return {**config, **asked} if config else config
+
+    def leave_xla(self) -> None:
+        """Compiles without XLA on TensorFlow, for what XLA cannot take, unless `jit_compile=True` was asked for."""
+        if keras.backend.backend() != "tensorflow":
+            return
+        self.supports_jit = False
+        if self._device_calls.asked_jit == "auto":
+            self.jit_compile = False
 
     def make_train_function(self, force: bool = False) -> Any:
         """As `keras.Model.make_train_function`, or for resident data within `fitting`."""
@@ -202,12 +211,14 @@ class _DeviceCalls:
 
     Attributes:
         asked: `steps_per_execution`, as given to `compile`.
+        asked_jit: `jit_compile`, as given to it.
         data: None while there is no such fit.
         functions: By whether they are for resident data, those that are not in use at the moment.
     """
 
-    def __init__(self, asked: Any = 1) -> None:
+    def __init__(self, asked: Any = 1, asked_jit: Any = "auto") -> None:
         self.asked = asked
+        self.asked_jit = asked_jit
         self.data: Resident | None = None
         self.functions: dict[bool, Any] = {}
 

@@ -326,3 +326,32 @@ def test_the_topic_model_finds_the_topics_of_a_made_corpus_as_well_as_scikit_lea
     ours, rival = scores.values()
     assert ours > rival - 0.01
     assert "nats a word" in capsys.readouterr().out
+
+
+@pytest.mark.tensorflow
+def test_schemes_of_reactions_have_their_rates_and_derivatives():
+    module = example("reaction_schemes")
+    scheme = module.MassAction(
+        "bind: A + A + C -> AA + C\nenter: AA -> nAA\nlose: C ->", {"A": 1.4, "AA": 1.4, "nAA": 0.45}
+    )
+    assert scheme.species == ("A", "C", "AA", "nAA")
+    y, k = np.array([2.0, 0.5, 0.3, 0.1]), np.array([0.7, 0.2, 0.4])
+    bound, entered = 0.7 * 2.0**2 * 0.5, 0.2 * 0.3
+    expected = [-2.0 * bound, -0.4 * 0.5, bound - entered, entered * 1.4 / 0.45]
+    np.testing.assert_allclose(scheme.rates_of_change(0.0, y, k), expected, rtol=1e-12)
+    for number, (found, x) in enumerate(zip(scheme.derivatives(0.0, y, k), (y, k), strict=True)):
+        for column, step in enumerate(1e-6 * np.eye(len(x))):
+            at = [scheme.rates_of_change(0.0, *((x + h, k) if number == 0 else (y, x + h))) for h in (step, -step)]
+            np.testing.assert_allclose(found[:, column], (at[0] - at[1]) / 2e-6, atol=1e-8)
+
+
+@pytest.mark.tensorflow
+def test_alpha_pinene_has_the_published_sum_of_squares_and_a_walk_its_variances(monkeypatch):
+    schemes, module = example("reaction_schemes"), example("stiff_kinetics")
+    experiment = schemes.alpha_pinene()
+    squares = (experiment.values - schemes.predicted(experiment, experiment.published))[1:] ** 2
+    assert squares.sum() == pytest.approx(19.872, abs=1e-3)
+    sd = np.array([0.1, 2.0])
+    monkeypatch.setattr(module, "log_density", lambda _, x: -0.5 * float(np.sum((x / sd) ** 2)))
+    walk = module.adaptive_metropolis(experiment, np.zeros(2), 20_000, seed=0)[5000:]
+    np.testing.assert_allclose(walk.std(axis=0) / sd, 1.0, atol=5 / np.sqrt(2 * 15_000 / 10))

@@ -11,8 +11,11 @@ from bdl.svi import SVI, nuts
 Y = np.random.default_rng(0).normal(2.0, 1.0, size=10).astype("float32")
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere NUTS needs NumPyro, which is optional")
+@pytest.mark.core
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Torch has no NUTS")
 def test_chains_find_a_conjugate_posterior_and_a_model_is_compared_with_them():
+    if keras.backend.backend() == "jax":
+        pytest.importorskip("numpyro")
     reference = nuts(level, {"y": Y}, num_samples=500, num_warmup=300, num_chains=2, seed=0)
     mean, sd, _ = level_posterior(Y.astype("float64"))
     assert list(reference) == ["mean"]

@@ -1,5 +1,7 @@
 """Starts: the mode and the curvature are found whatever the scales, and a Gaussian goes to where the mass is."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -121,6 +123,31 @@ def test_where_the_density_is_gaussian_nothing_is_spread_out():
 def test_a_density_that_is_nowhere_finite_is_refused():
     with pytest.raises(ValueError, match="finite at no point tried"):
         find_mode(Differentiable(lambda x: ops.sum(x) * np.nan, "float32"), np.zeros(1), random.draw_key(0))
+
+
+def two_modes(data):
+    """Near -5 and 5."""
+    x = yield Global("x", Normal(0.0, 5.0))
+    yield Observed("y", Normal(x * x, 1.0), data["y"])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_search_may_begin_at_values_and_finds_the_mode_that_is_near(sign):
+    data = {"y": np.array([25.0], "float32")}
+    found = started(two_modes, data, ("laplace", {"x": 4.0 * sign}))
+    # Where (25 - x^2) 2 x = x / 25, and the curvature there, 6 x^2 - 50 + 1 / 25.
+    mode = np.sqrt(25.0 - 0.02)
+    np.testing.assert_allclose(found.point["x"], sign * mode, atol=0.01)
+    np.testing.assert_allclose(found.covariance, 1.0 / (6.0 * mode**2 - 50.0 + 0.04), rtol=0.05)
+
+
+def test_where_a_search_begins_is_kept_in_the_config():
+    start = ("map", {"mean": 2.0})
+    config = json.loads(json.dumps(SVI(level, start=start, seed=0).get_config()["start"]))
+    assert SVI(level, start=config, seed=0).start == start
+    with pytest.raises(ValueError, match="`start` must be one of"):
+        SVI(level, start=("prior", {"mean": 2.0}))
 
 
 @pytest.mark.parametrize("start", ["map", "laplace"])
