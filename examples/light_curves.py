@@ -1,0 +1,461 @@
+"""Light curves by one forward pass
+=================================
+
+How bright is an X-ray source in each time bin of each energy band? A network answers, once trained on simulated exposures.
+
+    python examples/light_curves.py --figure light_curves.png     # made counts, whose truth is known
+    python examples/light_curves.py --data DIR                    # a light curve of the X-ray telescope eROSITA
+"""
+
+# sphinx_gallery_thumbnail_path = "images/light_curves.png"
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow_probability as tfp
+import typer
+from keras import ops
+from rich.console import Console
+from rich.table import Table
+from scipy import special
+
+from bdl.schedules import DecayOverFit
+from bdl.svi import SVI, Amortized, FullRank, Global, Local, Observed
+from bdl.svi.guides import Flow
+
+tfd = tfp.distributions
+Exposures = dict[str, np.ndarray]
+LEAST_EXPOSURE = 0.1
+"""Fraction of a bin's time at the full area of the telescope, below which the bin is left out."""
+ALONE = {"mu": 0.0, "u": 2.0}
+"""A prior of a bin by itself that says little: log r ~ N(0, 2.28^2), with s of this rank u."""
+NUM_BANDS, NUM_BINS = 3, 17
+TRUTH = {"mu": (1.1, 1.0, -1.6), "s": (0.1, 0.2, 0.3)}
+"""Of the bands that are made."""
+GROUPS = {"0 to 3": (0, 3), "3 to 30": (3, 30), "30 to 300": (30, 300), "more than 300": (300, np.inf)}
+"""Expected counts of the source."""
+
+
+def half_normal(u: Any) -> Any:
+    """A half-normal variable from a standard normal one: the quantile of the same rank."""
+    return math.sqrt(2.0) * ops.erfinv(0.5 * (1.0 + ops.erf(u / math.sqrt(2.0))))
+
+
+def with_sky(rows: Exposures, num_nodes: int = 8) -> Exposures:
+    """The rows with nodes and weights of the Gauss quadrature over the sky, b ~ Gamma(B + 1, 1)."""
+    order = np.arange(num_nodes)
+    diagonal = 2 * order + rows["B"][:, None] + 1
+    beside = np.sqrt(order[1:] * (order[1:] + rows["B"][:, None]))
+    matrix = diagonal[:, :, None] * np.eye(num_nodes)
+    matrix[:, order[1:], order[:-1]] = beside  # eigh reads the lower triangle
+    nodes, vectors = np.linalg.eigh(matrix)
+    return {**rows, "sky": nodes, "log_weights": 2 * np.log(np.abs(vectors[:, 0]))}
+
+
+def approximate(rows: Any, mu: Any, s: Any, steps: int = 6) -> tuple[Any, Any]:
+    """Mode and curvature's standard deviation of each log rate, by Fisher scoring with the sky's mean and variance."""
+    sky, sky_variance = rows["ratio"] * (rows["B"] + 1.0), rows["ratio"] ** 2 * (rows["B"] + 1.0)
+    seen = ops.log(ops.maximum(rows["S"] - sky, 0.5) / rows["exposure"])
+    share = 1.0 / (1.0 + s**2 * ops.maximum(rows["S"] - sky, 0.5))
+    log_rate = share * mu + (1.0 - share) * seen
+    for _ in range(steps):
+        source = ops.exp(log_rate) * rows["exposure"]
+        variance = source + sky + sky_variance
+        information = source**2 / variance + 1.0 / s**2
+        slope = source * (rows["S"] - source - sky) / variance - (log_rate - mu) / s**2
+        log_rate = log_rate + ops.clip(slope / information, -1.0, 1.0)
+    return log_rate, 1.0 / ops.sqrt(information)
+
+
+def observed(rows: Any, log_rate: Any) -> Observed:
+    """The counts at the source, the sky summed out."""
+    counts = (ops.exp(log_rate) * rows["exposure"])[..., None] + rows["sky"] * rows["ratio"][..., None]
+    weights = tfd.Categorical(logits=rows["log_weights"])
+    return Observed("S", tfd.MixtureSameFamily(weights, tfd.Poisson(counts)), rows["S"])
+
+
+def each_row(rows: Any, mu: Any, s: Any) -> Iterator[Any]:
+    """The log rate of each row, in units of its approximation: log r = mode + width * offset."""
+    mode, width = approximate(rows, mu, s)
+    offset = yield Local("offset", tfd.Normal((mu - mode) / width, s / width))
+    yield observed(rows, mode + width * offset)
+
+
+@keras.saving.register_keras_serializable(package="light_curves")
+def any_exposure(rows: Any) -> Iterator[Any]:
+    """Exposures of any sources, each with the prior of its log rate."""
+    yield from each_row(rows, rows["mu"], half_normal(rows["u"]))
+
+
+@keras.saving.register_keras_serializable(package="light_curves")
+def band(rows: Any) -> Iterator[Any]:
+    """The bins of one band, whose mean and spread are not known."""
+    mu = yield Global("mu", tfd.Normal(0.0, 3.0))
+    u = yield Global("u", tfd.Normal(0.0, 1.0))
+    yield from each_row(rows, mu, half_normal(u))
+
+
+RAW = ["S", "B", "exposure", "ratio"]
+
+
+@keras.saving.register_keras_serializable(package="light_curves")
+class Features(keras.layers.Layer):
+    """What the network reads of a row: numbers of the order of one, from (S, B, exposure, ratio, mu, u)."""
+
+    def call(self, inputs: Any) -> Any:
+        """`(rows, 6)` to `(rows, 8)`."""
+        S, B, exposure, ratio, mu, u = (inputs[:, place] for place in range(6))
+        s = half_normal(u)
+        rows = {"S": S, "B": B, "exposure": exposure, "ratio": ratio}
+        mode, width = approximate(rows, mu, s)
+        source, sky = ops.exp(mode) * exposure, ratio * (B + 1.0)
+        total = source + sky + ratio * sky
+        return ops.stack(
+            [
+                ops.log(source + 0.01) / 3.0,
+                ops.log(sky + 0.01) / 3.0,
+                ops.log1p(S) / 3.0,
+                ops.log(width) + 1.0,
+                width / s,
+                (mode - mu) / s,
+                (S - source - sky) / ops.sqrt(total),
+                ratio * sky / total,
+            ],
+            axis=-1,
+        )
+
+
+def simulate(number: int, seed: int) -> Exposures:
+    """Exposures of sources from faint to bright, with little sky and much, and their true log rates."""
+    rng = np.random.default_rng(seed)
+    mu, u = rng.normal(0.0, 2.0, number), rng.standard_normal(number)
+    s = special.ndtri(0.5 * (1 + special.ndtr(u)))
+    log_rate = mu + s * rng.standard_normal(number)
+    exposure = np.exp(rng.uniform(np.log(2), np.log(100), number))
+    ratio = np.exp(rng.uniform(np.log(0.003), np.log(0.3), number))
+    sky = np.exp(rng.uniform(0, np.log(1000), number))
+    S = rng.poisson(np.exp(log_rate) * exposure + sky * ratio).astype("float64")
+    B = rng.poisson(sky).astype("float64")
+    return {"S": S, "B": B, "exposure": exposure, "ratio": ratio, "mu": mu, "u": u, "log_rate": log_rate}
+
+
+def train(family: Any, number: int, steps: int, seed: int) -> SVI:
+    """A recognition network, trained on simulated exposures."""
+    keras.utils.set_random_seed(seed)
+    network = keras.Sequential([Features(), keras.layers.Dense(64, "tanh"), keras.layers.Dense(64, "tanh")])
+    guide = {"offset": Amortized(network, inputs=[*RAW, "mu", "u"], family=family)}
+    model = SVI(any_exposure, guide, num_samples=2, sticking=True, seed=seed)
+    model.compile(keras.optimizers.Adam(DecayOverFit(5e-3)))
+    rows = with_sky(simulate(number, seed))
+    model.fit(rows, batch_size=500, steps=steps, verbose=0)
+    return model
+
+
+@dataclass(frozen=True)
+class Posteriors:
+    """Of the log rate of each row.
+
+    Args:
+        mean, sd: `(rows,)`.
+        low, high: Ends of the interval with 90 %, 5 % on each side.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(21)
+NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
+END = special.ndtri(0.95)
+
+
+def infer(model: SVI, rows: Exposures) -> Posteriors:
+    """One forward pass. Draws are increasing in the noise: quantiles of these are those of the noise."""
+    rows = {name: ops.convert_to_tensor(rows[name].astype("float32")) for name in [*RAW, "mu", "u"]}
+    distribution = model.guide_of("offset").distribution(rows)
+    noise = np.concatenate([NODES, [-END, END]]).astype("float32")
+    offset = distribution.draw(ops.broadcast_to(noise[:, None, None], (len(noise), rows["S"].shape[0], 1)))
+    mode, width = approximate(rows, rows["mu"], half_normal(rows["u"]))
+    values = ops.convert_to_numpy(mode + width * offset[..., 0])
+    mean = NODE_WEIGHTS @ values[:-2]
+    return Posteriors(mean, np.sqrt(NODE_WEIGHTS @ (values[:-2] - mean) ** 2), values[-2], values[-1])
+
+
+def log_likelihood(rows: Exposures, log_rate: np.ndarray) -> np.ndarray:
+    """Of log rates `(rows, points)`, up to a constant of each row."""
+    rows = with_sky(rows, num_nodes=16)
+    expected = (np.exp(log_rate) * rows["exposure"][:, None])[..., None] + (rows["sky"] * rows["ratio"][:, None])[:, None]
+    terms = rows["S"][:, None, None] * np.log(expected) - expected + rows["log_weights"][:, None]
+    return special.logsumexp(terms, axis=-1)
+
+
+def exact(rows: Exposures, points: int = 201) -> tuple[Posteriors, np.ndarray, np.ndarray]:
+    """By quadrature: a grid over all of the prior, then one where the posterior is; with that grid and the density."""
+    mu, s = rows["mu"][:, None], special.ndtri(0.5 * (1 + special.ndtr(rows["u"])))[:, None]
+    mode, width = (ops.convert_to_numpy(each)[:, None] for each in approximate(rows, rows["mu"], s[:, 0]))
+    low, high = mode - np.minimum(6 * s, 40 * width), mode + 12 * width
+    for drop in (40.0, None):
+        grid = low + (high - low) * np.linspace(0, 1, points)
+        log_density = log_likelihood(rows, grid) - 0.5 * ((grid - mu) / s) ** 2
+        log_density -= log_density.max(axis=1, keepdims=True)
+        if drop is not None:
+            inside = log_density > -drop
+            low = np.where(inside, grid, np.inf).min(axis=1, keepdims=True)
+            high = np.where(inside, grid, -np.inf).max(axis=1, keepdims=True)
+    weights = np.exp(log_density)
+    weights /= weights.sum(axis=1, keepdims=True)
+    mean = np.sum(weights * grid, axis=1)
+    sd = np.sqrt(np.sum(weights * (grid - mean[:, None]) ** 2, axis=1))
+    cumulative = np.cumsum(weights, axis=1) - 0.5 * weights
+    ends = [[np.interp(p, c, g) for c, g in zip(cumulative, grid, strict=True)] for p in (0.05, 0.95)]
+    step = grid[:, 1:2] - grid[:, :1]
+    return Posteriors(mean, sd, *np.array(ends)), grid, weights / step
+
+
+def load(folder: Path) -> list[Exposures]:
+    """The bins of each band in which the telescope looked at the source long enough."""
+    path = folder / "photon_erosita" / "erosita_lightcurve.csv.gz"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing. It is a light curve of eROSITA, from the tests of the package stingray.")
+    with gzip.open(path, "rt") as file:
+        rows = list(csv.DictReader(file))
+    bands = []
+    for number in range(NUM_BANDS):
+        fraction = f"fracexp_{number}"
+        bins = [row for row in rows if float(row[fraction] or 0) > LEAST_EXPOSURE]
+        names = ("time", f"counts_{number}", f"back_counts_{number}", "dt", fraction, "backratio")
+        start, S, B, seconds, share, ratio = (np.array([float(row[name]) for row in bins]) for name in names)
+        bands.append({"S": S, "B": B, "exposure": seconds * share, "ratio": ratio, "hours": start / 3600})
+    first = min(bins["hours"].min() for bins in bands)
+    return [{**bins, "hours": bins["hours"] - first} for bins in bands]
+
+
+def generate(seed: int = 1) -> list[Exposures]:
+    """Bands at `TRUTH`, with exposures and a sky like those of the light curve."""
+    rng = np.random.default_rng(seed)
+    exposure, ratio = rng.uniform(12, 84, NUM_BINS), rng.uniform(0.0085, 0.0147, NUM_BINS)
+    bands = []
+    for mu, s, level in zip(TRUTH["mu"], TRUTH["s"], (720.0, 510.0, 220.0), strict=True):
+        rate, sky = np.exp(mu + s * rng.standard_normal(NUM_BINS)), level * rng.uniform(0.95, 1.05, NUM_BINS)
+        S, B = rng.poisson(rate * exposure + sky * ratio).astype("float64"), rng.poisson(sky).astype("float64")
+        bands.append({"S": S, "B": B, "exposure": exposure, "ratio": ratio, "hours": 0.2 * np.arange(NUM_BINS)})
+    return bands
+
+
+def alone(bins: Exposures) -> Exposures:
+    """The bins with a prior that says little."""
+    return {**bins, **{name: np.full(len(bins["S"]), value) for name, value in ALONE.items()}}
+
+
+@dataclass(frozen=True)
+class Band:
+    """The posterior of a band.
+
+    Args:
+        mean, sd: Of (mu, s), `(2,)`.
+        rates: Mean and standard deviation of each bin's log rate, `(2, bins)`.
+        s: Draws of s, or the density on a grid: `(points,)` or `(2, points)`.
+        k_hat: Of the fit's importance weights; None for the exact posterior.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    rates: np.ndarray
+    s: np.ndarray
+    k_hat: float | None = None
+
+
+def fit_band(network: SVI, bins: Exposures, steps: int, draws: int, seed: int) -> Band:
+    """Mean and spread of the band have a Gaussian; the rates are the trained network's, which reads the two."""
+    trained = network.guide_of("offset")
+    rates = Amortized(trained.network, inputs=RAW, given=["mu", "u"], family=trained.family)
+    model = SVI(band, {"offset": rates, ("mu", "u"): FullRank()}, num_samples=2, seed=seed)
+    rows = with_sky({name: bins[name] for name in RAW})
+    model.trace_on(rows)
+    rates.head.set_weights(trained.head.get_weights())
+    rates.trainable = False
+    model.compile(keras.optimizers.Adam(DecayOverFit(3e-2)))
+    model.fit(rows, batch_size="all", steps=steps, verbose=0)
+    sample = model.posterior(rows, num_samples=draws, seed=1)
+    mu, s = sample["mu"][:, None], ops.convert_to_numpy(half_normal(sample["u"]))[:, None]
+    narrow = {name: values.astype("float32") for name, values in bins.items()}
+    mode, width = (ops.convert_to_numpy(each) for each in approximate(narrow, mu, s))
+    log_rate = mode + width * sample["offset"]
+    points = np.concatenate([mu, s], axis=1).astype("float64")
+    moments = np.stack([log_rate.mean(0), log_rate.std(0)])
+    return Band(points.mean(0), points.std(0), moments, s[:, 0], model.k_hat(rows, num_samples=4000, seed=1).k)
+
+
+def exact_band(bins: Exposures) -> Band:
+    """By quadrature over all latent numbers."""
+    net = np.sum(bins["S"] - bins["ratio"] * bins["B"]) / bins["exposure"].sum()
+    grid = np.log(net) + np.linspace(-9, 6, 1501)
+    likelihood = log_likelihood(bins, np.tile(grid, (len(bins["S"]), 1)))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(31)
+    log_weights = np.log(weights / weights.sum())
+    mus, spreads = np.log(net) + np.linspace(-2, 2, 41), 3.0 * (np.arange(40) + 0.5) / 40
+    for is_last in (False, True):
+        at = mus[:, None, None] + spreads[:, None] * nodes
+        each = np.array([special.logsumexp(np.interp(at, grid, row) + log_weights, axis=2) for row in likelihood])
+        log_density = each.sum(0) - 0.5 * (mus[:, None] / 3) ** 2 - 0.5 * spreads**2
+        density = np.exp(log_density - log_density.max())
+        if not is_last:
+            inside = density > 1e-8
+            near = mus[inside.any(1)]
+            mus = np.linspace(near[0] - 0.1, near[-1] + 0.1, 81)
+            spreads = (spreads[inside.any(0)][-1] + 0.075) * (np.arange(100) + 0.5) / 100
+    density /= density.sum()
+    moments = []
+    for row, evidence in zip(likelihood, each, strict=True):
+        inner = np.exp(np.interp(at, grid, row) + log_weights - evidence[..., None])
+        first, second = (np.sum(density * np.sum(inner * at**power, axis=2)) for power in (1, 2))
+        moments.append((first, np.sqrt(second - first**2)))
+    points = np.stack(np.meshgrid(mus, spreads, indexing="ij"))
+    mean = np.sum(density * points, axis=(1, 2))
+    sd = np.sqrt(np.sum(density * (points - mean[:, None, None]) ** 2, axis=(1, 2)))
+    return Band(mean, sd, np.array(moments).T, np.stack([spreads, density.sum(0) / (spreads[1] - spreads[0])]))
+
+
+def report_exposures(test: Exposures, truth: Posteriors, found: dict[str, Posteriors]) -> None:
+    """Errors of each family on new simulated exposures."""
+    table = Table(title="New simulated exposures, against quadrature: typical error, and that which 1 in 100 exceeds")
+    for column in ("counts of the source", "bins", "posterior by", "mean [sd]", "1 %", "sd [%]", "1 %", "90 % holds [%]"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    expected = np.exp(test["log_rate"]) * test["exposure"]
+    for group, (least, most) in GROUPS.items():
+        rows = (expected >= least) & (expected < most)
+        for name, one in {"quadrature": truth, **found}.items():
+            shift = np.abs(one.mean - truth.mean)[rows] / truth.sd[rows]
+            wide = 100 * np.abs(one.sd / truth.sd - 1)[rows]
+            share = np.mean(((one.low < test["log_rate"]) & (test["log_rate"] < one.high))[rows])
+            holds = f"{100 * share:.1f} ± {100 * np.sqrt(share * (1 - share) / rows.sum()):.1f}"
+            figures = [f"{np.median(shift):.3f}", f"{np.quantile(shift, 0.99):.2f}"]
+            figures += [f"{np.median(wide):.1f}", f"{np.quantile(wide, 0.99):.0f}"]
+            is_first = name == "quadrature"
+            cells = [group, str(rows.sum())] if is_first else ["", ""]
+            table.add_row(*cells, name, *([""] * 4 if is_first else figures), holds)
+    Console(width=120).print(table)
+
+
+def report_bands(truth: list[Band], found: list[Band], is_made: bool) -> None:
+    """Each band's level and flicker, and how far the fit is from quadrature."""
+    table = Table(title="Bands: quadrature, and the fit's error of a mean in sds and of an sd in percent")
+    for column in ("band", "mu", "error", "s", "error", "log rates: worst", "k-hat"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    for number, (exactly, one) in enumerate(zip(truth, found, strict=True)):
+        cells = []
+        for axis, name in enumerate(("mu", "s")):
+            told = f" (truth {TRUTH[name][number]})" if is_made else ""
+            shift, wide = (one.mean - exactly.mean)[axis] / exactly.sd[axis], 100 * (one.sd / exactly.sd - 1)[axis]
+            cells += [f"{exactly.mean[axis]:.3f} ± {exactly.sd[axis]:.3f}{told}", f"{shift:+.2f}, {wide:+.0f} %"]
+        shift = np.abs(one.rates[0] - exactly.rates[0]).max() / exactly.rates[1].mean()
+        wide = 100 * np.abs(one.rates[1] / exactly.rates[1] - 1).max()
+        table.add_row(str(number), *cells, f"{shift:.2f}, {wide:.0f} %", f"{one.k_hat:.2f}")
+    Console(width=120).print(table)
+
+
+def draw(path: Path, bands: list[Exposures], network: SVI, found: list[Band], truth: list[Band], gaussian: SVI) -> None:
+    """The light curves, three posteriors of a bin, and the flicker."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(12.5, 7), layout="constrained")
+    for number, (bins, one, ax) in enumerate(zip(bands, found, axes[0], strict=True)):
+        by_itself, place = infer(network, alone(bins)), np.arange(len(bins["S"]))
+        ends = np.exp([by_itself.low, by_itself.high])
+        ax.vlines(place - 0.15, *ends, color="C1", lw=2, label="each bin alone")
+        middle, half = one.rates[0], 1.645 * one.rates[1]
+        ax.vlines(place + 0.15, np.exp(middle - half), np.exp(middle + half), color="C0", lw=2, label="with all bins")
+        ax.axhline(np.exp(one.mean[0]), color="0.5", lw=1)
+        ax.set(xlabel="time bin", ylabel="counts per second", title=f"Band {number}: 90 % intervals", yscale="log")
+        if number == 0:
+            ax.legend(frameon=False)
+    shown = {"S": [0.0, 4.0, 30.0], "B": [200.0, 200.0, 2000.0], "exposure": [20.0] * 3, "ratio": [0.01] * 3}
+    few = alone({name: np.array(values) for name, values in shown.items()})
+    _, grid, density = exact(few)
+    for row, colour in enumerate(("C2", "C3", "C4")):
+        axes[1, 0].fill_between(grid[row], density[row], color=colour, alpha=0.25, lw=0)
+        name = f"S = {few['S'][row]:.0f}, sky {few['B'][row] * few['ratio'][row]:.0f}"
+        for model, style, label in ((network, "-", name), (gaussian, ":", None)):
+            axes[1, 0].plot(*density_of(model, few, row), style, color=colour, label=label)
+    axes[1, 0].set(
+        xlabel="log rate", ylabel="density", xlim=(-8, 2.5), ylim=(0, None), title="Exact (filled), flow, Gaussian (dotted)"
+    )
+    axes[1, 0].legend(frameon=False, loc="upper left")
+    axes[1, 1].set(title="Flicker: exact (line), fit (filled)", xlabel="s", ylabel="density", xlim=(0, 1), ylim=(0, None))
+    for number, (exactly, one) in enumerate(zip(truth, found, strict=True)):
+        bins = np.linspace(0, 1, 61)
+        axes[1, 1].hist(one.s, bins, density=True, color=f"C{number}", alpha=0.3, label=f"band {number}")
+        axes[1, 1].plot(*exactly.s, color=f"C{number}")
+    axes[1, 1].legend(frameon=False)
+    for number, (exactly, one) in enumerate(zip(truth, found, strict=True)):
+        axes[1, 2].plot(exactly.rates[0], one.rates[0] - exactly.rates[0], "o", color=f"C{number}", ms=4)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def density_of(model: SVI, rows: Exposures, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points and density of the network's posterior of a row's log rate."""
+    one = {name: ops.convert_to_tensor(rows[name][row : row + 1].astype("float32")) for name in [*RAW, "mu", "u"]}
+    noise = np.linspace(-4, 4, 401, dtype="float32")[:, None, None]
+    distribution = model.guide_of("offset").distribution(one)
+    mode, width = approximate(one, one["mu"], half_normal(one["u"]))
+    points = mode + width * distribution.draw(ops.convert_to_tensor(noise))[:, 0, 0]
+    log_density = distribution.log_density(ops.convert_to_tensor(noise))[:, 0, 0] - ops.log(width)
+    return ops.convert_to_numpy(points), np.exp(ops.convert_to_numpy(log_density))
+
+
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder with photon_erosita; else BDL_DATA.")] = None,
+    simulated: Annotated[int, typer.Option(help="Simulated exposures to train on.")] = 50_000,
+    checked: Annotated[int, typer.Option(help="New ones to check on.")] = 2_000,
+    steps: Annotated[int, typer.Option(help="Training steps of each network.")] = 2_000,
+    finish: Annotated[int, typer.Option(help="Training steps of each band.")] = 1_000,
+    draws: Annotated[int, typer.Option(help="Draws of each band's posterior.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
+    figure: Annotated[Path | None, typer.Option(help="PNG of the light curves.")] = None,
+) -> None:
+    """Trains networks on simulated exposures, checks them, and reads a light curve with the better one."""
+    folder = data or (Path(os.environ["BDL_DATA"]) if "BDL_DATA" in os.environ else None)
+    bands = load(folder) if folder else generate()
+    test = simulate(checked, seed + 1_000_003)
+    began = time.perf_counter()
+    truth, *_ = exact(test)
+    slow = (time.perf_counter() - began) / checked
+    found, networks = {}, {}
+    for name, family in {"Gaussian": "mean_field", "flow": Flow(layers=1, width=1)}.items():
+        began = time.perf_counter()
+        networks[name] = train(family, simulated, steps, seed)
+        print(f"{name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
+        found[name] = infer(networks[name], test)
+    report_exposures(test, truth, found)
+    began = time.perf_counter()
+    infer(networks["flow"], test)
+    fast = (time.perf_counter() - began) / checked
+    print(f"A bin: {1e6 * fast:.0f} microseconds by the network, {1e6 * slow:.0f} by quadrature.")
+    exactly = [exact_band(bins) for bins in bands]
+    fits = [fit_band(networks["flow"], bins, finish, draws, seed) for bins in bands]
+    report_bands(exactly, fits, is_made=folder is None)
+    if figure is not None:
+        draw(figure, bands, networks["flow"], fits, exactly, networks["Gaussian"])
+
+
+if __name__ == "__main__":
+    typer.run(main)
