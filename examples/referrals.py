@@ -11,10 +11,10 @@ A network reads measurements of cell nuclei and says whether a tumour is maligna
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -23,11 +23,11 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from scipy import special
 from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_breast_cancer
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import train_test_split
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.preprocessing import StandardScaler
 
 import bdl
@@ -93,38 +93,189 @@ def network(seed: int) -> keras.Model:
     return keras.Sequential([keras.Input((30,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(2)])
 
 
-def entropy(p: np.ndarray) -> np.ndarray:
-    """Of a yes or no with probability p, in nats."""
-    p = np.clip(p.astype("float64"), 1e-300, 1 - 1e-16)
-    return -p * np.log(p) - (1 - p) * np.log1p(-p)
+Predict = Callable[[np.ndarray], Answer]
 
 
-def models(split: Split, epochs: int, seed: int) -> Iterator[tuple[str, Any]]:
-    """Functions from samples to an `Answer`, by name."""
-    linear = LogisticRegressionCV(Cs=10, cv=5, scoring="neg_log_loss", max_iter=2000, use_legacy_attributes=False, l1_ratios=(0,)).fit(split.x, split.y)
+def fit_line(split: Split, epochs: int, seed: int) -> Predict:
+    """Logistic regression, its penalty by cross-validation."""
+    penalties = {"C": np.logspace(-3, 2, 11)}
+    model = GridSearchCV(LogisticRegression(max_iter=2000), penalties, scoring="neg_log_loss", cv=5)
+    model.fit(split.x, split.y)
+    return lambda x: _certain(model.decision_function(x))
 
-    def by_line(x: np.ndarray) -> Answer:
-        p = linear.predict_proba(x)[:, 1]
-        return Answer(p, {"entropy": -np.abs(linear.decision_function(x))})
 
-    yield "logistic regression", by_line
-    twin = network(seed)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    twin.compile(keras.optimizers.Adam(3e-3), loss)
-    twin.fit(split.x, split.y, batch_size=32, epochs=epochs, verbose=0)
+def fit_twin(split: Split, epochs: int, seed: int) -> Predict:
+    """A network without uncertainty of its weights."""
+    model = network(seed)
+    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(split.x, split.y, batch_size=32, epochs=epochs, verbose=0)
 
-    def by_twin(x: np.ndarray) -> Answer:
-        logits = twin.predict(x, verbose=0, batch_size=512).astype("float64")
-        gap = logits[:, 1] - logits[:, 0]
-        return Answer(1 / (1 + np.exp(-gap)), {"entropy": -np.abs(gap)})
+    def predict(x: np.ndarray) -> Answer:
+        logits = model.predict(x, verbose=0, batch_size=512).astype("float64")
+        return _certain(logits[:, 1] - logits[:, 0])
 
-    yield "deterministic twin", by_twin
-    for name, recipe in (("instead_of_ensemble", bdl.recipes.instead_of_ensemble), ("fully_gaussian", bdl.recipes.fully_gaussian)):
+    return predict
+
+
+def _certain(log_odds: np.ndarray) -> Answer:
+    """Ranked by the log odds: entropies of many samples round to zero."""
+    return Answer(special.expit(log_odds), {"total": -np.abs(log_odds)})
+
+
+def fit_bayes(recipe: Callable[..., bdl.VariationalModel]) -> Callable[[Split, int, int], Predict]:
+    """The same network by a recipe of `bdl.recipes`."""
+
+    def fit(split: Split, epochs: int, seed: int) -> Predict:
         model = recipe(network(seed), bdl.likelihoods.Categorical(), seed=seed)
         model.fit(split.x, split.y, batch_size=32, epochs=epochs, verbose=0)
 
-        def by_posterior(x: np.ndarray, model=model) -> Answer:
+        def predict(x: np.ndarray) -> Answer:
             found = model.predict_distribution(x, num_samples=256, seed=0)
-            return Answer(found.probabilities[:, 1], {"entropy": found.total_uncertainty, "epistemic": found.epistemic})
+            return Answer(found.probabilities[:, 1], {"total": found.total_uncertainty, "epistemic": found.epistemic})
 
-        yield name, by_posterior
+        return predict
+
+    return fit
+
+
+MODELS = {
+    "logistic": fit_line,
+    "twin": fit_twin,
+    "rank-1": fit_bayes(bdl.recipes.instead_of_ensemble),
+    "Gaussian": fit_bayes(bdl.recipes.fully_gaussian),
+}
+COLUMNS = [
+    ("logistic", "total"),
+    ("twin", "total"),
+    ("rank-1", "total"),
+    ("rank-1", "epistemic"),
+    ("Gaussian", "total"),
+]
+COLUMNS += [("Gaussian", "epistemic")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model on one split.
+
+    Args:
+        answer: Of the test samples.
+        strangers: Of those, by kind.
+    """
+
+    answer: Answer
+    strangers: dict[str, Answer]
+
+
+def figures(run: Run, y: np.ndarray, score: str) -> dict[str, float]:
+    """What the table has of a run."""
+    p, doubt = run.answer.p.astype("float64"), run.answer.doubts[score]
+    wrong, missed = (p > 0.5) != y, (p <= 0.5) & (y == 1)
+    curve, of_missed = risk_coverage_curve(wrong, doubt), risk_coverage_curve(missed, doubt)
+    found = {"NLL, nats": -np.mean(special.xlogy(y, p) + special.xlog1py(1 - y, -p))}
+    for share in SHARES:
+        kept = round((1 - share) * len(y))
+        found[f"{share:.0%} passed on: wrong of the others, %"] = 100 * curve.risk[kept - 1]
+    for share in SHARES:
+        kept = round((1 - share) * len(y))
+        found[f"{share:.0%} passed on: missed of all malignant, %"] = 100 * of_missed.risk[kept - 1] * kept / y.sum()
+    found |= {"area under the referral curve, %": 100 * curve.area}
+    found |= {"errors ranked, AUROC": out_of_distribution_auroc(doubt[~wrong], doubt[wrong])}
+    for name, each in run.strangers.items():
+        found[f"{name}, AUROC"] = out_of_distribution_auroc(doubt, each.doubts[score])
+    return found
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of a mean over splits that share samples (Nadeau and Bengio 2003), with as many test as training samples."""
+    return float(np.std(values, ddof=1) * np.sqrt(1 / len(values) + 1.0))
+
+
+def distances(split: Split) -> dict[str, float]:
+    """AUROC of strangers by the Mahalanobis distance of the inputs, which needs no network."""
+    training = LedoitWolf().fit(split.x)
+    test = training.mahalanobis(split.x_test)
+    return {
+        f"{name}, AUROC": out_of_distribution_auroc(test, training.mahalanobis(x))
+        for name, x in split.strangers.items()
+    }
+
+
+def report(runs: dict[str, list[Run]], parts: list[Split]) -> None:
+    """Means over splits; and the difference of the Gaussian network to its twin, each by its better score."""
+    table = Table(title=f"Means over {len(parts)} splits; scores: t total uncertainty, e epistemic")
+    names = {"total": "t", "epistemic": "e"}
+    for column in ("", *(f"{model} {names[score]}" for model, score in COLUMNS), "rank-1 t less twin", "distance"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    each = {
+        column: [figures(run, part.y_test, column[1]) for run, part in zip(runs[column[0]], parts, strict=True)]
+        for column in COLUMNS
+    }
+    distance = [distances(part) for part in parts]
+    for key in each[COLUMNS[0]][0]:
+        values = {column: np.array([one[key] for one in many]) for column, many in each.items()}
+        gap = values["rank-1", "total"] - values["twin", "total"]
+        cells = [f"{values[column].mean():.3f}" for column in COLUMNS]
+        by_distance = f"{np.mean([one[key] for one in distance]):.3f}" if key in distance[0] else ""
+        table.add_row(key, *cells, f"{gap.mean():+.3f} ± {standard_error(gap):.3f}", by_distance)
+    Console(width=150).print(table)
+
+
+def draw(path: Path, runs: dict[str, list[Run]], parts: list[Split]) -> None:
+    """Referral curves, and how strangers stand out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    colours = dict(zip(MODELS, ("0.4", "C1", "C0", "C2"), strict=True))
+    for name, many in runs.items():
+        curves = [
+            risk_coverage_curve((run.answer.p > 0.5) != part.y_test, run.answer.doubts["total"])
+            for run, part in zip(many, parts, strict=True)
+        ]
+        right_share = 100 * (1 - np.mean([curve.risk for curve in curves], axis=0))
+        left.plot(100 * (1 - curves[0].coverage), right_share, color=colours[name], label=name)
+    left.set(xlim=(0, 40), ylim=(None, 100.05), xlabel="passed on to a person [%]", ylabel="right among the others [%]")
+    left.set_title(f"Referrals, by total uncertainty: mean of {len(parts)} splits")
+    left.legend(frameon=False, loc="lower right")
+    kinds = list(parts[0].strangers)
+    shown = [("twin", "total"), ("rank-1", "total"), ("rank-1", "epistemic"), ("Gaussian", "epistemic")]
+    for number, (model, score) in enumerate(shown):
+        values = [
+            [figures(run, part.y_test, score)[f"{kind}, AUROC"] for run, part in zip(runs[model], parts, strict=True)]
+            for kind in kinds
+        ]
+        place = np.arange(len(kinds)) + 0.2 * (number - 1.5)
+        style = {"color": colours[model], "alpha": 0.5 if (model, score) == ("rank-1", "total") else 1.0}
+        ends = [standard_error(np.array(each)) for each in values]
+        right.bar(place, np.mean(values, axis=1), 0.18, yerr=ends, label=f"{model}, {score}", **style)
+    right.axhline(0.5, color="0.3", lw=1, ls=":")
+    right.set(
+        xticks=range(len(kinds)), xticklabels=kinds, ylim=(0, 1), ylabel="AUROC", title="Strangers told from samples"
+    )
+    right.legend(frameon=False, ncols=2, loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(
+    number: Annotated[int, typer.Option("--splits", help="Splits of the samples into halves.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 120,
+    figure: Annotated[Path | None, typer.Option(help="PNG of the referral curves.")] = None,
+) -> None:
+    """Fits all models on each split, and compares whom they pass on."""
+    parts = list(splits(number))
+    runs: dict[str, list[Run]] = {name: [] for name in MODELS}
+    for seed, part in enumerate(parts):
+        for name, fit in MODELS.items():
+            predict = fit(part, epochs, seed)
+            runs[name].append(Run(predict(part.x_test), {kind: predict(x) for kind, x in part.strangers.items()}))
+    report(runs, parts)
+    if figure is not None:
+        draw(figure, runs, parts)
+
+
+if __name__ == "__main__":
+    typer.run(main)
