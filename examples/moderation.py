@@ -24,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import special
@@ -191,8 +192,8 @@ def figures(run: Run, y: np.ndarray, score: str, rng: np.random.Generator | None
     found = {"NLL, nats": -np.mean(np.log(p[np.arange(len(y)), y]))}
     for share in SHARES:
         kept = round((1 - share) * len(y))
-        found[f"wrong of the others, {share:.0%} passed on, %"] = 100 * curve.risk[kept - 1]
-    found |= {"area under the referral curve, %": 100 * curve.area}
+        found[f"wrong, {share:.0%} passed on, %"] = 100 * curve.risk[kept - 1]
+    found |= {"area under the curve, %": 100 * curve.area}
     found |= {"errors ranked, AUROC": out_of_distribution_auroc(doubt[~wrong], doubt[wrong])}
     for name, doubts in run.strangers.items():
         others = doubts[score]
@@ -239,14 +240,14 @@ def compared(runs: dict[str, list[Run]], y: np.ndarray, seed: int, resamples: in
 
 def report(found: dict[str, np.ndarray], best: dict[str, float] | None) -> None:
     """Prints the comparison."""
-    table = Table(title="The twin, and the Bayesian network with its messages ranked by total or epistemic uncertainty")
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("", "twin", "Bayes, total", "Bayes, epistemic", "total less twin", *(["exact"] if best else [])):
         table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
     for key, (twin, total, epistemic, difference, error) in found.items():
         cells = [f"{each:.3f}" for each in (twin, total, epistemic)]
         exact = [f"{best[key]:.3f}" if key in best else ""] if best else []
         table.add_row(key, *cells, f"{difference:+.3f} ± {error:.3f}", *exact)
-    Console(width=130).print(table)
+    Console(width=120).print(table)
 
 
 def draw(path: Path, runs: dict[str, list[Run]], data: Messages) -> None:
@@ -275,7 +276,7 @@ def draw(path: Path, runs: dict[str, list[Run]], data: Messages) -> None:
     shown = {"messages": first.doubts["total"], **{name: each["total"] for name, each in first.strangers.items()}}
     ends = np.linspace(0, max(each.max() for each in shown.values()), 31)
     for number, (name, values) in enumerate(shown.items()):
-        style = {"histtype": "stepfilled", "alpha": 0.3} if number == 0 else {"histtype": "step", "lw": 1.6}
+        style: dict = {"histtype": "stepfilled", "alpha": 0.3} if number == 0 else {"histtype": "step", "lw": 1.6}
         right.hist(values, ends, density=True, color=("0.4", "C0", "C1", "C2")[number], label=name, **style)
     right.set(xlabel="total uncertainty [nats]", ylabel="density", title="Strangers: the Bayesian network")
     right.legend(frameon=False)

@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import special
@@ -175,11 +176,11 @@ def figures(run: Run, y: np.ndarray, score: str) -> dict[str, float]:
     found = {"NLL, nats": -np.mean(special.xlogy(y, p) + special.xlog1py(1 - y, -p))}
     for share in SHARES:
         kept = round((1 - share) * len(y))
-        found[f"{share:.0%} passed on: wrong of the others, %"] = 100 * curve.risk[kept - 1]
+        found[f"wrong, {share:.0%} passed on, %"] = 100 * curve.risk[kept - 1]
     for share in SHARES:
         kept = round((1 - share) * len(y))
-        found[f"{share:.0%} passed on: missed of all malignant, %"] = 100 * of_missed.risk[kept - 1] * kept / y.sum()
-    found |= {"area under the referral curve, %": 100 * curve.area}
+        found[f"missed, {share:.0%} passed on, %"] = 100 * of_missed.risk[kept - 1] * kept / y.sum()
+    found |= {"area under the curve, %": 100 * curve.area}
     found |= {"errors ranked, AUROC": out_of_distribution_auroc(doubt[~wrong], doubt[wrong])}
     for name, each in run.strangers.items():
         found[f"{name}, AUROC"] = out_of_distribution_auroc(doubt, each.doubts[score])
@@ -202,10 +203,9 @@ def distances(split: Split) -> dict[str, float]:
 
 
 def report(runs: dict[str, list[Run]], parts: list[Split]) -> None:
-    """Means over splits; and the difference of the Gaussian network to its twin, each by its better score."""
-    table = Table(title=f"Means over {len(parts)} splits; scores: t total uncertainty, e epistemic")
-    names = {"total": "t", "epistemic": "e"}
-    for column in ("", *(f"{model} {names[score]}" for model, score in COLUMNS), "rank-1 t less twin", "distance"):
+    """Means over splits, ranked by total (t) or epistemic (e) uncertainty, and a difference with its standard error."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("", *(f"{model}, {score[0]}" for model, score in COLUMNS), "rank-1, t less twin", "distance"):
         table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
     each = {
         column: [figures(run, part.y_test, column[1]) for run, part in zip(runs[column[0]], parts, strict=True)]
@@ -218,7 +218,7 @@ def report(runs: dict[str, list[Run]], parts: list[Split]) -> None:
         cells = [f"{values[column].mean():.3f}" for column in COLUMNS]
         by_distance = f"{np.mean([one[key] for one in distance]):.3f}" if key in distance[0] else ""
         table.add_row(key, *cells, f"{gap.mean():+.3f} ± {standard_error(gap):.3f}", by_distance)
-    Console(width=150).print(table)
+    Console(width=120).print(table)
 
 
 def draw(path: Path, runs: dict[str, list[Run]], parts: list[Split]) -> None:
@@ -253,9 +253,9 @@ def draw(path: Path, runs: dict[str, list[Run]], parts: list[Split]) -> None:
         right.bar(place, np.mean(values, axis=1), 0.18, yerr=ends, label=f"{model}, {score}", **style)
     right.axhline(0.5, color="0.3", lw=1, ls=":")
     right.set(
-        xticks=range(len(kinds)), xticklabels=kinds, ylim=(0, 1), ylabel="AUROC", title="Strangers told from samples"
+        xticks=range(len(kinds)), xticklabels=kinds, ylim=(0, 1.25), yticks=np.linspace(0, 1, 6), ylabel="AUROC", title="Strangers told from samples"
     )
-    right.legend(frameon=False, ncols=2, loc="lower right", fontsize="small")
+    right.legend(frameon=False, ncols=2, loc="upper center", fontsize="small")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
