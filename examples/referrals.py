@@ -253,7 +253,12 @@ def draw(path: Path, runs: dict[str, list[Run]], parts: list[Split]) -> None:
         right.bar(place, np.mean(values, axis=1), 0.18, yerr=ends, label=f"{model}, {score}", **style)
     right.axhline(0.5, color="0.3", lw=1, ls=":")
     right.set(
-        xticks=range(len(kinds)), xticklabels=kinds, ylim=(0, 1.25), yticks=np.linspace(0, 1, 6), ylabel="AUROC", title="Strangers told from samples"
+        xticks=range(len(kinds)),
+        xticklabels=kinds,
+        ylim=(0, 1.25),
+        yticks=np.linspace(0, 1, 6),
+        ylabel="AUROC",
+        title="Strangers told from samples",
     )
     right.legend(frameon=False, ncols=2, loc="upper center", fontsize="small")
     figure.savefig(path, dpi=130)
@@ -261,8 +266,8 @@ def draw(path: Path, runs: dict[str, list[Run]], parts: list[Split]) -> None:
 
 
 def main(
-    number: Annotated[int, typer.Option("--splits", help="Splits of the samples into halves.")] = 8,
-    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 120,
+    number: Annotated[int, typer.Option("--splits", help="Splits of the samples into halves.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 80,
     figure: Annotated[Path | None, typer.Option(help="PNG of the referral curves.")] = None,
 ) -> None:
     """Fits all models on each split, and compares whom they pass on."""
