@@ -62,7 +62,8 @@ deviation in percent; of the bins' log rates the worst):
 
 A band's rates vary by about 8 % in band 0, where a constant source is not excluded, and by less in band 1. In band 2,
 with 2 to 16 counts a bin, all that can be said is that s is below about .7. `examples/star_brightness.py` has band 0
-with one Gaussian of all bins and log s, whose standard deviation of s is some 40 % too small (benchmarks/README.md). With made counts:
+with one Gaussian of all bins and log s, whose standard deviation of s is some 40 % too small.
+With made counts:
 
 .. code-block:: text
 
