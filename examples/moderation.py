@@ -4,7 +4,71 @@
 A network sorts messages. It passes on those it doubts, and should notice those that are none of its business.
 
     python examples/moderation.py --figure moderation.png      # made messages, whose exact probabilities are known
-    python examples/moderation.py --data DIR                    # questions of TREC, in six classes
+    python examples/moderation.py --data DIR                    # questions of TREC; a few minutes
+
+The made messages have 3 to 12 words, drawn independently from the words of one of four subjects. So Bayes' rule gives
+the exact probabilities, and no classifier has fewer errors on average. TREC's questions ask for a description, a thing,
+an abbreviation, a person, a number or a place. Each data set has strangers: a subject that training never saw (of TREC
+the questions for places), and another language, most of whose words are unknown; for TREC that is Spanish, and English
+speeches of a parliament (Europarl) are messages of another kind. Words that occur once in training are one word,
+"unknown", so that the network has met it.
+
+The network averages the vectors of the words, and has one hidden layer. Its Bayesian form is
+`bdl.recipes.instead_of_ensemble`: random factors of each word, and of inputs and outputs of the dense layers, fitted by
+the ELBO, at T = 1 in the end. Both are fitted with three seeds, and figures are means over them. Doubt is the total
+uncertainty, the entropy of the mean probabilities, or its epistemic part, the mutual information of label and weights.
+`wrong` is the share of errors among messages that are kept. Differences, of total uncertainty, have standard errors by
+a bootstrap over messages, the same for both.
+
+TREC:
+
+.. code-block:: text
+
+                                 twin  Bayes, total  Bayes, epistemic  total less twin
+    ───────────────────────────────────────────────────────────────────────────────────
+    NLL, nats                   0.564         0.303             0.303   -0.261 ± 0.046
+    wrong, 0% passed on, %     13.126        11.138            11.138   -1.989 ± 0.933
+    wrong, 10% passed on, %     9.802         6.366             9.019   -3.436 ± 0.900
+    wrong, 20% passed on, %     9.753         2.587             6.468   -7.166 ± 1.125
+    wrong, 30% passed on, %     7.622         1.706             3.413   -5.916 ± 1.404
+    area under the curve, %     4.339         2.238             2.950   -2.101 ± 0.539
+    errors ranked, AUROC        0.787         0.891             0.828   +0.104 ± 0.027
+    a subject left out, AUROC   0.708         0.828             0.793   +0.120 ± 0.022
+    speeches, English, AUROC    0.717         0.853             0.814   +0.136 ± 0.014
+    speeches, Spanish, AUROC    0.726         0.934             0.742   +0.208 ± 0.014
+
+Made messages:
+
+.. code-block:: text
+
+                                 twin  Bayes, total  Bayes, epistemic  total less twin   exact
+    ───────────────────────────────────────────────────────────────────────────────────────────
+    NLL, nats                   1.048         0.713             0.713   -0.335 ± 0.029   0.524
+    wrong, 0% passed on, %     27.400        25.533            25.533   -1.867 ± 0.585  21.300
+    wrong, 10% passed on, %    22.481        20.630            21.259   -1.852 ± 0.557  15.556
+    wrong, 20% passed on, %    18.208        15.833            18.417   -2.375 ± 0.603  11.750
+    wrong, 30% passed on, %    14.762        11.476            14.381   -3.286 ± 0.680   6.857
+    area under the curve, %     9.316         7.581             8.527   -1.736 ± 0.275   4.816
+    errors ranked, AUROC        0.836         0.861             0.827   +0.025 ± 0.008   0.895
+    a subject left out, AUROC   0.687         0.733             0.753   +0.046 ± 0.009
+    another language, AUROC     0.794         0.802             0.715   +0.009 ± 0.007
+
+On TREC the Bayesian network is ahead in every figure, by two standard errors or more. With a fifth of the questions
+passed on, 2.6 % of the others are wrong, and 9.8 % of the twin's. The twin is sure of many of its errors. Not all of
+this is Bayes': the recipe also averages its last iterates, and the twin, which has as many steps, is not stopped early.
+
+On made messages the twin's area under the curve is 4.5 points above that of the exact probabilities, and the Bayesian
+network's 2.8: with 2,000 messages the subjects' words are not known well. Another language is noticed no better than by
+the twin, since nearly all of its words are the one that stands for unknown words, which was met in training.
+
+Total uncertainty ranks errors better than its epistemic part. Many errors are of messages that say little about their
+subject, which is no doubt about the weights.
+
+.. image:: /images/moderation.png
+   :alt: Accuracy among the messages that are kept, by the share passed on; and the uncertainty of strangers
+
+The figure is of TREC. See also :ref:`sphx_glr_gallery_referrals.py`, for measurements of tumours, where the twin ranks
+its errors as well.
 """
 
 # sphinx_gallery_thumbnail_path = "images/moderation.png"

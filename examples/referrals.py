@@ -82,7 +82,7 @@ def splits(number: int) -> Iterator[Split]:
         mixed = raw_test.copy()
         half = rng.permutation(raw.shape[1])[: raw.shape[1] // 2]
         mixed[:, half] = mixed[rng.permutation(len(mixed))][:, half]
-        strangers = {"a decimal point slipped": slipped, "two patients mixed": mixed}
+        strangers = {"point slipped": slipped, "patients mixed": mixed}
         ready = {name: scale.transform(each).astype("float32") for name, each in strangers.items()}
         x, x_test = (scale.transform(each).astype("float32") for each in (raw, raw_test))
         yield Split(x, y, x_test, y_test, ready)
@@ -205,7 +205,7 @@ def distances(split: Split) -> dict[str, float]:
 def report(runs: dict[str, list[Run]], parts: list[Split]) -> None:
     """Means over splits, ranked by total (t) or epistemic (e) uncertainty, and a difference with its standard error."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("", *(f"{model}, {score[0]}" for model, score in COLUMNS), "rank-1, t less twin", "distance"):
+    for column in ("", *(f"{model} {score[0]}" for model, score in COLUMNS), "rank-1 t - twin", "distance"):
         table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
     each = {
         column: [figures(run, part.y_test, column[1]) for run, part in zip(runs[column[0]], parts, strict=True)]
