@@ -11,7 +11,7 @@ its most doubtful samples on to a person. Two questions decide whether this help
 
 1. **Are errors ranked?** Of those that it keeps, how many are wrong, and how many of all malignant tumours are missed?
 2. **Are strangers noticed?** Two kinds are made of the test samples. In the one the decimal point of one measurement
-   slipped to the right. In the other half of the measurements are those of another patient: each number is as usual,
+   slipped to the right. In the other, half of the measurements are of another patient: each number is as usual,
    and their combination is not.
 
 Half of the samples train, half test, in five random splits. Four models: logistic regression; a network of 32 units,
