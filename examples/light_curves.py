@@ -323,11 +323,10 @@ def load(folder: Path) -> list[Exposures]:
     for number in range(NUM_BANDS):
         fraction = f"fracexp_{number}"
         bins = [row for row in rows if float(row[fraction] or 0) > LEAST_EXPOSURE]
-        names = ("time", f"counts_{number}", f"back_counts_{number}", "dt", fraction, "backratio")
-        start, S, B, seconds, share, ratio = (np.array([float(row[name]) for row in bins]) for name in names)
-        bands.append({"S": S, "B": B, "exposure": seconds * share, "ratio": ratio, "hours": start / 3600})
-    first = min(bins["hours"].min() for bins in bands)
-    return [{**bins, "hours": bins["hours"] - first} for bins in bands]
+        names = (f"counts_{number}", f"back_counts_{number}", "dt", fraction, "backratio")
+        S, B, seconds, share, ratio = (np.array([float(row[name]) for row in bins]) for name in names)
+        bands.append({"S": S, "B": B, "exposure": seconds * share, "ratio": ratio})
+    return bands
 
 
 def generate(seed: int = 1) -> list[Exposures]:
@@ -338,7 +337,7 @@ def generate(seed: int = 1) -> list[Exposures]:
     for mu, s, level in zip(TRUTH["mu"], TRUTH["s"], (720.0, 510.0, 220.0), strict=True):
         rate, sky = np.exp(mu + s * rng.standard_normal(NUM_BINS)), level * rng.uniform(0.95, 1.05, NUM_BINS)
         S, B = rng.poisson(rate * exposure + sky * ratio).astype("float64"), rng.poisson(sky).astype("float64")
-        bands.append({"S": S, "B": B, "exposure": exposure, "ratio": ratio, "hours": 0.2 * np.arange(NUM_BINS)})
+        bands.append({"S": S, "B": B, "exposure": exposure, "ratio": ratio})
     return bands
 
 
