@@ -121,9 +121,12 @@ def test_half_normal_quantiles():
 
 @pytest.mark.tensorflow
 def test_a_bin_of_a_light_curve_has_the_likelihood_of_a_sum_of_source_and_sky():
-    module = example("light_curves")
+    module = example("exposures")
     log_rate, S, B, exposure, ratio = np.linspace(-4.0, 1.0, 6), 7, 30, 10.0, 0.1
-    bins = {name: np.array([value], float) for name, value in zip(module.RAW, (S, B, exposure, ratio), strict=True)}
+    bins = {
+        name: np.array([value], float)
+        for name, value in zip(("S", "B", "exposure", "ratio"), (S, B, exposure, ratio), strict=True)
+    }
     # Counts of the sky are Poisson given b ~ Gamma(B + 1): negative binomial, and added to the source's.
     sky = stats.nbinom(B + 1, 1 / (1 + ratio)).pmf(np.arange(S + 1))
     source = stats.poisson(np.exp(log_rate) * exposure).pmf(S - np.arange(S + 1)[:, None])
@@ -134,7 +137,7 @@ def test_a_bin_of_a_light_curve_has_the_likelihood_of_a_sum_of_source_and_sky():
 
 @pytest.mark.tensorflow
 def test_quadrature_of_a_bright_bin_is_the_gaussian_limit():
-    module = example("light_curves")
+    module = example("exposures")
     values = {"S": 40_000.0, "B": 100.0, "exposure": 10.0, "ratio": 0.01, "mu": 8.0, "u": 1.0}
     bins = {name: np.array([value]) for name, value in values.items()}
     truth, grid, density = module.exact(bins)
