@@ -120,6 +120,42 @@ def test_half_normal_quantiles():
 
 
 @pytest.mark.tensorflow
+def test_a_bin_of_a_light_curve_has_the_likelihood_of_a_sum_of_source_and_sky():
+    module = example("exposures")
+    log_rate, S, B, exposure, ratio = np.linspace(-4.0, 1.0, 6), 7, 30, 10.0, 0.1
+    bins = {
+        name: np.array([value], float)
+        for name, value in zip(("S", "B", "exposure", "ratio"), (S, B, exposure, ratio), strict=True)
+    }
+    # Counts of the sky are Poisson given b ~ Gamma(B + 1): negative binomial, and added to the source's.
+    sky = stats.nbinom(B + 1, 1 / (1 + ratio)).pmf(np.arange(S + 1))
+    source = stats.poisson(np.exp(log_rate) * exposure).pmf(S - np.arange(S + 1)[:, None])
+    expected = np.log(sky @ source)
+    found = module.log_likelihood(bins, log_rate[None])[0]
+    np.testing.assert_allclose(np.diff(found), np.diff(expected), rtol=1e-8)
+
+
+@pytest.mark.tensorflow
+def test_quadrature_of_a_bright_bin_is_the_gaussian_limit():
+    module = example("exposures")
+    values = {"S": 40_000.0, "B": 100.0, "exposure": 10.0, "ratio": 0.01, "mu": 8.0, "u": 1.0}
+    bins = {name: np.array([value]) for name, value in values.items()}
+    truth, grid, density = module.exact(bins)
+    assert truth.mean[0] == pytest.approx(np.log((40_000 - 1.01) / 10), abs=1e-4)
+    assert truth.sd[0] == pytest.approx(1 / np.sqrt(40_000), rel=1e-2)
+    assert truth.high[0] - truth.low[0] == pytest.approx(2 * 1.645 * truth.sd[0], rel=1e-2)
+    assert np.trapezoid(density[0], grid[0]) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.tensorflow
+def test_made_messages_have_probabilities_that_are_right_as_often_as_they_say():
+    data = example("moderation").generate(50, seed=0)
+    right = data.best.argmax(1) == data.y_test
+    sure = data.best.max(1)
+    assert abs(right.mean() - sure.mean()) < 4 * np.sqrt(np.mean(sure * (1 - sure)) / len(right))
+
+
+@pytest.mark.tensorflow
 def test_kinds_of_flowers_have_the_names_of_the_species_that_they_fit_best():
     module = example("iris_mixture")
     chosen, species = np.array([2, 2, 2, 0, 0, 1, 0]), np.array([0, 0, 0, 1, 1, 2, 2])
