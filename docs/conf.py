@@ -89,7 +89,8 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
-    "ignore_pattern": r"(alignment_figure|word_pairs)\.py$",  # parts of word_alignment.py
+    # parts of volatility.py and word_alignment.py
+    "ignore_pattern": r"(alignment_figure|volatility_figure|volatility_filter|word_pairs)\.py$",
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

@@ -15,7 +15,9 @@ from bdl.svi.guides import (
     LowRank,
     MeanField,
     PerRow,
+    Smoothed,
     Structured,
+    Transition,
 )
 from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
@@ -44,7 +46,9 @@ __all__ = [
     "MeanField",
     "Observed",
     "PerRow",
+    "Smoothed",
     "Structured",
+    "Transition",
     "from_joint",
     "k_hat",
     "nuts",

@@ -114,7 +114,7 @@ class Amortized(Guide):
         if data is not None:
             given = ops.zeros((given_size,), dtype=self.variable_dtype) if self.given else None
             self._features = int(self.features(data, given).shape[-1]) // self._num_steps
-        number = self._family.num_parameters(self.size) // self._num_steps
+        number = self.num_outputs() // self._num_steps
         self.head = keras.layers.Dense(
             number, kernel_initializer="zeros", dtype=self.variable_dtype, name=f"{self.name}_head"
         )
@@ -122,12 +122,25 @@ class Amortized(Guide):
 
     def distribution(self, data: Any = None, given: Tensor | None = None) -> RealLine:
         """A distribution for each row, `(rows, size)`."""
+        return self._family.of_parameters(self.parameters(data, given), self.size)
+
+    def num_outputs(self) -> int:
+        """Numbers that the dense layer makes for one row."""
+        return self._family.num_parameters(self.size)
+
+    def parameters(self, data: Any, given: Tensor | None = None) -> Tensor:
+        """Parameters of each row's distribution, `(rows, num_outputs)`.
+
+        Args:
+            data: The batch.
+            given: A draw of the sites in `given`, on the real line: `(numbers,)`.
+        """
         parameters = self.head(self._of_steps(self.features(data, given), self._features))
-        if self.by_step:  # what is of one kind, such as the means, lies together
-            width = self.size // self._num_steps
-            parameters = ops.reshape(parameters, (-1, self._num_steps, parameters.shape[-1] // width, width))
-            parameters = self._flat(ops.transpose(parameters, (0, 2, 1, 3)))
-        return self._family.of_parameters(parameters, self.size)
+        if not self.by_step:
+            return parameters
+        width = self.size // self._num_steps
+        parameters = ops.reshape(parameters, (-1, self._num_steps, parameters.shape[-1] // width, width))
+        return self._flat(ops.transpose(parameters, (0, 2, 1, 3)))  # what is of one kind, such as the means, together
 
     def _check_path(self) -> None:
         """Refuses what has no parameters by step."""
@@ -225,7 +238,7 @@ class Amortized(Guide):
         config["network"] = keras.saving.deserialize_keras_object(config["network"])
         if isinstance(config["inputs"], dict):
             config["inputs"] = keras.saving.deserialize_keras_object(config["inputs"])
-        if isinstance(config["family"], dict):
+        if isinstance(config.get("family"), dict):
             config["family"] = keras.saving.deserialize_keras_object(config["family"])
         return cls(**config)
 
