@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import special, stats
 from volatility_figure import draw
-from volatility_filter import Forecast, as_normal, exact_filter, particle_filter, simulate
+from volatility_filter import Forecast, as_normal, correlations, exact_filter, kurtosis, particle_filter, simulate
 
 from bdl.schedules import DecayOverFit
 from bdl.svi import SVI, Amortized, FullRank, Global, Local, MarkovChain, Observed, Smoothed, Transition
@@ -213,8 +213,8 @@ def fit(y: np.ndarray, has_leverage: bool, guide: str, steps: int, seed: int) ->
     sites = {name: each.astype("float64") for name, each in model.posterior(num_samples=4000, seed=1).items()}
     tilt = sites.get("tilt", np.full(4000, 0.5))
     theta = [*(sites[name] for name in SITES[:4]), 2.0 + sites["excess"], 2.0 * tilt - 1.0]
-    bound = model.bounds(rows, num_samples=1, num_globals=40, seed=1)
-    path_draws = model.posterior(rows, num_samples=100, seed=1)["path"][:, 0]
+    bound = model.bounds(rows, num_samples=1, num_globals=20, seed=1)
+    path_draws = model.posterior(rows, num_samples=40, seed=1)["path"][:, 0]
     return Fitted(np.stack(theta, axis=1), path_draws, bound.elbo, bound.elbo_error, seconds)
 
 
@@ -320,25 +320,18 @@ def standard_error(differences: np.ndarray) -> float:
     return float(np.sqrt(variance) / n)
 
 
-def facts(y: np.ndarray, num_lags: int = 20) -> dict[str, np.ndarray]:
-    """Stylised facts of returns, of each series in `(series, days)`."""
-    centred = y - y.mean(axis=1, keepdims=True)
-    unit = centred / centred.std(axis=1, keepdims=True)
-    size = np.abs(unit) - np.abs(unit).mean(axis=1, keepdims=True)
-    variance = np.mean(size**2, axis=1)
-
-    def mean_over(one: np.ndarray, scale: np.ndarray, lags: range) -> np.ndarray:
-        return np.mean([np.mean(one[:, :-lag] * size[:, lag:], axis=1) / scale for lag in lags], axis=0)
-
+def facts(y: np.ndarray) -> dict[str, np.ndarray]:
+    """Stylised facts of the returns of each series in `(series, days)`."""
+    sizes, signed = correlations(y, False), correlations(y, True)
     return {
-        "kurtosis": np.mean(unit**4, axis=1),
-        "autocorrelation of sizes, lag 1": mean_over(size, variance, range(1, 2)),
-        f"the same, mean of lags 1 to {num_lags}": mean_over(size, variance, range(1, num_lags + 1)),
-        "return and size later, mean of lags 1 to 5": mean_over(unit, np.sqrt(variance), range(1, 6)),
+        "kurtosis": kurtosis(y),
+        "correlation of sizes, 1 day apart": sizes[:, 0],
+        "the same, mean of 1 to 20 days": sizes[:, :20].mean(1),
+        "return and later size, mean of 1 to 5 days": signed[:, :5].mean(1),
     }
 
 
-def report_posteriors(exact: Exact, fits: dict[str, Fitted], truth: np.ndarray | None) -> None:
+def report_posteriors(exact: Exact | None, fits: dict[str, Fitted], truth: np.ndarray | None) -> None:
     """Prints means and standard deviations of the parameters, and the bounds of the log evidence."""
     table = Table(title="Parameters: mean and standard deviation. Log evidence and its bounds (ELBO, T = 1), in nats")
     for column in ("", "level", "persistence", "spread", "freedom", "leverage", "log evidence", "seconds"):
@@ -351,11 +344,13 @@ def report_posteriors(exact: Exact, fits: dict[str, Fitted], truth: np.ndarray |
 
     if truth is not None:
         table.add_row("truth", *(f"{each:.3f}" for each in truth[0, 1:]), "", "")
-    table.add_row("exact filter", *cells(exact.theta, exact.weights), f"{exact.log_evidence:.1f}", "")
+    if exact is not None:
+        table.add_row("exact filter", *cells(exact.theta, exact.weights), f"{exact.log_evidence:.1f}", "")
     for name, each in fits.items():
         table.add_row(name, *cells(each.theta), f"{each.elbo:.1f} ± {each.error:.1f}", f"{each.seconds:.0f}")
     Console(width=140).print(table)
-    print(f"Exact filter: {exact.effective:.0f} effective of {len(exact.weights)} weighted draws.")
+    if exact is not None:
+        print(f"Exact filter: {exact.effective:.0f} effective of {len(exact.weights)} weighted draws.")
 
 
 def report_scores(forecasts: dict[str, Forecast]) -> None:
@@ -391,8 +386,8 @@ def main(
     data: Annotated[Path | None, typer.Option(help="Folder with finance/*.csv; else BDL_DATA.")] = None,
     series: Annotated[str, typer.Option(help="With data: sp500 or dem2gbp.")] = "sp500",
     days: Annotated[int, typer.Option(help="Days that are made where there are no data.")] = 1500,
-    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 2000,
-    draws: Annotated[int, typer.Option(help="Weighted draws of the exact filter.")] = 400,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 600,
+    draws: Annotated[int, typer.Option(help="Weighted draws of the exact posterior; 0 leaves it out.")] = 400,
     particles: Annotated[int, typer.Option(help="Particles of each of 100 draws of the parameters.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of the page's figure.")] = None,
@@ -410,14 +405,12 @@ def main(
     first_day += len(y)
     past = y[:first_day]
     print(f"{len(y):,} days, of which the last {len(y) - first_day:,} are forecast", flush=True)
-    settings = {
-        "structured": (True, "smoothed"),
-        "mean-field": (True, "mean_field"),
-        "structured, no leverage": (False, "smoothed"),
-    }
+    settings = {"structured": (True, "smoothed"), "structured, no leverage": (False, "smoothed")}
+    if truth is not None:
+        settings["mean-field"] = (True, "mean_field")
     fits = {name: fit(past, *each, steps, seed) for name, each in settings.items()}
-    exact = exact_posterior(past, fits["structured"].theta, True, draws, seed)
-    report_posteriors(exact, fits, None if folder else TRUTH)
+    exact = exact_posterior(past, fits["structured"].theta, True, draws, seed) if draws else None
+    report_posteriors(exact, fits, None if truth is None else TRUTH)
     forecasts = rivals(y, first_day)
     for name, each in fits.items():
         forecast, _ = particle_filter(y, each.theta[:100], particles, seed)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from volatility_filter import correlations, kurtosis
 
 from bdl.calibration import pit_histogram
-
-NUM_LAGS = 40
 
 
 def draw(
@@ -30,7 +29,7 @@ def draw(
         y: Returns, `(days,)`.
         first_day: Number of the first day that is forecast.
         fits: What came of each fit, the structured one first.
-        exact: Weighted draws of the exact posterior.
+        exact: Weighted draws of the exact posterior, or None.
         forecasts: Of each model.
         new: New series, `(series, days)`.
         truth: Log variances, `(days,)`, where they are known.
@@ -41,7 +40,7 @@ def draw(
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplot_mosaic(
-        [["path"] * 3, ["cloud", "score", "pit"], ["squares", "leverage", "kurtosis"]],
+        [["path"] * 3, ["cloud", "score", "pit"], ["squares", "leverage", "tails"]],
         figsize=(13, 11),
         layout="constrained",
     )
@@ -49,7 +48,7 @@ def draw(
     _cloud(axes["cloud"], fits, exact)
     _scores(axes["score"], forecasts)
     _pit(axes["pit"], forecasts)
-    _facts(axes["squares"], axes["leverage"], axes["kurtosis"], y, new)
+    _facts(axes["squares"], axes["leverage"], axes["tails"], y, new)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -72,13 +71,12 @@ def _path(ax: Any, y: np.ndarray, first_day: int, fitted: Any, forecast: Any, tr
 
 def _cloud(ax: Any, fits: Mapping[str, Any], exact: Any) -> None:
     """Persistence and spread: the exact posterior, and the guides'."""
-    rng = np.random.default_rng(0)
-    chosen = rng.choice(len(exact.weights), 2000, p=exact.weights)
-    shown = {
-        "exact filter": (exact.theta[chosen], "0.3"),
-        "structured": (fits["structured"].theta[:2000], "C0"),
-        "mean-field": (fits["mean-field"].theta[:2000], "C3"),
-    }
+    shown = {"structured": (fits["structured"].theta, "C0")}
+    if "mean-field" in fits:
+        shown["mean-field"] = (fits["mean-field"].theta, "C3")
+    if exact is not None:
+        chosen = np.random.default_rng(0).choice(len(exact.weights), 2000, p=exact.weights)
+        shown["exact filter"] = (exact.theta[chosen], "0.3")
     for name, (theta, colour) in shown.items():
         points = np.stack([theta[:, 2], np.log(theta[:, 3])])
         root = np.linalg.cholesky(np.cov(points))
@@ -124,34 +122,22 @@ def _pit(ax: Any, forecasts: Mapping[str, Any]) -> None:
     ax.legend(frameon=False, fontsize="small")
 
 
-def _facts(squares: Any, leverage: Any, kurtosis: Any, y: np.ndarray, new: np.ndarray) -> None:
+def _facts(squares: Any, leverage: Any, tails: Any, y: np.ndarray, new: np.ndarray) -> None:
     """Stylised facts of the data and of new series."""
-    lags = np.arange(1, NUM_LAGS + 1)
     panels = ((squares, False, "Autocorrelation of sizes"), (leverage, True, "Correlation of return and later size"))
     for ax, is_signed, title in panels:
         low, middle, high = np.quantile(correlations(new, is_signed), [0.05, 0.5, 0.95], axis=0)
+        lags = np.arange(1, len(middle) + 1)
         ax.fill_between(lags, low, high, color="C0", alpha=0.25, lw=0, label="new series, 90 %")
         ax.plot(lags, middle, color="C0", lw=1)
         ax.plot(lags, correlations(y[None], is_signed)[0], "k.", ms=5, label="data")
         ax.axhline(0, color="0.4", lw=0.8)
         ax.set(xlabel="days later", title=title)
         ax.legend(frameon=False)
-    unit = (new - new.mean(1, keepdims=True)) / new.std(1, keepdims=True)
-    own = np.mean(((y - y.mean()) / y.std()) ** 4)
-    values = np.mean(unit**4, axis=1)
+    (own,), values = kurtosis(y[None]), kurtosis(new)
     edges = np.geomspace(3, max(np.quantile(values, 0.99), 1.2 * own), 40)
-    kurtosis.hist(values, edges, color="C0", alpha=0.4, label="new series")
-    kurtosis.axvline(own, color="k", label="data")
-    kurtosis.axvline(3, color="0.5", ls="--", lw=1, label="normal")
-    kurtosis.set(xscale="log", xlabel="kurtosis", ylabel="series", title="Kurtosis of returns")
-    kurtosis.legend(frameon=False)
-
-
-def correlations(y: np.ndarray, is_signed: bool) -> np.ndarray:
-    """Of the size of a return, or the return itself, with the size of returns later, `(series, lags)`."""
-    centred = y - y.mean(axis=1, keepdims=True)
-    size = np.abs(centred) - np.abs(centred).mean(axis=1, keepdims=True)
-    first = centred if is_signed else size
-    scale = first.std(axis=1) * size.std(axis=1)
-    each = [np.mean(first[:, :-lag] * size[:, lag:], axis=1) / scale for lag in range(1, NUM_LAGS + 1)]
-    return np.stack(each, axis=1)
+    tails.hist(values, edges, color="C0", alpha=0.4, label="new series")
+    tails.axvline(own, color="k", label="data")
+    tails.axvline(3, color="0.5", ls="--", lw=1, label="normal")
+    tails.set(xscale="log", xlabel="kurtosis", ylabel="series", title="Kurtosis of returns")
+    tails.legend(frameon=False)

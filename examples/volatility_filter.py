@@ -205,3 +205,18 @@ def _exact(y: np.ndarray, theta: np.ndarray, num_nodes: int, width: float) -> np
         share = np.einsum("si,sij->sj", (joint / total).astype("float32"), kernel).astype("float64")
         share /= share.sum(axis=1, keepdims=True)
     return np.stack(scores, axis=1)
+
+
+def correlations(y: np.ndarray, is_signed: bool, num_lags: int = 40) -> np.ndarray:
+    """Of the size of a return, or of the return itself, with the size of returns later, `(series, lags)`."""
+    centred = y - y.mean(axis=1, keepdims=True)
+    size = np.abs(centred) - np.abs(centred).mean(axis=1, keepdims=True)
+    first = centred if is_signed else size
+    scale = first.std(axis=1) * size.std(axis=1)
+    each = [np.mean(first[:, :-lag] * size[:, lag:], axis=1) / scale for lag in range(1, num_lags + 1)]
+    return np.stack(each, axis=1)
+
+
+def kurtosis(y: np.ndarray) -> np.ndarray:
+    """Fourth moment of standardised returns, 3 where they are normal, `(series,)`."""
+    return stats.kurtosis(y, axis=1, fisher=False)
