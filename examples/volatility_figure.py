@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import binom
 from volatility_filter import correlations, kurtosis
 
 from bdl.calibration import pit_histogram
@@ -78,11 +80,11 @@ def _cloud(ax: Any, fits: Mapping[str, Any], exact: Any) -> None:
         chosen = np.random.default_rng(0).choice(len(exact.weights), 2000, p=exact.weights)
         shown["exact filter"] = (exact.theta[chosen], "0.3")
     for name, (theta, colour) in shown.items():
-        points = np.stack([theta[:, 2], np.log(theta[:, 3])])
+        points = np.stack([logit(theta[:, 2]), np.log(theta[:, 3])])
         root = np.linalg.cholesky(np.cov(points))
         angle = np.linspace(0, 2 * np.pi, 200)
         ellipse = points.mean(axis=1, keepdims=True) + 2 * root @ np.stack([np.cos(angle), np.sin(angle)])
-        ax.plot(ellipse[0], np.exp(ellipse[1]), color=colour, lw=1.8, label=name)
+        ax.plot(expit(ellipse[0]), np.exp(ellipse[1]), color=colour, lw=1.8, label=name)
         ax.plot(theta[:150, 2], theta[:150, 3], ".", color=colour, ms=2.5, alpha=0.5)
     ax.set(xlabel="persistence", ylabel="spread", title="Parameters: two standard deviations")
     ax.legend(frameon=False)
@@ -109,8 +111,6 @@ def _scores(ax: Any, forecasts: Mapping[str, Any]) -> None:
 
 def _pit(ax: Any, forecasts: Mapping[str, Any]) -> None:
     """Histograms of the PIT, and where that of a calibrated forecast lies, bin by bin."""
-    from scipy.stats import binom
-
     bins, days = 20, len(next(iter(forecasts.values())).pit)
     band = np.array(binom.interval(0.95, days, 1 / bins)) * bins / days
     ax.axhspan(*band, color="0.9", label="calibrated, 95 %")
@@ -140,4 +140,7 @@ def _facts(squares: Any, leverage: Any, tails: Any, y: np.ndarray, new: np.ndarr
     tails.axvline(own, color="k", label="data")
     tails.axvline(3, color="0.5", ls="--", lw=1, label="normal")
     tails.set(xscale="log", xlabel="kurtosis", ylabel="series", title="Kurtosis of returns")
+    ticks = [each for each in (3, 5, 10, 20, 50, 100, 200, 500) if each <= edges[-1]]
+    tails.set_xticks(ticks, [str(each) for each in ticks])
+    tails.set_xticks([], minor=True)
     tails.legend(frameon=False)
