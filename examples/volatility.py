@@ -59,7 +59,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import special, stats
 from volatility_figure import draw
-from volatility_filter import Forecast, as_normal, correlations, exact_filter, kurtosis, particle_filter, simulate
+from volatility_filter import Forecast, as_normal, exact_filter, facts, particle_filter, simulate
+from volatility_garch import rivals, standard_error
 
 from bdl.schedules import DecayOverFit
 from bdl.svi import SVI, Amortized, FullRank, Global, Local, MarkovChain, Observed, Smoothed, Transition
@@ -307,55 +308,6 @@ def exact_posterior(y: np.ndarray, start: np.ndarray, has_leverage: bool, draws:
         weights = special.softmax(log_weights)
         centre, covariance = weights @ real, np.cov(real.T, aweights=weights)
     return Exact(theta, weights, float(special.logsumexp(log_weights) - np.log(number)))
-
-
-def rivals(y: np.ndarray, first_day: int) -> dict[str, Forecast]:
-    """A constant normal distribution, and GARCH(1,1) by the package arch, fitted to the days before `first_day`."""
-    past = y[:first_day]
-    found = {"constant, normal": _standardised(stats.norm, (y - past.mean()) / past.std(), past.std())}
-    try:
-        from arch import arch_model
-    except ImportError:
-        print("The rows of GARCH are left out: they need the package arch (pip install arch).")
-        return {name: each.since(first_day) for name, each in found.items()}
-    for name, order, noise in (("GARCH, normal", 0, "normal"), ("GARCH, t", 0, "t"), ("GJR-GARCH, t", 1, "t")):
-        settings = {"vol": "GARCH", "p": 1, "o": order, "q": 1, "dist": noise, "rescale": False}
-        values = arch_model(past, mean="Constant", **settings).fit(disp="off").params
-        scale = np.asarray(arch_model(y, mean="Constant", **settings).fix(values).conditional_volatility)
-        residual, law = (y - values["mu"]) / scale, stats.norm
-        if noise == "t":
-            law = stats.t(values["nu"], scale=np.sqrt(1.0 - 2.0 / values["nu"]))
-        found[name] = _standardised(law, residual, scale)
-    return {name: each.since(first_day) for name, each in found.items()}
-
-
-def _standardised(law: Any, residual: np.ndarray, scale: Any) -> Forecast:
-    """Forecasts of a law of the standardised residuals."""
-    return Forecast(law.logpdf(residual) - np.log(scale), law.cdf(residual), scale + 0.0 * residual)
-
-
-def standard_error(differences: np.ndarray) -> float:
-    """Of the mean of a series, by Newey and West's estimate: days of high volatility come together (Diebold-Mariano).
-
-    With the lags `4 (n / 100)^(2/9)` of Newey and West 1994.
-    """
-    n, centred = len(differences), differences - differences.mean()
-    lags = int(4 * (n / 100) ** (2 / 9))
-    variance = centred @ centred
-    for lag in range(1, lags + 1):
-        variance += 2.0 * (1.0 - lag / (lags + 1)) * (centred[lag:] @ centred[:-lag])
-    return float(np.sqrt(variance) / n)
-
-
-def facts(y: np.ndarray) -> dict[str, np.ndarray]:
-    """Stylised facts of the returns of each series in `(series, days)`."""
-    sizes, signed = correlations(y, False), correlations(y, True)
-    return {
-        "kurtosis": kurtosis(y),
-        "correlation of sizes, 1 day apart": sizes[:, 0],
-        "the same, mean of 1 to 20 days": sizes[:, :20].mean(1),
-        "return and later size, mean of 1 to 5 days": signed[:, :5].mean(1),
-    }
 
 
 def report_posteriors(exact: Exact | None, fits: dict[str, Fitted], truth: np.ndarray | None) -> None:

@@ -220,3 +220,14 @@ def correlations(y: np.ndarray, is_signed: bool, num_lags: int = 40) -> np.ndarr
 def kurtosis(y: np.ndarray) -> np.ndarray:
     """Fourth moment of standardised returns, 3 where they are normal, `(series,)`."""
     return stats.kurtosis(y, axis=1, fisher=False)
+
+
+def facts(y: np.ndarray) -> dict[str, np.ndarray]:
+    """Stylised facts of the returns of each series in `(series, days)`."""
+    sizes, signed = correlations(y, False), correlations(y, True)
+    return {
+        "kurtosis": kurtosis(y),
+        "correlation of sizes, 1 day apart": sizes[:, 0],
+        "the same, mean of 1 to 20 days": sizes[:, :20].mean(1),
+        "return and later size, mean of 1 to 5 days": signed[:, :5].mean(1),
+    }
