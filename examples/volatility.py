@@ -33,6 +33,25 @@ exact posterior of the parameters, and the log evidence, which each ELBO is belo
 **Answer.** One-day-ahead distributions come from a particle filter over 100 draws of the parameters. It sees the past
 alone; the guide's path, which has seen the whole series, would cheat. Log scores of two models are paired by day, and
 their standard errors are Newey and West's. The PIT is where in its forecast each return fell: uniform if calibrated.
+
+**What came out of the made series.** The exact log evidence is -1186.2. The structured guide's ELBO is 1.5 nats below,
+the mean-field guide's almost 300. The structured guide's standard deviations of level, persistence, spread and leverage
+are 87 to 93 % of the exact ones, and 57 % for the degrees of freedom, whose posterior is skewed; their means are within
+.6 standard deviations. Mean-field has about half the standard deviations or less, and misses the leverage, -.08 in
+place of -.42: with neighbours independent, a path cannot answer the return of the day before. It shows in the forecasts,
+log scores of 500 days less those of GARCH with t noise:
+
+    GARCH, normal noise     -.043 +- .032 nats per day
+    GJR-GARCH, t noise      +.012 +- .005
+    structured              +.017 +- .007
+    mean-field              -.005 +- .008
+
+New series from the model have the data's stylised facts: kurtosis 6.2 in the data and 4.8 to 12.2 in 90 % of 500 new
+series; correlation of sizes one day apart .16 and .10 to .28; of a return with sizes 1 to 5 days later -.05 and -.09 to
+-.01.
+
+.. image:: ../images/volatility.png
+    :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
 """
 
 # sphinx_gallery_thumbnail_path = "images/volatility.png"
@@ -233,7 +252,8 @@ def fit(y: np.ndarray, has_leverage: bool, guide: str, steps: int, seed: int) ->
     else:
         path = Amortized(network, inputs=features, given=names, family=guide, by_step=True)
     chosen, rows = with_leverage if has_leverage else without_leverage, {"y": y[None].astype("float32")}
-    model = SVI(chosen, {names: FullRank(), "path": path}, num_samples=2, sticking=True, seed=seed)
+    guides, start = {names: FullRank(), "path": path}, {"mean": y.mean(), "level": np.log(y.var())}
+    model = SVI(chosen, guides, start=start, num_samples=2, sticking=True, seed=seed)
     model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)), steps_per_execution=50)
     began = time.perf_counter()
     model.fit(rows, batch_size="all", steps=steps, verbose=0)

@@ -68,7 +68,7 @@ def _path(ax: Any, y: np.ndarray, first_day: int, fitted: Any, forecast: Any, tr
     ax.axvline(first_day, color="0.4", lw=0.8)
     top = 1.6 * max(high.max(), forecast.volatility.max())
     ax.set(xlim=(0, len(y)), ylim=(0, top), xlabel="day", ylabel="percent", title="Volatility")
-    ax.legend(frameon=False, ncols=4, loc="upper left")
+    ax.legend(ncols=4, loc="upper left", edgecolor="white", framealpha=1.0)
 
 
 def _cloud(ax: Any, fits: Mapping[str, Any], exact: Any) -> None:
@@ -117,7 +117,14 @@ def _pit(ax: Any, forecasts: Mapping[str, Any]) -> None:
     for name, colour in (("constant, normal", "0.6"), ("GARCH, normal", "C2"), ("SV, structured", "C0")):
         if name in forecasts:
             edges = np.arange(bins + 1) / bins
-            ax.stairs(bins * pit_histogram(forecasts[name].pit, num_bins=bins), edges, color=colour, lw=1.5, label=name)
+            ax.stairs(
+                bins * pit_histogram(forecasts[name].pit, num_bins=bins),
+                edges,
+                color=colour,
+                lw=1.5,
+                label=name,
+                baseline=None,
+            )
     ax.set(xlim=(0, 1), ylim=(0, None), xlabel="PIT", ylabel="density", title="Calibration of the forecasts")
     ax.legend(frameon=False, fontsize="small")
 
