@@ -116,15 +116,9 @@ def _pit(ax: Any, forecasts: Mapping[str, Any]) -> None:
     ax.axhspan(*band, color="0.9", label="calibrated, 95 %")
     for name, colour in (("constant, normal", "0.6"), ("GARCH, normal", "C2"), ("SV, structured", "C0")):
         if name in forecasts:
+            heights = bins * pit_histogram(forecasts[name].pit, num_bins=bins)
             edges = np.arange(bins + 1) / bins
-            ax.stairs(
-                bins * pit_histogram(forecasts[name].pit, num_bins=bins),
-                edges,
-                color=colour,
-                lw=1.5,
-                label=name,
-                baseline=None,
-            )
+            ax.stairs(heights, edges, color=colour, lw=1.5, label=name, baseline=None)
     ax.set(xlim=(0, 1), ylim=(0, None), xlabel="PIT", ylabel="density", title="Calibration of the forecasts")
     ax.legend(frameon=False, fontsize="small")
 
