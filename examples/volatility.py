@@ -2,7 +2,7 @@
 ===========================
 
 How far off may tomorrow's return be, given all returns until today? Volatility is never seen. It is inferred as a
-latent path, and forecasts are compared with those of GARCH, the standard of the field.
+latent path, and forecasts are compared with those of GARCH, the standard of the field (by `pip install arch`).
 
     python examples/volatility.py --figure volatility.png              # a made series, whose truth is known
     python examples/volatility.py --data DIR --series sp500            # S&P 500, 5,030 daily returns from 1999 on
@@ -37,9 +37,9 @@ their standard errors are Newey and West's. The PIT is where in its forecast eac
 **What came out of the made series.** The exact log evidence is -1186.2. The structured guide's ELBO is 1.5 nats below,
 the mean-field guide's almost 300. The structured guide's standard deviations of level, persistence, spread and leverage
 are 86 to 93 % of the exact ones (which 181 effective draws tell to 5 %), and 57 % for the degrees of freedom, whose
-posterior is skewed; means are within .6 standard deviations. Mean-field has 28 to 57 % of the standard deviations, means
-up to 3.3 of them away, and hardly any leverage, -.08 in place of -.42. It shows in the forecasts, log scores of 500 days
-less those of GARCH with t noise:
+posterior is skewed; means are within .6 standard deviations. Mean-field has 28 to 57 % of the standard deviations,
+means up to 3.3 of them away, and hardly any leverage, -.08 in place of -.42. It shows in the forecasts, log scores of
+500 days less those of GARCH with t noise:
 
     GARCH, normal noise     -.043 +- .032 nats per day
     GJR-GARCH, t noise      +.012 +- .005
@@ -80,6 +80,7 @@ from scipy import special, stats
 from volatility_figure import draw
 from volatility_filter import Forecast, as_normal, exact_filter, facts, particle_filter, simulate
 from volatility_garch import rivals, standard_error
+from volatility_network import network_of
 
 from bdl.schedules import DecayOverFit
 from bdl.svi import SVI, Amortized, FullRank, Global, Local, MarkovChain, Observed, Smoothed, Transition
@@ -88,8 +89,6 @@ tfd = tfp.distributions
 SITES = ("mean", "level", "persistence", "spread", "excess", "tilt")
 TRUTH = np.array([[0.05, -0.4, 0.97, 0.2, 8.0, -0.6]])
 """Of the made series, by `volatility_filter.NAMES`."""
-PRIOR_MEDIANS = (0.0, 0.0, special.logit(0.947), math.log(0.2), math.log(8.0), 0.0)
-PRIOR_UNITS = (0.01, 0.1, 0.1, 0.1, 0.1, 0.1)
 LAST_DAYS = {"made": 500, "dem2gbp": 987, "sp500": 1500}
 """Days at the end of each series that are forecast, with parameters fitted to the days before."""
 
@@ -128,55 +127,6 @@ def without_leverage(data: Any) -> Iterator[Any]:
 
 
 @keras.saving.register_keras_serializable(package="volatility")
-class Memory(keras.layers.Layer):
-    """A recurrent layer, forwards and backwards: `s_t = a_t s_{t-1} + (1 - a_t) v_t`, a and v linear in its inputs.
-
-    What is kept, a_t in (0, 1), does not depend on the state. So all days are done together in log2(days) rounds, where
-    a GRU takes one day after the other (Feng et al. 2024, "Were RNNs all we needed?", minGRU).
-    """
-
-    def __init__(self, units: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.units = units
-        self.dense = keras.layers.Dense(4 * units)
-
-    def build(self, shape: Any) -> None:
-        """Begins with memories of 1 to 100 days."""
-        self.dense.build(shape)
-        start = np.zeros(4 * self.units)
-        start[: 2 * self.units] = np.tile(np.log(np.geomspace(1.0, 100.0, self.units)), 2)
-        self.dense.bias.assign(start)
-
-    def compute_output_shape(self, shape: Any) -> Any:
-        """Two states for each unit."""
-        return (*shape[:-1], 2 * self.units)
-
-    def call(self, x: Any) -> Any:
-        """`(rows, days, inputs)` to `(rows, days, 2 units)`."""
-        parts = ops.split(self.dense(x), 4, axis=-1)
-        found = []
-        for keep, value, is_backwards in zip(parts[:2], parts[2:], (False, True), strict=True):
-            keep = ops.sigmoid(ops.flip(keep, axis=1) if is_backwards else keep)
-            state = (1.0 - keep) * (ops.flip(value, axis=1) if is_backwards else value)
-            distance = 1
-            while distance < x.shape[1]:  # `state` then remembers the last `distance` days
-                state = state + keep * earlier(state, distance)
-                keep = keep * earlier(keep, distance)
-                distance *= 2
-            found.append(ops.flip(state, axis=1) if is_backwards else state)
-        return ops.concatenate(found, axis=-1)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns everything that `from_config` needs."""
-        return {**super().get_config(), "units": self.units}
-
-
-def earlier(values: Any, days: int) -> Any:
-    """Values of days before, zeros where there are none, `(rows, days, units)`."""
-    return ops.pad(values[:, :-days], ((0, 0), (days, 0), (0, 0)))
-
-
-@keras.saving.register_keras_serializable(package="volatility")
 def transition(given: Any, more: Any) -> Transition:
     """The path's, as a linear one: the network gives the shock of each day's return, and its slope in the path."""
     _, level, logit, log_spread, _, *tilt = ops.unstack(given)
@@ -189,19 +139,6 @@ def transition(given: Any, more: Any) -> Transition:
         slope=persistence + spread * leverage * more[1],
         sd=spread * (1.0 - leverage**2) ** 0.5,
     )
-
-
-def network_of(num_given: int) -> keras.Model:
-    """From what is told of each day, and a draw of the parameters, to features of each day.
-
-    The draw is centred at the prior's medians, and the features hold it again: how rough a path is, and how soon it
-    forgets, depends on it directly.
-    """
-    centre = [0.0, 0.0, 0.0, *PRIOR_MEDIANS[:num_given]]
-    inputs = keras.Input((None, len(centre)))
-    days = keras.layers.Normalization(mean=centre, variance=[1.0, 1.0, 1.0, *PRIOR_UNITS[:num_given]])(inputs)
-    hidden = keras.layers.Dense(32, "tanh")(keras.layers.Concatenate()([days, Memory(16)(days)]))
-    return keras.Model(inputs, keras.layers.Concatenate()([days, hidden]))
 
 
 @keras.saving.register_keras_serializable(package="volatility")

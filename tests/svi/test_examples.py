@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
@@ -368,3 +369,22 @@ def test_resampling_is_systematic():
     for row in range(4):
         counts = np.bincount(chosen[row], minlength=30)
         assert (np.abs(counts - 30 * weights[row]) < 1).all()
+
+
+@pytest.mark.core
+def test_the_memory_of_the_volatility_network_is_a_recursion_from_both_sides():
+    module = example("volatility_network")
+    x = np.random.default_rng(0).normal(size=(2, 11, 3)).astype("float32")
+    layer = module.Memory(4)
+    found = np.asarray(keras.ops.convert_to_numpy(layer(x)))
+    kernel, bias = (keras.ops.convert_to_numpy(each) for each in layer.weights)
+    keep, keep_back, value, value_back = np.split(x @ kernel + bias, 4, axis=-1)
+    for rates, values, states, days in (
+        (keep, value, found[..., :4], range(11)),
+        (keep_back, value_back, found[..., 4:], range(10, -1, -1)),
+    ):
+        state = np.zeros((2, 4))
+        for day in days:
+            rate = special.expit(rates[:, day])
+            state = rate * state + (1 - rate) * values[:, day]
+            np.testing.assert_allclose(states[:, day], state, rtol=1e-4, atol=1e-5)
