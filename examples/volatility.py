@@ -52,6 +52,21 @@ series; correlation of sizes one day apart .16 and .10 to .28; of a return with 
 
 .. image:: ../images/volatility.png
     :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
+
+**The S&P 500**, last 1,500 of 5,030 days, by `--steps 600 --particles 100`. Log scores less those of GARCH with t noise:
+
+    constant, normal        -.327 +- .024 nats per day
+    GARCH, normal noise     -.040 +- .009
+    GJR-GARCH, t noise      +.011 +- .004
+    structured              +.032 +- .005
+
+The leverage is -.71 +- .03. Limits: the PIT is not uniform for any of the models (p < .01 by Kolmogorov and Smirnov):
+the parameters are those of the first 14 years. New series remember too briefly: sizes 1 to 20 days apart correlate by
+.28 in the data and by .13 to .22 in 90 % of them. One rate of forgetting is not enough; two paths, a slow and a fast
+one, are the next thing to try.
+
+.. image:: ../images/volatility_sp500.png
+    :alt: The same of the S&P 500
 """
 
 # sphinx_gallery_thumbnail_path = "images/volatility.png"
