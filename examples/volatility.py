@@ -53,7 +53,7 @@ series; correlation of sizes one day apart .16 and .10 to .28; of a return with 
 .. image:: ../images/volatility.png
     :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
 
-**The S&P 500**, last 1,500 of 5,030 days, by `--steps 600 --particles 100`. Log scores less those of GARCH with t noise:
+**The S&P 500**, last 1,500 of 5,030 days, by `--steps 600 --particles 100`. Log scores less those of GARCH with t:
 
     constant, normal        -.327 +- .024 nats per day
     GARCH, normal noise     -.040 +- .009

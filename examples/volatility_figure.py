@@ -144,4 +144,4 @@ def _facts(squares: Any, leverage: Any, tails: Any, y: np.ndarray, new: np.ndarr
     ticks = [each for each in (3, 5, 10, 20, 50, 100, 200, 500) if each <= edges[-1]]
     tails.set_xticks(ticks, [str(each) for each in ticks])
     tails.set_xticks([], minor=True)
-    tails.legend(frameon=False)
+    tails.legend(edgecolor="white", framealpha=1.0)
