@@ -108,7 +108,7 @@ class Smoothed(Amortized):
     def from_config(cls, config: dict[str, Any]) -> Smoothed:
         """Builds the guide again."""
         transition = keras.saving.deserialize_keras_object(config["transition"])
-        return super().from_config({**config, "transition": transition})  # type: ignore[return-value]
+        return super().from_config({**config, "transition": transition})
 
 
 def smoothed(transition: Transition, location: Tensor, precision: Tensor) -> Chain:
