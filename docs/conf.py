@@ -91,6 +91,8 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
     "ignore_pattern": rf"({'|'.join(_PARTS)})\.py$",
+    # parts of volatility.py and word_alignment.py
+    "ignore_pattern": r"(alignment_figure|volatility_(figure|filter|garch|network)|word_pairs)\.py$",
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

@@ -15,7 +15,9 @@ from bdl.svi.guides import (
     LowRank,
     MeanField,
     PerRow,
+    Smoothed,
     Structured,
+    Transition,
 )
 from bdl.svi.joint import from_joint
 from bdl.svi.model import SVI
@@ -45,8 +47,10 @@ __all__ = [
     "MeanField",
     "Observed",
     "PerRow",
+    "Smoothed",
     "Structured",
     "counting_solutions",
+    "Transition",
     "from_joint",
     "k_hat",
     "nuts",

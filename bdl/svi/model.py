@@ -50,8 +50,8 @@ class SVI(Compared, Saved, Watched, Fitting):
         guide: Variational family: `"mean_field"`, `"full_rank"`, `"low_rank"`, `"flow"`, `"structured"`, `"delta"` or a
             `bdl.svi.guides.Guide` for all sites together, or a dict of these by the name of a site, or by a tuple of
             names, for sites that are guided jointly. Global sites that a dict leaves out have a mean-field guide; local
-            sites need `Amortized` or `PerRow`, but for discrete ones of few values, which are summed out unless the
-            dict names them (`bdl.svi.enumeration`, `bdl.svi.score`).
+            sites need `Amortized`, `Smoothed` or `PerRow`, but for discrete ones of few values, which are summed out
+            unless the dict names them (`bdl.svi.enumeration`, `bdl.svi.score`).
         networks: Layers by the names of the story's keyword arguments; they are trained and saved with the model, and
             where they have posteriors of their own, their KL joins the globals'.
         num_examples: Number of rows N; None infers it in `fit`, where the data tell it.

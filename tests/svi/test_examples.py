@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
@@ -391,3 +392,62 @@ def test_alpha_pinene_has_the_published_sum_of_squares_and_a_walk_its_variances(
     monkeypatch.setattr(module, "log_density", lambda _, x: -0.5 * float(np.sum((x / sd) ** 2)))
     walk = module.adaptive_metropolis(experiment, np.zeros(2), 20_000, seed=0)[5000:]
     np.testing.assert_allclose(walk.std(axis=0) / sd, 1.0, atol=5 / np.sqrt(2 * 15_000 / 10))
+@pytest.mark.core
+def test_the_particle_filter_of_volatility_is_the_exact_filter():
+    """Also for strong leverage and heavy tails; the exact filter does not change on a grid three times as fine."""
+    module = example("volatility_filter")
+    theta = np.array([[0.05, -0.4, 0.97, 0.2, 8.0, -0.6], [0.0, -0.4, 0.9, 0.3, 4.0, 0.3]])
+    y = module.simulate(theta[:1], 40, np.random.default_rng(0))[0][0]
+    exact = module.exact_filter(y, theta)
+    np.testing.assert_allclose(exact, module.exact_filter(y, theta, num_nodes=301), atol=1e-4)
+    runs = np.stack([module.particle_filter(y, theta, 2000, seed)[1] for seed in range(10)])
+    assert_within_standard_errors(runs.mean(0), exact, runs.std(0, ddof=1) / np.sqrt(10), k=6)
+    forecast, by_draw = module.particle_filter(y, theta, 2000, 0)
+    np.testing.assert_allclose(forecast.log_score, np.log(np.exp(by_draw).mean(0)))
+
+
+@pytest.mark.core
+def test_without_steps_volatility_is_constant_and_its_forecasts_are_student_t():
+    module = example("volatility_filter")
+    theta = np.array([[0.1, 0.4, 0.5, 1e-6, 6.0, 0.0]])
+    y = np.array([0.3, -2.0, 1.0])
+    law = stats.t(6.0, loc=0.1, scale=np.exp(0.2) * np.sqrt(4.0 / 6.0))
+    forecast, _ = module.particle_filter(y, theta, 50, 0)
+    np.testing.assert_allclose(forecast.log_score, law.logpdf(y), atol=1e-4)
+    np.testing.assert_allclose(forecast.pit, law.cdf(y), atol=1e-4)
+    np.testing.assert_allclose(forecast.volatility, law.std(), rtol=1e-4)
+    assert (
+        np.abs(module.as_normal(stats.t(6.0).ppf([0.01, 0.3, 0.9]), 6.0) - stats.norm.ppf([0.01, 0.3, 0.9])).max()
+        < 0.01
+    )
+
+
+@pytest.mark.core
+def test_resampling_is_systematic():
+    """A particle goes on as often as its weight says, rounded up or down."""
+    module = example("volatility_filter")
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(30), size=4)
+    chosen = module.resample(weights, rng)
+    for row in range(4):
+        counts = np.bincount(chosen[row], minlength=30)
+        assert (np.abs(counts - 30 * weights[row]) < 1).all()
+
+
+@pytest.mark.core
+def test_the_memory_of_the_volatility_network_is_a_recursion_from_both_sides():
+    module = example("volatility_network")
+    x = np.random.default_rng(0).normal(size=(2, 11, 3)).astype("float32")
+    layer = module.Memory(4)
+    found = np.asarray(keras.ops.convert_to_numpy(layer(x)))
+    kernel, bias = (keras.ops.convert_to_numpy(each) for each in layer.weights)
+    keep, keep_back, value, value_back = np.split(x @ kernel + bias, 4, axis=-1)
+    for rates, values, states, days in (
+        (keep, value, found[..., :4], range(11)),
+        (keep_back, value_back, found[..., 4:], range(10, -1, -1)),
+    ):
+        state = np.zeros((2, 4))
+        for day in days:
+            rate = special.expit(rates[:, day])
+            state = rate * state + (1 - rate) * values[:, day]
+            np.testing.assert_allclose(states[:, day], state, rtol=1e-4, atol=1e-5)

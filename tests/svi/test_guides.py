@@ -206,6 +206,7 @@ def test_a_row_of_an_amortized_guide_may_have_any_family(family):
         Amortized(keras.layers.Dense(2), "x", ["mean"]),
         Amortized(keras.layers.Dense(2), "x", family="low_rank"),
         Amortized(keras.layers.Dense(2), "x", family=Flow(layers=2, width=3)),
+        Amortized(keras.layers.Dense(2), "x", family="structured", by_step=True),
     ],
 )
 def test_guides_come_back_from_their_configuration(guide):

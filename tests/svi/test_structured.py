@@ -266,6 +266,50 @@ def test_rows_with_a_chain_each_have_the_posterior_of_their_path(tmp_path):
     assert loaded.posterior({"y": y[:2]}, num_samples=3)["path"].shape == (3, 2, LENGTH)
 
 
+@pytest.mark.core
+def test_a_network_gives_each_step_its_mean_its_standard_deviation_and_its_correlation_with_the_step_before():
+    """The features of a step and a global's draw make its parameters, by one dense layer for all steps and rows."""
+    y, given = RNG.normal(size=(2, 4)).astype("float32"), tensor([0.5])
+    guide = Amortized(keras.layers.Identity(), "y", ["level"], family="structured", by_step=True)
+    guide.bind({"path": 4}, {"y": tensor(y)}, given_size=1)
+    kernel, bias = RNG.normal(size=(2, 3)), RNG.normal(size=3)
+    assert [tuple(each.shape) for each in guide.trainable_variables] == [(2, 3), (3,)]
+    for variable, value in zip(guide.trainable_variables, (kernel, bias), strict=True):
+        variable.assign(value)
+    family = guide.distribution({"y": tensor(y)}, given)
+    draws = array(family.draw(tensor(np.concatenate([np.zeros((1, 2, 4)), np.eye(4)[:, None].repeat(2, 1)]))))
+    mean, before_softplus, bend = (kernel[0] * y[..., None] + kernel[1] * 0.5 + bias).transpose(2, 0, 1)
+    np.testing.assert_allclose(draws[0], mean, rtol=1e-4, atol=1e-5)
+    sd, correlation = np.log1p(np.exp(before_softplus + np.log(np.e - 1))), np.tanh(bend)
+    for row in range(2):
+        root = (draws[1:, row] - draws[0, row]).T
+        np.testing.assert_allclose(np.sqrt((root**2).sum(1)), sd[row], rtol=1e-4)
+        found = root @ root.T / np.outer(sd[row], sd[row])
+        np.testing.assert_allclose(np.diag(found, -1), correlation[row, 1:], rtol=1e-3, atol=1e-4)
+        assert found[3, 0] == pytest.approx(correlation[row, 1:].prod(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.core
+def test_a_long_chain_stays_finite_whatever_its_parameters():
+    parameters = np.full((1, 3 * 3000), 4.0)
+    family = Structured().of_parameters(tensor(parameters), 3000)
+    noise = tensor(RNG.normal(size=(1, 3000)))
+    assert np.abs(array(family.draw(noise)) - 4.0).max() < 5 * np.log1p(np.exp(4.0 + np.log(np.e - 1)))
+    assert np.isfinite(array(family.log_density(noise))).all()
+
+
+def test_what_has_no_parameters_by_step_is_refused():
+    data, identity = {"y": tensor(np.ones((2, 4)))}, keras.layers.Identity()
+    with pytest.raises(ValueError, match=r"`family` of .* must be 'mean_field' or 'structured'.* not 'full_rank'"):
+        Amortized(identity, "y", family="full_rank", by_step=True).bind({"path": 4}, data)
+    with pytest.raises(ValueError, match="`by_step` of Amortized must be False for sites of the shapes"):
+        Amortized(identity, "y", by_step=True).bind({"path": 4, "other": 4}, data)
+    with pytest.raises(ValueError, match=r"`inputs` of .* must have the 5 steps .*, not the shape \(2, 4\)"):
+        Amortized(identity, "y", by_step=True).bind({"path": 5}, data)
+    with pytest.raises(ValueError, match=r"What `network` returns of .* must have the 4 steps"):
+        Amortized(keras.layers.GlobalAveragePooling1D(), "y", by_step=True).bind({"path": 4}, data)
+
+
 @pytest.mark.parametrize(
     ("guide", "sizes", "shapes", "message"),
     [

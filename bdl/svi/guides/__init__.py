@@ -12,6 +12,7 @@ from bdl.svi.guides.hierarchical import Hierarchical
 from bdl.svi.guides.low_rank import LowRank
 from bdl.svi.guides.mean_field import MeanField
 from bdl.svi.guides.per_row import PerRow
+from bdl.svi.guides.smoothed import Smoothed, Transition
 from bdl.svi.guides.structured import Structured
 
 __all__ = [
@@ -28,5 +29,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "PerRow",
+    "Smoothed",
     "Structured",
+    "Transition",
 ]

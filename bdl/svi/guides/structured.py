@@ -12,7 +12,7 @@ from keras import ops
 
 from bdl.keras_internals import current_value
 from bdl.random import Tensor
-from bdl.svi.guides.base import START_SCALE, Guide, softplus_inverse
+from bdl.svi.guides.base import START_SCALE, Guide, mean_and_scale, softplus_inverse
 from bdl.svi.guides.chain import Chain, Layout, Linear, chained
 from bdl.svi.guides.full_rank import FullRank
 
@@ -171,7 +171,7 @@ class Structured(Guide):
         )
 
     def num_parameters(self, size: int) -> int:
-        """Parameters of a chain of `size` numbers: means, scales, and slopes."""
+        """Parameters of a chain of `size` numbers: means, standard deviations, and correlations."""
         return 3 * size
 
     def num_noise(self, size: int) -> int:
@@ -180,6 +180,9 @@ class Structured(Guide):
 
     def of_parameters(self, parameters: Tensor, size: int) -> Chain:
         """One chain over the numbers of a site in their order, standard normal where all parameters are zero.
+
+        The parameters are means, standard deviations, and correlations of neighbours. Whatever these are, no number is
+        further off than its own standard deviation: slopes of a long chain that were free could multiply to infinity.
 
         Args:
             parameters: `(..., 3 size)`.
@@ -192,9 +195,12 @@ class Structured(Guide):
             raise ValueError(
                 f"`axis` of Structured must be -1 where it is the family of another guide, not {self.axis}."
             )
-        mean, rho, slope = (parameters[..., first : first + size] for first in (0, size, 2 * size))
-        rho = rho + softplus_inverse(1.0)
-        return Chain(Linear(mean), Linear(slope), Linear(rho), ops.ones_like(mean), Layout((size,), -1))
+        mean, sd = mean_and_scale(parameters, size)
+        bend = ops.concatenate([ops.zeros_like(mean[..., :1]), parameters[..., 2 * size + 1 : 3 * size]], axis=-1)
+        before = ops.concatenate([ops.ones_like(sd[..., :1]), sd[..., :-1]], axis=-1)
+        slope, scale = ops.tanh(bend) * sd / before, sd / ops.cosh(bend)
+        rho = ops.full_like(mean, softplus_inverse(1.0))
+        return Chain(Linear(mean), Linear(slope), Linear(rho), scale, Layout((size,), -1))
 
     def _weight(self, name: str, shape: tuple[int, ...], trainable: bool = True) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=trainable)
