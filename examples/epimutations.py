@@ -1,0 +1,467 @@
+"""Inheritance of DNA methylation
+==============================
+
+How often is a methyl group gained or lost from a plant to its offspring? A pedigree of Arabidopsis tells.
+
+    python examples/epimutations.py --figure epimutations.png     # made lines, whose rates are known
+    python examples/epimutations.py --data DIR                    # the pedigree of the package AlphaBeta
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow_probability as tfp
+import typer
+from keras import ops
+from rich.console import Console
+from rich.table import Table
+from scipy import optimize
+
+from bdl.schedules import DecayOverFit
+from bdl.svi import SVI, Global, Observed, nuts
+
+tfd = tfp.distributions
+UNMETHYLATED = 0.7435074
+"""Share of cytosines (CG) that are unmethylated in these lines, from the documentation of AlphaBeta's `ABneutral`."""
+TRUTH = {"alpha": 9e-5, "beta": 2.6e-4, "heterozygous": 0.03}
+HALF_DIFFERENCES = np.array([[0.0, 0.5, 1.0], [0.5, 0.0, 0.5], [1.0, 0.5, 0.0]])
+
+
+def generation(alpha: Any, beta: Any, xp: Any = np) -> Any:
+    """Probabilities of the states UU, UM, MM of a selfed offspring, by those of the parent: `(3, 3)`."""
+    gain, loss = [1 - alpha, alpha], [beta, 1 - beta]  # of a copy that was unmethylated, or methylated
+    half = [(gain[0] + loss[0]) / 2, (gain[1] + loss[1]) / 2]
+    rows = [[copy[0] ** 2, 2 * copy[0] * copy[1], copy[1] ** 2] for copy in (gain, half, loss)]
+    return xp.stack([xp.stack(row) for row in rows])
+
+
+def unmethylated_in_the_end(alpha: Any, beta: Any) -> Any:
+    """Share of UU after many generations."""
+    return beta * ((1 - beta) ** 2 - (1 - alpha) ** 2 - 1) / ((alpha + beta) * ((alpha + beta - 1) ** 2 - 2))
+
+
+def divergence(alpha: Any, beta: Any, heterozygous: Any, times: np.ndarray, xp: Any = np) -> Any:
+    """Expected share of copies that differ between two plants, `(pairs,)`.
+
+    Args:
+        alpha: Chance that an unmethylated copy gains methylation, per generation.
+        beta: Chance that a methylated copy loses it.
+        heterozygous: Share of UM among the founder's cytosines that are not UU.
+        times: Generations of the last common ancestor and of both plants, integers `(pairs, 3)`.
+        xp: `numpy` or `keras.ops`.
+    """
+    each, pair = np.unique(times, axis=0, return_inverse=True)
+    step = generation(alpha, beta, xp)
+
+    @functools.cache
+    def power(number: int) -> Any:
+        if number < 2:
+            return step if number else np.eye(3)
+        half = xp.matmul(power(number // 2), power(number // 2))
+        return xp.matmul(half, step) if number % 2 else half
+
+    methylated = 1 - UNMETHYLATED
+    founder = xp.stack([0 * alpha + UNMETHYLATED, methylated * heterozygous, methylated * (1 - heterozygous)])
+    found = []
+    for ancestor, one, other in each.tolist():
+        state = xp.matmul(founder[None], power(ancestor))[0]
+        differ = xp.matmul(xp.matmul(power(one - ancestor), HALF_DIFFERENCES), xp.transpose(power(other - ancestor)))
+        found.append(xp.sum(state * xp.diagonal(differ)))
+    return xp.take(xp.stack(found), pair.ravel(), axis=0)
+
+
+@dataclass(frozen=True)
+class Pedigree:
+    """Pairs of plants, in the order of `itertools.combinations`.
+
+    Args:
+        times: Generations of the last common ancestor and of both plants, integers `(pairs, 3)`.
+        divergence: Observed share of copies that differ, in thousandths: `(pairs,)`.
+    """
+
+    times: np.ndarray
+    divergence: np.ndarray
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Numbers of both plants, `(pairs, 2)`."""
+        number = int(round((1 + np.sqrt(1 + 8 * len(self.times))) / 2))
+        return np.array(list(itertools.combinations(range(number), 2)))
+
+    @property
+    def line(self) -> np.ndarray:
+        """The line that each plant belongs to: those with a common ancestor after the founder share one."""
+        line = np.arange(self.pairs.max() + 1)
+        for (one, other), (ancestor, *_) in zip(self.pairs, self.times, strict=True):
+            if ancestor > 0:
+                line[other] = line[one]
+        return np.unique(line, return_inverse=True)[1]
+
+    @property
+    def shared(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which plants a pair are, `(pairs, plants)`, and which lines lie between them, `(pairs, lines)`."""
+        line, pairs = self.line, self.pairs
+        plants = np.zeros((len(pairs), len(line)))
+        lines = np.zeros((len(pairs), line.max() + 1))
+        for row, pair in enumerate(pairs):
+            plants[row, pair] = 1.0
+            if line[pair[0]] != line[pair[1]]:
+                lines[row, line[pair]] = 1.0
+        return plants, lines
+
+    def without(self, line: int) -> Pedigree:
+        """The pedigree of the other lines."""
+        keep = (self.line[self.pairs] != line).all(axis=1)
+        return Pedigree(self.times[keep], self.divergence[keep])
+
+
+def load(folder: Path) -> Pedigree:
+    """The pedigree of the mutation accumulation lines."""
+    path = folder / "methylation" / "arabidopsis_ma_pedigree_divergence.csv"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing. It is the example pedigree (CG) of the R package AlphaBeta, as CSV.")
+    table = np.loadtxt(path, delimiter=",", skiprows=1)
+    pedigree = Pedigree(table[:, :3].astype(int), 1e3 * table[:, 3])
+    age = np.full(pedigree.pairs.max() + 1, -1)
+    for pair, times in zip(pedigree.pairs, pedigree.times[:, 1:], strict=True):
+        if not np.isin(age[pair], [-1, *times]).all() or ((age[pair] >= 0).all() and (age[pair] != times).any()):
+            raise SystemExit(
+                f"{path.name}: pairs must stand in the order (1, 2), (1, 3), ..., (2, 3), ... of the plants."
+            )
+        age[pair] = times
+    return pedigree
+
+
+LONG_LINES = (*[(31, 31)] * 5, *[(31, 31, 31)] * 2, *[(31, 31, (31, (32, 32)))] * 2)
+FOUNDER = (0, (3, (2, (3, 3)), *((30, offspring) for offspring in LONG_LINES)))
+"""The pedigree of the data: a plant with offspring is (generation, offspring), a plant that is sequenced a generation."""
+
+
+def generate(seed: int = 0, cytosines: int = 200_000) -> Pedigree:
+    """Plants of the pedigree, cytosine by cytosine, at `TRUTH`.
+
+    Rates differ from line to line, and some plants are read worse than others, as in the data.
+    """
+    rng = np.random.default_rng(seed)
+    plants: list[tuple[int, tuple[tuple[int, int], ...], np.ndarray]] = []
+
+    def grow(node: Any, parent: np.ndarray, ancestors: tuple[tuple[int, int], ...], rate: float) -> None:
+        age, offspring = node if isinstance(node, tuple) else (node, ())
+        chances = generation(rate * TRUTH["alpha"], rate * TRUTH["beta"])
+        chances = np.linalg.matrix_power(chances, age - ancestors[-1][1]).cumsum(axis=1)
+        states = (rng.random(cytosines)[:, None] > chances[parent, :2]).sum(axis=1)
+        path = (*ancestors, (len(plants), age))
+        for each in offspring:
+            grow(each, states, path, rate)
+        if not offspring:
+            misread = rng.random(cytosines) < rng.gamma(4.0, 3e-4)
+            plants.append((age, ancestors, np.where(misread, 2 - states, states)))
+
+    methylated = 1 - UNMETHYLATED
+    shares = [UNMETHYLATED, methylated * TRUTH["heterozygous"], methylated * (1 - TRUTH["heterozygous"])]
+    founder = rng.choice(3, cytosines, p=shares)
+    for line in FOUNDER[1]:
+        grow(line, founder, ((-1, 0),), np.exp(0.15 * rng.standard_normal() - 0.15**2 / 2))
+    times, differ = [], []
+    for (age, ancestors, one), (other_age, others, other) in itertools.combinations(plants, 2):
+        times.append((max(set(ancestors) & set(others), key=lambda each: each[1])[1], age, other_age))
+        differ.append(1e3 * np.abs(one - other).mean() / 2)
+    return Pedigree(np.array(times), np.array(differ))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """All that the divergences say, in fewer numbers.
+
+    What is expected, and what pairs have in common, lies in a space of fewer dimensions than there are pairs. In it the
+    errors have a covariance. Of what is outside only the sum of squares depends on a parameter, on the scale of each
+    pair's own error.
+
+    Args:
+        kinds: The distinct times, `(kinds, 3)`.
+        of_kind: From what is expected of each kind of pair to the space, `(dimensions, kinds)`.
+        covariances: Of errors of each pair alone, of plants, and of lines, each of scale 1, `(1 or 3, dims, dims)`.
+        inside: The divergences in the space, `(dimensions,)`.
+        outside: Sum of squares of what is outside.
+        freedom: Dimensions outside.
+    """
+
+    kinds: np.ndarray
+    of_kind: np.ndarray
+    covariances: np.ndarray
+    inside: np.ndarray
+    outside: float
+    freedom: int
+
+    @classmethod
+    def of(cls, pedigree: Pedigree, is_dependent: bool) -> Reduced:
+        """Of a pedigree, where pairs that share a plant or a line share a part of their errors, or do not."""
+        kinds, kind = np.unique(pedigree.times, axis=0, return_inverse=True)
+        kind, shared = np.eye(len(kinds))[kind.ravel()], pedigree.shared if is_dependent else ()
+        basis, size, _ = np.linalg.svd(np.hstack([kind, *shared]), full_matrices=False)
+        basis = basis[:, size > 1e-9 * size.max()].T
+        covariances = np.stack([np.eye(len(basis)), *((basis @ each) @ (basis @ each).T for each in shared)])
+        inside = basis @ pedigree.divergence
+        outside = float(np.sum(pedigree.divergence**2) - np.sum(inside**2))
+        return cls(kinds, basis @ kind, covariances, inside, outside, len(pedigree.divergence) - len(basis))
+
+    @property
+    def data(self) -> dict[str, np.ndarray]:
+        """What the story reads: one row."""
+        data = {"share": UNMETHYLATED, "inside": self.inside, "outside": self.outside}
+        return {name: np.array(value)[None] for name, value in data.items()}
+
+
+def story_of(reduced: Reduced, tolerance: float) -> Any:
+    """The story of a pedigree.
+
+    Args:
+        reduced: The pedigree.
+        tolerance: Standard deviation of the founder's share of UU around that in the end.
+    """
+
+    def story(data: Any) -> Iterator[Any]:
+        alpha = yield Global("alpha", tfd.LogNormal(np.log(1e-4), 2.0))
+        beta = yield Global("beta", tfd.LogNormal(np.log(1e-4), 2.0))
+        heterozygous = yield Global("heterozygous", tfd.Beta(1.0, 9.0))
+        intercept = yield Global("intercept", tfd.HalfNormal(10.0))
+        scales = yield Global("scales", tfd.Sample(tfd.HalfNormal(2.0), len(reduced.covariances)))
+        yield Observed("share", tfd.Normal(unmethylated_in_the_end(alpha, beta), tolerance), data["share"])
+        expected = intercept + 1e3 * divergence(alpha, beta, heterozygous, reduced.kinds, ops)
+        factor = ops.cholesky(ops.sum(scales[:, None, None] ** 2 * reduced.covariances, axis=0))
+        errors = tfd.MultivariateNormalTriL(ops.sum(reduced.of_kind * expected, axis=1), factor)
+        yield Observed("inside", errors, data["inside"])
+        yield Observed("outside", tfd.Gamma(reduced.freedom / 2, 0.5 / scales[0] ** 2), data["outside"])
+
+    return story
+
+
+def fit(story: Any, data: dict[str, np.ndarray], steps: int, seed: int) -> SVI:
+    """A Gaussian with all correlations, from the mode on."""
+    model = SVI(story, "full_rank", start="laplace", num_samples=8, seed=seed, dtype="float64")
+    model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)))
+    model.fit(data, batch_size="all", steps=steps, verbose=0)
+    return model
+
+
+def least_squares(pedigree: Pedigree) -> tuple[np.ndarray, np.ndarray, float]:
+    """AlphaBeta's estimate, which weighs all pairs alike and keeps the founder's share of UU for all time.
+
+    Returns:
+        Estimates of `NAMES`; the standard errors of log alpha and log beta that independent errors would have; the sum
+        of squares.
+    """
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        alpha, beta = np.exp(x[:2])
+        errors = pedigree.divergence - x[3] - 1e3 * divergence(alpha, beta, x[2], pedigree.times)
+        return np.append(errors, 1e3 * np.sqrt(len(errors)) * (unmethylated_in_the_end(alpha, beta) - UNMETHYLATED))
+
+    first, bounds = [np.log(1e-4), np.log(3e-4), 0.01, 2.0], ([-20, -20, 0, 0], [-2, -2, 1, 20])
+    found = optimize.least_squares(residuals, first, bounds=bounds, x_scale=[0.1, 0.1, 0.01, 1.0])
+    squares = float(np.sum(found.fun[:-1] ** 2))
+    covariance = np.linalg.inv(found.jac.T @ found.jac) * squares / (len(pedigree.divergence) - len(first))
+    alpha, beta, heterozygous, intercept = *np.exp(found.x[:2]), *found.x[2:]
+    estimate = np.array([alpha, beta, beta / alpha, heterozygous, intercept])
+    return estimate, np.sqrt(np.diag(covariance))[:2], squares * 1e-6
+
+
+def jackknife(pedigree: Pedigree) -> np.ndarray:
+    """Standard errors of log alpha and log beta by least squares without each line in turn."""
+    number = pedigree.line.max() + 1
+    found = np.array([np.log(least_squares(pedigree.without(line))[0][:2]) for line in range(number)])
+    return np.sqrt((number - 1) * found.var(axis=0))
+
+
+NAMES = ("alpha", "beta", "beta / alpha", "heterozygous", "intercept")
+
+
+def table_of(draws: Any) -> np.ndarray:
+    """Draws of `NAMES`, `(draws, 5)`."""
+    columns = [draws["alpha"], draws["beta"], draws["beta"] / draws["alpha"], draws["heterozygous"], draws["intercept"]]
+    return np.stack(columns, axis=1).astype("float64")
+
+
+def interval(draws: np.ndarray) -> np.ndarray:
+    """The middle 90 % of draws, and their median: `(3, ...)`."""
+    return np.quantile(draws, [0.05, 0.5, 0.95], axis=0)
+
+
+def around(estimate: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """The same of a normal distribution around the logarithm of an estimate."""
+    return np.array([estimate * np.exp(z * errors) for z in (-1.645, 0.0, 1.645)])
+
+
+def show(name: str, middle: float, low: float | None = None, high: float | None = None) -> str:
+    """A number of `NAMES`, rates per 100,000."""
+    scale, digits = (1e5, 2) if name in ("alpha", "beta") else (1, 4 if name == "heterozygous" else 2)
+    text = f"{middle * scale:.{digits}f}"
+    return text if low is None or high is None else f"{text} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit says.
+
+    Args:
+        draws: Of `NAMES`, `(draws, 5)`.
+        seconds: Of the fit.
+        note: Of how far it can be trusted.
+    """
+
+    draws: np.ndarray
+    seconds: float
+    note: str
+
+
+def fit_all(pedigree: Pedigree, tolerance: float, steps: int, chain: int, seed: int) -> dict[str, Fitted]:
+    """Both stories by SVI, and the one with shared errors by NUTS."""
+    found = {}
+    for name, is_dependent in {"SVI, independent errors": False, "SVI, shared errors": True}.items():
+        began = time.perf_counter()
+        reduced = Reduced.of(pedigree, is_dependent)
+        story = story_of(reduced, tolerance)
+        model = fit(story, reduced.data, steps, seed)
+        seconds = time.perf_counter() - began
+        draws = table_of(model.posterior(num_samples=4000, seed=1))
+        found[name] = Fitted(draws, seconds, f"k-hat {model.k_hat(reduced.data, seed=1).k:.2f}")
+    began = time.perf_counter()
+    reference = nuts(story, reduced.data, num_samples=chain, num_warmup=chain, seed=seed, dtype="float64")
+    note = f"R-hat {reference.chains.r_hat.max():.3f}"
+    found["NUTS, shared errors"] = Fitted(table_of(reference), time.perf_counter() - began, note)
+    return found
+
+
+def report(pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[str, np.ndarray], truth: dict | None) -> None:
+    """Prints the rates by each way."""
+    table = Table(title="Rates per 100,000 copies and generation, intercept in thousandths; median and middle 90 %")
+    for column in ("", *NAMES, "", "seconds"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    if truth is not None:
+        numbers = [truth["alpha"], truth["beta"], truth["beta"] / truth["alpha"], truth["heterozygous"]]
+        table.add_row("truth", *(show(*each) for each in zip(NAMES, numbers, strict=False)), "", "", "")
+    estimate, _, squares = least_squares(pedigree)
+    for name, each in errors.items():
+        rates = [show(n, *values[[1, 0, 2]]) for n, values in zip(NAMES[:2], around(estimate[:2], each).T, strict=True)]
+        rest = [show(n, value) for n, value in zip(NAMES[2:], estimate[2:], strict=True)]
+        table.add_row(name, *rates, *rest, f"SSE {squares:.3e}", "")
+    for name, each in fits.items():
+        cells = [show(n, *values[[1, 0, 2]]) for n, values in zip(NAMES, interval(each.draws).T, strict=True)]
+        table.add_row(name, *cells, each.note, f"{each.seconds:.0f}")
+    Console(width=150).print(table)
+    exact = fits["NUTS, shared errors"].draws
+    for name, each in fits.items():
+        ranks = [np.mean(each.draws[:, k] < estimate[k]) for k in range(2)]
+        text = f"{name}: least squares' alpha and beta lie at {ranks[0]:.0%} and {ranks[1]:.0%} of the posterior"
+        if each.draws is not exact and "shared" in name:
+            ours, theirs = np.log(each.draws[:, :2]), np.log(exact[:, :2])
+            shift = (ours.mean(0) - theirs.mean(0)) / theirs.std(0)
+            width = 100 * (ours.std(0) / theirs.std(0) - 1)
+            text += f"; means of log rates {shift[0]:+.2f} and {shift[1]:+.2f} sd from NUTS'"
+            text += f", sd {width[0]:+.0f} and {width[1]:+.0f} %"
+        print(text)
+    total = exact[:, 0] * UNMETHYLATED + exact[:, 1] * (1 - UNMETHYLATED)
+    print(
+        "Changes per 100,000 copies and generation, both kinds together: " + show("alpha", *interval(total)[[1, 0, 2]])
+    )
+
+
+def draw(path: Path, pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[str, np.ndarray], truth: Any) -> None:
+    """The divergences, the joint posterior of the rates, and how wide each way's intervals are."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained", width_ratios=(5, 5, 4))
+    exact = fits["NUTS, shared errors"].draws
+    estimate = least_squares(pedigree)[0]
+    ancestor, one, other = pedigree.times.T
+    apart, within = one + other - 2 * ancestor, ancestor > 0
+    shake = np.random.default_rng(0).uniform(-0.6, 0.6, len(apart))
+    for chosen, label, colour in ((~within, "of two lines", "C0"), (within, "of one line", "C1")):
+        left.plot((apart + shake)[chosen], pedigree.divergence[chosen], ".", color=colour, ms=4, alpha=0.5, label=label)
+    kinds = np.unique(pedigree.times, axis=0)
+    expected = [d[4] + 1e3 * divergence(d[0], d[1], d[3], kinds) for d in exact[:: len(exact) // 200]]
+    low, centre, high = interval(np.array(expected))
+    at = kinds[:, 1] + kinds[:, 2] - 2 * kinds[:, 0]
+    left.errorbar(at, centre, (centre - low, high - centre), fmt="_", color="0.1", ms=12, capsize=3, label="expected")
+    left.set(xlabel="generations between two plants", ylabel="copies that differ, thousandths", ylim=(0, None))
+    left.set_title("Divergence of pairs")
+    left.legend(frameon=False)
+
+    middle.plot(*1e5 * exact[:, :2].T, ".", color="0.75", ms=2.5, label="NUTS", rasterized=True)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    for name, colour in (("SVI, independent errors", "C1"), ("SVI, shared errors", "C0")):
+        logs = np.log(fits[name].draws[:, :2])
+        ring = np.linalg.cholesky(np.cov(logs.T)) @ np.stack([np.cos(angle), np.sin(angle)]) * np.sqrt(-2 * np.log(0.1))
+        middle.plot(*1e5 * np.exp(logs.mean(0)[:, None] + ring), color=colour, lw=1.8, label=f"{name}: 90 %")
+    total = estimate[0] * UNMETHYLATED + estimate[1] * (1 - UNMETHYLATED)
+    beta = np.linspace(0.02, 0.99, 100) * total / (1 - UNMETHYLATED)
+    ridge = (total - beta * (1 - UNMETHYLATED)) / UNMETHYLATED
+    middle.plot(1e5 * ridge, 1e5 * beta, "--", color="0.4", lw=1, label="as many changes in all")
+    middle.plot(*1e5 * estimate[:2], "x", color="k", ms=8, mew=2, label="least squares")
+    if truth is not None:
+        middle.plot(1e5 * truth["alpha"], 1e5 * truth["beta"], "*", color="C3", ms=12, label="truth")
+    low, high = np.quantile(1e5 * exact[:, :2], [0.002, 0.998], axis=0)
+    middle.set(xlim=(0.7 * low[0], 1.15 * high[0]), ylim=(0.7 * low[1], 1.3 * high[1]))
+    middle.set(
+        xlabel="alpha: gains per 100,000", ylabel="beta: losses per 100,000", title="Joint posterior of the rates"
+    )
+    middle.legend(frameon=False, fontsize="small", loc="upper left")
+
+    rows = {name: around(estimate[:1], each[:1])[:, 0] for name, each in errors.items()}
+    rows |= {name: interval(each.draws[:, 0]) for name, each in fits.items()}
+    for place, (low, centre, high) in enumerate(rows.values()):
+        right.errorbar(
+            1e5 * centre, -place, xerr=[[1e5 * (centre - low)], [1e5 * (high - centre)]], fmt="o", color="C0"
+        )
+    if truth is not None:
+        right.axvline(1e5 * truth["alpha"], color="C3", lw=1, label="truth")
+        right.legend(frameon=False)
+    right.set_yticks(-np.arange(len(rows)), list(rows))
+    right.set(xlabel="alpha: gains per 100,000", title="90 % intervals", ylim=(0.5 - len(rows), 0.5))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder with methylation/arabidopsis_*.csv; else BDL_DATA.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="How far the founder may be from equilibrium, in share of UU.")
+    ] = 0.01,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 1500,
+    chain: Annotated[
+        int, typer.Option(help="Draws of each of NUTS' four chains, after as many steps of warm-up.")
+    ] = 500,
+    seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
+    figure: Annotated[Path | None, typer.Option(help="PNG of divergences and rates.")] = None,
+) -> None:
+    """Fits both stories, and compares with least squares and NUTS."""
+    folder = data or (Path(os.environ["BDL_DATA"]) if "BDL_DATA" in os.environ else None)
+    pedigree = load(folder) if folder else generate()
+    print(
+        f"{pedigree.pairs.max() + 1} plants of {pedigree.line.max() + 1} lines, {len(pedigree.times)} pairs", flush=True
+    )
+    fits = fit_all(pedigree, tolerance, steps, chain, seed)
+    errors = {"least squares, naive": least_squares(pedigree)[1], "least squares, jackknife": jackknife(pedigree)}
+    truth = None if folder else TRUTH
+    report(pedigree, fits, errors, truth)
+    if figure is not None:
+        draw(figure, pedigree, fits, errors, truth)
+
+
+if __name__ == "__main__":
+    typer.run(main)
