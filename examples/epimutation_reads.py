@@ -24,14 +24,14 @@ import keras
 import numpy as np
 import tensorflow_probability as tfp
 import typer
-from epimutations import generation
+from inheritance import generation, metropolis
 from keras import ops
 from rich.console import Console
 from rich.table import Table
 from scipy import special, stats
 
 from bdl.schedules import DecayOverFit
-from bdl.svi import SVI, Global, Local, Observed
+from bdl.svi import SVI, Global, Observed
 
 tfd = tfp.distributions
 PLANTS = ("G0", "G1_2", "G4_2", "G4_8")
@@ -69,19 +69,43 @@ def shapes(low: Any, high: Any, size: Any, xp: Any = np) -> tuple[Any, Any]:
     return level * sizes, (1 - level) * sizes
 
 
+class Inherited(tfd.Distribution):
+    """Methylated reads of a cytosine in the four plants, its history summed out.
+
+    Args:
+        log_prior: Log probability of each history, `(82,)`.
+        a, b: Of the beta distribution of each state, `(4,)`.
+        reads: All reads, `(cytosines, 4)`.
+    """
+
+    def __init__(self, log_prior: Any, a: Any, b: Any, reads: Any) -> None:
+        parameters = {"log_prior": log_prior, "a": a, "b": b, "reads": reads}
+        super().__init__(log_prior.dtype, tfd.NOT_REPARAMETERIZED, False, True, parameters=parameters)
+        self.log_prior, self.by_state = log_prior, tfd.BetaBinomial(reads[..., None], a, b)
+
+    def _batch_shape(self) -> Any:
+        return self.by_state.batch_shape[:-2]
+
+    def _event_shape(self) -> Any:
+        return self.by_state.batch_shape[-2:-1]
+
+    def _log_prob(self, value: Any) -> Any:
+        by_state = self.by_state.log_prob(value[..., None])  # once for each state, and not for each history
+        joint = sum(ops.take(by_state[..., plant, :], HISTORIES[:, plant], axis=-1) for plant in range(len(PLANTS)))
+        return ops.logsumexp(joint + self.log_prior, axis=-1)
+
+
 @keras.saving.register_keras_serializable(package="epimutation_reads")
 def story(data: Any) -> Iterator[Any]:
-    """The history of each cytosine is summed out."""
+    """Rates, and what plants of each state look like."""
     alpha = yield Global("alpha", tfd.LogNormal(math.log(1e-4), 2.0))
     beta = yield Global("beta", tfd.LogNormal(math.log(1e-4), 2.0))
     shares = yield Global("shares", tfd.Dirichlet(np.ones(4, "float32")))
     low = yield Global("low", tfd.Beta(1.0, 20.0))
     high = yield Global("high", tfd.Beta(20.0, 3.0))
     size = yield Global("size", tfd.LogNormal(3.0, 1.0))
-    history = yield Local("history", tfd.Categorical(logits=log_prior(alpha, beta, shares, ops)))
-    states = ops.take(HISTORIES, history, axis=0)
-    a, b = (ops.take(each, states) for each in shapes(low, high, size, ops))
-    yield Observed("methylated", tfd.BetaBinomial(data["reads"], a, b), data["methylated"])
+    histories, (a, b) = log_prior(alpha, beta, shares, ops), shapes(low, high, size, ops)
+    yield Observed("methylated", Inherited(histories, a, b, data["reads"]), data["methylated"])
 
 
 @dataclass(frozen=True)
@@ -148,7 +172,7 @@ def exact(cytosines: Cytosines, parameters: Any) -> tuple[float, np.ndarray]:
 
 def fit(cytosines: Cytosines, steps: int, seed: int) -> SVI:
     """A Gaussian with all correlations of the globals, from the mode on."""
-    model = SVI(story, "full_rank", start="laplace", num_samples=2, seed=seed)
+    model = SVI(story, "full_rank", start="laplace", num_samples=4, seed=seed)
     model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)))
     model.fit(cytosines.data, batch_size="all", steps=steps, verbose=0)
     return model
@@ -180,25 +204,16 @@ def log_density(cytosines: Cytosines, u: np.ndarray) -> float:
     return float(total + np.log(g["shares"]).sum())
 
 
-def metropolis(cytosines: Cytosines, first: np.ndarray, steps: int, seed: int) -> np.ndarray:
-    """The gold standard: a random walk in the exact density, whose steps have the shape of given draws."""
-    rng = np.random.default_rng(seed)
-    factor = np.linalg.cholesky(np.cov(first.T)) * 2.38 / np.sqrt(first.shape[1])
-    u, drawn = first.mean(0), []
-    density = log_density(cytosines, u)
-    for _ in range(steps):
-        proposed = u + factor @ rng.standard_normal(len(u))
-        there = log_density(cytosines, proposed)
-        if np.log(rng.random()) < there - density:
-            u, density = proposed, there
-        drawn.append(u)
-    return np.array(drawn)[steps // 5 :]
-
-
 def globals_of(u: np.ndarray) -> np.ndarray:
     """Draws of `NAMES`, `(draws, 9)`."""
     found = [from_the_line(each) for each in u]
     return np.array([[each[name] for name in NAMES[:5]] + list(each["shares"]) for each in found])
+
+
+def chance_of_change(cytosines: Cytosines, u: np.ndarray, most: int = 200) -> np.ndarray:
+    """Probability that a cytosine's state differs between plants, over draws of the globals: `(cytosines,)`."""
+    some = u[:: max(len(u) // most, 1)]
+    return np.mean([exact(cytosines, from_the_line(each))[1][:, CHANGED].sum(axis=1) for each in some], axis=0)
 
 
 def report(cytosines: Cytosines, ours: np.ndarray, exactly: np.ndarray, seconds: dict[str, float], note: str) -> None:
@@ -228,17 +243,14 @@ def report(cytosines: Cytosines, ours: np.ndarray, exactly: np.ndarray, seconds:
 
 def tell_changes(cytosines: Cytosines, changed: np.ndarray, most: int) -> np.ndarray:
     """Prints how many cytosines changed, and the likeliest; their numbers come back."""
-    print(
-        f"{len(changed)} cytosines; expected to have changed: {changed.sum():.2f}; likelier than not: {(changed > 0.5).sum()}"
-    )
+    sure = changed > 0.5
+    print(f"{len(changed)} cytosines; expected to have changed: {changed.sum():.2f}; likelier than not: {sure.sum()}")
     if cytosines.states is not None:
         truly = cytosines.states.min(1) != cytosines.states.max(1)
-        score = np.log(np.where(truly, changed, 1 - changed)).mean()
-        base = special.xlogy(truly.mean(), truly.mean()) + special.xlogy(1 - truly.mean(), 1 - truly.mean())
-        right = truly[changed > 0.5].sum()
-        print(
-            f"Truly changed: {truly.sum()}, {right} of those likelier than not; log score {score:.3f}, share alone {base:.3f}"
-        )
+        share, score = truly.mean(), np.log(np.where(truly, changed, 1 - changed)).mean()
+        alone = special.xlogy(share, share) + special.xlog1py(1 - share, -share)
+        print(f"Truly changed: {truly.sum()}, {truly[sure].sum()} of them likelier than not")
+        print(f"Log score per cytosine: {score:.3f} nats; {alone:.3f} by the share of changes alone")
     if cytosines.calls is not None:
         print(f"Cytosines that methimpute calls U in one plant and M in another: {cytosines.calls.sum()}")
     return np.argsort(-changed)[:most]
@@ -282,7 +294,7 @@ def draw(
 def main(
     data: Annotated[Path | None, typer.Option(help="Folder with methylation/arabidopsis_*.csv; else BDL_DATA.")] = None,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
-    walk: Annotated[int, typer.Option(help="Steps of the Metropolis chain.")] = 10_000,
+    walk: Annotated[int, typer.Option(help="Steps of each of four Metropolis chains.")] = 3000,
     seed: Annotated[int, typer.Option(help="Of the fit.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of rates and changes.")] = None,
 ) -> None:
@@ -292,19 +304,17 @@ def main(
     began = time.perf_counter()
     model = fit(cytosines, steps, seed)
     seconds = {"SVI": time.perf_counter() - began}
-    probabilities = model.probabilities(cytosines.data, num_samples=100, seed=1)["history"]
-    changed = probabilities[:, CHANGED].sum(axis=1)
     u = on_the_line(model.posterior(num_samples=4000, seed=1))
     began = time.perf_counter()
-    chain = metropolis(cytosines, u, walk, seed)
+    chains = metropolis(lambda each: log_density(cytosines, each), u, walk, seed)
     seconds["Metropolis"] = time.perf_counter() - began
-    ours, exactly = globals_of(u), globals_of(chain)
-    report(cytosines, ours, exactly, seconds, str(model.k_hat(cytosines.data, num_samples=400, seed=1)))
-    some = chain[:: max(len(chain) // 100, 1)]
-    summed = np.mean([exact(cytosines, from_the_line(each))[1][:, CHANGED].sum(axis=1) for each in some], axis=0)
-    print(
-        f"Probability of a change, largest difference from the exact sum over Metropolis' draws: {np.abs(changed - summed).max():.3f}"
-    )
+    drawn = np.concatenate(chains.draws)
+    ours, exactly = globals_of(u), globals_of(drawn)
+    note = f"R-hat of Metropolis {chains.r_hat.max():.3f}, {chains.effective_sample_size.min():,.0f} effective draws"
+    report(cytosines, ours, exactly, seconds, f"{model.k_hat(cytosines.data, seed=1)} {note}.")
+    changed, summed = (chance_of_change(cytosines, each) for each in (u, drawn))
+    off = np.abs(changed - summed).max()
+    print(f"Probability of a change, over draws of SVI and of Metropolis: at most {off:.3f} apart")
     top = tell_changes(cytosines, changed, most=10)
     if figure is not None:
         draw(figure, cytosines, ours, exactly, changed, top)

@@ -9,8 +9,6 @@ How often is a methyl group gained or lost from a plant to its offspring? A pedi
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -24,161 +22,25 @@ import keras
 import numpy as np
 import tensorflow_probability as tfp
 import typer
+from inheritance import (
+    TRUTH,
+    UNMETHYLATED,
+    Pedigree,
+    divergence,
+    generate,
+    load,
+    metropolis,
+    unmethylated_in_the_end,
+)
 from keras import ops
 from rich.console import Console
 from rich.table import Table
-from scipy import optimize
+from scipy import optimize, special
 
 from bdl.schedules import DecayOverFit
-from bdl.svi import SVI, Global, Observed, nuts
+from bdl.svi import SVI, Global, Observed
 
 tfd = tfp.distributions
-UNMETHYLATED = 0.7435074
-"""Share of cytosines (CG) that are unmethylated in these lines, from the documentation of AlphaBeta's `ABneutral`."""
-TRUTH = {"alpha": 9e-5, "beta": 2.6e-4, "heterozygous": 0.03}
-HALF_DIFFERENCES = np.array([[0.0, 0.5, 1.0], [0.5, 0.0, 0.5], [1.0, 0.5, 0.0]])
-
-
-def generation(alpha: Any, beta: Any, xp: Any = np) -> Any:
-    """Probabilities of the states UU, UM, MM of a selfed offspring, by those of the parent: `(3, 3)`."""
-    gain, loss = [1 - alpha, alpha], [beta, 1 - beta]  # of a copy that was unmethylated, or methylated
-    half = [(gain[0] + loss[0]) / 2, (gain[1] + loss[1]) / 2]
-    rows = [[copy[0] ** 2, 2 * copy[0] * copy[1], copy[1] ** 2] for copy in (gain, half, loss)]
-    return xp.stack([xp.stack(row) for row in rows])
-
-
-def unmethylated_in_the_end(alpha: Any, beta: Any) -> Any:
-    """Share of UU after many generations."""
-    return beta * ((1 - beta) ** 2 - (1 - alpha) ** 2 - 1) / ((alpha + beta) * ((alpha + beta - 1) ** 2 - 2))
-
-
-def divergence(alpha: Any, beta: Any, heterozygous: Any, times: np.ndarray, xp: Any = np) -> Any:
-    """Expected share of copies that differ between two plants, `(pairs,)`.
-
-    Args:
-        alpha: Chance that an unmethylated copy gains methylation, per generation.
-        beta: Chance that a methylated copy loses it.
-        heterozygous: Share of UM among the founder's cytosines that are not UU.
-        times: Generations of the last common ancestor and of both plants, integers `(pairs, 3)`.
-        xp: `numpy` or `keras.ops`.
-    """
-    each, pair = np.unique(times, axis=0, return_inverse=True)
-    step = generation(alpha, beta, xp)
-
-    @functools.cache
-    def power(number: int) -> Any:
-        if number < 2:
-            return step if number else np.eye(3)
-        half = xp.matmul(power(number // 2), power(number // 2))
-        return xp.matmul(half, step) if number % 2 else half
-
-    methylated = 1 - UNMETHYLATED
-    founder = xp.stack([0 * alpha + UNMETHYLATED, methylated * heterozygous, methylated * (1 - heterozygous)])
-    found = []
-    for ancestor, one, other in each.tolist():
-        state = xp.matmul(founder[None], power(ancestor))[0]
-        differ = xp.matmul(xp.matmul(power(one - ancestor), HALF_DIFFERENCES), xp.transpose(power(other - ancestor)))
-        found.append(xp.sum(state * xp.diagonal(differ)))
-    return xp.take(xp.stack(found), pair.ravel(), axis=0)
-
-
-@dataclass(frozen=True)
-class Pedigree:
-    """Pairs of plants, in the order of `itertools.combinations`.
-
-    Args:
-        times: Generations of the last common ancestor and of both plants, integers `(pairs, 3)`.
-        divergence: Observed share of copies that differ, in thousandths: `(pairs,)`.
-    """
-
-    times: np.ndarray
-    divergence: np.ndarray
-
-    @property
-    def pairs(self) -> np.ndarray:
-        """Numbers of both plants, `(pairs, 2)`."""
-        number = int(round((1 + np.sqrt(1 + 8 * len(self.times))) / 2))
-        return np.array(list(itertools.combinations(range(number), 2)))
-
-    @property
-    def line(self) -> np.ndarray:
-        """The line that each plant belongs to: those with a common ancestor after the founder share one."""
-        line = np.arange(self.pairs.max() + 1)
-        for (one, other), (ancestor, *_) in zip(self.pairs, self.times, strict=True):
-            if ancestor > 0:
-                line[other] = line[one]
-        return np.unique(line, return_inverse=True)[1]
-
-    @property
-    def shared(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which plants a pair are, `(pairs, plants)`, and which lines lie between them, `(pairs, lines)`."""
-        line, pairs = self.line, self.pairs
-        plants = np.zeros((len(pairs), len(line)))
-        lines = np.zeros((len(pairs), line.max() + 1))
-        for row, pair in enumerate(pairs):
-            plants[row, pair] = 1.0
-            if line[pair[0]] != line[pair[1]]:
-                lines[row, line[pair]] = 1.0
-        return plants, lines
-
-    def without(self, line: int) -> Pedigree:
-        """The pedigree of the other lines."""
-        keep = (self.line[self.pairs] != line).all(axis=1)
-        return Pedigree(self.times[keep], self.divergence[keep])
-
-
-def load(folder: Path) -> Pedigree:
-    """The pedigree of the mutation accumulation lines."""
-    path = folder / "methylation" / "arabidopsis_ma_pedigree_divergence.csv"
-    if not path.is_file():
-        raise SystemExit(f"{path} is missing. It is the example pedigree (CG) of the R package AlphaBeta, as CSV.")
-    table = np.loadtxt(path, delimiter=",", skiprows=1)
-    pedigree = Pedigree(table[:, :3].astype(int), 1e3 * table[:, 3])
-    age = np.full(pedigree.pairs.max() + 1, -1)
-    for pair, times in zip(pedigree.pairs, pedigree.times[:, 1:], strict=True):
-        if not np.isin(age[pair], [-1, *times]).all() or ((age[pair] >= 0).all() and (age[pair] != times).any()):
-            raise SystemExit(
-                f"{path.name}: pairs must stand in the order (1, 2), (1, 3), ..., (2, 3), ... of the plants."
-            )
-        age[pair] = times
-    return pedigree
-
-
-LONG_LINES = (*[(31, 31)] * 5, *[(31, 31, 31)] * 2, *[(31, 31, (31, (32, 32)))] * 2)
-FOUNDER = (0, (3, (2, (3, 3)), *((30, offspring) for offspring in LONG_LINES)))
-"""The pedigree of the data: a plant with offspring is (generation, offspring), a plant that is sequenced a generation."""
-
-
-def generate(seed: int = 0, cytosines: int = 200_000) -> Pedigree:
-    """Plants of the pedigree, cytosine by cytosine, at `TRUTH`.
-
-    Rates differ from line to line, and some plants are read worse than others, as in the data.
-    """
-    rng = np.random.default_rng(seed)
-    plants: list[tuple[int, tuple[tuple[int, int], ...], np.ndarray]] = []
-
-    def grow(node: Any, parent: np.ndarray, ancestors: tuple[tuple[int, int], ...], rate: float) -> None:
-        age, offspring = node if isinstance(node, tuple) else (node, ())
-        chances = generation(rate * TRUTH["alpha"], rate * TRUTH["beta"])
-        chances = np.linalg.matrix_power(chances, age - ancestors[-1][1]).cumsum(axis=1)
-        states = (rng.random(cytosines)[:, None] > chances[parent, :2]).sum(axis=1)
-        path = (*ancestors, (len(plants), age))
-        for each in offspring:
-            grow(each, states, path, rate)
-        if not offspring:
-            misread = rng.random(cytosines) < rng.gamma(4.0, 3e-4)
-            plants.append((age, ancestors, np.where(misread, 2 - states, states)))
-
-    methylated = 1 - UNMETHYLATED
-    shares = [UNMETHYLATED, methylated * TRUTH["heterozygous"], methylated * (1 - TRUTH["heterozygous"])]
-    founder = rng.choice(3, cytosines, p=shares)
-    for line in FOUNDER[1]:
-        grow(line, founder, ((-1, 0),), np.exp(0.15 * rng.standard_normal() - 0.15**2 / 2))
-    times, differ = [], []
-    for (age, ancestors, one), (other_age, others, other) in itertools.combinations(plants, 2):
-        times.append((max(set(ancestors) & set(others), key=lambda each: each[1])[1], age, other_age))
-        differ.append(1e3 * np.abs(one - other).mean() / 2)
-    return Pedigree(np.array(times), np.array(differ))
 
 
 @dataclass(frozen=True)
@@ -250,10 +112,39 @@ def story_of(reduced: Reduced, tolerance: float) -> Any:
 
 def fit(story: Any, data: dict[str, np.ndarray], steps: int, seed: int) -> SVI:
     """A Gaussian with all correlations, from the mode on."""
-    model = SVI(story, "full_rank", start="laplace", num_samples=8, seed=seed, dtype="float64")
+    model = SVI(story, "full_rank", start="laplace", num_samples=4, seed=seed, dtype="float64")
     model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)))
     model.fit(data, batch_size="all", steps=steps, verbose=0)
     return model
+
+
+def on_the_line(draws: dict[str, np.ndarray]) -> np.ndarray:
+    """Draws of the globals on the real line, `(draws, 7)`."""
+    heterozygous = special.logit(draws["heterozygous"])
+    logs = [np.log(draws[name]) for name in ("alpha", "beta", "intercept")]
+    return np.column_stack([*logs[:2], heterozygous, logs[2], np.log(draws["scales"])])
+
+
+def from_the_line(u: np.ndarray) -> dict[str, np.ndarray]:
+    """The globals of draws `(..., 7)`."""
+    found = dict(zip(("alpha", "beta", "intercept"), np.exp(np.moveaxis(u[..., [0, 1, 3]], -1, 0)), strict=True))
+    return {**found, "heterozygous": special.expit(u[..., 2]), "scales": np.exp(u[..., 4:])}
+
+
+def log_density(reduced: Reduced, tolerance: float, u: np.ndarray) -> float:
+    """Of the story's posterior on the real line, up to a constant, by SciPy."""
+    g = from_the_line(u)
+    alpha, beta, heterozygous, scales = g["alpha"], g["beta"], g["heterozygous"], g["scales"]
+    covariance = np.einsum("k,kij->ij", scales**2, reduced.covariances)
+    expected = g["intercept"] + 1e3 * divergence(alpha, beta, heterozygous, reduced.kinds)
+    factor = np.linalg.cholesky(covariance)
+    errors = np.linalg.solve(factor, reduced.inside - reduced.of_kind @ expected)
+    likelihood = -0.5 * errors @ errors - np.log(np.diag(factor)).sum()
+    likelihood -= reduced.freedom * np.log(scales[0]) + 0.5 * reduced.outside / scales[0] ** 2
+    likelihood -= 0.5 * ((unmethylated_in_the_end(alpha, beta) - UNMETHYLATED) / tolerance) ** 2
+    prior = -0.5 * np.sum(((u[:2] - np.log(1e-4)) / 2) ** 2) + 9 * np.log1p(-heterozygous) + np.log(heterozygous)
+    prior += u[3] - 0.5 * (g["intercept"] / 10) ** 2 + np.sum(u[4:] - 0.5 * (scales / 2) ** 2)
+    return float(likelihood + prior)
 
 
 def least_squares(pedigree: Pedigree) -> tuple[np.ndarray, np.ndarray, float]:
@@ -326,8 +217,8 @@ class Fitted:
     note: str
 
 
-def fit_all(pedigree: Pedigree, tolerance: float, steps: int, chain: int, seed: int) -> dict[str, Fitted]:
-    """Both stories by SVI, and the one with shared errors by NUTS."""
+def fit_all(pedigree: Pedigree, tolerance: float, steps: int, walk: int, seed: int) -> dict[str, Fitted]:
+    """Both stories by SVI, and the one with shared errors by Metropolis."""
     found = {}
     for name, is_dependent in {"SVI, independent errors": False, "SVI, shared errors": True}.items():
         began = time.perf_counter()
@@ -338,9 +229,11 @@ def fit_all(pedigree: Pedigree, tolerance: float, steps: int, chain: int, seed: 
         draws = table_of(model.posterior(num_samples=4000, seed=1))
         found[name] = Fitted(draws, seconds, f"k-hat {model.k_hat(reduced.data, seed=1).k:.2f}")
     began = time.perf_counter()
-    reference = nuts(story, reduced.data, num_samples=chain, num_warmup=chain, seed=seed, dtype="float64")
-    note = f"R-hat {reference.chains.r_hat.max():.3f}"
-    found["NUTS, shared errors"] = Fitted(table_of(reference), time.perf_counter() - began, note)
+    draws = model.posterior(num_samples=4000, seed=1)
+    chains = metropolis(lambda u: log_density(reduced, tolerance, u), on_the_line(draws), walk, seed)
+    note = f"R-hat {chains.r_hat.max():.3f}, {chains.effective_sample_size.min():,.0f} effective draws"
+    drawn = table_of(from_the_line(np.concatenate(chains.draws)))
+    found["Metropolis, shared errors"] = Fitted(drawn, time.perf_counter() - began, note)
     return found
 
 
@@ -361,7 +254,7 @@ def report(pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[str, np.nda
         cells = [show(n, *values[[1, 0, 2]]) for n, values in zip(NAMES, interval(each.draws).T, strict=True)]
         table.add_row(name, *cells, each.note, f"{each.seconds:.0f}")
     Console(width=150).print(table)
-    exact = fits["NUTS, shared errors"].draws
+    exact = fits["Metropolis, shared errors"].draws
     for name, each in fits.items():
         ranks = [np.mean(each.draws[:, k] < estimate[k]) for k in range(2)]
         text = f"{name}: least squares' alpha and beta lie at {ranks[0]:.0%} and {ranks[1]:.0%} of the posterior"
@@ -369,7 +262,7 @@ def report(pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[str, np.nda
             ours, theirs = np.log(each.draws[:, :2]), np.log(exact[:, :2])
             shift = (ours.mean(0) - theirs.mean(0)) / theirs.std(0)
             width = 100 * (ours.std(0) / theirs.std(0) - 1)
-            text += f"; means of log rates {shift[0]:+.2f} and {shift[1]:+.2f} sd from NUTS'"
+            text += f"; means of log rates {shift[0]:+.2f} and {shift[1]:+.2f} sd from Metropolis'"
             text += f", sd {width[0]:+.0f} and {width[1]:+.0f} %"
         print(text)
     total = exact[:, 0] * UNMETHYLATED + exact[:, 1] * (1 - UNMETHYLATED)
@@ -386,7 +279,7 @@ def draw(path: Path, pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[s
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained", width_ratios=(5, 5, 4))
-    exact = fits["NUTS, shared errors"].draws
+    exact = fits["Metropolis, shared errors"].draws
     estimate = least_squares(pedigree)[0]
     ancestor, one, other = pedigree.times.T
     apart, within = one + other - 2 * ancestor, ancestor > 0
@@ -402,7 +295,7 @@ def draw(path: Path, pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[s
     left.set_title("Divergence of pairs")
     left.legend(frameon=False)
 
-    middle.plot(*1e5 * exact[:, :2].T, ".", color="0.75", ms=2.5, label="NUTS", rasterized=True)
+    middle.plot(*1e5 * exact[:, :2].T, ".", color="0.75", ms=2.5, label="Metropolis", rasterized=True)
     angle = np.linspace(0, 2 * np.pi, 200)
     for name, colour in (("SVI, independent errors", "C1"), ("SVI, shared errors", "C0")):
         logs = np.log(fits[name].draws[:, :2])
@@ -442,20 +335,18 @@ def main(
     tolerance: Annotated[
         float, typer.Option(help="How far the founder may be from equilibrium, in share of UU.")
     ] = 0.01,
-    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 1500,
-    chain: Annotated[
-        int, typer.Option(help="Draws of each of NUTS' four chains, after as many steps of warm-up.")
-    ] = 500,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 1000,
+    walk: Annotated[int, typer.Option(help="Steps of each of four Metropolis chains.")] = 4000,
     seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of divergences and rates.")] = None,
 ) -> None:
-    """Fits both stories, and compares with least squares and NUTS."""
+    """Fits both stories, and compares with least squares and Metropolis."""
     folder = data or (Path(os.environ["BDL_DATA"]) if "BDL_DATA" in os.environ else None)
     pedigree = load(folder) if folder else generate()
     print(
         f"{pedigree.pairs.max() + 1} plants of {pedigree.line.max() + 1} lines, {len(pedigree.times)} pairs", flush=True
     )
-    fits = fit_all(pedigree, tolerance, steps, chain, seed)
+    fits = fit_all(pedigree, tolerance, steps, walk, seed)
     errors = {"least squares, naive": least_squares(pedigree)[1], "least squares, jackknife": jackknife(pedigree)}
     truth = None if folder else TRUTH
     report(pedigree, fits, errors, truth)
