@@ -131,20 +131,36 @@ def from_the_line(u: np.ndarray) -> dict[str, np.ndarray]:
     return {**found, "heterozygous": special.expit(u[..., 2]), "scales": np.exp(u[..., 4:])}
 
 
-def log_density(reduced: Reduced, tolerance: float, u: np.ndarray) -> float:
-    """Of the story's posterior on the real line, up to a constant, by SciPy."""
+def log_likelihood(reduced: Reduced, u: np.ndarray) -> float:
+    """Of the divergences alone, up to a constant."""
     g = from_the_line(u)
-    alpha, beta, heterozygous, scales = g["alpha"], g["beta"], g["heterozygous"], g["scales"]
-    covariance = np.einsum("k,kij->ij", scales**2, reduced.covariances)
-    expected = g["intercept"] + 1e3 * divergence(alpha, beta, heterozygous, reduced.kinds)
+    covariance = np.einsum("k,kij->ij", g["scales"] ** 2, reduced.covariances)
+    expected = g["intercept"] + 1e3 * divergence(g["alpha"], g["beta"], g["heterozygous"], reduced.kinds)
     factor = np.linalg.cholesky(covariance)
     errors = np.linalg.solve(factor, reduced.inside - reduced.of_kind @ expected)
-    likelihood = -0.5 * errors @ errors - np.log(np.diag(factor)).sum()
-    likelihood -= reduced.freedom * np.log(scales[0]) + 0.5 * reduced.outside / scales[0] ** 2
-    likelihood -= 0.5 * ((unmethylated_in_the_end(alpha, beta) - UNMETHYLATED) / tolerance) ** 2
-    prior = -0.5 * np.sum(((u[:2] - np.log(1e-4)) / 2) ** 2) + 9 * np.log1p(-heterozygous) + np.log(heterozygous)
-    prior += u[3] - 0.5 * (g["intercept"] / 10) ** 2 + np.sum(u[4:] - 0.5 * (scales / 2) ** 2)
-    return float(likelihood + prior)
+    own = g["scales"][0]
+    outside = -reduced.freedom * np.log(own) - 0.5 * reduced.outside / own**2
+    return float(outside - 0.5 * errors @ errors - np.log(np.diag(factor)).sum())
+
+
+def log_density(reduced: Reduced, tolerance: float, u: np.ndarray) -> float:
+    """Of the story's posterior on the real line, up to a constant."""
+    g = from_the_line(u)
+    share = -0.5 * ((unmethylated_in_the_end(g["alpha"], g["beta"]) - UNMETHYLATED) / tolerance) ** 2
+    prior = -0.5 * np.sum(((u[:2] - np.log(1e-4)) / 2) ** 2) + 9 * np.log1p(-g["heterozygous"])
+    prior += np.log(g["heterozygous"]) + u[3] - 0.5 * (g["intercept"] / 10) ** 2
+    prior += np.sum(u[4:] - 0.5 * (g["scales"] / 2) ** 2)
+    return log_likelihood(reduced, u) + float(share + prior)
+
+
+def profile(reduced: Reduced, first: np.ndarray, ratios: tuple[float, ...]) -> list[float]:
+    """The highest log likelihood of the divergences at each ratio beta / alpha."""
+
+    def cost(x: np.ndarray, ratio: float) -> float:
+        return -log_likelihood(reduced, np.insert(x, 1, x[0] + np.log(ratio)))
+
+    options, start = {"xatol": 1e-3, "fatol": 1e-3, "maxfev": 3000, "adaptive": True}, np.delete(first, 1)
+    return [-optimize.minimize(cost, start, (ratio,), "Nelder-Mead", options=options).fun for ratio in ratios]
 
 
 def least_squares(pedigree: Pedigree) -> tuple[np.ndarray, np.ndarray, float]:
