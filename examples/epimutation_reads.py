@@ -1,7 +1,26 @@
 """Which cytosines changed?
 =======================
 
-@@DOC@@
+Reads of a founder and three of its offspring: which cytosines gained or lost methylation, and how often?
+
+    python examples/epimutation_reads.py --figure reads.png       # made reads, whose truth is known
+    python examples/epimutation_reads.py --data DIR               # four plants of Arabidopsis
+
+**Question.** The example `epimutations.py` has the divergences of whole genomes. Here are the reads themselves, of
+few cytosines, and the question is which of them changed.
+
+**Data.** Of a founder (G0), its child in line 2 (G1_2), a plant three generations later in that line (G4_2) and one of
+line 8 (G4_8): methylated reads and all reads at 2,800 cytosines, the first of each chromosome. Taken are the cytosines
+in CG of the five chromosomes of the nucleus, of which the founder and another plant have reads.
+
+**Story.** The history of a cytosine is the states UU, UM, MM of the four plants, one of 81. Its prior probability is
+the founder's share times a probability of transmission for each branch, by the matrix of selfing and its third and
+fourth powers. Some cytosines are mosaics in every plant, as those whose reads come from several places of the genome;
+they are a history of their own. Given the state, the methylated share of a plant's reads has a beta distribution around
+a low level (errors of conversion and of mapping), a high one, or the middle of both. The history is summed out.
+
+**Fit.** A Gaussian with all correlations of eight numbers on the real line, from the mode on, at T = 1. The gold
+standard is a random walk (Metropolis) in NumPy, with the sum over histories in another order.
 """
 
 # sphinx_gallery_thumbnail_path = "images/epimutation_reads.png"

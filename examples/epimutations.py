@@ -5,7 +5,30 @@ How often is a methyl group gained or lost from a plant to its offspring? A pedi
 
     python examples/epimutations.py --figure epimutations.png     # made lines, whose rates are known
     python examples/epimutations.py --data DIR                    # the pedigree of the package AlphaBeta
+
+**Question.** Methylation of cytosines in CG is copied with the DNA, with errors: epimutations. A copy that was not
+methylated gains a methyl group with probability alpha per generation, a methylated one loses it with probability beta.
+
+**Data.** Lines of Arabidopsis thaliana, selfed for up to 32 generations, all from one founder. Of each pair among 27
+plants the package AlphaBeta (Shahryary et al. 2020, Genome Biology 21) has the divergence: the share of copies that
+differ, over all cytosines in CG. The share of unmethylated cytosines is .7435.
+
+**Story.** A cytosine is UU, UM or MM. A selfed plant draws two copies from its parent, each of which may change. With
+the powers of that 3 by 3 matrix from the last common ancestor on, the expected divergence of two plants is a sum over
+states, to which an intercept is added for errors of measurement. A share `heterozygous` of the founder's methylated
+cytosines is UM: half of them are fixed in each generation of selfing, which makes siblings differ at once. As in
+AlphaBeta, methylation is assumed to be in equilibrium: the share of UU is that which alpha and beta lead to in the end,
+here within .01.
+
+The 351 divergences come from 27 plants in 11 lines, so that their **errors are not independent**: a plant that was read
+badly is bad in 26 pairs, and a line that changed much is so in all of its pairs. The errors of the story are sums: of
+each pair's own, of both plants', and of both lines', if they are two. Each has a scale, which is estimated.
+
+**Fit.** A Gaussian with all correlations on the real line, from the mode on, in float64, at T = 1: rates of 1e-4 are
+small beside 1. The gold standard is a random walk (Metropolis) in the same density, written in NumPy.
 """
+
+# sphinx_gallery_thumbnail_path = "images/epimutations.png"
 
 from __future__ import annotations
 
@@ -236,7 +259,7 @@ class Fitted:
 def fit_all(pedigree: Pedigree, tolerance: float, steps: int, walk: int, seed: int) -> dict[str, Fitted]:
     """Both stories by SVI, and the one with shared errors by Metropolis."""
     found = {}
-    for name, is_dependent in {"SVI, independent errors": False, "SVI, shared errors": True}.items():
+    for name, is_dependent in {"SVI, independent": False, "SVI, shared": True}.items():
         began = time.perf_counter()
         reduced = Reduced.of(pedigree, is_dependent)
         story = story_of(reduced, tolerance)
@@ -247,9 +270,9 @@ def fit_all(pedigree: Pedigree, tolerance: float, steps: int, walk: int, seed: i
     began = time.perf_counter()
     draws = model.posterior(num_samples=4000, seed=1)
     chains = metropolis(lambda u: log_density(reduced, tolerance, u), on_the_line(draws), walk, seed)
-    note = f"R-hat {chains.r_hat.max():.3f}, {chains.effective_sample_size.min():,.0f} effective draws"
+    note = f"R-hat {chains.r_hat.max():.3f}, {chains.effective_sample_size.min():,.0f} effective"
     drawn = table_of(from_the_line(np.concatenate(chains.draws)))
-    found["Metropolis, shared errors"] = Fitted(drawn, time.perf_counter() - began, note)
+    found["Metropolis, shared"] = Fitted(drawn, time.perf_counter() - began, note)
     return found
 
 
@@ -269,12 +292,12 @@ def report(pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[str, np.nda
     for name, each in fits.items():
         cells = [show(n, *values[[1, 0, 2]]) for n, values in zip(NAMES, interval(each.draws).T, strict=True)]
         table.add_row(name, *cells, each.note, f"{each.seconds:.0f}")
-    Console(width=150).print(table)
-    exact = fits["Metropolis, shared errors"].draws
+    Console(width=170).print(table)
+    exact = fits["Metropolis, shared"].draws
     for name, each in fits.items():
         ranks = [np.mean(each.draws[:, k] < estimate[k]) for k in range(2)]
         text = f"{name}: least squares' alpha and beta lie at {ranks[0]:.0%} and {ranks[1]:.0%} of the posterior"
-        if each.draws is not exact and "shared" in name:
+        if name == "SVI, shared":
             ours, theirs = np.log(each.draws[:, :2]), np.log(exact[:, :2])
             shift = (ours.mean(0) - theirs.mean(0)) / theirs.std(0)
             width = 100 * (ours.std(0) / theirs.std(0) - 1)
@@ -295,7 +318,7 @@ def draw(path: Path, pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[s
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained", width_ratios=(5, 5, 4))
-    exact = fits["Metropolis, shared errors"].draws
+    exact = fits["Metropolis, shared"].draws
     estimate = least_squares(pedigree)[0]
     ancestor, one, other = pedigree.times.T
     apart, within = one + other - 2 * ancestor, ancestor > 0
@@ -313,7 +336,7 @@ def draw(path: Path, pedigree: Pedigree, fits: dict[str, Fitted], errors: dict[s
 
     middle.plot(*1e5 * exact[:, :2].T, ".", color="0.75", ms=2.5, label="Metropolis", rasterized=True)
     angle = np.linspace(0, 2 * np.pi, 200)
-    for name, colour in (("SVI, independent errors", "C1"), ("SVI, shared errors", "C0")):
+    for name, colour in (("SVI, independent", "C1"), ("SVI, shared", "C0")):
         logs = np.log(fits[name].draws[:, :2])
         ring = np.linalg.cholesky(np.cov(logs.T)) @ np.stack([np.cos(angle), np.sin(angle)]) * np.sqrt(-2 * np.log(0.1))
         middle.plot(*1e5 * np.exp(logs.mean(0)[:, None] + ring), color=colour, lw=1.8, label=f"{name}: 90 %")
@@ -363,7 +386,7 @@ def main(
         f"{pedigree.pairs.max() + 1} plants of {pedigree.line.max() + 1} lines, {len(pedigree.times)} pairs", flush=True
     )
     fits = fit_all(pedigree, tolerance, steps, walk, seed)
-    errors = {"least squares, naive": least_squares(pedigree)[1], "least squares, jackknife": jackknife(pedigree)}
+    errors = {"least squares": least_squares(pedigree)[1], "  jackknife over lines": jackknife(pedigree)}
     truth = None if folder else TRUTH
     report(pedigree, fits, errors, truth)
     if figure is not None:

@@ -54,12 +54,12 @@ def divergence(alpha: Any, beta: Any, heterozygous: Any, times: np.ndarray, xp: 
 
     methylated = 1 - UNMETHYLATED
     founder = xp.stack([0 * alpha + UNMETHYLATED, methylated * heterozygous, methylated * (1 - heterozygous)])
-    found = []
-    for ancestor, one, other in each.tolist():
-        state = xp.matmul(founder[None], power(ancestor))[0]
-        differ = xp.matmul(xp.matmul(power(one - ancestor), HALF_DIFFERENCES), xp.transpose(power(other - ancestor)))
-        found.append(xp.sum(state * xp.diagonal(differ)))
-    return xp.take(xp.stack(found), pair.ravel(), axis=0)
+    passed, place = np.unique(np.stack([each[:, 0], *(each[:, 1:] - each[:, :1]).T]), return_inverse=True)
+    powers = xp.stack([0 * step + power(number) for number in passed.tolist()])
+    before, one, other = (xp.take(powers, where, axis=0) for where in place.reshape(3, -1))
+    states = xp.sum(founder[:, None] * before, axis=1)  # of the ancestor, (kinds, 3)
+    differ = xp.sum(xp.matmul(one, HALF_DIFFERENCES) * other, axis=-1)
+    return xp.take(xp.sum(states * differ, axis=-1), pair.ravel(), axis=0)
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,17 @@ class Pedigree:
 
     @property
     def shared(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which plants a pair are, `(pairs, plants)`, and which lines lie between them, `(pairs, lines)`."""
+        """Which plants a pair are, `(pairs, plants)`, and which lines lie between them, `(pairs, lines)`.
+
+        The part of a line is in proportion to the generations that it has had: one that changes fast does so in each.
+        """
         line, pairs = self.line, self.pairs
         plants = np.zeros((len(pairs), len(line)))
         lines = np.zeros((len(pairs), line.max() + 1))
         for row, pair in enumerate(pairs):
             plants[row, pair] = 1.0
             if line[pair[0]] != line[pair[1]]:
-                lines[row, line[pair]] = 1.0
+                lines[row, line[pair]] = self.times[row, 1:] / self.times.max()
         return plants, lines
 
     def without(self, line: int) -> Pedigree:

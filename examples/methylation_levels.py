@@ -1,7 +1,32 @@
 """Populations of methylation levels
 =================================
 
-@@DOC@@
+Which distribution do the levels of half a million loci follow? Five populations, scored on loci that no fit saw.
+
+    python examples/methylation_levels.py --figure levels.png     # made loci, whose population is known
+    python examples/methylation_levels.py --data DIR              # those of human chromosome 22 (IMR90 cells)
+
+**Question.** A locus with three reads says little about its level, the share of cells in which it is methylated. What
+is known of all other loci helps, if their levels follow the right population. The example `methylation.py` takes a
+logit-normal one, and asks how exactly it can be fitted. Here five populations compete.
+
+**Data.** Methylated reads m and reads c of each locus in two replicates (Lister et al. 2009, Nature 462), as the R
+package bsseq has them (`BS.chr22`). The table has a trap: a replicate reports a locus only if one of its reads at least
+was methylated. In 494,728 loci no replicate has reads but no methylated one, and where it has none, there may have been
+reads. So loci that are never methylated, as in most CpG islands, are missing, and nothing here tells their share. The
+example takes the loci that both replicates report. Its likelihood is that of the counts, given that they were reported.
+
+**Story.** Levels p of each kind of loci follow a beta distribution, or their log odds a normal one:
+
+    p ~ sum over kinds of share_k Beta(level_k size_k, (1 - level_k) size_k),   m_r ~ Binomial(c_r, p), r = 1, 2
+    score = log P(m_1, m_2 | c_1, c_2) - log P(m_1 > 0, m_2 > 0 | c_1, c_2)
+
+Level and kind of each locus are integrated out in the story: the beta in closed form, the normal by a quadrature, the
+kinds by a sum. At most eight global numbers are left. Blocks of 1,000 neighbours are fitted and held out in turn, since
+neighbours are alike; standard errors are of differences paired by locus, summed by block.
+
+**Fit.** A Gaussian with all correlations, in batches of 1,000 loci, at T = 1. Halfway it gets the scale that so many
+loci ask for.
 """
 
 # sphinx_gallery_thumbnail_path = "images/methylation_levels.png"
