@@ -1,14 +1,14 @@
 """Populations of methylation levels
 =================================
 
-Which distribution do the levels of half a million loci follow? Five populations, scored on loci that no fit saw.
+Which distribution do the levels of half a million loci follow? Four populations, scored on loci that no fit saw.
 
     python examples/methylation_levels.py --figure levels.png     # made loci, whose population is known
     python examples/methylation_levels.py --data DIR              # those of human chromosome 22 (IMR90 cells)
 
 **Question.** A locus with three reads says little about its level, the share of cells in which it is methylated. What
 is known of all other loci helps, if their levels follow the right population. The example `methylation.py` takes a
-logit-normal one, and asks how exactly it can be fitted. Here five populations compete.
+logit-normal one, and asks how exactly it can be fitted. Here four populations compete.
 
 **Data.** Methylated reads m and reads c of each locus in two replicates (Lister et al. 2009, Nature 462), as the R
 package bsseq has them (`BS.chr22`). The table has a trap: a replicate reports a locus only if one of its reads at least
@@ -293,7 +293,7 @@ class Fitted:
 
     Args:
         of: The population, at the posterior mean.
-        x, sd: Posterior means and standard deviations of its parameters; None where nothing was fitted.
+        x: Posterior means of its parameters; None where nothing was fitted.
         shift: Largest error of a mean, in standard errors of the maximum of the likelihood; None likewise.
         lost: Held-out log score of both replicates at the maximum of the likelihood less that of this one, in nats.
         scores: Held-out log scores of both replicates, and of the second given the first: `(2, loci)`.
@@ -302,7 +302,6 @@ class Fitted:
 
     of: Population
     x: np.ndarray | None
-    sd: np.ndarray | None
     shift: float | None
     lost: float | None
     scores: np.ndarray
@@ -311,7 +310,7 @@ class Fitted:
     @classmethod
     def unfitted(cls, of: Population, held_out: Loci) -> Fitted:
         """Of a population that is given."""
-        return cls(of, None, None, None, None, scores_of(of, held_out), 0.0)
+        return cls(of, None, None, None, scores_of(of, held_out), 0.0)
 
 
 def scores_of(of: Population, loci: Loci) -> np.ndarray:
@@ -323,7 +322,6 @@ MODELS = {
     "beta": ("beta", 1),
     "logit-normal": ("logit-normal", 1),
     "two betas": ("beta", 2),
-    "two logit-normals": ("logit-normal", 2),
     "three betas": ("beta", 3),
 }
 RIVAL = "logit-normal"
@@ -344,7 +342,8 @@ def fit_all(fitted: Loci, held_out: Loci, steps: int, seed: int) -> dict[str, Fi
         of, shift = population(family, x), float(np.abs((x - most) / errors).max())
         scores = scores_of(of, held_out)
         lost = float(np.mean(log_score_of_both(population(family, most), held_out) - scores[0]))
-        found[name] = Fitted(of, x, draws.std(0), shift, lost, scores, seconds)
+        print(f"{name}: {seconds:.0f} s", flush=True)
+        found[name] = Fitted(of, x, shift, lost, scores, seconds)
     return found
 
 
@@ -431,7 +430,7 @@ def draw(path: Path, found: dict[str, Fitted], held_out: Loci, least: int = 20) 
 def main(
     data: Annotated[Path | None, typer.Option(help="Folder with methylation/imr90_chr22.npz; else BDL_DATA.")] = None,
     rows: Annotated[int, typer.Option(help="Loci that are made where there are no data.")] = 200_000,
-    steps: Annotated[int, typer.Option(help="Steps of each fit, on batches of 1,000 loci.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Steps of each fit, on batches of 1,000 loci.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of levels and scores.")] = None,
 ) -> None:
