@@ -77,7 +77,8 @@ class Reduced:
     Args:
         kinds: The distinct times, `(kinds, 3)`.
         of_kind: From what is expected of each kind of pair to the space, `(dimensions, kinds)`.
-        covariances: Of errors of each pair alone, of plants, and of lines, each of scale 1, `(1 or 3, dims, dims)`.
+        covariances: Of errors of each pair alone, of plants, and of lines in two ways, each of scale 1,
+            `(1 or 4, dimensions, dimensions)`.
         inside: The divergences in the space, `(dimensions,)`.
         outside: Sum of squares of what is outside.
         freedom: Dimensions outside.
@@ -120,7 +121,7 @@ def story_of(reduced: Reduced, tolerance: float) -> Any:
     def story(data: Any) -> Iterator[Any]:
         alpha = yield Global("alpha", tfd.LogNormal(np.log(1e-4), 2.0))
         beta = yield Global("beta", tfd.LogNormal(np.log(1e-4), 2.0))
-        heterozygous = yield Global("heterozygous", tfd.Beta(1.0, 9.0))
+        heterozygous = yield Global("heterozygous", tfd.Beta(1.0, 30.0))
         intercept = yield Global("intercept", tfd.HalfNormal(10.0))
         scales = yield Global("scales", tfd.Sample(tfd.HalfNormal(2.0), len(reduced.covariances)))
         yield Observed("share", tfd.Normal(unmethylated_in_the_end(alpha, beta), tolerance), data["share"])
@@ -142,14 +143,14 @@ def fit(story: Any, data: dict[str, np.ndarray], steps: int, seed: int) -> SVI:
 
 
 def on_the_line(draws: dict[str, np.ndarray]) -> np.ndarray:
-    """Draws of the globals on the real line, `(draws, 7)`."""
+    """Draws of the globals on the real line, `(draws, 8)`."""
     heterozygous = special.logit(draws["heterozygous"])
     logs = [np.log(draws[name]) for name in ("alpha", "beta", "intercept")]
     return np.column_stack([*logs[:2], heterozygous, logs[2], np.log(draws["scales"])])
 
 
 def from_the_line(u: np.ndarray) -> dict[str, np.ndarray]:
-    """The globals of draws `(..., 7)`."""
+    """The globals of draws `(..., 8)`."""
     found = dict(zip(("alpha", "beta", "intercept"), np.exp(np.moveaxis(u[..., [0, 1, 3]], -1, 0)), strict=True))
     return {**found, "heterozygous": special.expit(u[..., 2]), "scales": np.exp(u[..., 4:])}
 
@@ -170,7 +171,7 @@ def log_density(reduced: Reduced, tolerance: float, u: np.ndarray) -> float:
     """Of the story's posterior on the real line, up to a constant."""
     g = from_the_line(u)
     share = -0.5 * ((unmethylated_in_the_end(g["alpha"], g["beta"]) - UNMETHYLATED) / tolerance) ** 2
-    prior = -0.5 * np.sum(((u[:2] - np.log(1e-4)) / 2) ** 2) + 9 * np.log1p(-g["heterozygous"])
+    prior = -0.5 * np.sum(((u[:2] - np.log(1e-4)) / 2) ** 2) + 30 * np.log1p(-g["heterozygous"])
     prior += np.log(g["heterozygous"]) + u[3] - 0.5 * (g["intercept"] / 10) ** 2
     prior += np.sum(u[4:] - 0.5 * (g["scales"] / 2) ** 2)
     return log_likelihood(reduced, u) + float(share + prior)

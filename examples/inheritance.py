@@ -90,19 +90,20 @@ class Pedigree:
         return np.unique(line, return_inverse=True)[1]
 
     @property
-    def shared(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which plants a pair are, `(pairs, plants)`, and which lines lie between them, `(pairs, lines)`.
+    def shared(self) -> tuple[np.ndarray, ...]:
+        """What pairs have in common: plants, `(pairs, plants)`; lines, `(pairs, lines)`; and lines by their age.
 
-        The part of a line is in proportion to the generations that it has had: one that changes fast does so in each.
+        A line that is unlike others may be so from its beginning, or more so in each generation.
         """
         line, pairs = self.line, self.pairs
         plants = np.zeros((len(pairs), len(line)))
-        lines = np.zeros((len(pairs), line.max() + 1))
+        lines, aged = np.zeros((2, len(pairs), line.max() + 1))
         for row, pair in enumerate(pairs):
             plants[row, pair] = 1.0
             if line[pair[0]] != line[pair[1]]:
-                lines[row, line[pair]] = self.times[row, 1:] / self.times.max()
-        return plants, lines
+                lines[row, line[pair]] = 1.0
+                aged[row, line[pair]] = self.times[row, 1:] / self.times.max()
+        return plants, lines, aged
 
     def without(self, line: int) -> Pedigree:
         """The pedigree of the other lines."""

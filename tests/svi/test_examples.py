@@ -135,20 +135,20 @@ def test_a_pedigree_is_reduced_without_loss():
     pedigree = parts.generate(cytosines=2000)
     assert len(pedigree.line) == 27
     assert pedigree.line.max() == 10
-    plants, lines = pedigree.shared
+    plants, lines, aged = pedigree.shared
     reduced = module.Reduced.of(pedigree, is_dependent=True)
 
     def directly(alpha, beta, heterozygous, intercept, scales):
-        own, plant, line = np.square(scales)
-        covariance = own * np.eye(351) + plant * plants @ plants.T + line * lines @ lines.T
+        own, plant, line, age = np.square(scales)
+        covariance = own * np.eye(351) + plant * plants @ plants.T + line * lines @ lines.T + age * aged @ aged.T
         mean = intercept + 1e3 * parts.divergence(alpha, beta, heterozygous, pedigree.times)
         share = stats.norm(parts.unmethylated_in_the_end(alpha, beta), 0.01).logpdf(parts.UNMETHYLATED)
-        prior = stats.norm(np.log(1e-4), 2).logpdf(np.log([alpha, beta])).sum() + stats.beta(1, 9).logpdf(heterozygous)
+        prior = stats.norm(np.log(1e-4), 2).logpdf(np.log([alpha, beta])).sum() + stats.beta(1, 30).logpdf(heterozygous)
         prior += np.log(heterozygous * (1 - heterozygous)) + stats.halfnorm(scale=10).logpdf(intercept)
         prior += stats.halfnorm(scale=2).logpdf(scales).sum() + np.log(intercept * np.prod(scales))
         return stats.multivariate_normal(mean, covariance).logpdf(pedigree.divergence) + share + prior
 
-    points = [(1e-4, 3e-4, 0.03, 2.0, (0.4, 0.7, 0.8)), (2e-4, 5e-4, 0.05, 1.5, (0.6, 0.3, 0.5))]
+    points = [(1e-4, 3e-4, 0.03, 2.0, (0.4, 0.7, 0.8, 0.3)), (2e-4, 5e-4, 0.05, 1.5, (0.6, 0.3, 0.5, 0.9))]
     found = []
     for alpha, beta, heterozygous, intercept, scales in points:
         u = np.array([np.log(alpha), np.log(beta), special.logit(heterozygous), np.log(intercept), *np.log(scales)])
