@@ -47,8 +47,9 @@ wide, as a fit of that length in batches leaves them: take the means, and more s
 **Answer.** One beta fits worse than one logit-normal; a mixture of betas fits better than both, and predicts the second
 replicate better. Of two kinds, 58 % of the reported loci have a level of .65 on average, widely spread, and 42 % one of
 .92, narrowly; a third kind (13 %, around .35) adds little. IMR90 cells are known for wide domains of partial
-methylation (Lister et al. 2009), which the first kind may be. The gain is small where a locus has many reads, and the
-score says nothing about loci that the table leaves out.
+methylation (Lister et al. 2009), which the first kind may be. Two limits: nothing is said about loci that the table
+leaves out; and where the first replicate has a single read, Jeffreys' prior is as good as any of them (right), so that
+levels depend on the coverage, which these populations do not know.
 """
 
 # sphinx_gallery_thumbnail_path = "images/methylation_levels.png"
