@@ -278,7 +278,7 @@ def report(cytosines: Cytosines, ours: np.ndarray, exactly: np.ndarray, seconds:
 
 
 def tell_changes(cytosines: Cytosines, changed: np.ndarray, most: int) -> np.ndarray:
-    """Prints how many cytosines changed, and the likeliest; their numbers come back."""
+    """Prints how many cytosines changed; the numbers of the likeliest come back."""
     sure = changed > 0.5
     print(f"{len(changed)} cytosines; expected to have changed: {changed.sum():.2f}; likelier than not: {sure.sum()}")
     if cytosines.states is not None:
@@ -304,15 +304,15 @@ def draw(
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1, 1.1))
     bins = np.linspace(*np.quantile(np.log10(exactly[:, :2]), [0.001, 0.999]), 41)
     known = RATES if cytosines.states is None else TRUTH
-    label = "AlphaBeta, whole genome" if cytosines.states is None else "truth"
+    label = "AlphaBeta" if cytosines.states is None else "truth"
     for k, colour in enumerate(("C0", "C1")):
         name = ("alpha, gains", "beta, losses")[k]
         left.hist(np.log10(exactly[:, k]), bins, density=True, color=colour, alpha=0.25, label=f"{name}: Metropolis")
         left.hist(np.log10(ours[:, k]), bins, density=True, histtype="step", color=colour, lw=1.6, label=f"{name}: SVI")
         left.axvline(np.log10(known[NAMES[k]]), color=colour, ls="--", lw=1.2, label=f"{NAMES[k]}: {label}")
     left.set(xlabel="log10 of the rate per copy and generation", ylabel="density", title="Rates")
-    left.set_ylim(0, 1.6 * left.get_ylim()[1])
-    left.legend(frameon=False, fontsize="small", loc="upper left", ncols=2)
+    left.set_ylim(0, 1.9 * left.get_ylim()[1])
+    left.legend(frameon=False, fontsize="small", loc="upper left")
 
     share = cytosines.m[top] / np.maximum(cytosines.c[top], 1)
     image = right.imshow(np.where(cytosines.c[top] > 0, share, np.nan), cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -346,7 +346,7 @@ def main(
     seconds["Metropolis"] = time.perf_counter() - began
     drawn = np.concatenate(chains.draws)
     ours, exactly = globals_of(u), globals_of(drawn)
-    note = f"R-hat of Metropolis {chains.r_hat.max():.3f}, {chains.effective_sample_size.min():,.0f} effective draws"
+    note = f"R-hat of Metropolis {chains.r_hat.max():.3f}, {chains.effective_sample_size.min():,.0f} effective"
     report(cytosines, ours, exactly, seconds, f"{model.k_hat(cytosines.data, seed=1)} {note}.")
     changed, summed = (chance_of_change(cytosines, each) for each in (u, drawn))
     off = np.abs(changed - summed).max()
