@@ -31,18 +31,19 @@ standard is a random walk (Metropolis) in NumPy, with the sum over histories in 
     high level           .881 [.870, .891]       .881 [.869, .891]
     share of mosaics     .117 [.082, .157]       .116 [.081, .152]
 
-The shares and levels agree within .11 standard deviations, the size within .18. The low level is not one of conversion: in
-the chloroplast, which has no methylation, 31 of 21,994 reads are methylated. The logarithm of alpha has a long tail to small values,
-which the Gaussian cuts off: its standard deviation is 57 % too small, its mean .54 too high (k-hat .89). Probabilities
-of a change differ by up to .16 for that. The walks are short themselves (R-hat 1.13).
+The shares and levels agree within .11 standard deviations, the size within .18. The low level is not one of
+conversion: in the chloroplast, which has no methylation, 31 of 21,994 reads are methylated. The logarithm of alpha
+has a long tail to small values, which the Gaussian cuts off: its standard deviation is 57 % too small, its mean .54
+too high (k-hat .89). Probabilities of a change differ by up to .16 for that. The walks are short themselves (R-hat
+1.13).
 
 .. image:: /images/epimutation_reads.png
 
-**Answer.** 6.8 of 333 cytosines are expected to have changed, by SVI, and three are likelier to have changed than not,
-where methimpute's calls, plant by plant, have both U and M in 29: few reads make such calls. Metropolis' intervals hold
-the rates of the whole genome; SVI's for gains does not. The three lie within 18 bases of chromosome 3, and gained
-methylation in the same plant: one event of a region, most likely, and not three of cytosines. The story takes
-cytosines for independent, and so counts gains too often. A region as the unit of change is the next step.
+**Answer.** 6.8 of 333 cytosines are expected to have changed, by SVI, and three are likelier to have changed than
+not, where methimpute's calls, plant by plant, have both U and M in 29: few reads make such calls. Metropolis'
+intervals hold the rates of the whole genome; SVI's for gains does not. The three lie within 18 bases of chromosome 3,
+and gained methylation in the same plant: one event of a region, most likely, and not three of cytosines. The story
+takes cytosines for independent, and so counts gains too often. A region as the unit of change is the next step.
 """
 
 # sphinx_gallery_thumbnail_path = "images/epimutation_reads.png"
