@@ -22,7 +22,7 @@ a low level (errors of conversion and of mapping), a high one, or the middle of 
 **Fit.** A Gaussian with all correlations of eight numbers on the real line, from the mode on, at T = 1. The gold
 standard is a random walk (Metropolis) in NumPy, with the sum over histories in another order.
 
-**Check.** 333 cytosines of the data, 200 steps, walks of 1,000 (seed 0); rates per 100,000, with the middle 90 %:
+**Check.** 333 cytosines of the data, 200 steps, walks of 1,000 (seed 0); rates per 100,000, with the middle 90 %::
 
     number               SVI                     Metropolis             AlphaBeta, whole genome
     alpha, gains         214  [45, 568]          152  [2, 457]          8.6

@@ -28,7 +28,7 @@ each pair's own, of both plants', and of both lines', if they are two. Each has 
 small beside 1. The gold standard is a random walk (Metropolis) in the same density, written in NumPy.
 
 **Check.** Rates per 100,000 copies and generation of the real pedigree, with the middle 90 % (500 steps or fewer of a
-fit, walks of 2,500; seed 0):
+fit, walks of 2,500; seed 0)::
 
     way                                    alpha                  beta
     least squares, as AlphaBeta            8.60  [7.93, 9.33]     24.97 [23.03, 27.08]

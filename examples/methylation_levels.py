@@ -16,7 +16,7 @@ was methylated. In 494,728 loci no replicate has reads but no methylated one, an
 reads. So loci that are never methylated, as in most CpG islands, are missing, and nothing here tells their share. The
 example takes the loci that both replicates report. Its likelihood is that of the counts, given that they were reported.
 
-**Story.** Levels p of each kind of loci follow a beta distribution, or their log odds a normal one:
+**Story.** Levels p of each kind of loci follow a beta distribution, or their log odds a normal one::
 
     p ~ sum over kinds of share_k Beta(level_k size_k, (1 - level_k) size_k),   m_r ~ Binomial(c_r, p), r = 1, 2
     score = log P(m_1, m_2 | c_1, c_2) - log P(m_1 > 0, m_2 > 0 | c_1, c_2)
@@ -29,7 +29,7 @@ neighbours are alike; standard errors are of differences paired by locus, summed
 loci ask for.
 
 **Check.** At the maximum of the likelihood (SciPy) of 227,810 loci of the chromosome, scored on the 227,000 others; a
-line is the mean log score per locus in nats, less that of the logit-normal population:
+line is the mean log score per locus in nats, less that of the logit-normal population::
 
     population           both replicates      second given first
     each locus alone     -0.1834 +- 0.0130    -0.0354 +- 0.0020    (Jeffreys' prior)
