@@ -1,5 +1,5 @@
 """Which cytosines changed?
-=======================
+========================
 
 Reads of a founder and three of its offspring: which cytosines gained or lost methylation, and how often?
 
