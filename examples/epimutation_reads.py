@@ -370,7 +370,7 @@ def main(
     drawn = np.concatenate(chains.draws)
     ours, exactly = globals_of(u), globals_of(drawn)
     note = f"R-hat of Metropolis {chains.r_hat.max():.3f}, {chains.effective_sample_size.min():,.0f} effective"
-    report(cytosines, ours, exactly, seconds, f"{model.k_hat(cytosines.data, seed=1)} {note}.")
+    report(cytosines, ours, exactly, seconds, f"{model.k_hat(cytosines.data, seed=1)} {note}")
     changed, summed = (chance_of_change(cytosines, each) for each in (u, drawn))
     off = np.abs(changed - summed).max()
     print(f"Probability of a change, over draws of SVI and of Metropolis: at most {off:.3f} apart")
