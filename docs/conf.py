@@ -93,6 +93,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": rf"({'|'.join(_PARTS)})\.py$",
     # parts of volatility.py and word_alignment.py
     "ignore_pattern": r"(alignment_figure|volatility_(figure|filter|garch|network)|word_pairs)\.py$",
+    "ignore_pattern": r"(alignment_figure|inheritance|word_pairs)\.py$",  # parts of other examples
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

@@ -23,6 +23,8 @@ def _made_data(monkeypatch):
 
 
 def example(name):
+    if str(EXAMPLES) not in sys.path:  # parts that several examples share
+        sys.path.append(str(EXAMPLES))
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -94,6 +96,135 @@ def test_the_best_gaussian_of_a_locus_has_no_slope_left():
     joint = joint + stats.norm(1.6, np.exp(0.4)).logpdf(logit)
     evidence = np.log(np.trapezoid(np.exp(joint), logit, axis=0))
     assert np.all((elbo < evidence) & (elbo > evidence - 0.05))
+
+
+@pytest.mark.tensorflow
+def test_states_are_inherited_and_come_to_the_equilibrium():
+    module = example("inheritance")
+    step = module.generation(0.02, 0.05)
+    np.testing.assert_allclose(step.sum(axis=1), 1.0)
+    in_the_end = np.linalg.matrix_power(step, 2000)
+    np.testing.assert_allclose(in_the_end[:, 0], module.unmethylated_in_the_end(0.02, 0.05), rtol=1e-6)
+    # Half of what is heterozygous is fixed by selfing, where nothing changes.
+    np.testing.assert_allclose(module.generation(0.0, 0.0), [[1, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1]])
+
+
+@pytest.mark.tensorflow
+def test_the_divergence_of_two_plants_is_a_sum_over_their_states():
+    module = example("inheritance")
+    alpha, beta, heterozygous, times = 0.02, 0.05, 0.1, np.array([[0, 3, 5], [2, 3, 7]])
+    power = [np.linalg.matrix_power(module.generation(alpha, beta), number) for number in range(8)]
+    methylated = 1 - module.UNMETHYLATED
+    founder = np.array([module.UNMETHYLATED, methylated * heterozygous, methylated * (1 - heterozygous)])
+    expected = [
+        sum(
+            (founder @ power[ancestor])[s]
+            * power[one - ancestor][s, x]
+            * power[other - ancestor][s, y]
+            * abs(x - y)
+            / 2
+            for s, x, y in itertools.product(range(3), repeat=3)
+        )
+        for ancestor, one, other in times
+    ]
+    np.testing.assert_allclose(module.divergence(alpha, beta, heterozygous, times), expected)
+
+
+@pytest.mark.tensorflow
+def test_a_pedigree_is_reduced_without_loss():
+    parts, module = example("inheritance"), example("epimutations")
+    pedigree = parts.generate(cytosines=2000)
+    assert len(pedigree.line) == 27
+    assert pedigree.line.max() == 10
+    plants, lines, aged = pedigree.shared
+    reduced = module.Reduced.of(pedigree, is_dependent=True)
+
+    def directly(alpha, beta, heterozygous, intercept, scales):
+        own, plant, line, age = np.square(scales)
+        covariance = own * np.eye(351) + plant * plants @ plants.T + line * lines @ lines.T + age * aged @ aged.T
+        mean = intercept + 1e3 * parts.divergence(alpha, beta, heterozygous, pedigree.times)
+        share = stats.norm(parts.unmethylated_in_the_end(alpha, beta), 0.01).logpdf(parts.UNMETHYLATED)
+        prior = stats.norm(np.log(1e-4), 2).logpdf(np.log([alpha, beta])).sum() + stats.beta(1, 30).logpdf(heterozygous)
+        prior += np.log(heterozygous * (1 - heterozygous)) + stats.halfnorm(scale=10).logpdf(intercept)
+        prior += stats.halfnorm(scale=2).logpdf(scales).sum() + np.log(intercept * np.prod(scales))
+        return stats.multivariate_normal(mean, covariance).logpdf(pedigree.divergence) + share + prior
+
+    points = [(1e-4, 3e-4, 0.03, 2.0, (0.4, 0.7, 0.8, 0.3)), (2e-4, 5e-4, 0.05, 1.5, (0.6, 0.3, 0.5, 0.9))]
+    found = []
+    for alpha, beta, heterozygous, intercept, scales in points:
+        u = np.array([np.log(alpha), np.log(beta), special.logit(heterozygous), np.log(intercept), *np.log(scales)])
+        found.append(module.log_density(reduced, 0.01, u))
+    assert found[1] - found[0] == pytest.approx(directly(*points[1]) - directly(*points[0]), rel=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_random_walks_draw_from_their_density():
+    chains = example("inheritance").metropolis(
+        lambda u: -0.5 * np.sum((u / [1.0, 3.0]) ** 2), np.random.default_rng(0).normal(size=(50, 2)), 4000, seed=0
+    )
+    draws = np.concatenate(chains.draws)
+    assert chains.r_hat.max() < 1.05
+    number = chains.effective_sample_size
+    assert_within_standard_errors(draws.mean(axis=0), 0.0, np.array([1.0, 3.0]) / np.sqrt(number), k=4)
+    np.testing.assert_allclose(draws.std(axis=0), [1.0, 3.0], rtol=4 / np.sqrt(number.min()))
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("family", ["beta", "logit-normal"])
+def test_scores_of_reported_counts_are_those_of_probabilities(family):
+    module = example("methylation_levels")
+    of = module.population(family, np.array([-1.0, 1.0, 0.5, 1.0, 0.3]))
+    c = (3, 2)
+    m = np.array(list(itertools.product(range(1, c[0] + 1), range(1, c[1] + 1))))
+    loci = module.Loci(m, np.broadcast_to(c, m.shape))
+    both, second = module.log_score_of_both(of, loci), module.log_score_of_second(of, loci)
+    assert np.exp(both).sum() == pytest.approx(1.0)
+    np.testing.assert_allclose([np.exp(second[m[:, 0] == first]).sum() for first in (1, 2, 3)], 1.0)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("family", ["beta", "logit-normal"])
+def test_stories_of_levels_have_the_scores_of_the_gold_standard(family):
+    from bdl.svi.story import run
+
+    module = example("methylation_levels")
+    loci = module.generate(20)
+    x = np.array([-1.0, 1.0, 0.5, 0.2, 0.3])
+    log_shares, level, size = (each.astype("float32") for each in module.unpacked(x))
+    values = {"level": level, "size": size, "shares": np.exp(log_shares)}
+    sites = run(
+        lambda data: module.FAMILIES[family](data, 2),
+        loci.data,
+        lambda site: values.get(site.name, getattr(site, "value", None)),
+    )
+    (found,) = [np.asarray(site.log_prob()) for site in sites if site.name == "methylated"]
+    m, c = loci.m.sum(1), loci.c.sum(1)
+    of_replicates = module.log_choose(loci.m, loci.c).sum(1) - module.log_choose(m, c)  # does not depend on levels
+    expected = module.log_score_of_both(module.population(family, x), loci) - of_replicates
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.tensorflow
+def test_histories_of_cytosines_are_summed_out():
+    module = example("epimutation_reads")
+    shares, (a, b) = np.array([0.4, 0.1, 0.4, 0.1]), module.shapes(np.float64(0.05), np.float64(0.8), np.float64(9.0))
+    log_prior = module.log_prior(np.float64(0.01), np.float64(0.03), shares)
+    assert np.exp(log_prior).sum() == pytest.approx(1.0)
+    cytosines = module.generate(6)
+    globals_ = {"alpha": 0.01, "beta": 0.03, "shares": shares, "low": 0.05, "high": 0.8, "size": 9.0}
+    globals_ = {name: np.asarray(value) for name, value in globals_.items()}
+    evidence, chances = module.log_likelihood(cytosines, globals_), module.chances(cytosines, globals_)
+    by_hand = 0.0
+    for row, (m, c) in enumerate(zip(cytosines.m, cytosines.c, strict=True)):
+        of_state = np.array([stats.betabinom(c, x, y).pmf(m) for x, y in zip(a, b, strict=True)])
+        joint = [np.exp(p) * np.prod(of_state[h, range(4)]) for p, h in zip(log_prior, module.HISTORIES, strict=True)]
+        np.testing.assert_allclose(chances[row], joint / np.sum(joint))
+        by_hand += np.log(np.sum(joint)) - stats.binom(c, 0.5).logpmf(m).sum() - c.sum() * np.log(2)
+    assert evidence == pytest.approx(by_hand)
+    told = module.Inherited(log_prior, a, b, cytosines.c.astype("float64"))
+    coefficients = stats.binom(cytosines.c, 0.5).logpmf(cytosines.m).sum() + cytosines.c.sum() * np.log(2)
+    total = np.sum(told.log_prob(cytosines.m.astype("float64")))
+    assert total == pytest.approx(evidence + coefficients)
 
 
 @pytest.mark.tensorflow
