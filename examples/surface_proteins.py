@@ -1,0 +1,340 @@
+"""Proteins on the surface of cells
+================================
+
+Which proteins does a cell have on its surface, if antibodies are also counted where their protein is absent?
+
+    python examples/surface_proteins.py --figure cells.png       # made cells, whose truth is known
+    python examples/surface_proteins.py --data DIR               # 2,872 cells of human blood, 87 antibodies
+
+In CITE-seq each antibody carries a barcode, and is counted by sequencing in the droplet of each cell. Free antibodies
+are in all droplets, and some stick to cells without their protein. So a cell has counts of every antibody: the
+background. Most droplets hold no cell, and show the background alone. Usually a cell is called positive for a protein
+if its count is above the 99 % quantile of the empty droplets.
+
+Two checks need no labels. Isotype controls are antibodies against nothing that the cells have: whoever is positive
+there is called so wrongly. And CD3 is a protein of T cells, CD14 of monocytes, CD19 of B cells: a cell with CD3 and
+one of the others is hardly ever true, but for droplets that hold two cells.
+
+The story of count y of protein p in cell n (after totalVI, Gayoso et al. 2021, "Joint probabilistic modeling of
+single-cell multi-omic data with totalVI"), with means of the negative binomials and their r:
+
+    y ~ (1 - share) NB(exp(low), r_low) + share NB(exp(high), r_high)
+    low = size_n + level_p + slopes_p state_n,    high = low + softplus(above_p)
+    logit share = share_p + decoder_p(state_n),   size ~ N(0, spread^2),   state ~ N(0, I), 8 numbers
+
+Whether a count is of the background is summed out. A recognition network reads size and state off the cell's counts;
+the decoder is a network, too. A cell is called positive if the probability of the foreground is above one half, and
+its denoised count is the expected number of counts of the foreground, y times that probability.
+
+Level and r of the background have a prior around what fits the empty droplets. Its standard deviation is 0.5, since
+cells bind more of some antibodies than empty droplets hold. It is compared with a vague prior, and with a background
+that is the same for all cells but for their size (slopes of zero).
+
+"""
+
+# sphinx_gallery_thumbnail_path = "images/surface_proteins.png"
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow_probability as tfp
+import typer
+from keras import ops
+from rich.console import Console
+from rich.table import Table
+from scipy import optimize, stats
+from surface_counts import Mixture, Proteins, generate, load
+
+from bdl.schedules import DecayOverFit
+from bdl.svi import SVI, Amortized, Global, Local, Observed, nuts
+
+tfd = tfp.distributions
+DIMENSIONS = 8
+"""Of a cell's state."""
+UNSPECIFIC = 0.2
+"""Standard deviation of the prior of the background's slopes in the state."""
+DOUBLES = (("CD3", "CD14"), ("CD3", "CD19"))
+"""Pairs of proteins of which hardly any cell of the blood has both."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of the background before the cells are seen: normal in the log mean, log-normal in r.
+
+    Args:
+        level, log_r: Their medians, `(proteins,)`.
+        level_sd, log_r_sd: Their standard deviations.
+    """
+
+    level: np.ndarray
+    log_r: np.ndarray
+    level_sd: float
+    log_r_sd: float
+
+    @classmethod
+    def of_droplets(cls, empty: np.ndarray) -> Prior:
+        """Around what fits the empty droplets. Cells bind more of some antibodies than droplets hold, hence 0.5."""
+        clean = np.minimum(empty, np.quantile(empty, 0.999, axis=0).round())  # a clump of antibodies would move a fit
+        return cls(*best_negative_binomials(clean), level_sd=0.5, log_r_sd=0.5)
+
+    @classmethod
+    def vague(cls, num_proteins: int) -> Prior:
+        """That says next to nothing."""
+        level, log_r = np.ones(num_proteins, "float32"), np.zeros(num_proteins, "float32")
+        return cls(level, log_r, level_sd=3.0, log_r_sd=2.0)
+
+
+def best_negative_binomials(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log mean and log r of the negative binomial that fits each protein's counts best."""
+    search = {"bounds": (-3.0, 5.0), "method": "bounded"}
+    log_r = [optimize.minimize_scalar(_cost, args=(column,), **search).x for column in counts.T]
+    return np.log(counts.mean(0)).astype("float32"), np.array(log_r, "float32")
+
+
+def _cost(log_r: float, counts: np.ndarray) -> float:
+    """Negative log likelihood of a protein's counts, with their mean."""
+    values, times = np.unique(counts, return_counts=True)
+    r = np.exp(log_r)
+    return -float(times @ stats.nbinom.logpmf(values, r, r / (r + counts.mean())))
+
+
+def mixture_of(sites: dict[str, Any], decoder: Any) -> Mixture:
+    """The distribution of the counts, given the values of all latent sites."""
+    low = sites["size"][..., None] + sites["level"] + sites["state"] @ sites["slopes"]
+    logit = sites["share"] + decoder(sites["state"])
+    return Mixture(logit, low, low + ops.softplus(sites["above"]), sites["r_low"], sites["r_high"])
+
+
+def sites_of(prior: Prior, shape: tuple[int, ...]) -> Iterator[Any]:
+    """Global sites that each protein has: yields them, and returns their values."""
+    ones = np.ones(shape, "float32")
+    level = yield Global("level", tfd.Normal(prior.level, prior.level_sd))
+    r_low = yield Global("r_low", tfd.LogNormal(prior.log_r, prior.log_r_sd))
+    above = yield Global("above", tfd.Normal(2.0 * ones, 1.0))
+    r_high = yield Global("r_high", tfd.LogNormal(ones, 1.0))
+    share = yield Global("share", tfd.Normal(-ones, 1.5))
+    return {"level": level, "r_low": r_low, "above": above, "r_high": r_high, "share": share}
+
+
+def story_of(prior: Prior, unspecific: float) -> Callable[..., Iterator[Any]]:
+    """The story of all proteins of a cell."""
+    num_proteins = len(prior.level)
+
+    def story(data: Any, decoder: Any) -> Iterator[Any]:
+        sites = yield from sites_of(prior, (num_proteins,))
+        slopes = np.zeros((DIMENSIONS, num_proteins), "float32")
+        sites["slopes"] = yield Global("slopes", tfd.Normal(slopes, unspecific))
+        spread = yield Global("spread", tfd.HalfNormal(0.5))
+        sites["size"] = yield Local("size", tfd.Normal(0.0, spread))
+        sites["state"] = yield Local("state", tfd.Normal(ops.zeros(DIMENSIONS), 1.0))
+        yield Observed("counts", mixture_of(sites, decoder), data["counts"])
+
+    return story
+
+
+def log_counts(data: Any) -> Any:
+    """What the recognition network reads of each cell."""
+    return ops.log1p(data["counts"]) - 2.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a story.
+
+    Args:
+        is_on: Probability that a cell has a protein, `(cells, proteins)`.
+        state, size: Posterior means, `(cells, dimensions)` and `(cells,)`.
+        elbo: Per cell, in nats.
+        temperature: Of that ELBO.
+        seconds: Of the fit.
+    """
+
+    is_on: np.ndarray
+    state: np.ndarray
+    size: np.ndarray
+    elbo: float
+    temperature: float
+    seconds: float
+
+
+def fit(
+    cells: np.ndarray, prior: Prior, steps: int, seed: int, unspecific: float = UNSPECIFIC, draws: int = 20
+) -> Fitted:
+    """Fits the story in batches of cells, and infers each cell."""
+    began = time.perf_counter()
+    keras.utils.set_random_seed(seed)
+    recognition = keras.Sequential([keras.layers.Dense(64, "relu"), keras.layers.Dense(64, "relu")])
+    last = keras.layers.Dense(cells.shape[1], use_bias=False)
+    decoder = keras.Sequential([keras.Input((DIMENSIONS,)), keras.layers.Dense(32, "tanh"), last])
+    guide = {("size", "state"): Amortized(recognition, inputs=log_counts)}
+    model = SVI(story_of(prior, unspecific), guide, networks={"decoder": decoder}, seed=seed)
+    model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)), steps_per_execution=50)
+    history = model.fit({"counts": cells}, batch_size=200, steps=steps, epochs=4, verbose=0).history
+    seconds = time.perf_counter() - began
+    found = model.posterior({"counts": cells}, num_samples=draws, seed=1)
+    is_on = 0.0
+    for number in range(draws):
+        one = {name: ops.convert_to_tensor(values[number]) for name, values in found.items()}
+        is_on = is_on + ops.convert_to_numpy(mixture_of(one, decoder).foreground(cells)) / draws
+    state, size = found["state"].mean(0), found["size"].mean(0)
+    return Fitted(is_on, state, size, history["elbo"][-1], history["temperature"][-1], seconds)
+
+
+def of_one_protein(prior: Prior) -> Callable[..., Iterator[Any]]:
+    """The story of one protein, whose share is the same for all cells, and whose sizes are known."""
+
+    def story(data: Any) -> Iterator[Any]:
+        sites = yield from sites_of(prior, ())
+        low = data["size"] + sites["level"]
+        high = low + ops.softplus(sites["above"])
+        yield Observed("counts", Mixture(sites["share"], low, high, sites["r_low"], sites["r_high"]), data["counts"])
+
+    return story
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One protein by SVI and by NUTS.
+
+    Args:
+        shift, width: Of each global site, the error of SVI's mean in NUTS' standard deviations, and the ratio of the
+            standard deviations.
+        r_hat: Largest of NUTS' chains.
+        same_call: Share of the cells that the story of all proteins calls as NUTS does.
+        seconds: Of SVI and NUTS.
+    """
+
+    shift: dict[str, float]
+    width: dict[str, float]
+    r_hat: float
+    same_call: float
+    seconds: tuple[float, float]
+
+
+def compare(
+    counts: np.ndarray, fitted: Fitted, column: int, prior: Prior, steps: int, draws: int, seed: int
+) -> Agreement:
+    """Fits the story of one protein by SVI and by NUTS."""
+    own = Prior(prior.level[column], prior.log_r[column], prior.level_sd, prior.log_r_sd)
+    story, data = of_one_protein(own), {"counts": counts[:, column], "size": fitted.size}
+    began = time.perf_counter()
+    model = SVI(story, "full_rank", start="laplace", num_samples=8, seed=seed)
+    model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)), steps_per_execution=50)
+    model.fit(data, batch_size="all", steps=steps, verbose=0)
+    middle = time.perf_counter()
+    reference = nuts(story, data, num_samples=draws, num_warmup=draws, seed=seed)
+    end = time.perf_counter()
+    found = model.posterior(num_samples=4000, seed=1)
+    shift = {name: float((found[name].mean() - each.mean()) / each.std()) for name, each in reference.items()}
+    width = {name: float(found[name].std() / each.std()) for name, each in reference.items()}
+    at = {name: each.mean() for name, each in reference.items()}
+    low = data["size"] + at["level"]
+    high = low + np.log1p(np.exp(at["above"]))
+    mixture = Mixture(at["share"], low, high, at["r_low"], at["r_high"])
+    alone = ops.convert_to_numpy(mixture.foreground(data["counts"])) > 0.5
+    same = np.mean(alone == (fitted.is_on[:, column] > 0.5))
+    return Agreement(shift, width, float(reference.chains.r_hat.max()), float(same), (middle - began, end - middle))
+
+
+def percent(each_cell: np.ndarray) -> str:
+    """Mean of a number of each cell in percent, with its standard error over cells."""
+    return f"{100 * each_cell.mean():.2f} ± {100 * each_cell.std() / np.sqrt(len(each_cell)):.2f}"
+
+
+def report(proteins: Proteins, calls: dict[str, np.ndarray], fits: dict[str, Fitted]) -> None:
+    """Prints how many cells are called positive, by each way."""
+    table = Table(title="Cells called positive, in percent ± standard error")
+    pairs = ["+ ".join(pair) + "+" for pair in DOUBLES]
+    for column in ("", "isotype controls", *pairs, "wrong calls", "ELBO per cell", "T", "s"):
+        if column != "wrong calls" or proteins.is_on is not None:
+            table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    for name, is_on in calls.items():
+        both = [is_on[:, [proteins.names.index(each) for each in pair]].all(axis=1) for pair in DOUBLES]
+        wrong = [] if proteins.is_on is None else [percent((is_on != proteins.is_on).mean(1))]
+        one = fits.get(name)
+        fitted = ["", "", ""] if one is None else [f"{one.elbo:.2f}", f"{one.temperature:g}", f"{one.seconds:.0f}"]
+        table.add_row(name, percent(is_on[:, proteins.isotypes].mean(1)), *map(percent, both), *wrong, *fitted)
+    Console(width=130).print(table)
+
+
+def report_counts(proteins: Proteins, calls: dict[str, np.ndarray], best: Fitted) -> None:
+    """Prints paired differences of the controls, what denoising keeps, and where T cells have counts of CD14."""
+    raw = calls["raw"][:, proteins.isotypes].mean(1)
+    for name in ("vague prior", "informative prior"):
+        less = calls[name][:, proteins.isotypes].mean(1) - raw
+        print(f"Isotype controls, {name} less raw: {percent(less)} percentage points, paired by cell")
+    kept = (best.is_on * proteins.cells).sum(0) / proteins.cells.sum(0)
+    others = np.delete(kept, proteins.isotypes)
+    print(
+        f"Denoising keeps {100 * kept[proteins.isotypes].mean():.1f} % of the counts of an isotype control, and "
+        f"{100 * others.mean():.1f} % of those of another antibody (means over antibodies)"
+    )
+    on = {name: best.is_on[:, proteins.names.index(name)] > 0.5 for name in ("CD3", "CD4", "CD8")}
+    cd14 = proteins.names.index("CD14")
+    means = [
+        proteins.cells[on["CD3"] & on[one] & ~on[other], cd14].mean() for one, other in (("CD4", "CD8"), ("CD8", "CD4"))
+    ]
+    print(
+        f"Mean count of CD14: {means[0]:.1f} in CD3+CD4+ cells, {means[1]:.1f} in CD3+CD8+ cells, "
+        f"{proteins.empty[:, cd14].mean():.1f} in empty droplets"
+    )
+
+
+def report_agreement(found: dict[str, Agreement]) -> None:
+    """Prints SVI beside NUTS."""
+    sites = list(next(iter(found.values())).shift)
+    table = Table(title="SVI less NUTS, one protein at a time: error of the mean in NUTS' sds, ratio of the sds")
+    for column in ("", *sites, "R-hat", "same calls", "s, SVI", "NUTS"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    for name, one in found.items():
+        cells = [f"{one.shift[site]:+.2f}, {one.width[site]:.2f}" for site in sites]
+        seconds = [f"{each:.0f}" for each in one.seconds]
+        table.add_row(name, *cells, f"{one.r_hat:.3f}", f"{100 * one.same_call:.1f} %", *seconds)
+    Console(width=130).print(table)
+
+
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder with citeseq/citeseq_dsb.npz; else BDL_DATA.")] = None,
+    cells: Annotated[int, typer.Option(help="Cells that are made where there are no data.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 800,
+    draws: Annotated[int, typer.Option(help="Draws of each of NUTS' four chains, after as many to warm up.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
+    figure: Annotated[Path | None, typer.Option(help="PNG of the cells.")] = None,
+) -> None:
+    """Fits by both priors, and compares with thresholds and NUTS."""
+    folder = data or (Path(os.environ["BDL_DATA"]) if "BDL_DATA" in os.environ else None)
+    proteins = load(folder) if folder else generate(cells)
+    print(f"{len(proteins.cells):,} cells, {len(proteins.empty):,} empty droplets, {len(proteins.names)} antibodies")
+    informative, vague = Prior.of_droplets(proteins.empty), Prior.vague(len(proteins.names))
+    limits = np.quantile(proteins.empty, 0.99, axis=0)
+    fits = {
+        "vague prior": fit(proteins.cells, vague, steps, seed),
+        "one background for all cells": fit(proteins.cells, informative, steps, seed, unspecific=1e-3),
+        "informative prior": fit(proteins.cells, informative, steps, seed),
+    }
+    best = fits["informative prior"]
+    calls = {"raw": proteins.cells > limits, **{name: one.is_on > 0.5 for name, one in fits.items()}}
+    report(proteins, calls if proteins.is_on is None else {"truth": proteins.is_on, **calls}, fits)
+    report_counts(proteins, calls, best)
+    if figure is not None:
+        from surface_figure import draw
+
+        draw(figure, proteins, calls, best, limits)
+    columns = {name: proteins.names.index(name) for name in ("CD3", "CD19")}
+    report_agreement(
+        {name: compare(proteins.cells, best, at, informative, steps, draws, seed) for name, at in columns.items()}
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
