@@ -383,3 +383,19 @@ def test_the_exact_state_of_a_cell_is_that_of_brute_force(seen, monkeypatch):
         high = of_size((truth.level + truth.gap)[None], module.R_HIGH, "protein")
         density = density * (((1 - share) * low + share * high).prod(-1) @ weights)
     np.testing.assert_allclose(truth.exact_states(rows, seen)[0], density @ states / density.sum(), atol=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_the_examples_of_single_cells_print_their_tables_and_draw(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    figure = tmp_path / "figure.png"
+    example("surface_proteins").main(data=None, cells=200, steps=50, draws=20, seed=0, figure=figure)
+    printed = capsys.readouterr().out
+    assert "informative prior" in printed
+    assert "R-hat" in printed
+    assert figure.stat().st_size > 10_000
+    other = tmp_path / "other.png"
+    example("shared_state").main(cells=200, proteins=6, genes=20, steps=50, seed=0, figure=other)
+    assert "nats per held-out cell" in capsys.readouterr().out
+    assert other.stat().st_size > 10_000
