@@ -78,5 +78,5 @@ def draw_pair(axis: Any, proteins: Proteins, fitted: Any, limits: np.ndarray, na
     axis.axvline(np.log1p(limits[columns[0]] + 0.5), color="0.3", ls=":", lw=1.2)
     axis.axhline(np.log1p(limits[columns[1]] + 0.5), color="0.3", ls=":", lw=1.2)
     axis.set(xlabel=f"log(1 + count) of {names[0]}", ylabel=f"log(1 + count) of {names[1]}")
-    axis.set_title("Calls of the mixture; dotted: raw thresholds")
+    axis.set_title("Calls; dotted: raw thresholds")
     axis.legend(frameon=False, fontsize="small", markerscale=2)
