@@ -112,7 +112,9 @@ def _cost(log_r: float, counts: np.ndarray) -> float:
 
 def mixture_of(sites: dict[str, Any], decoder: Any) -> Mixture:
     """The distribution of the counts, given the values of all latent sites."""
-    low = sites["size"][..., None] + sites["level"] + sites["state"] @ sites["slopes"]
+    low = sites["size"][..., None] + sites["level"]
+    if "slopes" in sites:
+        low = low + sites["state"] @ sites["slopes"]
     logit = sites["share"] + decoder(sites["state"])
     return Mixture(logit, low, low + ops.softplus(sites["above"]), sites["r_low"], sites["r_high"])
 
@@ -128,14 +130,15 @@ def sites_of(prior: Prior, shape: tuple[int, ...]) -> Iterator[Any]:
     return {"level": level, "r_low": r_low, "above": above, "r_high": r_high, "share": share}
 
 
-def story_of(prior: Prior, unspecific: float) -> Callable[..., Iterator[Any]]:
-    """The story of all proteins of a cell."""
+def story_of(prior: Prior, is_unspecific: bool) -> Callable[..., Iterator[Any]]:
+    """The story of all proteins of a cell, whose background depends on the state if it `is_unspecific`."""
     num_proteins = len(prior.level)
 
     def story(data: Any, decoder: Any) -> Iterator[Any]:
         sites = yield from sites_of(prior, (num_proteins,))
-        slopes = np.zeros((DIMENSIONS, num_proteins), "float32")
-        sites["slopes"] = yield Global("slopes", tfd.Normal(slopes, unspecific))
+        if is_unspecific:
+            slopes = np.zeros((DIMENSIONS, num_proteins), "float32")
+            sites["slopes"] = yield Global("slopes", tfd.Normal(slopes, UNSPECIFIC))
         spread = yield Global("spread", tfd.HalfNormal(0.5))
         sites["size"] = yield Local("size", tfd.Normal(0.0, spread))
         sites["state"] = yield Local("state", tfd.Normal(ops.zeros(DIMENSIONS), 1.0))
@@ -169,9 +172,7 @@ class Fitted:
     seconds: float
 
 
-def fit(
-    cells: np.ndarray, prior: Prior, steps: int, seed: int, unspecific: float = UNSPECIFIC, draws: int = 20
-) -> Fitted:
+def fit(cells: np.ndarray, prior: Prior, steps: int, seed: int, is_unspecific: bool = True, draws: int = 20) -> Fitted:
     """Fits the story in batches of cells, and infers each cell."""
     began = time.perf_counter()
     keras.utils.set_random_seed(seed)
@@ -179,7 +180,7 @@ def fit(
     last = keras.layers.Dense(cells.shape[1], use_bias=False)
     decoder = keras.Sequential([keras.Input((DIMENSIONS,)), keras.layers.Dense(32, "tanh"), last])
     guide = {("size", "state"): Amortized(recognition, inputs=log_counts)}
-    model = SVI(story_of(prior, unspecific), guide, networks={"decoder": decoder}, seed=seed)
+    model = SVI(story_of(prior, is_unspecific), guide, networks={"decoder": decoder}, seed=seed)
     model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)), steps_per_execution=50)
     history = model.fit({"counts": cells}, batch_size=200, steps=steps, epochs=4, verbose=0).history
     seconds = time.perf_counter() - began
@@ -337,7 +338,7 @@ def main(
     limits = np.quantile(proteins.empty, 0.99, axis=0)
     fits = {
         "vague prior": fit(proteins.cells, vague, steps, seed),
-        "one background for all cells": fit(proteins.cells, informative, steps, seed, unspecific=1e-3),
+        "one background for all cells": fit(proteins.cells, informative, steps, seed, is_unspecific=False),
         "informative prior": fit(proteins.cells, informative, steps, seed),
     }
     best = fits["informative prior"]
