@@ -24,6 +24,20 @@ which no fit is told.
 If proteins and RNA had nothing in common, one state for both would predict held-out cells no better than a state for
 each. The difference of the log evidence per cell (importance weighted) shows what they share.
 
+With the settings of the script and seed 0, R² of held-out cells with standard errors::
+
+    seen      principal components        bdl.svi  exact, truth known  T
+    proteins         0.676 ± 0.016  0.542 ± 0.023       0.801 ± 0.012  1
+    RNA              0.846 ± 0.009  0.718 ± 0.014       0.899 ± 0.007  1
+    both             0.844 ± 0.008  0.841 ± 0.008       0.931 ± 0.004  1
+
+    One state for both kinds of counts, less a state for each: +0.837 ± 0.155 nats per held-out cell
+
+One state for both recovers more than proteins or RNA alone, and predicts the counts better. Principal components of
+RNA gain nothing by the proteins: they do not know which counts are background. They are as good as the story for both
+kinds, and better for one kind. All are below what the exact posterior explains.
+
+.. image:: /images/shared_state.png
 """
 
 # sphinx_gallery_thumbnail_path = "images/shared_state.png"

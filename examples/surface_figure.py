@@ -14,14 +14,13 @@ from sklearn.manifold import TSNE
 from surface_counts import Proteins
 
 
-def draw(path: Path, proteins: Proteins, calls: dict[str, np.ndarray], fitted: Any, limits: np.ndarray) -> None:
-    """What the controls say, a pair of proteins, and the cells' states coloured by denoised counts."""
-    figure, axes = plt.subplots(2, 3, figsize=(12.5, 8), layout="constrained")
-    draw_controls(axes[0, 0], proteins, calls)
-    draw_protein(axes[0, 1], proteins, fitted, limits, "CD14")
-    draw_pair(axes[0, 2], proteins, fitted, limits, ("CD3", "CD14"))
+def draw(path: Path, proteins: Proteins, fitted: Any, limits: np.ndarray) -> None:
+    """A protein, a pair of proteins, and the cells' states coloured by denoised counts."""
+    figure, axes = plt.subplot_mosaic([list(".AABB."), list("CCDDEE")], figsize=(12.5, 8), layout="constrained")
+    draw_protein(axes["A"], proteins, fitted, limits, "CD14")
+    draw_pair(axes["B"], proteins, fitted, limits, ("CD3", "CD14"))
     plane = TSNE(init="pca", random_state=0).fit_transform(fitted.state)
-    for axis, name in zip(axes[1], ("CD3", "CD19", "CD14"), strict=True):
+    for axis, name in zip((axes["C"], axes["D"], axes["E"]), ("CD3", "CD19", "CD14"), strict=True):
         column = proteins.names.index(name)
         denoised = fitted.is_on[:, column] * proteins.cells[:, column]
         order = np.argsort(denoised)
@@ -30,17 +29,6 @@ def draw(path: Path, proteins: Proteins, calls: dict[str, np.ndarray], fitted: A
         axis.set(xticks=[], yticks=[], title=f"States of the cells (t-SNE): {name}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def draw_controls(axis: Any, proteins: Proteins, calls: dict[str, np.ndarray]) -> None:
-    """How often isotype controls are called positive."""
-    names = list(calls)
-    controls = np.array([calls[name][:, proteins.isotypes].mean(1) for name in names])
-    errors = 100 * controls.std(1) / np.sqrt(controls.shape[1])
-    labels = [name.replace(" for ", "\nfor ").replace(" prior", "\nprior") for name in names]
-    axis.barh(labels, 100 * controls.mean(1), xerr=errors, color=[f"C{number}" for number in range(len(names))])
-    axis.invert_yaxis()
-    axis.set(xlabel="percent of cells called positive", title="Isotype controls")
 
 
 def draw_protein(axis: Any, proteins: Proteins, fitted: Any, limits: np.ndarray, name: str) -> None:

@@ -27,9 +27,31 @@ the decoder is a network, too. A cell is called positive if the probability of t
 its denoised count is the expected number of counts of the foreground, y times that probability.
 
 Level and r of the background have a prior around what fits the empty droplets. Its standard deviation is 0.5, since
-cells bind more of some antibodies than empty droplets hold. It is compared with a vague prior, and with a background
-that is the same for all cells but for their size (slopes of zero).
+cells bind more of some antibodies than empty droplets hold. It is compared with a vague prior. Each prior also
+has a fit without a state, in which shares and backgrounds are the same for all cells but for their size.
 
+On the real cells (800 steps, seed 0; percent of the cells with standard errors, the ELBO in nats per cell)::
+
+                                 isotype controls  CD3+ CD14+   CD3+ CD19+       ELBO  T
+    raw                               0.77 ± 0.08   8.50 ± 0.52  0.73 ± 0.16
+    vague prior, no state             0.26 ± 0.05   0.31 ± 0.10  0.66 ± 0.15
+    informative prior, no state       0.78 ± 0.09  25.87 ± 0.82  0.56 ± 0.14
+    vague prior                       0.01 ± 0.01   0.00 ± 0.00  0.14 ± 0.07  -252.40   1
+    informative prior                 0.03 ± 0.02   0.10 ± 0.06  0.14 ± 0.07  -244.70   1
+
+    Denoising keeps 1.2 % of the counts of an isotype control, and 58.6 % of those of another antibody
+    Mean count of CD14: 10.6 in CD3+CD4+ cells, 3.5 in CD3+CD8+ cells, 4.2 in empty droplets
+
+With both the prior and the state, isotype controls are positive in a twentieth of the cells that are so by the raw
+threshold, and the double positives nearly vanish. Most of this is the state's merit, and not the prior's. CD4 T cells
+have three times as many counts of CD14 as CD8 T cells. A background that is the same for all cells cannot hold both,
+and the mixture without a state calls a quarter of all cells CD3+ CD14+, by the informative prior. With a state, the
+controls are hardly ever positive by either prior. The informative prior gains 7.7 nats per cell over the vague one.
+
+.. image:: /images/surface_proteins.png
+
+Two levels are not enough for each protein: monocytes have less CD4 than T cells, and more than none. Whether they are
+called positive depends on the fit.
 """
 
 # sphinx_gallery_thumbnail_path = "images/surface_proteins.png"
@@ -353,7 +375,7 @@ def main(
     if figure is not None:
         from surface_figure import draw
 
-        draw(figure, proteins, calls, best, limits)
+        draw(figure, proteins, best, limits)
     some = proteins.cells[:FOR_NUTS]
     columns = {name: proteins.names.index(name) for name in ("CD3", "CD19")}
     found = {name: compare(some, at, informative, steps, draws, seed) for name, at in columns.items()}
