@@ -33,9 +33,8 @@ With the settings of the script and seed 0, R² of held-out cells with standard 
 
     One state for both kinds of counts, less a state for each: +0.837 ± 0.155 nats per held-out cell
 
-One state for both recovers more than proteins or RNA alone, and predicts the counts better. Principal components of
-RNA gain nothing by the proteins: they do not know which counts are background. They are as good as the story for both
-kinds, and better for one kind. All are below what the exact posterior explains.
+One state for both kinds recovers more than a fit to proteins or RNA alone, and predicts held-out counts better. But
+principal components recover as much for both kinds, and more for one kind. The exact posterior explains more than any.
 
 .. image:: /images/shared_state.png
 """
