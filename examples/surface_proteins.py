@@ -317,9 +317,8 @@ def report_counts(proteins: Proteins, calls: dict[str, np.ndarray], best: Fitted
     )
     on = {name: best.is_on[:, proteins.names.index(name)] > 0.5 for name in ("CD3", "CD4", "CD8")}
     cd14 = proteins.names.index("CD14")
-    means = [
-        proteins.cells[on["CD3"] & on[one] & ~on[other], cd14].mean() for one, other in (("CD4", "CD8"), ("CD8", "CD4"))
-    ]
+    rows = [on["CD3"] & on[one] & ~on[other] for one, other in (("CD4", "CD8"), ("CD8", "CD4"))]
+    means = [proteins.cells[some, cd14].sum() / max(some.sum(), 1) for some in rows]
     print(
         f"Mean count of CD14: {means[0]:.1f} in CD3+CD4+ cells, {means[1]:.1f} in CD3+CD8+ cells, "
         f"{proteins.empty[:, cd14].mean():.1f} in empty droplets"
