@@ -94,6 +94,7 @@ sphinx_gallery_conf = {
     # parts of volatility.py and word_alignment.py
     "ignore_pattern": r"(alignment_figure|volatility_(figure|filter|garch|network)|word_pairs)\.py$",
     "ignore_pattern": r"(alignment_figure|inheritance|word_pairs)\.py$",  # parts of other examples
+    "ignore_pattern": r"(alignment_figure|word_pairs|surface_counts|surface_figure)\.py$",  # parts of others
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

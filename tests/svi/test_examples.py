@@ -582,3 +582,73 @@ def test_the_memory_of_the_volatility_network_is_a_recursion_from_both_sides():
             rate = special.expit(rates[:, day])
             state = rate * state + (1 - rate) * values[:, day]
             np.testing.assert_allclose(states[:, day], state, rtol=1e-4, atol=1e-5)
+def test_the_mixture_of_background_and_foreground_is_that_of_scipy():
+    module = example("surface_counts")
+    counts, share = np.array([0.0, 3.0, 250.0], "float32"), 0.3
+    logit, low, high = (np.full(3, value, "float32") for value in (special.logit(share), 1.0, 3.5))
+    mixture = module.Mixture(logit, low, high, np.float32(6.0), np.float32(2.0))
+    parts = [
+        weight * stats.nbinom.pmf(counts, r, r / (r + np.exp(log_mean)))
+        for weight, r, log_mean in ((1 - share, 6.0, 1.0), (share, 2.0, 3.5))
+    ]
+    np.testing.assert_allclose(mixture.log_prob(counts), np.log(parts[0] + parts[1]), rtol=1e-4)
+    np.testing.assert_allclose(mixture.foreground(counts), parts[1] / (parts[0] + parts[1]), rtol=1e-4)
+    drawn = np.asarray(mixture.sample(4000, np.array([1, 2], "uint32")))
+    mean = (1 - share) * np.exp(1.0) + share * np.exp(3.5)
+    variance = (1 - share) * (np.exp(1.0) + np.exp(2.0) * 7 / 6) + share * (np.exp(3.5) + np.exp(7.0) * 1.5) - mean**2
+    assert_within_standard_errors(drawn.mean(), mean, np.sqrt(variance / drawn.size))
+
+
+@pytest.mark.tensorflow
+def test_the_prior_of_the_background_is_what_empty_droplets_hold():
+    counts, proteins = example("surface_counts"), example("surface_proteins")
+    rng = np.random.default_rng(0)
+    empty = counts.counts_of(np.full((4000, 2), 1.5), 6.0, rng)
+    empty[0, 0] = 5000.0  # a clump
+    prior = proteins.Prior.of_droplets(empty)
+    np.testing.assert_allclose(prior.level, 1.5, atol=0.05)
+    np.testing.assert_allclose(prior.log_r, np.log(6.0), atol=0.25)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("seen", [("rna",), ("protein",), ("protein", "rna")], ids="+".join)
+def test_the_exact_state_of_a_cell_is_that_of_brute_force(seen, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = example("shared_state")
+    truth = module.Truth.random(3, 4, np.random.default_rng(0))
+    rows = truth.generate(1, np.random.default_rng(1))
+    axis = np.linspace(-3, 3, 41)
+    states, sizes = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2), np.linspace(-1.5, 1.5, 61)
+    centred = stats.norm.pdf((states[:, None] - truth.centres) / module.STATE_SD).prod(-1).sum(1)
+    weights = stats.norm.pdf(sizes / module.SPREAD)
+
+    def of_size(log_mean, r, name):  # states, sizes, columns
+        mean = np.exp(log_mean[:, None] + sizes[:, None])
+        return stats.nbinom.pmf(rows[name][0], r, r / (r + mean))
+
+    density = centred
+    if "rna" in seen:
+        log_mean = truth.gene_bias + states @ truth.gene_slopes
+        density = density * (of_size(log_mean, module.R_GENE, "rna").prod(-1) @ weights)
+    if "protein" in seen:
+        share = special.expit(truth.bias + states @ truth.slopes)[:, None]
+        low = of_size(truth.level[None], module.R_LOW, "protein")
+        high = of_size((truth.level + truth.gap)[None], module.R_HIGH, "protein")
+        density = density * (((1 - share) * low + share * high).prod(-1) @ weights)
+    np.testing.assert_allclose(truth.exact_states(rows, seen)[0], density @ states / density.sum(), atol=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_the_examples_of_single_cells_print_their_tables_and_draw(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    figure = tmp_path / "figure.png"
+    example("surface_proteins").main(data=None, cells=200, steps=50, draws=20, seed=0, figure=figure)
+    printed = capsys.readouterr().out
+    assert "informative prior" in printed
+    assert "R-hat" in printed
+    assert figure.stat().st_size > 10_000
+    other = tmp_path / "other.png"
+    example("shared_state").main(cells=200, proteins=6, genes=20, steps=50, seed=0, figure=other)
+    assert "nats per held-out cell" in capsys.readouterr().out
+    assert other.stat().st_size > 10_000
