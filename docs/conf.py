@@ -85,16 +85,24 @@ _QUICK_EXAMPLES = (
     "unseen_inputs",
     "which_key",
 )
-_PARTS = ("alignment_figure", "reaction_schemes", "word_pairs")  # of other examples
+_PARTS = (  # of other examples
+    "alignment_figure",
+    "exposures",
+    "inheritance",
+    "reaction_schemes",
+    "surface_counts",
+    "surface_figure",
+    "volatility_figure",
+    "volatility_filter",
+    "volatility_garch",
+    "volatility_network",
+    "word_pairs",
+)
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
-    "ignore_pattern": rf"({'|'.join(_PARTS)})\.py$",
-    # parts of volatility.py and word_alignment.py
-    "ignore_pattern": r"(alignment_figure|volatility_(figure|filter|garch|network)|word_pairs)\.py$",
-    "ignore_pattern": r"(alignment_figure|inheritance|word_pairs)\.py$",  # parts of other examples
-    "ignore_pattern": r"(alignment_figure|word_pairs|surface_counts|surface_figure)\.py$",  # parts of others
+    "ignore_pattern": rf"/({'|'.join(_PARTS)})\.py$",
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

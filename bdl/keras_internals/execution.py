@@ -307,6 +307,16 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
+def is_recorded(x: Any) -> bool:
+    """Whether a `tf.GradientTape` records what is done with a tensor of TensorFlow, so that a gradient is to come.
+
+    TensorFlow has no public way to ask.
+    """
+    from tensorflow.python.eager.record import should_record_backprop
+
+    return bool(should_record_backprop([x]))
+
+
 def num_replicas() -> int:
     """Replicas over which Keras sums the gradient of a loss: it expects each to return its share.
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bdl.keras_internals import is_recorded
 from bdl.random import Tensor
 
 _calls: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("host_calls", default=None)
@@ -129,7 +130,6 @@ def _on_jax(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) -> Tens
 
 def _on_tensorflow(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) -> Tensor:
     import tensorflow as tf
-    from tensorflow.python.eager.record import should_record_backprop  # there is no public way to ask for a tape
 
     def call_both() -> tuple[Tensor, Tensor]:
         found, jacobian = tf.numpy_function(both, [x, fixed], [x.dtype, x.dtype], stateful=False)
@@ -137,7 +137,7 @@ def _on_tensorflow(values: Any, both: Any, x: Tensor, fixed: Tensor, flat: int) 
         jacobian.set_shape((*x.shape[:-1], flat, x.shape[-1]))
         return found, tf.stop_gradient(jacobian)
 
-    if should_record_backprop([x]):  # a gradient is to come: one call gives both
+    if is_recorded(x):  # a gradient is to come: one call gives both
         found, jacobian = call_both()
         return tf.stop_gradient(found) + tf.einsum("...vp,...p->...v", jacobian, x - tf.stop_gradient(x))
 

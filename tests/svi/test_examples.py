@@ -523,6 +523,8 @@ def test_alpha_pinene_has_the_published_sum_of_squares_and_a_walk_its_variances(
     monkeypatch.setattr(module, "log_density", lambda _, x: -0.5 * float(np.sum((x / sd) ** 2)))
     walk = module.adaptive_metropolis(experiment, np.zeros(2), 20_000, seed=0)[5000:]
     np.testing.assert_allclose(walk.std(axis=0) / sd, 1.0, atol=5 / np.sqrt(2 * 15_000 / 10))
+
+
 @pytest.mark.core
 def test_the_particle_filter_of_volatility_is_the_exact_filter():
     """Also for strong leverage and heavy tails; the exact filter does not change on a grid three times as fine."""
@@ -582,6 +584,8 @@ def test_the_memory_of_the_volatility_network_is_a_recursion_from_both_sides():
             rate = special.expit(rates[:, day])
             state = rate * state + (1 - rate) * values[:, day]
             np.testing.assert_allclose(states[:, day], state, rtol=1e-4, atol=1e-5)
+
+
 def test_the_mixture_of_background_and_foreground_is_that_of_scipy():
     module = example("surface_counts")
     counts, share = np.array([0.0, 3.0, 250.0], "float32"), 0.3
