@@ -150,11 +150,11 @@ class FitsOnDevice(SurvivesFailures):
         found = _labelled(self, x, y, batch_size, settings) if is_asked else None
         others = (batch_size, epochs, verbose, callbacks)
         if found is None:
-            return super().fit(x, y, *others, **settings)  # type: ignore[misc]
+            return super().fit(x, y, *others, **settings)
         data, rows, settings = found
         build_optimizer(self)
         with self.fitting(data):
-            return super().fit(rows, None, *others, **settings)  # type: ignore[misc]
+            return super().fit(rows, None, *others, **settings)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`; a callback may call it within a fit on the device."""
