@@ -54,7 +54,8 @@ series; correlation of sizes one day apart .16 and .09 to .28; of a return with 
     :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
 
 **Mark against pound**, last 987 of 1,974 days, without leverage, by `--steps 500`. An exchange rate has two sides, and
-no reason for leverage. That choice is not blind: a first, short fit with leverage had scored -.007 +- .004. Log scores less those of GARCH with t noise:
+no reason for leverage. That choice is not blind: a first, short fit with leverage had scored -.007 +- .004. Log scores
+less those of GARCH with t noise:
 
     constant, normal        -.208 +- .026 nats per day
     GARCH, normal noise     -.089 +- .021
