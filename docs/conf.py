@@ -89,7 +89,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
-    "ignore_pattern": r"(alignment_figure|inheritance|word_pairs)\.py$",  # parts of other examples
+    "ignore_pattern": r"(alignment_figure|inheritance|populations|word_pairs)\.py$",  # parts of other examples
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

@@ -60,7 +60,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,6 +72,19 @@ import numpy as np
 import tensorflow_probability as tfp
 import typer
 from keras import ops
+from populations import (
+    BLOCK,
+    LOG_NODE_WEIGHTS,
+    NODES,
+    Loci,
+    Population,
+    by_block,
+    histogram,
+    log_score_of_both,
+    population,
+    scores_of,
+    unpacked,
+)
 from rich.console import Console
 from rich.table import Table
 from scipy import optimize, special
@@ -83,32 +96,6 @@ tfd = tfp.distributions
 TRUTH = np.array([0.65, 2.5, np.log(3.5), np.log(33.0), np.log(0.42 / 0.58)])
 """Of made loci: log odds of the levels of two kinds, log sizes, log of the ratio of shares."""
 START_LEVELS = {1: (0.75,), 2: (0.6, 0.9), 3: (0.3, 0.7, 0.95)}
-BLOCK = 1000
-"""Neighbours on the chromosome that are fitted, or held out, together."""
-NODES = np.linspace(-5.0, 5.0, 65)
-LOG_NODE_WEIGHTS = -0.5 * NODES**2 - special.logsumexp(-0.5 * NODES**2)
-
-
-@dataclass(frozen=True)
-class Loci:
-    """Reads of loci in two experiments on the same cells.
-
-    Args:
-        m, c: Methylated reads, and reads, `(loci, 2)`.
-    """
-
-    m: np.ndarray
-    c: np.ndarray
-
-    def blocks(self, parity: int) -> Loci:
-        """Every second block of neighbours."""
-        chosen = np.arange(len(self.m)) // BLOCK % 2 == parity
-        return Loci(self.m[chosen], self.c[chosen])
-
-    @property
-    def data(self) -> dict[str, np.ndarray]:
-        """What the stories read."""
-        return {"methylated": self.m.sum(1).astype("float32"), "coverage": self.c.astype("float32")}
 
 
 class InTheTable(tfd.Distribution):
@@ -210,65 +197,6 @@ def generate(rows: int, seed: int = 0) -> Loci:
     return Loci(m[both], c[both])
 
 
-def unpacked(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log shares, levels and sizes from log odds of levels, log sizes, and log ratios of shares to the first."""
-    number = (len(x) + 1) // 3
-    return special.log_softmax([0.0, *x[2 * number :]]), special.expit(x[:number]), np.exp(x[number : 2 * number])
-
-
-Population = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""A distribution of levels p, told by log E[p^m (1 - p)^(c - m)] of arrays m and c, `(pairs,)`."""
-
-
-def population(family: str, x: np.ndarray) -> Population:
-    """Of a family and its parameters, as `unpacked` reads them."""
-    log_shares, level, size = unpacked(x)
-    if family == "beta":
-        a, b = level * size, (1 - level) * size
-        return lambda m, c: special.logsumexp(
-            log_shares + special.betaln(a + m[:, None], b + (c - m)[:, None]) - special.betaln(a, b), axis=1
-        )
-    logit = (special.logit(level)[:, None] + size[:, None] * NODES).ravel()
-    weights = (log_shares[:, None] + LOG_NODE_WEIGHTS).ravel()
-    softplus = np.logaddexp(0.0, logit)
-    return lambda m, c: special.logsumexp(np.outer(m, logit) - np.outer(c, softplus) + weights, axis=1)
-
-
-def of_distinct(function: Population, m: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """A function of (m, c), computed once for each distinct pair: `(loci,)`."""
-    pairs, place = np.unique(np.stack([m, c], axis=1), axis=0, return_inverse=True)
-    return function(*pairs.T.astype("float64"))[place.ravel()]
-
-
-def log_score_of_both(of: Population, loci: Loci) -> np.ndarray:
-    """Log probability of the counts of both replicates, given that both report the locus: `(loci,)`, in nats."""
-    nothing = np.zeros(len(loci.c), int)
-    none = [np.exp(of_distinct(of, nothing, c)) for c in (*loci.c.T, loci.c.sum(1))]
-    reported = np.log(1 - none[0] - none[1] + none[2])
-    return of_distinct(of, loci.m.sum(1), loci.c.sum(1)) + log_choose(loci.m, loci.c).sum(1) - reported
-
-
-def log_score_of_second(of: Population, loci: Loci) -> np.ndarray:
-    """The same of the second replicate, once the first is known: `(loci,)`."""
-    (m, c), known = (loci.m.sum(1), loci.c.sum(1)), of_distinct(of, loci.m[:, 0], loci.c[:, 0])
-    nothing_more = of_distinct(of, loci.m[:, 0], c)  # the first, and no methylated read in the second
-    reported = known + np.log(-np.expm1(nothing_more - known))
-    return of_distinct(of, m, c) + log_choose(loci.m[:, 1], loci.c[:, 1]) - reported
-
-
-def log_choose(m: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Logarithm of the binomial coefficient."""
-    return -np.log1p(c) - special.betaln(m + 1.0, c - m + 1.0)
-
-
-def by_block(difference: np.ndarray) -> tuple[float, float]:
-    """Mean of a difference of scores, and its standard error by blocks of neighbours, which are alike."""
-    starts = np.arange(0, len(difference), BLOCK)
-    sizes = np.diff(np.append(starts, len(difference)))
-    excess = np.add.reduceat(difference, starts) - difference.mean() * sizes
-    return float(difference.mean()), float(np.sqrt(np.sum(excess**2)) / len(difference))
-
-
 def fit(family: str, number: int, loci: Loci, steps: int, seed: int) -> SVI:
     """A population, fitted to batches of loci."""
     start = {"level": np.array(START_LEVELS[number]), "size": np.full(number, START_SIZES[family])}
@@ -337,11 +265,6 @@ class Fitted:
         return cls(of, None, None, None, scores_of(of, held_out), 0.0)
 
 
-def scores_of(of: Population, loci: Loci) -> np.ndarray:
-    """Both log scores of each locus, `(2, loci)`."""
-    return np.stack([log_score_of_both(of, loci), log_score_of_second(of, loci)])
-
-
 MODELS = {
     "beta": ("beta", 1),
     "logit-normal": ("logit-normal", 1),
@@ -394,16 +317,6 @@ def report(found: dict[str, Fitted], truth: Fitted | None) -> None:
         for number, (share, level, size) in enumerate(zip(*unpacked(x), strict=True)):
             kinds.add_row("" if number else name, f"{np.exp(share):.3f}", f"{level:.3f}", f"{size:.2f}")
     console.print(kinds)
-
-
-def histogram(of: Population, reads: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Expected shares of loci by their methylated share, given their reads and that some are methylated."""
-    expected = np.zeros(len(edges) - 1)
-    for c, count in zip(*np.unique(reads, return_counts=True), strict=True):
-        m = np.arange(1, c + 1)
-        probability = np.exp(of(m.astype("float64"), np.full(len(m), float(c))) + log_choose(m, c))
-        expected += count * np.histogram(m / c, edges, weights=probability / probability.sum())[0]
-    return expected / len(reads)
 
 
 def draw(path: Path, found: dict[str, Fitted], held_out: Loci, least: int = 20) -> None:
