@@ -24,8 +24,13 @@ The 351 divergences come from 27 plants in 11 lines, so that their **errors are 
 badly is bad in 26 pairs, and a line that changed much is so in all of its pairs. The errors of the story are sums: of
 each pair's own, of both plants', and of both lines', if they are two. Each has a scale, which is estimated.
 
-**Fit.** A Gaussian with all correlations on the real line, from the mode on, in float64, at T = 1: rates of 1e-4 are
-small beside 1. The gold standard is a random walk (Metropolis) in the same density, written in NumPy.
+**How the story was chosen.** A first version let lines differ only in proportion to their age, and had AlphaBeta's
+estimate at the 1 % quantile of its posterior. The errors of lines that do not depend on age were added after that was
+seen: the agreement below is that of a story chosen with the data in view.
+
+**Fit.** On the real line and from the mode on, in float64, at T = 1: rates of 1e-4 are small beside 1. Guides are a
+Gaussian with all correlations, and one that four coupling layers bend (`Flow`), for the logarithms of the rates have a
+long tail to small values. The gold standard is a random walk (Metropolis) in the same density, written in NumPy.
 
 **Check.** Rates per 100,000 copies and generation of the real pedigree, with the middle 90 % (500 steps or fewer of a
 fit, walks of 2,500; seed 0)::
@@ -351,8 +356,8 @@ def main(
     tolerance: Annotated[
         float, typer.Option(help="How far the founder may be from equilibrium, in share of UU.")
     ] = 0.01,
-    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 1000,
-    walk: Annotated[int, typer.Option(help="Steps of each of four Metropolis chains.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 2000,
+    walk: Annotated[int, typer.Option(help="Steps of each of four Metropolis chains.")] = 16_000,
     seed: Annotated[int, typer.Option(help="Of the fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of divergences and rates.")] = None,
 ) -> None:
