@@ -48,9 +48,8 @@ run takes a minute and a half of one core, on the data as well.
 methimpute's calls, plant by plant, have both U and M in 29: few reads make such calls. The intervals hold the rates of
 the whole genome, but they are wide: the reads of 333 cytosines in four plants cannot tell a rate of 1e-4 from none. The
 three lie within 18 bases of chromosome 3, two of them on both strands of one CG, and gained methylation in the same
-plant: one event of a region, most likely,
-and not three of cytosines. The story takes cytosines for independent, and so counts gains too often. A region as the
-unit of change is the next step.
+plant: one event of a region, most likely, and not three of cytosines. The story takes cytosines for independent, and so
+counts gains too often. A region as the unit of change is the next step.
 """
 
 # sphinx_gallery_thumbnail_path = "images/epimutation_reads.png"
