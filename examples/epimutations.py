@@ -57,12 +57,12 @@ alpha [9.83, 11.19] and least squares [9.94, 11.11], which miss the truth by far
 the flow and [9.27, 13.65] by Metropolis, which just miss it, in this one set of lines.
 
 **Answer.** The estimates stand, and their intervals do not: with errors that plants and lines share, they are nearly
-five (flow) to nearly six times (Metropolis) as wide as those of independent errors. Only the plants of
-generation 3, from two lines, and siblings tell what is error and what is change. It also matters how lines differ: if
-only in proportion to their age, alpha comes out larger than least squares has it; the story lets both kinds of line
-errors compete. Nor do divergences tell alpha from beta: they tell how many changes there are in all, along the dashed line, and the
-equilibrium tells the ratio: at beta / alpha of .3, 3 and 30 their highest log likelihood is 2.0, 1.9 and 0 below the
-best of the three. Whoever doubts it should widen `--tolerance`.
+five (flow) to nearly six times (Metropolis) as wide as those of independent errors. Only the plants of generation 3,
+from two lines, and siblings tell what is error and what is change. It also matters how lines differ: if only in
+proportion to their age, alpha comes out larger than least squares has it; the story lets both kinds of line errors
+compete. Nor do divergences tell alpha from beta: they tell how many changes there are in all, along the dashed line,
+and the equilibrium tells the ratio: at beta / alpha of .3, 3 and 30 their highest log likelihood is 2.0, 1.9 and 0
+below the best of the three. Whoever doubts it should widen `--tolerance`.
 """
 
 # sphinx_gallery_thumbnail_path = "images/epimutations.png"
