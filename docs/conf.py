@@ -89,6 +89,7 @@ _PARTS = (  # of other examples
     "alignment_figure",
     "exposures",
     "inheritance",
+    "populations",
     "reaction_schemes",
     "surface_counts",
     "surface_figure",

@@ -1,4 +1,4 @@
-"""Parts of epimutations.py and epimutation_reads.py: how states are inherited, pedigrees, and a random walk."""
+"""Parts of epimutations.py and epimutation_reads.py: inheritance of states, pedigrees, least squares, random walks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import optimize
 
 from bdl.svi.checks import Chains
 
@@ -165,8 +166,81 @@ def generate(seed: int = 0, cytosines: int = 200_000) -> Pedigree:
     return Pedigree(np.array(times), np.array(differ))
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """All that the divergences say, in fewer numbers.
+
+    What is expected, and what pairs have in common, lies in a space of fewer dimensions than there are pairs. In it the
+    errors have a covariance. Of what is outside only the sum of squares depends on a parameter, on the scale of each
+    pair's own error.
+
+    Args:
+        kinds: The distinct times, `(kinds, 3)`.
+        of_kind: From what is expected of each kind of pair to the space, `(dimensions, kinds)`.
+        covariances: Of errors of each pair alone, of plants, and of lines in two ways, each of scale 1,
+            `(1 or 4, dimensions, dimensions)`.
+        inside: The divergences in the space, `(dimensions,)`.
+        outside: Sum of squares of what is outside.
+        freedom: Dimensions outside.
+    """
+
+    kinds: np.ndarray
+    of_kind: np.ndarray
+    covariances: np.ndarray
+    inside: np.ndarray
+    outside: float
+    freedom: int
+
+    @classmethod
+    def of(cls, pedigree: Pedigree, is_dependent: bool) -> Reduced:
+        """Of a pedigree, where pairs that share a plant or a line share a part of their errors, or do not."""
+        kinds, kind = np.unique(pedigree.times, axis=0, return_inverse=True)
+        kind, shared = np.eye(len(kinds))[kind.ravel()], pedigree.shared if is_dependent else ()
+        basis, size, _ = np.linalg.svd(np.hstack([kind, *shared]), full_matrices=False)
+        basis = basis[:, size > 1e-9 * size.max()].T
+        covariances = np.stack([np.eye(len(basis)), *((basis @ each) @ (basis @ each).T for each in shared)])
+        inside = basis @ pedigree.divergence
+        outside = float(np.sum(pedigree.divergence**2) - np.sum(inside**2))
+        return cls(kinds, basis @ kind, covariances, inside, outside, len(pedigree.divergence) - len(basis))
+
+    @property
+    def data(self) -> dict[str, np.ndarray]:
+        """What the story reads: one row."""
+        data = {"share": UNMETHYLATED, "inside": self.inside, "outside": self.outside}
+        return {name: np.array(value)[None] for name, value in data.items()}
+
+
+def least_squares(pedigree: Pedigree) -> tuple[np.ndarray, np.ndarray, float]:
+    """AlphaBeta's estimate, which weighs all pairs alike and keeps the founder's share of UU for all time.
+
+    Returns:
+        Estimates of `NAMES`; the standard errors of log alpha and log beta that independent errors would have; the sum
+        of squares.
+    """
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        alpha, beta = np.exp(x[:2])
+        errors = pedigree.divergence - x[3] - 1e3 * divergence(alpha, beta, x[2], pedigree.times)
+        return np.append(errors, 1e3 * np.sqrt(len(errors)) * (unmethylated_in_the_end(alpha, beta) - UNMETHYLATED))
+
+    first, bounds = [np.log(1e-4), np.log(3e-4), 0.01, 2.0], ([-20, -20, 0, 0], [-2, -2, 1, 20])
+    found = optimize.least_squares(residuals, first, bounds=bounds, x_scale=[0.1, 0.1, 0.01, 1.0])
+    squares = float(np.sum(found.fun[:-1] ** 2))
+    covariance = np.linalg.inv(found.jac.T @ found.jac) * squares / (len(pedigree.divergence) - len(first))
+    alpha, beta, heterozygous, intercept = *np.exp(found.x[:2]), *found.x[2:]
+    estimate = np.array([alpha, beta, beta / alpha, heterozygous, intercept])
+    return estimate, np.sqrt(np.diag(covariance))[:2], squares * 1e-6
+
+
+def jackknife(pedigree: Pedigree) -> np.ndarray:
+    """Standard errors of log alpha and log beta by least squares without each line in turn."""
+    number = pedigree.line.max() + 1
+    found = np.array([np.log(least_squares(pedigree.without(line))[0][:2]) for line in range(number)])
+    return np.sqrt((number - 1) * found.var(axis=0))
+
+
 def metropolis(density: Callable[[np.ndarray], float], first: np.ndarray, steps: int, seed: int) -> Chains:
-    """Draws by four random walks, whose steps have the shape of given draws; their first fifth is left out.
+    """Draws by four random walks, whose first half is left out: it tells the shape of the steps of the second.
 
     Args:
         density: Logarithm of a density on the real line.
@@ -175,15 +249,20 @@ def metropolis(density: Callable[[np.ndarray], float], first: np.ndarray, steps:
         seed: Of the walks.
     """
     rng = np.random.default_rng(seed)
-    factor = np.linalg.cholesky(np.cov(first.T)) * 2.38 / np.sqrt(first.shape[1])
-    walks = []
-    for u in first[rng.choice(len(first), 4, replace=False)]:
+
+    def walk(u: np.ndarray, factor: np.ndarray) -> list[np.ndarray]:
         now, drawn = density(u), []
-        for _ in range(steps):
+        for _ in range(steps // 2):
             proposed = u + factor @ rng.standard_normal(len(u))
             there = density(proposed)
             if np.log(rng.random()) < there - now:
                 u, now = proposed, there
             drawn.append(u)
-        walks.append(drawn[steps // 5 :])
-    return Chains(np.array(walks), 0)
+        return drawn
+
+    starts = first[rng.choice(len(first), 4, replace=False)]
+    for _ in range(2):
+        factor = np.linalg.cholesky(np.cov(first.T)) * 2.38 / np.sqrt(first.shape[1])
+        walks = np.array([walk(u, factor) for u in starts])
+        starts, first = walks[:, -1], np.concatenate(walks[:, steps // 10 :])
+    return Chains(walks, 0)

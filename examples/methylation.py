@@ -16,6 +16,10 @@ not Gaussian. What the ELBO loses by that depends on mean and spread, and moves 
 loses much less. Second, batches are noisy. A second fit sees all data in each step: there are only a few thousand
 distinct pairs (c, m), each weighted by how often it occurs. The gold standard, exact quadrature, is a sum over the same
 pairs.
+
+**Limits.** In the table of the real data a replicate reports a locus only where at least one of its reads is methylated
+(M is 0 exactly where the coverage is 0), so that loci without methylation are missing: the population is that of the
+loci that are reported. The example `methylation_levels.py` conditions on it.
 """
 
 # sphinx_gallery_thumbnail_path = "images/methylation.png"

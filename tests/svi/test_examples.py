@@ -172,7 +172,7 @@ def test_random_walks_draw_from_their_density():
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("family", ["beta", "logit-normal"])
 def test_scores_of_reported_counts_are_those_of_probabilities(family):
-    module = example("methylation_levels")
+    module = example("populations")
     of = module.population(family, np.array([-1.0, 1.0, 0.5, 1.0, 0.3]))
     c = (3, 2)
     m = np.array(list(itertools.product(range(1, c[0] + 1), range(1, c[1] + 1))))
@@ -187,10 +187,10 @@ def test_scores_of_reported_counts_are_those_of_probabilities(family):
 def test_stories_of_levels_have_the_scores_of_the_gold_standard(family):
     from bdl.svi.story import run
 
-    module = example("methylation_levels")
+    module, parts = example("methylation_levels"), example("populations")
     loci = module.generate(20)
     x = np.array([-1.0, 1.0, 0.5, 0.2, 0.3])
-    log_shares, level, size = (each.astype("float32") for each in module.unpacked(x))
+    log_shares, level, size = (each.astype("float32") for each in parts.unpacked(x))
     values = {"level": level, "size": size, "shares": np.exp(log_shares)}
     sites = run(
         lambda data: module.FAMILIES[family](data, 2),
@@ -199,8 +199,8 @@ def test_stories_of_levels_have_the_scores_of_the_gold_standard(family):
     )
     (found,) = [np.asarray(site.log_prob()) for site in sites if site.name == "methylated"]
     m, c = loci.m.sum(1), loci.c.sum(1)
-    of_replicates = module.log_choose(loci.m, loci.c).sum(1) - module.log_choose(m, c)  # does not depend on levels
-    expected = module.log_score_of_both(module.population(family, x), loci) - of_replicates
+    of_replicates = parts.log_choose(loci.m, loci.c).sum(1) - parts.log_choose(m, c)  # does not depend on levels
+    expected = parts.log_score_of_both(parts.population(family, x), loci) - of_replicates
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
