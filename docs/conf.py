@@ -89,7 +89,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
-    "ignore_pattern": r"(alignment_figure|word_pairs|surface_counts|surface_figure)\.py$",  # parts of others
+    "ignore_pattern": r"(alignment_figure|word_pairs|surface_(alone|counts|figure))\.py$",  # parts of others
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

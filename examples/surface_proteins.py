@@ -91,11 +91,11 @@ import typer
 from keras import ops
 from rich.console import Console
 from rich.table import Table
-from scipy import optimize, stats
-from surface_counts import Mixture, Proteins, generate, load
+from surface_alone import call_alone, compare, report_agreement
+from surface_counts import Mixture, Prior, Proteins, generate, load, sites_of
 
 from bdl.schedules import DecayOverFit
-from bdl.svi import SVI, Amortized, Global, Local, Observed, nuts
+from bdl.svi import SVI, Amortized, Global, Local, Observed
 
 tfd = tfp.distributions
 DIMENSIONS = 8
@@ -108,63 +108,11 @@ DOUBLES = (("CD3", "CD14"), ("CD3", "CD19"))
 """Pairs of proteins of which hardly any cell of the blood has both."""
 
 
-@dataclass(frozen=True)
-class Prior:
-    """What is known of the background before the cells are seen: normal in the log mean, log-normal in r.
-
-    Args:
-        level, log_r: Their medians, `(proteins,)`.
-        level_sd, log_r_sd: Their standard deviations.
-    """
-
-    level: np.ndarray
-    log_r: np.ndarray
-    level_sd: float
-    log_r_sd: float
-
-    @classmethod
-    def of_droplets(cls, empty: np.ndarray) -> Prior:
-        """Around what fits the empty droplets. Cells bind more of some antibodies than droplets hold, hence 0.5."""
-        clean = np.minimum(empty, np.quantile(empty, 0.999, axis=0).round())  # a clump of antibodies would move a fit
-        return cls(*best_negative_binomials(clean), level_sd=0.5, log_r_sd=0.5)
-
-    @classmethod
-    def vague(cls, num_proteins: int) -> Prior:
-        """That says next to nothing."""
-        level, log_r = np.ones(num_proteins, "float32"), np.zeros(num_proteins, "float32")
-        return cls(level, log_r, level_sd=3.0, log_r_sd=2.0)
-
-
-def best_negative_binomials(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log mean and log r of the negative binomial that fits each protein's counts best."""
-    search = {"bounds": (-3.0, 5.0), "method": "bounded"}
-    log_r = [optimize.minimize_scalar(_cost, args=(column,), **search).x for column in counts.T]
-    return np.log(counts.mean(0)).astype("float32"), np.array(log_r, "float32")
-
-
-def _cost(log_r: float, counts: np.ndarray) -> float:
-    """Negative log likelihood of a protein's counts, with their mean."""
-    values, times = np.unique(counts, return_counts=True)
-    r = np.exp(log_r)
-    return -float(times @ stats.nbinom.logpmf(values, r, r / (r + counts.mean())))
-
-
 def mixture_of(sites: dict[str, Any], decoder: Any) -> Mixture:
     """The distribution of the counts, given the values of all latent sites."""
     low = sites["size"][..., None] + sites["level"] + sites["state"] @ sites["slopes"]
     logit = sites["share"] + decoder(sites["state"])
     return Mixture(logit, low, low + ops.softplus(sites["above"]), sites["r_low"], sites["r_high"])
-
-
-def sites_of(prior: Prior, shape: tuple[int, ...]) -> Iterator[Any]:
-    """Global sites that each protein has: yields them, and returns their values."""
-    ones = np.ones(shape, "float32")
-    level = yield Global("level", tfd.Normal(prior.level, prior.level_sd))
-    r_low = yield Global("r_low", tfd.LogNormal(prior.log_r, prior.log_r_sd))
-    above = yield Global("above", tfd.Normal(2.0 * ones, 1.0))
-    r_high = yield Global("r_high", tfd.LogNormal(ones, 1.0))
-    share = yield Global("share", tfd.Normal(-ones, 1.5))
-    return {"level": level, "r_low": r_low, "above": above, "r_high": r_high, "share": share}
 
 
 def story_of(prior: Prior) -> Callable[..., Iterator[Any]]:
@@ -229,76 +177,6 @@ def fit(cells: np.ndarray, prior: Prior, steps: int, seed: int, draws: int = 20)
     return Fitted(is_on, state, size, history["elbo"][-1], history["temperature"][-1], seconds)
 
 
-def story_of_proteins_alone(prior: Prior) -> Callable[..., Iterator[Any]]:
-    """The story without a state: shares and backgrounds are the same for all cells, whose sizes are known."""
-
-    def story(data: Any) -> Iterator[Any]:
-        sites = yield from sites_of(prior, prior.level.shape)
-        yield Observed("counts", mixture_alone(sites, data["size"]), data["counts"])
-
-    return story
-
-
-def mixture_alone(sites: dict[str, Any], size: Any) -> Mixture:
-    """The distribution of the counts without a state."""
-    low = size + sites["level"]
-    return Mixture(sites["share"] + 0.0 * low, low, low + ops.softplus(sites["above"]), sites["r_low"], sites["r_high"])
-
-
-def known_sizes(cells: np.ndarray) -> np.ndarray:
-    """Of each cell: the logarithm of its total, less the mean of these."""
-    log_total = np.log(cells.sum(1))
-    return log_total - log_total.mean()
-
-
-def call_alone(cells: np.ndarray, prior: Prior, steps: int, seed: int) -> np.ndarray:
-    """Fits each protein without a state, and calls cells by the means of the posterior."""
-    data = {"counts": cells, "size": known_sizes(cells)[:, None]}
-    model = SVI(story_of_proteins_alone(prior), seed=seed, num_samples=2)
-    model.compile(keras.optimizers.Adam(DecayOverFit(2e-2)), steps_per_execution=50)
-    model.fit(data, batch_size=200, steps=steps, verbose=0)
-    means = {name: each.mean(0) for name, each in model.posterior(num_samples=200, seed=1).items()}
-    return ops.convert_to_numpy(mixture_alone(means, data["size"]).foreground(cells)) > 0.5
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """One protein by SVI and by NUTS.
-
-    Args:
-        shift, width: Of each global site, the error of SVI's mean in NUTS' standard deviations, and the ratio of the
-            standard deviations.
-        r_hat: Largest of NUTS' chains.
-        is_on: Whether NUTS' mixture calls each cell positive, `(cells,)`.
-        seconds: Of SVI and NUTS.
-    """
-
-    shift: dict[str, float]
-    width: dict[str, float]
-    r_hat: float
-    is_on: np.ndarray
-    seconds: tuple[float, float]
-
-
-def compare(cells: np.ndarray, column: int, prior: Prior, steps: int, draws: int, seed: int) -> Agreement:
-    """Fits one protein without a state by SVI and by NUTS."""
-    own = Prior(prior.level[column], prior.log_r[column], prior.level_sd, prior.log_r_sd)
-    story, data = story_of_proteins_alone(own), {"counts": cells[:, column], "size": known_sizes(cells)}
-    began = time.perf_counter()
-    model = SVI(story, "full_rank", start="laplace", num_samples=8, seed=seed)
-    model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)), steps_per_execution=50)
-    model.fit(data, batch_size="all", steps=steps, verbose=0)
-    middle = time.perf_counter()
-    reference = nuts(story, data, num_samples=draws, num_warmup=draws, seed=seed)
-    end = time.perf_counter()
-    found = model.posterior(num_samples=4000, seed=1)
-    shift = {name: float((found[name].mean() - each.mean()) / each.std()) for name, each in reference.items()}
-    width = {name: float(found[name].std() / each.std()) for name, each in reference.items()}
-    mixture = mixture_alone({name: each.mean() for name, each in reference.items()}, data["size"])
-    is_on = ops.convert_to_numpy(mixture.foreground(data["counts"])) > 0.5
-    return Agreement(shift, width, float(reference.chains.r_hat.max()), is_on, (middle - began, end - middle))
-
-
 def percent(each_cell: np.ndarray) -> str:
     """Mean of a number of each cell in percent, with its standard error over cells."""
     return f"{100 * each_cell.mean():.2f} ± {100 * each_cell.std() / np.sqrt(len(each_cell)):.2f}"
@@ -335,26 +213,12 @@ def report_counts(proteins: Proteins, calls: dict[str, np.ndarray], best: Fitted
     on = {name: best.is_on[:, proteins.names.index(name)] > 0.5 for name in ("CD3", "CD4", "CD8")}
     cd14 = proteins.names.index("CD14")
     rows = [on["CD3"] & on[one] & ~on[other] for one, other in (("CD4", "CD8"), ("CD8", "CD4"))]
-    means = [proteins.cells[some, cd14].sum() / max(some.sum(), 1) for some in rows]
-    print(
-        f"Mean count of CD14: {means[0]:.1f} in CD3+CD4+ cells, {means[1]:.1f} in CD3+CD8+ cells, "
-        f"{proteins.empty[:, cd14].mean():.1f} in empty droplets"
-    )
-
-
-def report_agreement(found: dict[str, Agreement]) -> None:
-    """Prints SVI beside NUTS."""
-    sites = list(next(iter(found.values())).shift)
-    table = Table(
-        title="SVI beside NUTS, one protein and 1,000 cells: error of the mean in NUTS' sds, ratio of the sds"
-    )
-    for column in ("", *sites, "R-hat", "s, SVI", "NUTS"):
-        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
-    for name, one in found.items():
-        cells = [f"{one.shift[site]:+.2f}, {one.width[site]:.2f}" for site in sites]
-        seconds = [f"{each:.0f}" for each in one.seconds]
-        table.add_row(name, *cells, f"{one.r_hat:.3f}", *seconds)
-    Console(width=130).print(table)
+    means = [proteins.cells[some, cd14].mean() if some.any() else None for some in rows]
+    if None not in means:
+        print(
+            f"Mean count of CD14: {means[0]:.1f} in CD3+CD4+ cells, {means[1]:.1f} in CD3+CD8+ cells, "
+            f"{proteins.empty[:, cd14].mean():.1f} in empty droplets"
+        )
 
 
 def main(
@@ -378,8 +242,8 @@ def main(
     best = fits["informative prior"]
     calls = {
         "raw": proteins.cells > limits,
-        "vague prior, no state": call_alone(proteins.cells, vague, steps, seed),
-        "informative prior, no state": call_alone(proteins.cells, informative, steps, seed),
+        "vague prior, no state": call_alone(proteins.cells, vague, informative, steps, seed),
+        "informative prior, no state": call_alone(proteins.cells, informative, informative, steps, seed),
         **{name: one.is_on > 0.5 for name, one in fits.items()},
     }
     report(proteins, calls if proteins.is_on is None else {"truth": proteins.is_on, **calls}, fits)
