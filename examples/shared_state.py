@@ -292,7 +292,7 @@ def draw(path: Path, held: Rows, found: dict[str, dict[str, Recovery]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.9), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(14, 4.3), sharex=True, sharey=True, layout="constrained")
     panels = {"truth": held["state"]}
     for seen, ways in found.items():
         panels[f"seen: {seen}, R² {ways['bdl.svi'].r2:.2f}"] = ways["bdl.svi"].states
@@ -301,7 +301,7 @@ def draw(path: Path, held: Rows, found: dict[str, dict[str, Recovery]]) -> None:
             axis.scatter(*states[held["kind"] == kind].T, s=8, color=f"C{kind}", label=f"type {kind + 1}")
         axis.set(title=title, xlabel="state, first number", aspect="equal")
     axes[0].set_ylabel("second number")
-    axes[0].legend(frameon=False, fontsize="small", handletextpad=0.1, borderpad=0.1, loc="center")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -201,9 +201,11 @@ def report(proteins: Proteins, calls: dict[str, np.ndarray], fits: dict[str, Fit
 def report_counts(proteins: Proteins, calls: dict[str, np.ndarray], best: Fitted) -> None:
     """Prints paired differences of the controls, what denoising keeps, and where T cells have counts of CD14."""
     controls = {name: is_on[:, proteins.isotypes].mean(1) for name, is_on in calls.items()}
-    for name in list(calls)[1:]:
-        less = controls[name] - controls["raw"]
-        print(f"Isotype controls, {name} less raw: {percent(less)} percentage points, paired by cell")
+    pairs = [(name, "raw") for name in list(calls)[1:]]
+    pairs.append(("vague prior, no state", "informative prior, no state"))
+    for name, other in pairs:
+        less = controls[name] - controls[other]
+        print(f"Isotype controls, {name} less {other}: {percent(less)} percentage points, paired by cell")
     kept = (best.is_on * proteins.cells).sum(0) / proteins.cells.sum(0)
     others = np.delete(kept, proteins.isotypes)
     print(
