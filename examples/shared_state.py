@@ -310,7 +310,7 @@ def main(
     cells: Annotated[int, typer.Option(help="Cells that are made, of which a fourth is held out.")] = 1600,
     proteins: Annotated[int, typer.Option(help="Proteins.")] = 16,
     genes: Annotated[int, typer.Option(help="Genes.")] = 150,
-    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 600,
+    steps: Annotated[int, typer.Option(help="Training steps of each fit.")] = 1800,
     seed: Annotated[int, typer.Option(help="Of the cells and of the fits.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="PNG of the states.")] = None,
 ) -> None:
