@@ -47,15 +47,17 @@ On the real cells (800 steps, seed 0; percent of the cells with standard errors,
     Mean count of CD14: 10.6 in CD3+CD4+ cells, 3.5 in CD3+CD8+ cells, 4.2 in empty droplets
 
 Each mixture by itself calls the isotype controls positive less than half as often as the raw threshold: 0.14 % by the
-informative prior and 0.20 % by the vague one, which differ by about one standard error. The start matters more than the prior: from a common
-foreground alone, fits of the controls end in an optimum of lower ELBO, and call about as many as the raw threshold.
+informative prior and 0.20 % by the vague one, which differ by about one standard error. The start matters more than
+the prior: from a common foreground alone, fits of the controls end in an optimum of lower ELBO, and call about as many
+as the raw threshold.
 
 A mixture by itself also calls a quarter of all cells CD3+ CD14+. CD4 T cells have three times as many counts of CD14
 as CD8 T cells. A background that is the same for all cells cannot hold both. With a state it can, and the double
 positives nearly vanish. The controls are then hardly ever positive by either prior, and the informative one gains
 7.7 nats per cell over the vague one.
 
-Of made cells it is known which calls are wrong, and there the prior matters to the story with a state (1,500 cells, seed 0)::
+Of made cells it is known which calls are wrong, and there the prior matters to the story with a
+state (1,500 cells, seed 0)::
 
                                  isotype controls  CD3+ CD14+    CD3+ CD19+   wrong calls    ELBO    T
     truth                             0.00 ± 0.00   0.33 ± 0.15  0.67 ± 0.21   0.00 ± 0.00
