@@ -91,6 +91,7 @@ _PARTS = (  # of other examples
     "inheritance",
     "populations",
     "reaction_schemes",
+    "surface_alone",
     "surface_counts",
     "surface_figure",
     "volatility_figure",

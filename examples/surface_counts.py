@@ -1,7 +1,8 @@
-"""Counts of antibodies on cells: the data of surface_proteins.py, real or made, and their distribution."""
+"""Counts of antibodies on cells: the data of surface_proteins.py, real or made, their distribution and its priors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow_probability as tfp
 from keras import ops
+from scipy import optimize, stats
 
 from bdl.likelihoods.counts import log_gamma
 from bdl.random import fold_in
+from bdl.svi import Global
 
 tfd = tfp.distributions
 TYPES = {
@@ -135,3 +138,64 @@ def log_negative_binomial(counts: Any, log_mean: Any, r: Any) -> Any:
     odds = log_mean - ops.log(r)
     choices = log_gamma(counts + r) - log_gamma(r) - log_gamma(counts + 1.0)
     return choices + counts * odds - (counts + r) * ops.softplus(odds)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of the background before the cells are seen: normal in the log mean, log-normal in r.
+
+    Args:
+        level, log_r: Their medians, `(proteins,)`.
+        level_sd, log_r_sd: Their standard deviations.
+    """
+
+    level: np.ndarray
+    log_r: np.ndarray
+    level_sd: float
+    log_r_sd: float
+
+    @classmethod
+    def of_droplets(cls, empty: np.ndarray) -> Prior:
+        """Around what fits the empty droplets. Cells bind more of some antibodies than droplets hold, hence 0.5."""
+        clean = np.minimum(empty, np.quantile(empty, 0.999, axis=0).round())  # a clump of antibodies would move a fit
+        return cls(*best_negative_binomials(clean), level_sd=0.5, log_r_sd=0.5)
+
+    @classmethod
+    def vague(cls, num_proteins: int) -> Prior:
+        """That says next to nothing."""
+        level, log_r = np.ones(num_proteins, "float32"), np.zeros(num_proteins, "float32")
+        return cls(level, log_r, level_sd=3.0, log_r_sd=2.0)
+
+
+def best_negative_binomials(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log mean and log r of the negative binomial that fits each protein's counts best."""
+    search = {"bounds": (-3.0, 5.0), "method": "bounded"}
+    log_r = [optimize.minimize_scalar(_cost, args=(column,), **search).x for column in counts.T]
+    return np.log(counts.mean(0)).astype("float32"), np.array(log_r, "float32")
+
+
+def _cost(log_r: float, counts: np.ndarray) -> float:
+    """Negative log likelihood of a protein's counts, with their mean."""
+    values, times = np.unique(counts, return_counts=True)
+    r = np.exp(log_r)
+    return -float(times @ stats.nbinom.logpmf(values, r, r / (r + counts.mean())))
+
+
+def priors_of(prior: Prior, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Priors of what each protein has, by name."""
+    ones = np.ones(shape, "float32")
+    return {
+        "level": tfd.Normal(prior.level, prior.level_sd),
+        "r_low": tfd.LogNormal(prior.log_r, prior.log_r_sd),
+        "above": tfd.Normal(2.0 * ones, 1.0),
+        "r_high": tfd.LogNormal(ones, 1.0),
+        "share": tfd.Normal(-ones, 1.5),
+    }
+
+
+def sites_of(prior: Prior, shape: tuple[int, ...]) -> Iterator[Any]:
+    """Global sites that each protein has: yields them, and returns their values."""
+    sites = {}
+    for name, distribution in priors_of(prior, shape).items():
+        sites[name] = yield Global(name, distribution)
+    return sites

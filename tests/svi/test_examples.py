@@ -605,11 +605,11 @@ def test_the_mixture_of_background_and_foreground_is_that_of_scipy():
 
 @pytest.mark.tensorflow
 def test_the_prior_of_the_background_is_what_empty_droplets_hold():
-    counts, proteins = example("surface_counts"), example("surface_proteins")
+    module = example("surface_counts")
     rng = np.random.default_rng(0)
-    empty = counts.counts_of(np.full((4000, 2), 1.5), 6.0, rng)
+    empty = module.counts_of(np.full((4000, 2), 1.5), 6.0, rng)
     empty[0, 0] = 5000.0  # a clump
-    prior = proteins.Prior.of_droplets(empty)
+    prior = module.Prior.of_droplets(empty)
     np.testing.assert_allclose(prior.level, 1.5, atol=0.05)
     np.testing.assert_allclose(prior.log_r, np.log(6.0), atol=0.25)
 
