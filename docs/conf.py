@@ -90,6 +90,7 @@ _PARTS = (  # of other examples
     "exposures",
     "inheritance",
     "populations",
+    "reaction_figure",
     "reaction_schemes",
     "surface_alone",
     "surface_counts",

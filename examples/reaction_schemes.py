@@ -197,3 +197,13 @@ def predicted(experiment: Experiment, log_k: np.ndarray, times: np.ndarray | Non
     )
     seen = np.stack(experiment.observe(list(path.T)), axis=-1)
     return seen if told["message"] == "Integration successful." else np.full_like(seen, np.nan)
+
+
+def is_identified(experiment: Experiment, draws: np.ndarray) -> np.ndarray:
+    """Whether the data tell a constant: its posterior is at most a third as wide as its prior.
+
+    Args:
+        experiment: The experiment.
+        draws: Of the posterior, constants first: `(draws, numbers)`.
+    """
+    return draws.std(axis=0)[: len(experiment.centres)] < experiment.decades[0] / 3.0

@@ -76,7 +76,8 @@ import keras
 import numpy as np
 import typer
 from keras import ops
-from reaction_schemes import Experiment, alpha_pinene, predicted, stat5
+from reaction_figure import draw
+from reaction_schemes import Experiment, alpha_pinene, is_identified, predicted, stat5
 from rich.console import Console
 from rich.table import Table
 from scipy import optimize
@@ -308,17 +309,12 @@ def reference_of(results: dict[str, Result]) -> Result:
     return results.get("NUTS", results["Metropolis"])
 
 
-def is_identified(experiment: Experiment, reference: Result) -> np.ndarray:
-    """Whether the data tell a constant: its posterior is at most a third as wide as its prior."""
-    return reference.draws.std(axis=0)[: len(experiment.centres)] < experiment.decades[0] / 3.0
-
-
 def report(experiment: Experiment, results: dict[str, Result], times_dearer: float) -> None:
     """Prints the posteriors beside that of NUTS, and what each has cost."""
     reference = reference_of(results)
     mean, sd = reference.draws.mean(axis=0), reference.draws.std(axis=0)
     others = [each for each in results.values() if each is not reference]
-    identified = is_identified(experiment, reference)
+    identified = is_identified(experiment, reference.draws)
     table = Table(
         title="Decadic logarithms: shift of the mean in standard deviations, and error of the standard deviation"
     )
@@ -343,67 +339,6 @@ def report(experiment: Experiment, results: dict[str, Result], times_dearer: flo
         cells = f"{each.plain:,}", f"{each.with_sensitivities:,}", f"{steps:,.0f}", f"{each.seconds:.0f}", each.told
         table.add_row(each.name, *cells)
     console.print(table)
-
-
-def draw(path: Path, experiment: Experiment, results: dict[str, Result]) -> None:
-    """Data and fitted curves, the strongest correlation, all correlations, and what is known of each constant."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, ((curves, pair), (matrix, known)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    reference, best, poor = reference_of(results), results["flow"], results["mean-field"]
-    number = len(experiment.centres)
-    fine = np.linspace(0.0, experiment.times[-1], 200)
-    for place in range(0, len(best.draws), len(best.draws) // 40):
-        for column, line in enumerate(predicted(experiment, best.draws[place, :number], fine).T):
-            curves.plot(fine, line, color=f"C{column}", lw=0.6, alpha=0.15)
-    for column, name in enumerate(experiment.observables):
-        curves.plot(experiment.times, experiment.values[:, column], "o", color=f"C{column}", ms=4, label=name)
-    curves.set(xlabel="minutes", ylabel="percent", title="Measured, and curves of 40 draws of the flow")
-    curves.legend(frameon=False, fontsize="small")
-
-    correlation = reference.correlation
-    first, second = np.unravel_index(np.abs(np.tril(correlation[:number, :number], -1)).argmax(), (number, number))
-    shown = {reference.name: ("0.6", reference), "flow": ("C0", best), "mean-field": ("C3", poor)}
-    for name, (colour, each) in shown.items():
-        some = each.draws[:: max(len(each.draws) // 1000, 1)]
-        pair.plot(some[:, second], some[:, first], ".", color=colour, ms=3, alpha=0.5, label=name)
-    names = [f"log10 {name}" for name in experiment.names]
-    title = f"The strongest correlation, {correlation[first, second]:.2f}"
-    pair.set(xlabel=names[second], ylabel=names[first], title=title)
-    pair.legend(frameon=False, markerscale=4)
-
-    both = np.tril(correlation, -1) + np.triu(best.correlation, 1)
-    image = matrix.imshow(both, cmap="RdBu_r", vmin=-1, vmax=1)
-    matrix.set_xticks(range(len(names)), experiment.names, rotation=40, ha="right", fontsize="small")
-    matrix.set_yticks(range(len(names)), experiment.names, fontsize="small")
-    for (row, column), value in np.ndenumerate(both):
-        if row != column:
-            colour = "white" if abs(value) > 0.6 else "0.2"
-            matrix.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    matrix.set_title(f"Correlations: {reference.name} (below), flow (above)")
-    figure.colorbar(image, ax=matrix, shrink=0.8)
-
-    identified = is_identified(experiment, reference)
-    prior = 1.645 * experiment.decades[0]
-    for row, centre in enumerate(experiment.centres):
-        known.barh(row, 2 * prior, left=centre - prior, height=0.8, color="0.92", label=None if row else "prior")
-        for step, (name, (colour, each)) in enumerate(shown.items()):
-            low, middle, high = np.quantile(each.draws[:, row], [0.05, 0.5, 0.95])
-            height = row + 0.22 * (1 - step)
-            known.plot([low, high], [height, height], color=colour, lw=3, label=None if row else name)
-            known.plot(middle, height, "o", color=colour, ms=5)
-    told = [
-        name if sure else f"{name}\n(not identified)" for name, sure in zip(experiment.names, identified, strict=False)
-    ]
-    known.set_yticks(range(number), told, fontsize="small")
-    known.set(xlabel="log10 of the constant", title="What is known of each: 90 percent intervals")
-    known.invert_yaxis()
-    known.legend(frameon=False, fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(
@@ -435,7 +370,7 @@ def main(
         print(f"{result.name}: {result.seconds:.0f} s, {result.told}", flush=True)
     report(experiment, results, price(experiment, mode[:number]))
     if figure is not None:
-        draw(figure, experiment, results)
+        draw(figure, experiment, results, reference_of(results))
 
 
 def run_all(

@@ -53,17 +53,17 @@ series; correlation of sizes one day apart .16 and .09 to .28; of a return with 
 .. image:: ../images/volatility.png
     :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
 
-**Mark against pound**, last 987 of 1,974 days, without leverage, by `--steps 500`. An exchange rate has two sides, and
-no reason for leverage. That choice is not blind: a first, short fit with leverage had scored -.007 +- .004. Log scores
-less those of GARCH with t noise:
+**Mark against pound**, last 987 of 1,974 days, by `--steps 500 --draws 0`. An exchange rate has two sides, and hardly
+any leverage: -.18 +- .07. Log scores less those of GARCH with t noise:
 
     constant, normal        -.208 +- .026 nats per day
     GARCH, normal noise     -.089 +- .021
     GJR-GARCH, t noise      +.001 +- .001
     structured              +.001 +- .003
+    the same, no leverage   +.001 +- .003
 
-The PIT does not speak against it (p = .06; GARCH with t noise .03). The stylised facts of the data are in the range of
-new series but for a weak leverage, -.055 outside of -.038 to .036.
+The PIT does not speak against it (p = .09; GARCH with t noise .03). The stylised facts of the data are in the range of
+new series.
 
 **The S&P 500**, last 1,500 of 5,030 days, by `--steps 600 --particles 100`. Log scores less those of GARCH with t:
 
