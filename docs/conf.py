@@ -105,7 +105,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/({'|'.join(_QUICK_EXAMPLES)})\.py$",
-    "ignore_pattern": rf"/({'|'.join(_PARTS)})\.py$",
+    "ignore_pattern": rf"({'|'.join(_PARTS)})\.py$",
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,

@@ -1,5 +1,5 @@
 """Rates of reactions
-=================
+==================
 
 How fast are the reactions of a scheme, and which of them can the data tell? Stiff kinetics, against NUTS.
 
