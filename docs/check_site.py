@@ -1,7 +1,7 @@
 """Checks a built site: `python docs/check_site.py site`.
 
 Each link and image inside the site leads to a file, and to an anchor that this file has; each public name of bdl has an
-entry in the reference.
+entry in the reference; and formulas and commands of docstrings keep their lines.
 """
 
 import sys
@@ -16,16 +16,18 @@ from public_names import pages
 
 
 class Page(HTMLParser):
-    """The links and anchors of a page."""
+    """The links, anchors and kinds of elements of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.tags: set[str] = set()
         self.links: set[str] = set()
         self.anchors: set[str] = set()
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Notes what an element links to, and its own names."""
+        """Notes an element, what it links to, and its own names."""
+        self.tags.add(tag)
         for name, value in attrs:
             if value and name in ("id", "name"):
                 self.anchors.add(value)
@@ -33,12 +35,13 @@ class Page(HTMLParser):
                 self.links.add(value)
 
 
-def dead_links(site: Path) -> list[str]:
+def parsed_pages(site: Path) -> dict[Path, Page]:
+    """The pages by their places; the theme keeps its templates in `_static`."""
+    return {path.resolve(): Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
+
+
+def dead_links(site: Path, parsed: dict[Path, Page]) -> list[str]:
     """Each link without a target, with its page."""
-    paths = [
-        path for path in site.rglob("*.html") if "_static" not in path.parts
-    ]  # there the theme keeps its templates
-    parsed = {path.resolve(): Page(path) for path in paths}
     found = []
     for path, page in parsed.items():
         for link in sorted(page.links):
@@ -51,6 +54,12 @@ def dead_links(site: Path) -> list[str]:
             if not target.exists() or (anchor and target in parsed and anchor not in parsed[target].anchors):
                 found.append(f"{path.relative_to(site.resolve())}: {link}")
     return found
+
+
+def quotes(site: Path, parsed: dict[Path, Page]) -> list[str]:
+    """Pages made of docstrings with a quotation: an indented block, whose lines are joined, without `::` before it."""
+    places = [path.relative_to(site.resolve()) for path, page in parsed.items() if "blockquote" in page.tags]
+    return [str(place) for place in sorted(places) if place.parts[0] in ("gallery", "reference")]
 
 
 def missing_names(site: Path) -> list[str]:
@@ -66,7 +75,9 @@ def missing_names(site: Path) -> list[str]:
 
 def main(site: Path) -> None:
     """Prints what is wrong, and ends with an error if anything is."""
-    problems = [f"dead link in {link}" for link in dead_links(site)]
+    parsed = parsed_pages(site)
+    problems = [f"dead link in {link}" for link in dead_links(site, parsed)]
+    problems += [f"{page} has an indented block without `::` before it" for page in quotes(site, parsed)]
     problems += [f"{name} is not in the reference" for name in missing_names(site)]
     print("\n".join(problems) or f"{site}: every link leads somewhere, and every public name is there")
     sys.exit(bool(problems))
