@@ -10,10 +10,10 @@ A network sorts messages. It passes on those it doubts, and should notice messag
 
 The made messages have 3 to 12 words, drawn independently from the words of one of four subjects. So Bayes' rule gives
 the exact probabilities, and no classifier has fewer errors on average. TREC's questions ask for a description, a thing,
-an abbreviation, a person, a number or a place. Each data set has two kinds of strangers or more. One is a subject that
-training never saw (of TREC the questions for places). Another is a language most of whose words are unknown: for TREC,
-Spanish speeches of a parliament (Europarl). The English speeches are messages of another kind. Words that occur once
-in training, or never, are one word, "unknown". So the network has met it.
+an abbreviation, a person, a number or a place. Each data set has strangers. One kind is a subject that training never
+saw (of TREC the questions for places). Another is a language most of whose words are unknown: for TREC, Spanish
+speeches of a parliament (Europarl), whose English speeches are a third kind. Words that occur once in training, or
+never, are one word, "unknown". So the network has met it.
 
 The network averages the vectors of the words, and has one hidden layer. Its Bayesian form is
 `bdl.recipes.instead_of_ensemble`: random factors of each word, and of inputs and outputs of the dense layers, fitted by
@@ -21,8 +21,8 @@ the ELBO, at T = 1 in the end. It is compared with the plain network, its twin. 
 
 Doubt is the total uncertainty, the entropy of the mean probabilities, or its epistemic part, the mutual information of
 label and weights. `wrong` is the share of errors among the messages that are kept, and the area is that under this
-share as more messages are kept. Numbers are means over the seeds. The last difference is that of total uncertainty,
-with a standard error by a bootstrap over messages, the same ones for both; it does not cover the spread over seeds.
+share as more messages are kept. Numbers are means over the seeds. The difference is that of total uncertainty. Its
+standard error is by a bootstrap over messages, the same for both, and does not cover the spread over seeds.
 
 TREC:
 

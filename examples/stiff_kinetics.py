@@ -132,7 +132,7 @@ def data_of(experiment: Experiment) -> dict[str, np.ndarray]:
 
 
 def log_likelihood(experiment: Experiment, x: np.ndarray) -> float:
-    """Of the logarithms of constants and noises, `-inf` where there is no solution."""
+    """Log likelihood at the logarithms of constants and noises, `-inf` where there is no solution."""
     number = len(experiment.scheme.constants)
     away = (experiment.values - predicted(experiment, x[:number]))[experiment.first :] / 10.0 ** x[number:]
     noises = np.broadcast_to(x[number:], away.shape)
@@ -141,7 +141,7 @@ def log_likelihood(experiment: Experiment, x: np.ndarray) -> float:
 
 
 def log_density(experiment: Experiment, x: np.ndarray) -> float:
-    """Of the posterior, up to a constant."""
+    """Log density of the posterior, up to a constant."""
     number = len(experiment.scheme.constants)
     decades, noise_decades = experiment.decades
     z = np.concatenate([(x[:number] - experiment.centres) / decades, x[number:] / noise_decades])
@@ -316,7 +316,7 @@ def reference_of(results: dict[str, Result]) -> Result:
 
 
 def report(experiment: Experiment, results: dict[str, Result], times_dearer: float) -> None:
-    """Prints the posteriors beside that of NUTS, and what each has cost."""
+    """Prints the posteriors beside that of the reference, and what each has cost."""
     reference = reference_of(results)
     mean, sd = reference.draws.mean(axis=0), reference.draws.std(axis=0)
     others = [each for each in results.values() if each is not reference]

@@ -51,8 +51,9 @@ These are log scores less those of GARCH with t noise::
     structured              +.017 ± .007
     mean-field              -.007 ± .010
 
-Of 500 new series by the fitted model, 90 % have a kurtosis of 4.8 to 12.4 (the data: 6.2), a correlation of sizes one
-day apart of .09 to .28 (.16), and a correlation of a return with sizes 1 to 5 days later of -.09 to -.01 (-.05).
+New series by the fitted model have the data's stylised facts. The kurtosis of the data is 6.2, and 4.8 to 12.4 in 90 %
+of 500 new series. Sizes one day apart correlate by .16, and by .09 to .28. A return correlates with sizes 1 to 5 days
+later by -.05, and by -.09 to -.01.
 
 .. image:: ../images/volatility.png
     :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
@@ -160,7 +161,7 @@ def without_leverage(data: Any) -> Iterator[Any]:
 
 @keras.saving.register_keras_serializable(package="volatility")
 def transition(given: Any, more: Any) -> Transition:
-    """The path's, as a linear one: the network gives the shock of each day's return, and its slope in the path."""
+    """The path's transition, made linear: the network gives the shock of each day's return and its slope in the path."""
     _, level, logit, log_spread, _, *tilt = ops.unstack(given)
     persistence, spread = ops.sigmoid(logit), ops.exp(log_spread)
     leverage = ops.tanh(0.5 * tilt[0]) if tilt else 0.0
