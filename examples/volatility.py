@@ -51,9 +51,9 @@ These are log scores less those of GARCH with t noise::
     structured              +.017 ± .007
     mean-field              -.007 ± .010
 
-New series by the fitted model have the data's stylised facts. The kurtosis of the data is 6.2, and 4.8 to 12.4 in 90 %
-of 500 new series. Sizes one day apart correlate by .16, and by .09 to .28. A return correlates with sizes 1 to 5 days
-later by -.05, and by -.09 to -.01.
+New series by the fitted model have the data's stylised facts. The kurtosis of the data is 6.2, the
+correlation of sizes one day apart .16, and that of a return with sizes 1 to 5 days later -.05. The middle 90 % of 500
+new series have 4.8 to 12.4, .09 to .28, and -.09 to -.01.
 
 .. image:: ../images/volatility.png
     :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
@@ -161,7 +161,7 @@ def without_leverage(data: Any) -> Iterator[Any]:
 
 @keras.saving.register_keras_serializable(package="volatility")
 def transition(given: Any, more: Any) -> Transition:
-    """The path's transition, made linear: the network gives the shock of each day's return and its slope in the path."""
+    """The path's transition, made linear: the network gives each day's shock by the return, and its slope in the path."""
     _, level, logit, log_spread, _, *tilt = ops.unstack(given)
     persistence, spread = ops.sigmoid(logit), ops.exp(log_spread)
     leverage = ops.tanh(0.5 * tilt[0]) if tilt else 0.0
