@@ -161,7 +161,7 @@ def without_leverage(data: Any) -> Iterator[Any]:
 
 @keras.saving.register_keras_serializable(package="volatility")
 def transition(given: Any, more: Any) -> Transition:
-    """The path's transition, made linear: the network gives each day's shock by the return, and its slope in the path."""
+    """The path's transition, made linear: the network gives the shock of each day's return and its slope."""
     _, level, logit, log_spread, _, *tilt = ops.unstack(given)
     persistence, spread = ops.sigmoid(logit), ops.exp(log_spread)
     leverage = ops.tanh(0.5 * tilt[0]) if tilt else 0.0
