@@ -1,28 +1,31 @@
 """Light curves by one forward pass
 =================================
 
-How bright is an X-ray source in each time bin, in each band of energy? A network answers, trained on simulated bins.
+How bright is an X-ray source in each time bin and energy band? A network that was trained on simulated bins answers.
+
+::
 
     python examples/light_curves.py --figure light_curves.png     # made counts, whose truth is known
     python examples/light_curves.py --data DIR                    # a light curve of the X-ray telescope eROSITA
 
-In each bin the telescope counts S photons where the source is, and B in a field around it, where there is only the sky.
-With the exposure t (seconds at the full area of the telescope) and the ratio a of the two areas:
+In each bin the telescope counts S photons where the source is, and B in a field around it that has only the sky (the
+background). The source has the rate r, the exposure is t (seconds at the full area of the telescope), the field has b
+expected counts, and a is the ratio of the two areas::
 
     S ~ Poisson(r t + b a),   B ~ Poisson(b),   log r ~ N(mu, s^2)
 
-The sky b has a flat prior. Given B it is Gamma(B + 1), and is summed out by quadrature. What is left of a bin is one
+The sky b has a flat prior. Given B it is Gamma(B + 1), and is summed out by quadrature. Each bin then has one latent
 number, log r. In a faint bin its posterior is far from Gaussian: where the sky alone can explain the counts, the rate
-may be as low as the prior allows, so that the posterior has a long tail on that side.
+may be as low as the prior allows, and the posterior has a long tail towards low rates.
 
-**Training.** Bins are simulated from faint to bright, with little sky and much, and with mu and s drawn anew for each.
-A network reads (S, B, t, a, mu, s) and gives the posterior of log r, in units of a Gaussian approximation at the mode.
-Two families are compared: a Gaussian, and a Gaussian bent by a flow of one layer, which can be skewed. The simulated
-bins are the data of a fit by the ELBO, at T = 1. The gradient sticks the landing (`sticking=True`).
+**Training.** The simulated bins are faint or bright, have little sky or much, and each has its own mu and s. A network
+reads (S, B, t, a, mu, s) and gives the posterior of log r, in units of a Gaussian approximation at the mode. Two
+families are compared: a Gaussian, and a Gaussian bent by a flow of one layer, which can be skewed. They are fitted to
+the simulated bins by the ELBO, at T = 1, with a gradient that sticks the landing (`sticking=True`).
 
-**Check** on 2,000 new simulated bins, against quadrature: errors of the mean in standard deviations, of the standard
-deviation in percent, their median and what one bin in a hundred exceeds, and how often intervals of 90 % hold the
-truth.
+**Check.** The networks are compared with quadrature on 2,000 new simulated bins, grouped by the expected counts of the
+source. The table has the error of the mean in standard deviations and that of the standard deviation in percent: the
+median, and what one bin in a hundred exceeds. The last column says how often 90 % intervals hold the truth.
 
 .. code-block:: text
 
@@ -41,16 +44,18 @@ truth.
                              Gaussian      0.002      0.01    0.1         1     87.9 ± 2.2
                                  flow      0.001      0.01    0.1         0     87.9 ± 2.2
 
-Of the faintest bins one in a hundred has a standard deviation by the Gaussian that is 40 % off or more, and by the flow
-13 %. These are bins with much sky and a prior that allows almost any rate. Their posterior has a hump at the rate that
-the counts suggest, and a long tail towards no source at all, for which one layer of a flow has too few parameters.
+For one in a hundred of the faintest bins, the Gaussian's standard deviation is off by 40 % or more, and the flow's by
+13 %. These bins have much sky and a wide prior. Their posterior has a hump at the rate that the counts suggest, and a
+long tail towards no source at all. A flow of one layer has too few parameters for both.
 
-**The light curve.** For each band, mu ~ N(0, 3) and s ~ half-N(1) are not known. As s may be zero, the fit has the rank
-u of s in its prior, a standard normal variable. A Gaussian of (mu, u) is fitted, and the network, which reads both, is
-taken as it is: nothing of it is trained again. Bands are fitted one by one, since they share nothing in this story.
-eROSITA's bins are those with more than a tenth of the full exposure; the table does not say what energies its bands
-have. Fit against quadrature over all latent numbers (errors of the mean in standard deviations, and of the standard
-deviation in percent; of the bins' log rates the worst):
+**The light curve.** For each band, mu ~ N(0, 3^2) and s ~ half-N(1) are not known. Since s may be zero, the fit
+replaces it by u, the standard normal variable of the same rank in the prior. A Gaussian of (mu, u) is fitted. The
+trained network reads both, and is not trained again. The bands share nothing in this story, and are fitted one by one.
+eROSITA's bins last 100 seconds. Those with more than a tenth of the full exposure are kept: 17, and 16 in band 2. The
+data do not say what energies the bands have.
+
+The table has mu and s by quadrature over all latent numbers, and the errors of the fit: of the mean in standard
+deviations, and of the standard deviation in percent. The last column has the largest errors of the bins' log rates.
 
 .. code-block:: text
 
@@ -60,10 +65,9 @@ deviation in percent; of the bins' log rates the worst):
     1      1.069 ± 0.025   -0.01, -5 %  0.041 ± 0.031  -0.06, +7 %         0.06, 3 %
     2     -1.853 ± 0.165  +0.02, -12 %  0.299 ± 0.211  -0.08, +1 %         0.10, 5 %
 
-A band's rates vary by about 8 % in band 0, where a constant source is not excluded, and by less in band 1. In band 2,
-with 2 to 16 counts a bin, all that can be said is that s is below about .7. `examples/star_brightness.py` has band 0
-with one Gaussian of all bins and log s, whose standard deviation of s is some 40 % too small.
-With made counts:
+The rates vary by about 8 % in band 0, where a constant source is not excluded, and by less in band 1. In band 2, with
+2 to 16 counts a bin, the data say only that s is below about .7. `examples/star_brightness.py` fits band 0 by one
+Gaussian of all log rates and log s; its standard deviation of s is some 40 % too small. With made counts:
 
 .. code-block:: text
 
@@ -73,15 +77,15 @@ With made counts:
     1       0.950 ± 0.052 (truth 1.0)   -0.03, -6 %  0.182 ± 0.047 (truth 0.2)  -0.02, -8 %         0.01, 0 %
     2     -1.701 ± 0.156 (truth -1.6)  -0.02, -10 %  0.421 ± 0.173 (truth 0.3)  -0.00, -6 %         0.01, 2 %
 
-The network needs 22 microseconds of computing time for a bin, quadrature 822. For one number quadrature is no
-burden; it is the gold standard here because it can be had. What the network brings is that its posterior is part of a
-story: it is asked at each draw of mu and s.
+The network needs 22 microseconds of computing time for a bin, and quadrature 822. For one latent number quadrature is
+affordable, and so it is the gold standard here. The network has another advantage: it is part of a story, and gives the
+posterior of each rate at each draw of mu and s.
 
 .. image:: /images/light_curves.png
    :alt: Intervals of each bin's rate in three bands, posteriors of three faint bins, and the flicker of each band
 
-The figure is of eROSITA's light curve. Limits: the bins of a source that changes slowly tell of each
-other, and a flicker that all bands have in common needs a story whose rows are bins with three rates.
+The figure is of eROSITA's light curve. Limits: given mu and s, the story takes bins to be independent, and those of a
+source that changes slowly are not. A flicker common to all bands needs a story whose rows are bins with three rates.
 """
 
 # sphinx_gallery_thumbnail_path = "images/light_curves.png"
@@ -228,7 +232,7 @@ def fit_band(network: SVI, bins: Exposures, steps: int, draws: int, seed: int) -
     model.trace_on(rows)
     rates.head.set_weights(trained.head.get_weights())
     rates.trainable = False
-    # In units of what the counts tell, about the level that they have as a whole.
+    # The start is the level of all bins together, with twice the counts' own error.
     model.guide_of("mu").start_at(np.array([log_level(bins), 0.0]), np.diag([2.0 / np.sqrt(bins["S"].sum()), 1.0]))
     model.compile(keras.optimizers.Adam(DecayOverFit(3e-2)))
     model.fit(rows, batch_size="all", steps=steps, verbose=0)

@@ -1,24 +1,28 @@
 """Which messages should a moderator read?
 =======================================
 
-A network sorts messages. It passes on those it doubts, and should notice those that are none of its business.
+A network sorts messages. It passes on those it doubts, and should notice messages of kinds that it was not trained on.
+
+::
 
     python examples/moderation.py --figure moderation.png      # made messages, whose exact probabilities are known
     python examples/moderation.py --data DIR                    # questions of TREC; a few minutes
 
 The made messages have 3 to 12 words, drawn independently from the words of one of four subjects. So Bayes' rule gives
 the exact probabilities, and no classifier has fewer errors on average. TREC's questions ask for a description, a thing,
-an abbreviation, a person, a number or a place. Each data set has strangers: a subject that training never saw (of TREC
-the questions for places), and another language, most of whose words are unknown; for TREC that is Spanish, and English
-speeches of a parliament (Europarl) are messages of another kind. Words that occur once in training are one word,
-"unknown", so that the network has met it.
+an abbreviation, a person, a number or a place. Each data set has strangers. One kind is a subject that training never
+saw (of TREC the questions for places). Another is a language most of whose words are unknown: for TREC, Spanish
+speeches of a parliament (Europarl), whose English speeches are a third kind. Words that occur once in training, or
+never, are one word, "unknown". So the network has met it.
 
 The network averages the vectors of the words, and has one hidden layer. Its Bayesian form is
 `bdl.recipes.instead_of_ensemble`: random factors of each word, and of inputs and outputs of the dense layers, fitted by
-the ELBO, at T = 1 in the end. Both are fitted with three seeds, and figures are means over them. Doubt is the total
-uncertainty, the entropy of the mean probabilities, or its epistemic part, the mutual information of label and weights.
-`wrong` is the share of errors among messages that are kept. Differences, of total uncertainty, have standard errors by
-a bootstrap over messages, the same for both.
+the ELBO, at T = 1 in the end. It is compared with the plain network, its twin. Both are fitted with three seeds.
+
+Doubt is the total uncertainty, the entropy of the mean probabilities, or its epistemic part, the mutual information of
+label and weights. `wrong` is the share of errors among the messages that are kept, and the area is that under this
+share as more messages are kept. Numbers are means over the seeds. The difference is that of total uncertainty. Its
+standard error is by a bootstrap over messages, the same for both, and does not cover the spread over seeds.
 
 TREC:
 
@@ -53,22 +57,23 @@ Made messages:
     a subject left out, AUROC   0.687         0.733             0.753   +0.046 ± 0.009
     another language, AUROC     0.794         0.802             0.715   +0.009 ± 0.007
 
-On TREC the Bayesian network is ahead in every figure, by two standard errors or more. With a fifth of the questions
-passed on, 2.6 % of the others are wrong, and 9.8 % of the twin's. The twin is sure of many of its errors. Not all of
-this is Bayes': the recipe also averages its last iterates, and the twin, which has as many steps, is not stopped early.
+On TREC the Bayesian network, by total uncertainty, is ahead in every figure, by two standard errors or more. With a
+fifth of the questions passed on, 2.6 % of the others are wrong, and 9.8 % of the twin's: the twin is sure of many of
+its errors. Not all of this is due to Bayes: the recipe also averages its last iterates, and the twin, which has as many
+steps, is not stopped early.
 
 On made messages the twin's area under the curve is 4.5 points above that of the exact probabilities, and the Bayesian
-network's 2.8: with 2,000 messages the subjects' words are not known well. Another language is noticed no better than by
-the twin, since nearly all of its words are the one that stands for unknown words, which was met in training.
+network's 2.8: with 2,000 messages the subjects' words are not known well. The Bayesian network notices another language
+no better than the twin does. Nearly all of its words are "unknown", a word that was met in training.
 
-Total uncertainty ranks errors better than its epistemic part. Many errors are of messages that say little about their
-subject, which is no doubt about the weights.
+Total uncertainty ranks errors better than its epistemic part. Many errors are probably of messages that say little
+about their subject, and the weights are not in doubt there.
 
 .. image:: /images/moderation.png
    :alt: Accuracy among the messages that are kept, by the share passed on; and the uncertainty of strangers
 
 The figure is of TREC. See also :ref:`sphx_glr_gallery_referrals.py`, for measurements of tumours, where the twin ranks
-its errors as well.
+its errors as well as the Bayesian network does.
 """
 
 # sphinx_gallery_thumbnail_path = "images/moderation.png"

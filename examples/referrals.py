@@ -1,7 +1,10 @@
 """Which samples should a person look at?
 ======================================
 
-A network reads measurements of cell nuclei and says whether a tumour is malignant. Whom does it pass on to a person?
+A network reads measurements of cell nuclei and says whether a tumour is malignant. Which samples does it pass on to a
+person?
+
+::
 
     python examples/referrals.py --figure referrals.png
 
@@ -9,20 +12,22 @@ The data are scikit-learn's: thirty measurements of nuclei in images of fine nee
 of them malignant (Wolberg, Street and Mangasarian, Wisconsin 1995). A classifier that can say "I do not know" passes
 its most doubtful samples on to a person. Two questions decide whether this helps:
 
-1. **Are errors ranked?** Of those that it keeps, how many are wrong, and how many of all malignant tumours are missed?
-2. **Are strangers noticed?** Two kinds are made of the test samples. In the one the decimal point of one measurement
-   slipped to the right. In the other, half of the measurements are of another patient: each number is as usual,
-   and their combination is not.
+1. **Are errors ranked?** How many of the samples that the classifier keeps are wrong, and how many of all malignant
+   tumours does it miss?
+2. **Are strangers noticed?** Two kinds are made of the test samples. In the first, the decimal point of one measurement
+   slipped to the right. In the second, half of the measurements are those of another patient: each number is as usual,
+   but their combination is not.
 
-Half of the samples train, half test, in five random splits. Four models: logistic regression; a network of 32 units,
-the twin; the same network by `bdl.recipes.instead_of_ensemble`, with random factors of inputs and outputs of layers
-(rank-1), which `bdl.recipes.recommend` names for classification; and by `fully_gaussian`, where each weight is
-Gaussian. Both are fitted by the ELBO, at T = 1 in the end. Doubt is the total uncertainty (t), the entropy of the mean
-probabilities, or its epistemic part (e), the mutual information of label and weights, which is how much the draws of
-the network disagree. `distance` is the Mahalanobis distance from the training samples, which knows nothing of tumours.
+Half of the samples train and half test, in five random splits. There are four models: logistic regression; a network
+with one hidden layer of 32 units, the deterministic twin; the same network by `bdl.recipes.instead_of_ensemble`, with
+random factors of the inputs and outputs of layers (rank-1), which `bdl.recipes.recommend` names for classification; and
+by `fully_gaussian`, where each weight is Gaussian. The last two are fitted by the ELBO, at T = 1 in the end.
 
-Means over the splits. Errors of differences allow for splits that share samples (Nadeau and Bengio 2003, "Inference for
-the generalization error").
+Doubt is the total uncertainty (t), the entropy of the mean probabilities, or its epistemic part (e), the mutual
+information of label and weights, which is how much the draws of the network disagree. `distance` is the Mahalanobis
+distance from the training samples, which uses no labels. The area is that under the share of errors as more samples are
+kept. Numbers are means over the splits. The standard error of a difference allows for splits that share samples (Nadeau
+and Bengio 2003, "Inference for the generalization error").
 
 .. code-block:: text
 
@@ -42,25 +47,25 @@ the generalization error").
     point slipped, AUROC           0.346   0.398     0.677     0.706       0.839       0.923   +0.280 ± 0.039     0.994
     patients mixed, AUROC          0.633   0.642     0.659     0.667       0.679       0.704   +0.018 ± 0.006     0.938
 
-**Errors are ranked as well by all.** With a tenth of the samples passed on, 0.8 to 1.0 % of the others are wrong,
-instead of 2.5 to 2.9 %, and the malignant tumours that are missed fall from 4.7 to 5.7 % to 1.9 to 2.5 %. The twin's
-own softmax does it, and so does a straight line. Errors of the rank-1 network and of its twin differ nowhere by two
-standard errors. The epistemic part of the Gaussian network ranks errors worst: most errors lie where the two classes
-overlap, which is no doubt about the weights.
+**All four models rank their errors about equally well** by total uncertainty. With none passed on, 2.5 to 2.9 % of
+the samples are wrong, and 4.7 to 5.7 % of the malignant tumours are missed. With a tenth passed on, these are 0.8 to
+1.0 % and 1.9 to 2.5 %. The twin's own softmax is enough, and so is logistic regression. The errors of the rank-1
+network and of its twin differ nowhere by two standard errors. The epistemic part of the Gaussian network ranks
+errors worst. Most errors probably lie where the two classes overlap, and the weights are not in doubt there.
 
-**Strangers are another matter.** A slipped point throws a sample far from all others, and the twin is there more
-certain than among its own: its AUROC is .40, below that of chance, and logistic regression's .35. The rank-1 network
-has .68 to .71, and the epistemic part of the Gaussian network .92, at the price of the worse ranking. Mixed patients
-are hardly noticed by any network, .64 to .70.
+**Strangers are another matter.** A slipped point throws a sample far from all others, and yet the twin is more certain
+there than for true samples: its AUROC is .40, below that of chance, and logistic regression's .35. The rank-1 network
+has .68 to .71. The epistemic part of the Gaussian network has .92, but it ranks errors worst. No network notices mixed
+patients well: they have .64 to .70.
 
-**Take both.** The distance from the training samples finds either kind, with .99 and .94. Where strangers can be told
-from the thirty numbers, a check of the inputs belongs before the classifier, whatever its uncertainty.
+**Take both.** The distance from the training samples finds both kinds, with .99 and .94. Where strangers show in the
+thirty numbers themselves, a check of the inputs belongs before the classifier, whatever its uncertainty.
 
 .. image:: /images/referrals.png
    :alt: Accuracy among the samples that are kept, by the share passed on; and AUROC of strangers
 
 See also :ref:`sphx_glr_gallery_doubtful_digits.py` and :ref:`sphx_glr_gallery_unseen_inputs.py`, for images. The data
-are of one hospital. Nothing here says how a classifier fares on another's images, and it is no medical device.
+are of one hospital. Nothing here says how a classifier fares on another's images, and this is no medical device.
 """
 
 # sphinx_gallery_thumbnail_path = "images/referrals.png"

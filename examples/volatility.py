@@ -1,81 +1,87 @@
 """The volatility of a market
 ===========================
 
-How far off may tomorrow's return be, given all returns until today? Volatility is never seen. It is inferred as a
-latent path, and forecasts are compared with those of GARCH, the standard of the field (by `pip install arch`).
+How far may tomorrow's return be from zero, given all returns until today? Volatility is never observed. It is inferred
+as a latent path, and forecasts are compared with those of GARCH, the standard of the field (`pip install arch`).
+
+::
 
     python examples/volatility.py --figure volatility.png              # a made series, whose truth is known
     python examples/volatility.py --data DIR --series sp500            # S&P 500, 5,030 daily returns from 1999 on
     python examples/volatility.py --data DIR --series dem2gbp          # German mark against pound, 1,974 days
 
-**Data.** Daily log returns y in percent. A few of them are huge (fat tails), huge ones come together (volatility
-clusters), and in stock markets they follow falls rather than rises (leverage). The last days of each series are
-forecast, with parameters that were fitted to the days before.
+**Data.** Daily log returns y are in percent. A few of them are huge (fat tails), large ones come together (volatility
+clusters), and in stock markets volatility rises after falls rather than after rises (leverage). The last days of each
+series are forecast, with parameters that were fitted to the days before: the last 500 of the 1,500 made days.
 
-**Story.** The log variance h of a day moves slowly around a level. Noise is Student's t, scaled to unit variance:
+**Story.** The log variance h of a day moves slowly around a level. The noise e is Student's t, scaled to unit
+variance::
 
     y_t = mean + exp(h_t / 2) e_t
     h_{t+1} = level + persistence (h_t - level) + spread (leverage g(e_t) + sqrt(1 - leverage^2) n_{t+1}),  n ~ N(0, 1)
 
 g(e) is the standard normal number of nearly the same rank as e, so that one extreme return does not throw the path off.
-With negative leverage a fall raises tomorrow's volatility. GARCH has no noise of its own in the volatility: there, a
-day's return says exactly how volatile the next day is.
+With negative leverage a fall raises tomorrow's volatility. In GARCH the volatility has no noise of its own: past
+returns determine it exactly. GJR-GARCH is GARCH with leverage.
 
-**Fit.** The path has a thousand numbers or more, each tied to its neighbours, and how much depends on the parameters. A
-recurrent network reads the series and gives each day a Gaussian factor. The guide of the path is its own transition, at
-the draw of the parameters, times these factors (`bdl.svi.Smoothed`): a Gaussian Markov chain. The parameters have one
-Gaussian on the real line. The rival is mean-field: the network gives each day a mean and a standard deviation, and
-neighbours are independent.
+**Fit.** The path has a thousand numbers or more. Each depends on its neighbours, and how much depends on the
+parameters. A recurrent network reads the series and gives each day a Gaussian factor. The guide of the path is the
+path's own transition at a draw of the parameters, which the network makes linear, times these factors
+(`bdl.svi.Smoothed`): a Gaussian Markov chain, `structured` below. The parameters have one Gaussian on the real line.
+The rival is mean-field: the network gives each day a mean and a standard deviation, and days are independent given the
+parameters.
 
-**Check.** The exact filter integrates the path out by quadrature over a grid. With it, importance sampling gives the
-exact posterior of the parameters, and the log evidence, which each ELBO is below.
+**Check.** The exact filter integrates the path out by quadrature over a grid. Importance sampling with this likelihood
+gives the exact posterior of the parameters and the log evidence, of which each ELBO is a lower bound.
 
-**Answer.** One-day-ahead distributions come from a particle filter over 100 draws of the parameters. It sees the past
-alone; the guide's path, which has seen the whole series, would cheat. Log scores of two models are paired by day, and
-their standard errors are Newey and West's. The PIT is where in its forecast each return fell: uniform if calibrated.
+**Forecast.** One-day-ahead distributions come from a particle filter over 100 draws of the parameters. It sees only
+past days. The guide's path would cheat: it depends on later days as well. Log scores of two models are paired by day,
+with the standard errors of Newey and West. The PIT of a return is the probability that the forecast gave to smaller
+ones: uniform if the forecasts are calibrated.
 
-**What came out of the made series.** The exact log evidence is -1186.2. The structured guide's ELBO is 1.6 nats below,
-the mean-field guide's 324. The structured guide's standard deviations of level, spread and leverage are 88 to 89 % of
-the exact ones (which 200 effective draws tell to 5 %), and 56 % for the degrees of freedom, whose posterior is skewed;
-means are within .6 standard deviations. Mean-field has 32 to 55 % of these standard deviations, a persistence that is
-5.8 of them too low, and hardly any leverage, -.02 in place of -.42. It shows in the forecasts, log scores of 500 days
-less those of GARCH with t noise:
+**The made series.** The exact log evidence is -1186.2 nats. The structured guide's ELBO (T = 1) is 1.6 nats below it,
+and the mean-field guide's 324. The structured guide's standard deviations of level, spread and leverage are 88 to 89 %
+of the exact ones, which 200 effective draws tell to 5 %. That of the degrees of freedom, whose posterior is skewed, is
+56 %. Means are within .6 standard deviations. Mean-field has 32 to 55 % of the exact standard deviations, a persistence
+that is 5.8 of them too low, and hardly any leverage, -.02 in place of -.42. It shows in the forecasts of 500 days.
+These are log scores less those of GARCH with t noise::
 
-    GARCH, normal noise     -.043 +- .032 nats per day
-    GJR-GARCH, t noise      +.012 +- .005
-    structured              +.017 +- .007
-    mean-field              -.007 +- .010
+    GARCH, normal noise     -.043 ± .032 nats per day
+    GJR-GARCH, t noise      +.012 ± .005
+    structured              +.017 ± .007
+    mean-field              -.007 ± .010
 
-New series from the model have the data's stylised facts: kurtosis 6.2 in the data and 4.8 to 12.4 in 90 % of 500 new
-series; correlation of sizes one day apart .16 and .09 to .28; of a return with sizes 1 to 5 days later -.05 and -.09 to
--.01.
+New series by the fitted model have the data's stylised facts. The kurtosis of the data is 6.2, the
+correlation of sizes one day apart .16, and that of a return with sizes 1 to 5 days later -.05. The middle 90 % of 500
+new series have 4.8 to 12.4, .09 to .28, and -.09 to -.01.
 
 .. image:: ../images/volatility.png
     :alt: Volatility, parameters, scores, calibration and stylised facts of the made series
 
-**Mark against pound**, last 987 of 1,974 days, by `--steps 500 --draws 0`. An exchange rate has two sides, and hardly
-any leverage: -.18 +- .07. Log scores less those of GARCH with t noise:
+**Mark against pound.** The last 987 of 1,974 days are forecast, by `--steps 500 --draws 0`. A fall of one currency is a
+rise of the other, and there is little leverage: -.18 ± .07. Log scores less those of GARCH with t noise::
 
-    constant, normal        -.208 +- .026 nats per day
-    GARCH, normal noise     -.089 +- .021
-    GJR-GARCH, t noise      +.001 +- .001
-    structured              +.001 +- .003
-    the same, no leverage   +.001 +- .003
+    constant, normal        -.208 ± .026 nats per day
+    GARCH, normal noise     -.089 ± .021
+    GJR-GARCH, t noise      +.001 ± .001
+    structured              +.001 ± .003
+    the same, no leverage   +.001 ± .003
 
-The PIT does not speak against it (p = .09; GARCH with t noise .03). The stylised facts of the data are in the range of
-new series.
+The PIT does not speak against the structured forecasts (p = .09; GARCH with t noise has .03). The stylised facts of the
+data are in the range of new series.
 
-**The S&P 500**, last 1,500 of 5,030 days, by `--steps 600 --particles 100`. Log scores less those of GARCH with t:
+**The S&P 500.** The last 1,500 of 5,030 days are forecast, by `--steps 600 --particles 100`. Log scores less those of
+GARCH with t noise::
 
-    constant, normal        -.327 +- .024 nats per day
-    GARCH, normal noise     -.040 +- .009
-    GJR-GARCH, t noise      +.011 +- .004
-    structured              +.032 +- .005
+    constant, normal        -.327 ± .024 nats per day
+    GARCH, normal noise     -.040 ± .009
+    GJR-GARCH, t noise      +.011 ± .004
+    structured              +.032 ± .005
 
-The leverage is -.71 +- .03. Limits: the PIT is not uniform for any of the models (p < .01 by Kolmogorov and Smirnov):
-the parameters are those of the first 14 years. New series remember too briefly: sizes 1 to 20 days apart correlate by
-.28 in the data and by .13 to .22 in 90 % of them. One rate of forgetting is not enough; two paths, a slow and a fast
-one, are the next thing to try.
+The leverage is -.71 ± .03. Limits: the PIT is not uniform for any of the models (p < .01 by Kolmogorov and Smirnov),
+whose parameters are those of the first 14 years. New series forget too soon: sizes 1 to 20 days apart correlate by .28
+in the data, and by .13 to .22 in 90 % of new series. One rate of forgetting is not enough. A story with a slow and
+a fast path would have two.
 
 .. image:: ../images/volatility_sp500.png
     :alt: The same of the S&P 500
@@ -155,7 +161,7 @@ def without_leverage(data: Any) -> Iterator[Any]:
 
 @keras.saving.register_keras_serializable(package="volatility")
 def transition(given: Any, more: Any) -> Transition:
-    """The path's, as a linear one: the network gives the shock of each day's return, and its slope in the path."""
+    """The path's transition, made linear: the network gives the shock of each day's return and its slope."""
     _, level, logit, log_spread, _, *tilt = ops.unstack(given)
     persistence, spread = ops.sigmoid(logit), ops.exp(log_spread)
     leverage = ops.tanh(0.5 * tilt[0]) if tilt else 0.0
