@@ -54,8 +54,8 @@ the probability of each. A run takes a minute and a half of one core, with made 
 **Answer.** 5.9 of 333 cytosines are expected to have changed, and three are likelier to have changed than not. The
 calls of methimpute have both U and M in 29, and many of these rest on one read or none. The three lie within 18 bases
 of chromosome 3, two of them on both strands of one CG, and gained methylation in the same plant: most likely one event
-of a region, and not three. The intervals hold the rates of the whole genome, but they are wide, and the prior, whose
-middle 90 % are .4 to 270, does much of it. So few reads cannot tell a rate of 1e-4 from none.
+of a region, and not three. The intervals hold the rates of the whole genome, but they are wide, and owe their low ends
+to the prior, whose middle 90 % are .4 to 270. So few reads cannot tell a rate of 1e-4 from none.
 
 **Limits.** The story takes cytosines for independent, and so counts gains too often. The next step is a region as the
 unit of change.
