@@ -55,9 +55,9 @@ mixtures by what they predict, and not by their parameters. The curvature of the
 the second half of a fit than one scale for all parameters.
 
 **Answer.** One beta fits worse than one logit-normal. A mixture of two betas fits better than both, and predicts the
-second replicate better. One of its kinds has levels around .6, widely spread, the other around .91, narrowly; each has
-about half of the population. IMR90 cells are known for wide domains of partial methylation (Lister et al. 2009), which the
-first kind may be.
+second replicate better. One of its kinds has levels around .6, widely spread, the other around .91, narrowly. Each
+has about half of the population. IMR90 cells are known for wide domains of partial methylation (Lister et al. 2009),
+which the first kind may be.
 
 **Limits.** Nothing is said about loci that the table leaves out. The lists behind it report each strand by itself, and
 bsseq adds them up: reads of a strand without a methylated one are missing, too, and the story does not know that. Where
