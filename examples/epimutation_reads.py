@@ -206,7 +206,7 @@ def load(folder: Path) -> Cytosines:
 
 
 def generate(rows: int = NUM_GENERATED, seed: int = 0) -> Cytosines:
-    """Reads of the story at `TRUTH`, whose rates are higher than those of plants: so there is something to find."""
+    """Reads of the story at `TRUTH`. Its rates are higher than those of plants, so that there is something to find."""
     rng = np.random.default_rng(seed)
     prior = np.exp(log_prior(TRUTH["alpha"], TRUTH["beta"], np.array(TRUTH["shares"])))
     states = HISTORIES[rng.choice(len(prior), rows, p=prior / prior.sum())]
@@ -266,9 +266,9 @@ def from_the_line(u: np.ndarray) -> dict[str, Any]:
 
 
 def log_density(cytosines: Cytosines, u: np.ndarray) -> float:
-    """Of the posterior on the real line, up to a constant, by SciPy and the exact sum."""
+    """The log density of the posterior on the real line, up to a constant, by SciPy and the exact sum."""
     g = from_the_line(u)
-    if max(g["alpha"], g["beta"]) >= 1:  # no chances; a lognormal prior has 2 in a million of its mass there
+    if max(g["alpha"], g["beta"]) >= 1:  # not a probability; a lognormal prior has 2 in a million of its mass there
         return -np.inf
     total = (
         log_likelihood(cytosines, g)

@@ -137,7 +137,7 @@ def story_of(reduced: Reduced, tolerance: float) -> Any:
 
 
 def fit(story: Any, data: dict[str, np.ndarray], guide: Any, steps: int, seed: int) -> SVI:
-    """A guide of all globals, from the mode on."""
+    """Fits a guide of all globals, from the mode on."""
     model = SVI(story, guide, start="laplace", num_samples=8, seed=seed, dtype="float64")
     model.compile(keras.optimizers.Adam(DecayOverFit(1e-2)), steps_per_execution=50)
     model.fit(data, batch_size="all", steps=steps, verbose=0)
@@ -158,7 +158,7 @@ def from_the_line(u: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def log_likelihood(reduced: Reduced, u: np.ndarray) -> float:
-    """Of the divergences alone, up to a constant."""
+    """The log likelihood of the divergences alone, up to a constant."""
     g = from_the_line(u)
     covariance = np.einsum("k,kij->ij", g["scales"] ** 2, reduced.covariances)
     expected = g["intercept"] + 1e3 * divergence(g["alpha"], g["beta"], g["heterozygous"], reduced.kinds)
@@ -170,7 +170,7 @@ def log_likelihood(reduced: Reduced, u: np.ndarray) -> float:
 
 
 def log_density(reduced: Reduced, tolerance: float, u: np.ndarray) -> float:
-    """Of the story's posterior on the real line, up to a constant."""
+    """The log density of the story's posterior on the real line, up to a constant."""
     g = from_the_line(u)
     share = -0.5 * ((unmethylated_in_the_end(g["alpha"], g["beta"]) - UNMETHYLATED) / tolerance) ** 2
     prior = -0.5 * np.sum(((u[:2] - np.log(1e-4)) / 2) ** 2) + 30 * np.log1p(-g["heterozygous"])
@@ -199,17 +199,17 @@ def table_of(draws: Any) -> np.ndarray:
 
 
 def interval(draws: np.ndarray) -> np.ndarray:
-    """The middle 90 % of draws, and their median: `(3, ...)`."""
+    """Quantiles of draws, 5 %, 50 % and 95 %: `(3, ...)`."""
     return np.quantile(draws, [0.05, 0.5, 0.95], axis=0)
 
 
 def around(estimate: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """The same of a normal distribution around the logarithm of an estimate."""
+    """The same quantiles of a normal distribution around the logarithm of an estimate."""
     return np.array([estimate * np.exp(z * errors) for z in (-1.645, 0.0, 1.645)])
 
 
 def show(name: str, middle: float, low: float | None = None, high: float | None = None) -> str:
-    """A number of `NAMES`, rates per 100,000."""
+    """A number of `NAMES` as text, rates per 100,000."""
     scale, digits = (1e5, 2) if name in ("alpha", "beta") else (1, 4 if name == "heterozygous" else 2)
     text = f"{middle * scale:.{digits}f}"
     return text if low is None or high is None else f"{text} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
@@ -217,12 +217,12 @@ def show(name: str, middle: float, low: float | None = None, high: float | None 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit says.
+    """What comes of a fit.
 
     Args:
         draws: Of `NAMES`, `(draws, 5)`.
         seconds: Of the fit.
-        note: Of how far it can be trusted.
+        note: How far it can be trusted.
     """
 
     draws: np.ndarray
@@ -240,7 +240,7 @@ EXACT = "Metropolis, shared"
 
 
 def fit_all(pedigree: Pedigree, tolerance: float, steps: int, walk: int, seed: int) -> dict[str, Fitted]:
-    """Both stories by SVI, and the one with shared errors by Metropolis, too."""
+    """Fits both stories by SVI, and the one with shared errors by Metropolis, too."""
     found = {}
     for name, (is_dependent, guide) in FITS.items():
         began = time.perf_counter()

@@ -142,7 +142,7 @@ def fit_batches(loci: Loci, steps: int, seed: int, batch_size: Any = 1000) -> SV
     """The model after a fit to batches of loci."""
     model = model_of(seed)
     model.fit(loci, batch_size=batch_size, steps=steps, verbose=0)
-    # From here on the globals move in units of what N loci tell of them, and not of their prior, 500 times as wide.
+    # From here on the globals move in units of what N loci tell of them. Their prior is hundreds of times as wide.
     globals_guide = model.guide_of("mean")
     mean = keras.ops.convert_to_numpy(globals_guide.distribution().mean)
     globals_guide.start_at(mean, 10.0 / np.sqrt(len(loci["coverage"])) * np.eye(2))

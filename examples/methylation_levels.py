@@ -106,12 +106,12 @@ from bdl.svi import SVI, Global, Observed
 
 tfd = tfp.distributions
 TRUTH = np.array([0.65, 2.5, np.log(3.5), np.log(33.0), np.log(0.42 / 0.58)])
-"""Of made loci: log odds of the levels of two kinds, log sizes, log of the ratio of shares."""
+"""Parameters of made loci: log odds of the levels of two kinds, log sizes, log of the ratio of shares."""
 START_LEVELS = {1: (0.75,), 2: (0.6, 0.9), 3: (0.3, 0.7, 0.95)}
 
 
 class InTheTable(tfd.Distribution):
-    """Counts that are reported only if something happened: their density, divided by the probability of that.
+    """Counts, given that they are reported: their density is divided by the probability of being reported.
 
     Args:
         counts: Distribution of the counts.
@@ -253,7 +253,7 @@ def best(family: str, loci: Loci, first: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a population.
+    """What comes of a population.
 
     Args:
         of: The population, at the posterior mean.
@@ -273,7 +273,7 @@ class Fitted:
 
     @classmethod
     def unfitted(cls, of: Population, held_out: Loci) -> Fitted:
-        """Of a population that is given."""
+        """A result for a population that is given."""
         return cls(of, None, None, None, scores_of(of, held_out), 0.0)
 
 

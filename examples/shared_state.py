@@ -83,9 +83,9 @@ SEEN = {"proteins": ("protein",), "RNA": ("rna",), "both": ("protein", "rna")}
 SPREAD = 0.3
 """Standard deviation of the log size of a cell, in each kind of counts."""
 STATE_SD = 0.35
-"""Of the states of one type of cells around its centre."""
+"""Standard deviation of the states of one type of cells around its centre."""
 R_LOW, R_HIGH, R_GENE = 6.0, 3.0, 2.0
-"""Of the negative binomials of background, foreground and RNA."""
+"""The r of the negative binomials of background, foreground and RNA."""
 
 
 @dataclass(frozen=True)

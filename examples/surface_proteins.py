@@ -121,9 +121,9 @@ from bdl.svi import SVI, Amortized, Global, Local, Observed
 
 tfd = tfp.distributions
 DIMENSIONS = 8
-"""Of a cell's state."""
+"""Dimensions of a cell's state."""
 FOR_NUTS = 1000
-"""Cells that NUTS sees, and SVI beside it."""
+"""Cells that NUTS and the SVI beside it see."""
 UNSPECIFIC = 0.2
 """Standard deviation of the prior of the background's slopes in the state."""
 DOUBLES = (("CD3", "CD14"), ("CD3", "CD19"))
@@ -160,7 +160,7 @@ def log_counts(data: Any) -> Any:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a story.
+    """What comes of a story.
 
     Args:
         is_on: Probability that a cell has a protein, `(cells, proteins)`.
