@@ -3,21 +3,28 @@
 
 Reads of a founder and three of its offspring: which cytosines gained or lost methylation, and how often?
 
+::
+
     python examples/epimutation_reads.py --figure reads.png       # made reads, whose truth is known
     python examples/epimutation_reads.py --data DIR               # four plants of Arabidopsis
 
-**Question.** The example `epimutations.py` has the divergences of whole genomes. Here are the reads themselves, of
-few cytosines, and the question is which of them changed.
+**Question.** The example `epimutations.py` has one divergence for each pair of whole genomes. Here are the reads of a
+few cytosines, in other plants. Which of them changed?
 
-**Data.** Of a founder (G0), its child in line 2 (G1_2), a plant three generations later in that line (G4_2) and one of
-line 8 (G4_8): methylated reads and all reads at 2,800 cytosines, the first of each chromosome. Taken are the cytosines
-in CG of the five chromosomes of the nucleus, of which the founder and another plant have reads.
+**Data.** The package AlphaBeta has reads of a founder (G0), its child in line 2 (G1_2), a plant three generations later
+in that line (G4_2) and one of generation 4 in line 8 (G4_8): methylated reads and all reads, at the first 400 cytosines
+of each chromosome. The example takes the cytosines in CG of the nucleus that have reads in the founder and in another
+plant.
 
-**Story.** The history of a cytosine is the states UU, UM, MM of the four plants, one of 81. Its prior probability is
-the founder's share times a probability of transmission for each branch, by the matrix of selfing and its third and
-fourth powers. Some cytosines are mosaics in every plant, as those whose reads come from several places of the genome;
-they are a history of their own. Given the state, the methylated share of a plant's reads has a beta distribution around
-a low level (errors of conversion and of mapping), a high one, or the middle of both. The history is summed out.
+**Story.** The history of a cytosine is its state in each plant, UU, UM or MM: 81 histories. With the matrix G of one
+generation of selfing, as in `epimutations.py`, and the level of each state::
+
+    P(history) = share(G0) G(G0, G1_2) G^3(G1_2, G4_2) G^4(G0, G4_8)
+    methylated ~ BetaBinomial(reads, level size, (1 - level) size),   level = low, (low + high) / 2 or high
+
+Errors of conversion and mapping are in the low level. One more history is for cytosines that are mosaics in every
+plant, such as those whose reads come from several places of the genome. There the methylated share may be anything. The
+history is summed out.
 
 **Fit.** A Gaussian of eight numbers on the real line that four coupling layers bend (`Flow`), from the mode on, at
 T = 1. The gold standard is a random walk (Metropolis) in NumPy, with the sum over histories in another order.
@@ -31,25 +38,27 @@ T = 1. The gold standard is a random walk (Metropolis) in NumPy, with the sum ov
     high level           .881 [.870, .891]       .881 [.869, .892]
     share of mosaics     .118 [.082, .157]       .118 [.081, .156]
 
-All means agree within .12 standard deviations, and all standard deviations within 9 %; the walks have R-hat 1.018, and
+All means agree within .12 standard deviations, and all standard deviations within 9 %. The walks have R-hat 1.018, and
 220 effective draws of the worst number. The logarithm of alpha has a long tail to small values, which the layers follow
-(k-hat .37). Probabilities of a change differ by at most .025. The low level is not one of conversion: in the
-chloroplast, which has no methylation, 31 of 21,994 reads are methylated.
+(k-hat .37). Probabilities of a change differ by at most .025. Failed conversion alone does not explain the low level:
+in the chloroplast, which has no methylation, 31 of 21,994 reads are methylated.
 
 .. image:: /images/epimutation_reads.png
 
 On 400 made cytosines, whose rates are higher, the middle 90 % hold the truth of seven of nine numbers: alpha 348
-[116, 654] where it is 400, beta 649 [228, 1155] where it is 800. The shares of UU and of mosaics lie just outside, by
+[116, 654] where it is 400, beta 649 [228, 1155] where it is 800. The shares of UU and of mosaics are just outside, by
 Metropolis as well (R-hat 1.023). 38 cytosines have truly changed; 18 of them are among the 19 that are likelier to have
-changed than not. The log score of a change is -.154 nats per cytosine, against -.314 by the share of changes alone. The
-run takes a minute and a half of one core, on the data as well.
+changed than not. The log score of a change is -.154 nats per cytosine. It is -.314 with the true share of changes as
+the probability of each. A run takes a minute and a half of one core, with made or real reads.
 
-**Answer.** 5.9 of 333 cytosines are expected to have changed, and three are likelier to have changed than not, where
-methimpute's calls, plant by plant, have both U and M in 29: few reads make such calls. The intervals hold the rates of
-the whole genome, but they are wide: the reads of 333 cytosines in four plants cannot tell a rate of 1e-4 from none. The
-three lie within 18 bases of chromosome 3, two of them on both strands of one CG, and gained methylation in the same
-plant: one event of a region, most likely, and not three of cytosines. The story takes cytosines for independent, and so
-counts gains too often. A region as the unit of change is the next step.
+**Answer.** 5.9 of 333 cytosines are expected to have changed, and three are likelier to have changed than not. The
+calls of methimpute have both U and M in 29, and many of these rest on one read or none. The three lie within 18 bases
+of chromosome 3, two of them on both strands of one CG, and gained methylation in the same plant: most likely one event
+of a region, and not three. The intervals hold the rates of the whole genome, but they are wide, and owe their low ends
+to the prior, whose middle 90 % are .4 to 270. So few reads cannot tell a rate of 1e-4 from none.
+
+**Limits.** The story takes cytosines for independent, and so counts gains too often. The next step is a region as the
+unit of change.
 """
 
 # sphinx_gallery_thumbnail_path = "images/epimutation_reads.png"
@@ -83,7 +92,7 @@ from bdl.svi import SVI, Flow, Global, Observed
 
 tfd = tfp.distributions
 PLANTS = ("G0", "G1_2", "G4_2", "G4_8")
-"""The founder, its child in line 2, a great-grandchild of that child, and a plant four generations on in line 8."""
+"""The founder, its child in line 2, a great-grandchild of that child, and a plant of generation 4 in line 8."""
 STEPS = ((0, 1, 1), (1, 2, 3), (0, 3, 4))
 """Ancestor, descendant, and the generations between them."""
 MOSAIC = 3
@@ -197,7 +206,7 @@ def load(folder: Path) -> Cytosines:
 
 
 def generate(rows: int = NUM_GENERATED, seed: int = 0) -> Cytosines:
-    """Reads of the story at `TRUTH`, whose rates are higher than those of plants: so there is something to find."""
+    """Reads of the story at `TRUTH`. Its rates are higher than those of plants, so that there is something to find."""
     rng = np.random.default_rng(seed)
     prior = np.exp(log_prior(TRUTH["alpha"], TRUTH["beta"], np.array(TRUTH["shares"])))
     states = HISTORIES[rng.choice(len(prior), rows, p=prior / prior.sum())]
@@ -257,9 +266,9 @@ def from_the_line(u: np.ndarray) -> dict[str, Any]:
 
 
 def log_density(cytosines: Cytosines, u: np.ndarray) -> float:
-    """Of the posterior on the real line, up to a constant, by SciPy and the exact sum."""
+    """The log density of the posterior on the real line, up to a constant, by SciPy and the exact sum."""
     g = from_the_line(u)
-    if max(g["alpha"], g["beta"]) >= 1:  # no chances; a lognormal prior has 2 in a million of its mass there
+    if max(g["alpha"], g["beta"]) >= 1:  # not a probability; a lognormal prior has 2 in a million of its mass there
         return -np.inf
     total = (
         log_likelihood(cytosines, g)

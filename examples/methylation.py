@@ -3,23 +3,40 @@
 
 How methylated are half a million loci of a genome? A latent variable for each, and a network that infers them.
 
+::
+
     python examples/methylation.py --figure methylation.png      # made loci, whose truth is known
     python examples/methylation.py --data DIR                    # those of human chromosome 22 (IMR90 cells)
 
-Of the c reads that cover a locus, m are methylated. Loci differ, and the population of their levels is what is asked:
+**Question.** The level of a locus is the share of DNA copies that are methylated there. How do levels differ over loci?
 
-    m ~ Binomial(c, sigmoid(logit)),   logit ~ N(mean, spread^2) of each locus,   mean ~ N(0, 2),   log spread ~ N(0, 1)
+**Data.** Of the c reads that cover a locus, m are methylated. The real loci are CGs (Lister et al. 2009; `BS.chr22` of
+the R package bsseq), with the reads of two replicates added up.
 
-A recognition network computes a Gaussian of each logit from (c, m). It is fitted in batches of 1,000 loci. With so many
-loci the posterior of mean and spread is so narrow that two more things matter. First, the true posterior of a logit is
-not Gaussian. What the ELBO loses by that depends on mean and spread, and moves them; the importance-weighted bound
-loses much less. Second, batches are noisy. A second fit sees all data in each step: there are only a few thousand
-distinct pairs (c, m), each weighted by how often it occurs. The gold standard, exact quadrature, is a sum over the same
-pairs.
+**Story.** The log odds of the levels have a normal distribution::
+
+    m ~ Binomial(c, sigmoid(logit)),   logit ~ N(mean, spread^2) of each locus
+    mean ~ N(0, 2^2),   log spread ~ N(0, 1)
+
+**Fit.** A recognition network computes a Gaussian of each logit from (c, m). It is fitted in batches of 1,000 loci, at
+T = 1. With so many loci the posterior of mean and spread is so narrow that two more things matter. First, the true
+posterior of a logit is not Gaussian. What the ELBO loses by that depends on mean and spread, and moves them. The
+importance-weighted bound loses much less. Second, batches are noisy. So a second fit sees all data in each step: there
+are only a few thousand distinct pairs (c, m), each weighted by how often it occurs.
+
+**Check.** The gold standard, exact quadrature, is a sum over the same pairs. The figure is of made loci, whose truth is
+a mean of 1.65 and a log spread of 0.4. The posterior by the ELBO misses the exact one. That by 20 weighted draws nearly
+coincides with it.
+
+.. image:: /images/methylation.png
+
+**Answer.** On the real loci the exact posterior is 1.653 +- .002 for the mean and .399 +- .001 for the log spread. With
+the ELBO the means are 3.3 to 4.4 and 9.1 to 9.5 exact standard deviations too low, with 20 weighted draws within .1
+(three seeds, `benchmarks/svi_methylation.py`).
 
 **Limits.** In the table of the real data a replicate reports a locus only where at least one of its reads is methylated
-(M is 0 exactly where the coverage is 0), so that loci without methylation are missing: the population is that of the
-loci that are reported. The example `methylation_levels.py` conditions on it.
+(M is 0 exactly where the coverage is 0). So loci without methylation are missing, and the population is that of the
+reported loci. The example `methylation_levels.py` conditions on being reported.
 """
 
 # sphinx_gallery_thumbnail_path = "images/methylation.png"
@@ -125,7 +142,7 @@ def fit_batches(loci: Loci, steps: int, seed: int, batch_size: Any = 1000) -> SV
     """The model after a fit to batches of loci."""
     model = model_of(seed)
     model.fit(loci, batch_size=batch_size, steps=steps, verbose=0)
-    # From here on the globals move in units of what N loci tell of them, and not of their prior, 500 times as wide.
+    # From here on the globals move in units of what N loci tell of them. Their prior is hundreds of times as wide.
     globals_guide = model.guide_of("mean")
     mean = keras.ops.convert_to_numpy(globals_guide.distribution().mean)
     globals_guide.start_at(mean, 10.0 / np.sqrt(len(loci["coverage"])) * np.eye(2))

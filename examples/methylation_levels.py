@@ -3,18 +3,20 @@
 
 Which distribution do the levels of half a million loci follow? Four populations, scored on loci that no fit saw.
 
+::
+
     python examples/methylation_levels.py --figure levels.png     # made loci, whose population is known
     python examples/methylation_levels.py --data DIR              # those of human chromosome 22 (IMR90 cells)
 
-**Question.** A locus with three reads says little about its level, the share of cells in which it is methylated. What
-is known of all other loci helps, if their levels follow the right population. The example `methylation.py` takes a
-logit-normal one, and asks how exactly it can be fitted. Here four populations compete.
+**Question.** The level of a locus is the share of DNA copies that are methylated there. Three reads say little about
+it. All other loci help, if their levels follow the right population. The example `methylation.py` takes a logit-normal
+population, and asks how exactly it can be fitted. Here four populations compete.
 
-**Data.** Methylated reads m and reads c of each locus in two replicates (Lister et al. 2009, Nature 462), as the R
-package bsseq has them (`BS.chr22`). The table has a trap: a replicate reports a locus only if one of its reads at least
-was methylated. In 494,728 loci no replicate has reads but no methylated one, and where it has none, there may have been
-reads. So loci that are never methylated, as in most CpG islands, are missing, and nothing here tells their share. The
-example takes the loci that both replicates report. Its likelihood is that of the counts, given that they were reported.
+**Data.** Each locus, a CG, has methylated reads m and reads c in two technical replicates (Lister et al. 2009, Nature
+462; `BS.chr22` of the R package bsseq). The table has a trap: a replicate reports a locus only if at least one of its
+reads was methylated. Of 494,728 loci none has a replicate with reads but no methylated one. So loci that are never
+methylated, as in most CpG islands, are missing, and nothing here tells their share. The example takes the loci that
+both replicates report. Its likelihood is that of the counts, given that they were reported.
 
 **Story.** Levels p of each kind of loci follow a beta distribution, or their log odds a normal one::
 
@@ -22,16 +24,16 @@ example takes the loci that both replicates report. Its likelihood is that of th
     score = log P(m_1, m_2 | c_1, c_2) - log P(m_1 > 0, m_2 > 0 | c_1, c_2)
 
 Level and kind of each locus are integrated out in the story: the beta in closed form, the normal by a quadrature, the
-kinds by a sum. At most eight global numbers are left. Blocks of 1,000 neighbours are fitted and held out in turn, since
-neighbours are alike; standard errors are of differences paired by locus, summed by block.
+kinds by a sum. At most eight global numbers are left. Every second block of 1,000 neighbouring loci is held out, since
+neighbours are alike. Standard errors are those of differences, paired by locus and summed by block.
 
-**Fit.** A Gaussian with all correlations, in batches of 1,000 loci, at T = 1. Halfway it gets the scale that so many
-loci ask for. The gold standard is the maximum of the likelihood by SciPy, with standard errors by its curvature.
+**Fit.** A Gaussian with all correlations, in batches of 1,000 loci, at T = 1. Halfway its scale is set to 10 / sqrt(N),
+for N loci. The gold standard is the maximum of the likelihood by SciPy, with standard errors by its curvature.
 
-**Check.** Fitted to 227,810 loci of the chromosome in 600 batches (seed 0, a bit over two minutes of one core), scored
-on the 227,000 others. A line is the mean log score per locus in nats, less that of the logit-normal population; the
-error is the largest of a mean, in standard errors of the maximum of the likelihood, and the loss what the maximum's
-held-out score of both replicates is above that of the fit::
+**Check.** The fits see 227,810 loci of the chromosome in 600 batches (seed 0, a bit over two minutes of one core), and
+are scored on the 227,000 others. The scores are means per locus in nats, less those of the logit-normal population.
+"Error" is the largest error of a posterior mean, in standard errors of the maximum of the likelihood. "Loss" is the
+held-out score of both replicates at the maximum, less that of the fit::
 
     population           both replicates      second given first    error    loss
     each locus alone     -0.1834 +- 0.0130    -0.0354 +- 0.0020                         (Jeffreys' prior)
@@ -41,23 +43,26 @@ held-out score of both replicates is above that of the fit::
     three betas          +0.0056 +- 0.0005    +0.0027 +- 0.0003      15.4    +.00249
 
 The populations of two numbers are at the maximum. The mixtures are far from it in standard errors: their shares and
-sizes make up for each other, and 600 steps are too few for them. For two betas the score hardly shows it; three betas
-lose more than they gain over two, and would have +.0081 at the maximum.
+sizes make up for each other, and 600 steps are too few for them. For two betas the score hardly shows it. Three betas
+lose more by it than they would gain over two: at the maximum they have +.0081.
 
 .. image:: /images/methylation_levels.png
 
 On 96,000 held-out made loci of two betas (the default run, 1,000 steps, two minutes of one core) two betas score +.0055
-+- .0004 and the truth +.0056 +- .0003, one beta -.0155 +- .0003. Here two betas are up to 4.0 standard errors from the
-maximum, with a share of .47 where it is .58, and lose .00015 by it, less than the standard error. So read the mixtures
-by what they predict, and not by their parameters. Next comes a start of the second half at the curvature of the
-likelihood, where it has one scale for all parameters now.
++- .0004, the truth +.0056 +- .0003, and one beta -.0155 +- .0003. Two betas are up to 4.0 standard errors from the
+maximum, with a share of .47 where the truth is .58, and lose .00015 by it, less than the standard error. So read the
+mixtures by what they predict, and not by their parameters. The curvature of the likelihood may be a better scale for
+the second half of a fit than one scale for all parameters.
 
-**Answer.** One beta fits worse than one logit-normal; a mixture of two betas fits better than both, and predicts the
-second replicate better. Of its two kinds one has a level around .6, widely spread, and one around .91, narrowly; each
-has about half of the reported loci. IMR90 cells are known for wide domains of partial methylation (Lister et al. 2009),
-which the first kind may be. Two limits: nothing is said about loci that the table leaves out; and where the first
-replicate has a single read, Jeffreys' prior is better than any of them (right), so that levels depend on the coverage,
-which these populations do not know.
+**Answer.** One beta fits worse than one logit-normal. A mixture of two betas fits better than both, and predicts the
+second replicate better. One of its kinds has levels around .6, widely spread, the other around .91, narrowly. Each
+has about half of the population. IMR90 cells are known for wide domains of partial methylation (Lister et al. 2009),
+which the first kind may be.
+
+**Limits.** Nothing is said about loci that the table leaves out. The lists behind it report each strand by itself, and
+bsseq adds them up: reads of a strand without a methylated one are missing, too, and the story does not know that. Where
+the first replicate has a single read, Jeffreys' prior is better than any population (right). So levels, or what is
+reported, depend on the coverage, which these populations do not know.
 """
 
 # sphinx_gallery_thumbnail_path = "images/methylation_levels.png"
@@ -101,12 +106,12 @@ from bdl.svi import SVI, Global, Observed
 
 tfd = tfp.distributions
 TRUTH = np.array([0.65, 2.5, np.log(3.5), np.log(33.0), np.log(0.42 / 0.58)])
-"""Of made loci: log odds of the levels of two kinds, log sizes, log of the ratio of shares."""
+"""Parameters of made loci: log odds of the levels of two kinds, log sizes, log of the ratio of shares."""
 START_LEVELS = {1: (0.75,), 2: (0.6, 0.9), 3: (0.3, 0.7, 0.95)}
 
 
 class InTheTable(tfd.Distribution):
-    """Counts that are reported only if something happened: their density, divided by the probability of that.
+    """Counts, given that they are reported: their density is divided by the probability of being reported.
 
     Args:
         counts: Distribution of the counts.
@@ -248,7 +253,7 @@ def best(family: str, loci: Loci, first: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a population.
+    """What comes of a population.
 
     Args:
         of: The population, at the posterior mean.
@@ -268,7 +273,7 @@ class Fitted:
 
     @classmethod
     def unfitted(cls, of: Population, held_out: Loci) -> Fitted:
-        """Of a population that is given."""
+        """A result for a population that is given."""
         return cls(of, None, None, None, scores_of(of, held_out), 0.0)
 
 

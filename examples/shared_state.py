@@ -3,28 +3,32 @@
 
 Do the proteins of a cell and its RNA tell the same story? One state of the cell behind both.
 
+::
+
     python examples/shared_state.py --figure states.png
 
-CITE-seq counts antibodies against proteins, and RNA of genes, in the same cells. Few proteins are counted, often and
-with a background; many genes, of which most have a count of zero or one. Here the cells are made, so that their state,
-two numbers, is known. It drives both:
+**Data.** CITE-seq counts antibodies against proteins, and RNA of genes, in the same cells. Proteins are few, with high
+counts and a background. Genes are many, and most of their counts are zero or one. Here the cells are made, so that
+their state, two numbers, is known. They come in five types, which no fit is told.
+
+**Story.** The state drives both kinds of counts::
 
     state ~ N(0, I),   log odds that a cell has a protein = decoder(state),   log mean of RNA = second decoder(state)
 
-Given the state, the count of a protein is a mixture of background and foreground, as in `surface_proteins.py`, and
-that of RNA negative binomial. Each cell has a size for proteins and one for RNA. A recognition network reads state and
-sizes off the counts. Three fits see the proteins, the RNA, or both.
+Given the state, the count of a protein is a mixture of background and foreground, as in `surface_proteins.py`. The
+count of RNA is negative binomial. Each cell has a size for proteins and one for RNA.
 
-A state is known up to a turn, and up to stretching: R² is that of a linear regression of the true state on the
-inferred one, learned on the fitted cells and judged on held-out ones, which the network infers by one forward pass. It
-stands between two others: two principal components of the same counts, and the exact posterior mean by quadrature, for
-which everything but state and sizes is known: no way can explain more on average. The made cells come in five types,
-which no fit is told.
+**Fit.** A recognition network reads state and sizes off the counts. Three fits see the proteins, the RNA, or both.
+
+**Check.** A state is known only up to rotation and stretching. So R² is that of a linear regression of the true state
+on the inferred one. The regression is learned on the fitted cells and judged on held-out ones, which the network infers
+by one forward pass. Two rivals have the same counts: their first two principal components, and the exact posterior mean
+by quadrature, for which everything but state and sizes is known. No way can explain more than that on average.
 
 If proteins and RNA had nothing in common, one state for both would predict held-out cells no better than a state for
 each. The difference of the log evidence per cell (importance weighted) shows what they share.
 
-With the settings of the script and seed 0, R² of held-out cells with standard errors::
+With the settings of the script and seed 0, R² of held-out cells with standard errors, and T of the ELBO::
 
     seen      principal components        bdl.svi  exact, truth known  T
     proteins         0.676 ± 0.016  0.725 ± 0.015       0.801 ± 0.012  1
@@ -33,10 +37,12 @@ With the settings of the script and seed 0, R² of held-out cells with standard 
 
     One state for both kinds of counts, less a state for each: +1.068 ± 0.065 nats per held-out cell
 
-One state for both kinds recovers more than a fit to proteins or RNA alone, and predicts held-out counts better. Each
-fit recovers more than two principal components of the same counts; for RNA alone the gain is small. The exact posterior
-explains more than any. It knows the parameters, and a prior that the fits lack: the five types. Fits of few steps
-recover less: they need the 1,800 of the script.
+**Answer.** One state for both kinds recovers more than a fit to proteins or RNA alone, and predicts held-out counts
+better. Each fit recovers more than two principal components of the same counts; for RNA alone the gain is small. The
+exact posterior explains more than any fit. It knows the parameters, and that there are five types.
+
+**Limits.** The decoders of the fits are linear, as are those that the cells are made with. With fewer than the 1,800
+steps of the script the fits recover less.
 
 .. image:: /images/shared_state.png
 """
@@ -77,9 +83,9 @@ SEEN = {"proteins": ("protein",), "RNA": ("rna",), "both": ("protein", "rna")}
 SPREAD = 0.3
 """Standard deviation of the log size of a cell, in each kind of counts."""
 STATE_SD = 0.35
-"""Of the states of one type of cells around its centre."""
+"""Standard deviation of the states of one type of cells around its centre."""
 R_LOW, R_HIGH, R_GENE = 6.0, 3.0, 2.0
-"""Of the negative binomials of background, foreground and RNA."""
+"""The r of the negative binomials of background, foreground and RNA."""
 
 
 @dataclass(frozen=True)

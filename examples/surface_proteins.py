@@ -3,36 +3,41 @@
 
 Which proteins does a cell have on its surface, if antibodies are also counted where their protein is absent?
 
+::
+
     python examples/surface_proteins.py --figure cells.png       # made cells, whose truth is known
     python examples/surface_proteins.py --data DIR               # 2,872 cells of human blood, 87 antibodies
 
-In CITE-seq each antibody carries a barcode, and is counted by sequencing in the droplet of each cell. Free antibodies
-are in all droplets, and some stick to cells without their protein. So a cell has counts of every antibody: the
-background. Most droplets hold no cell, and show the background alone. Usually a cell is called positive for a protein
-if its count is above the 99 % quantile of the empty droplets.
+**Data.** In CITE-seq each antibody carries a barcode, and is counted by sequencing in the droplet of each cell. Free
+antibodies are in all droplets, and some stick to cells without their protein. So a cell has counts of every antibody:
+the background. Most droplets hold no cell, and show only free antibodies. A simple rule calls a cell positive for a
+protein if its count is above the 99 % quantile of the empty droplets ("raw" below). The real counts are those of the R
+package dsb.
 
-Two checks need no labels. Isotype controls are antibodies against nothing that the cells have: whoever is positive
-there is called so wrongly. And CD3 is a protein of T cells, CD14 of monocytes, CD19 of B cells: a cell with CD3 and
-one of the others is hardly ever true, but for droplets that hold two cells.
+Two checks need no labels. Isotype controls are antibodies against nothing that the cells have: a cell that is called
+positive for one is called so wrongly. And CD3 is a protein of T cells, CD14 of monocytes, CD19 of B cells. So a cell
+with CD3 and one of the others is hardly ever real, except where a droplet holds two cells.
 
-The story of count y of protein p in cell n (after totalVI, Gayoso et al. 2021, "Joint probabilistic modeling of
-single-cell multi-omic data with totalVI"), with means of the negative binomials and their r:
+**Story.** The count y of protein p in cell n follows a mixture, as in totalVI (Gayoso et al. 2021, "Joint probabilistic
+modeling of single-cell multi-omic data with totalVI"). NB(mean, r) is negative binomial, with variance
+mean + mean^2 / r::
 
-    y ~ (1 - share) NB(exp(low), r_low) + share NB(exp(high), r_high)
+    y ~ (1 - pi) NB(exp(low), r_low) + pi NB(exp(high), r_high)
     low = size_n + level_p + slopes_p state_n,    high = low + softplus(above_p)
-    logit share = share_p + decoder_p(state_n),   size ~ N(0, spread^2),   state ~ N(0, I), 8 numbers
+    logit pi = share_p + decoder_p(state_n),   size ~ N(0, spread^2),   state ~ N(0, I), 8 numbers
 
-Whether a count is of the background is summed out. A recognition network reads size and state off the cell's counts;
-the decoder is a network, too. A cell is called positive if the probability of the foreground is above one half, and
-its denoised count is the expected number of counts of the foreground, y times that probability.
+Whether a count is of the background is summed out. A cell is called positive if the probability of the foreground is
+above one half. Its denoised count is y times that probability: the expected number of counts of the foreground.
 
-Level and r of the background have a prior around what fits the empty droplets. Its standard deviation is 0.5, since
-cells bind more of some antibodies than empty droplets hold. It is compared with a vague prior. Each prior also
-has a fit without a state, in which each protein is a mixture by itself: shares and backgrounds are the same for all
-cells but for their size. Such a mixture has several optima. So each protein is fitted twice, from a rare and from a
-common foreground, and the fit with the higher ELBO is kept.
+Level and r of the background have a prior around what fits the empty droplets. In the logarithm its standard deviation
+is 0.5, since cells bind more of some antibodies than empty droplets hold. The rival is a vague prior. Each prior also
+has a fit without a state. There each protein is a mixture by itself, with the same share and background for all cells
+but for their size, which is the logarithm of their total count. Such a mixture has several optima. So each protein is
+fitted twice, from a rare and from a common foreground, and the fit with the higher ELBO is kept.
 
-On the real cells (800 steps, seed 0; percent of the cells with standard errors, the ELBO in nats per cell)::
+**Fit.** A recognition network reads size and state off the cell's counts; the decoder is a network, too.
+
+**Check.** On the real cells (800 steps, seed 0; percent of the cells with standard errors, the ELBO in nats per cell)::
 
                                  isotype controls  CD3+ CD14+   CD3+ CD19+       ELBO  T
     raw                               0.77 ± 0.08   8.50 ± 0.52  0.73 ± 0.16
@@ -46,18 +51,17 @@ On the real cells (800 steps, seed 0; percent of the cells with standard errors,
     Denoising keeps 1.2 % of the counts of an isotype control, and 58.6 % of those of another antibody
     Mean count of CD14: 10.6 in CD3+CD4+ cells, 3.5 in CD3+CD8+ cells, 4.2 in empty droplets
 
-Each mixture by itself calls the isotype controls positive less than half as often as the raw threshold: 0.14 % by the
-informative prior and 0.20 % by the vague one, which differ by about one standard error. The start matters more than
-the prior: from a common foreground alone, fits of the controls end in an optimum of lower ELBO, and call about as many
-as the raw threshold.
+Without a state the controls are called positive a fifth to a quarter as often as by the raw threshold: 0.14 % by the
+informative prior and 0.20 % by the vague one, which differ by about one standard error. The start matters more than the
+prior: from a common foreground alone, fits of the controls end in an optimum of lower ELBO, and call about as many as
+the raw threshold.
 
-A mixture by itself also calls a quarter of all cells CD3+ CD14+. CD4 T cells have three times as many counts of CD14
-as CD8 T cells. A background that is the same for all cells cannot hold both. With a state it can, and the double
-positives nearly vanish. The controls are then hardly ever positive by either prior, and the informative one gains
-7.7 nats per cell over the vague one.
+But without a state 27 % of all cells are called CD3+ CD14+. CD4 T cells have three times as many counts of CD14 as CD8
+T cells, and a background that is the same for all cells cannot hold both. With a state it can: the double positives
+nearly vanish, and the controls are hardly ever positive by either prior. The ELBO of the informative prior is 7.7 nats
+per cell above that of the vague one.
 
-Of made cells it is known which calls are wrong, and there the prior matters to the story with a
-state (1,500 cells, seed 0)::
+Of made cells it is known which calls are wrong (1,500 cells, seed 0)::
 
                                  isotype controls  CD3+ CD14+    CD3+ CD19+   wrong calls    ELBO    T
     truth                             0.00 ± 0.00   0.33 ± 0.15  0.67 ± 0.21   0.00 ± 0.00
@@ -72,18 +76,21 @@ state and the vague prior the fit ends in another optimum, of lower ELBO, where 
 CD14+. Without a state the two priors do equally well.
 
 For one protein without a state NUTS is the gold standard. On the first 1,000 real cells, SVI's means differ from those
-of NUTS by this many of its standard deviations, and its own standard deviations are this many times as large::
+of NUTS by this many of NUTS' standard deviations, and SVI's standard deviations are this many times as large::
 
           level        r_low        above        r_high       share        R-hat
     CD3   -0.00, 0.99  +0.05, 1.04  -0.01, 0.98  -0.02, 1.02  +0.01, 0.99  1.006
     CD19  +0.02, 0.99  -0.05, 0.93  +0.17, 0.73  +0.05, 0.95  -0.13, 0.88  1.004
 
-The guide, a Gaussian of full rank, is too narrow in how far CD19's foreground is above its background.
+This guide, a Gaussian with all correlations, is too narrow in how far CD19's foreground is above its background.
 
 .. image:: /images/surface_proteins.png
 
-Two levels are not enough for each protein: monocytes have less CD4 than T cells, and more than none. Whether they are
-called positive depends on the fit.
+**Answer.** On the real cells a state makes the impossible calls nearly vanish, and a mixture of each protein by itself
+does not. On made cells the fit with a state also needs the prior from empty droplets, or it ends in a wrong optimum.
+
+**Limits.** Two levels are not enough for each protein: monocytes have less CD4 than T cells, and more than none.
+Whether they are called positive depends on the fit.
 """
 
 # sphinx_gallery_thumbnail_path = "images/surface_proteins.png"
@@ -114,9 +121,9 @@ from bdl.svi import SVI, Amortized, Global, Local, Observed
 
 tfd = tfp.distributions
 DIMENSIONS = 8
-"""Of a cell's state."""
+"""Dimensions of a cell's state."""
 FOR_NUTS = 1000
-"""Cells that NUTS sees, and SVI beside it."""
+"""Cells that NUTS and the SVI beside it see."""
 UNSPECIFIC = 0.2
 """Standard deviation of the prior of the background's slopes in the state."""
 DOUBLES = (("CD3", "CD14"), ("CD3", "CD19"))
@@ -153,7 +160,7 @@ def log_counts(data: Any) -> Any:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a story.
+    """What comes of a story.
 
     Args:
         is_on: Probability that a cell has a protein, `(cells, proteins)`.
