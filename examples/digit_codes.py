@@ -3,10 +3,12 @@
 
 What is a digit, in two numbers? A variational autoencoder, written as a network and as a story.
 
+::
+
     python examples/digit_codes.py --figure digit_codes.png
     python examples/digit_codes.py --way story
 
-scikit-learn's 1,797 digits of 8 x 8 pixels are black or white, and each is given a code in the plane:
+scikit-learn's 1,797 digits of 8 x 8 pixels are black or white, and each is given a code in the plane::
 
     code ~ N(0, I),   pixel ~ Bernoulli(logits = decoder(code))
 

@@ -3,10 +3,12 @@
 
 Eight schools: does coaching help, and how much do schools differ? A classic hierarchy, against exact figures.
 
+::
+
     python examples/eight_schools.py --figure eight_schools.png
 
 Each of eight schools measured the effect y of its coaching, with a standard error sigma (Rubin 1981, "Estimation in
-parallel randomized experiments", table 1). In the story the true effects theta come from a population:
+parallel randomized experiments", table 1). In the story the true effects theta come from a population::
 
     y_j ~ N(theta_j, sigma_j),   theta_j = mu + tau raw_j,   raw_j ~ N(0, 1),   mu ~ N(0, 5),   tau ~ half-Cauchy(5)
 

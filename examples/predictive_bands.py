@@ -2,7 +2,7 @@
 ================
 
 A Bayesian network is fitted to noisy measurements of a curve. Its wide band is for new measurements, and its narrow
-band for the curve itself, as far as the network knows it. The script draws the picture of the README:
+band for the curve itself, as far as the network knows it. The script draws the picture of the README::
 
     python examples/predictive_bands.py docs/images/predictive_bands.png
 """

@@ -3,13 +3,15 @@
 
 How bright is a star, and does it flicker? Counts of photons with a background, against exact quadrature.
 
+::
+
     python examples/star_brightness.py --figure star.png     # made counts, whose truth is known
     python examples/star_brightness.py --data DIR            # a light curve of the X-ray telescope eROSITA
 
 In each time bin the telescope counts S photons where the star is, and B in a field around it, where there is only the
-sky. With the exposure t of the bin and the ratio a of the two areas:
+sky. With the exposure t of the bin and the ratio a of the two areas::
 
-    S ~ Poisson(r t + b a),   B ~ Poisson(b),   log r ~ N(mu, s^2) for each bin,   mu ~ N(0, 3),   s ~ half-N(1)
+    S ~ Poisson(r t + b a),   B ~ Poisson(b),   log r ~ N(mu, s^2) for each bin,   mu ~ N(0, 3^2),   s ~ half-N(1)
 
 How much the star flickers is s. It may be zero, where its posterior ends abruptly. On the real line, in log s, that end
 is a long tail to the left, which no Gaussian has. Two fits, each with and without importance weights of its draws, are

@@ -3,10 +3,12 @@
 
 Which topics do 2,225 news articles write about? Latent Dirichlet allocation, fitted by natural gradients.
 
+::
+
     python examples/topic_model.py                                  # a generated corpus, whose topics are known
     python examples/topic_model.py --data DIR --topics 20           # DIR holds a folder of .txt files for each class
 
-A topic is a distribution over the words, an article a mixture of topics, and its words are drawn from the mixture:
+A topic is a distribution over the words, an article a mixture of topics, and its words are drawn from the mixture::
 
     topic_k ~ Dirichlet(eta),     share_d ~ Dirichlet(alpha) of each article,     words_d ~ Multinomial(share_d @ topic)
 

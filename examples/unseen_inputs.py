@@ -3,7 +3,7 @@
 
 A Bayesian classifier is trained on images of digits, and is then asked about other digits, about digits that are turned
 by a right angle, and about noise. The legend has the AUROC: the probability that such an image is judged less certain
-than an ordinary digit. The script draws the picture of the front page:
+than an ordinary digit. The script draws the picture of the front page::
 
     python examples/unseen_inputs.py docs/images/unseen_inputs.png
 """

@@ -2,6 +2,8 @@
 
 Given its parameters, one set of them in each row of `theta`, `(sets, 6)` with the columns `NAMES`, the model is
 
+::
+
     y_t = mean + exp(h_t / 2) e_t,    h_{t+1} = level + persistence (h_t - level) + spread z_{t+1}
     z_{t+1} = leverage g(e_t) + sqrt(1 - leverage^2) n_{t+1},    n ~ N(0, 1)
 

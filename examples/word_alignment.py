@@ -3,6 +3,8 @@
 
 Which word does a word translate? Attention as a latent alignment, by five estimators, on pairs with gold links.
 
+::
+
     python examples/word_alignment.py                                 # a small made language: two minutes
     python examples/word_alignment.py --data DIR --output results.json --figure alignments.png
 
