@@ -10,7 +10,7 @@ import inspect
 import re
 from typing import Any
 
-_HEADING = re.compile(r"^(\w[\w ]*):$")
+_HEADING = re.compile(r"^([A-Z][\w ]*):$")
 
 
 def rewritten(lines: list[str]) -> list[str]:

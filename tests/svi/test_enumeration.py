@@ -403,7 +403,7 @@ def test_combinations_count_the_last_site_fastest():
 def test_chains_see_the_density_without_indicators_and_have_draws_of_them(monkeypatch):
     """In the place of a sampler, one point all the time."""
 
-    def nuts_flat(log_density, first, *settings):
+    def nuts_flat(log_density, first, *settings, **more):
         point = np.full((2, 1), 0.5, "float32")
         by_hand = special.logsumexp(mixture_density(Y, 0.5), axis=1).sum() + normal(0.5, 0.0, 3.0)
         np.testing.assert_allclose(array(log_density(ops.convert_to_tensor(point))), by_hand, rtol=1e-5)

@@ -49,7 +49,7 @@ class Hierarchical(LocationScaleGuide):
 
     Where the prior of a site, given the draw of the sites before it, is a Gaussian on the real line of mean `m` and
     standard deviation `s`, the guide is that prior times a Gaussian of its own, `N(b, c^2)`, which stands for what the
-    data say of the site::
+    data say of the site:
 
         mean = w m + (1 - w) b,     1 / scale^2 = 1 / s^2 + 1 / c^2,     w = c^2 / (s^2 + c^2)
 
