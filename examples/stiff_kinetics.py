@@ -99,22 +99,21 @@ else:
     from tensorflow_probability.python.distributions import Normal
 
 
-def seen_of(experiment: Experiment) -> Callable[[Any], Any]:
+def seen_of(experiment: Experiment, on_failure: str = "raise") -> Callable[[Any], Any]:
     """The function from logarithms of constants to what is observed without noise, with a gradient."""
     rates, derivatives = experiment.scheme.rates_of_change, experiment.scheme.derivatives
 
     def seen(log_k: Any) -> Any:
-        path = solve_stiff(
-            rates, experiment.initial, experiment.times, 10.0**log_k, jacobian=derivatives, **experiment.tolerances
-        )
+        settings = {"jacobian": derivatives, "on_failure": on_failure, **experiment.tolerances}
+        path = solve_stiff(rates, experiment.initial, experiment.times, 10.0**log_k, **settings)
         return ops.stack(experiment.observe(ops.unstack(path, axis=-1)), axis=-1)[experiment.first :]
 
     return seen
 
 
-def story_of(experiment: Experiment) -> Callable[[Any], Iterator[Any]]:
+def story_of(experiment: Experiment, on_failure: str = "raise") -> Callable[[Any], Iterator[Any]]:
     """The story of an experiment, whose data are one row."""
-    seen = seen_of(experiment)
+    seen = seen_of(experiment, on_failure)
     centres, noise_centres = experiment.centres.astype("float32"), np.zeros(experiment.num_noises, "float32")
     decades, noise_decades = experiment.decades
 
@@ -278,7 +277,8 @@ def sample_by_nuts(experiment: Experiment, mode: np.ndarray, chains: int, draws:
     """Draws of the No-U-Turn sampler, chain after chain from the mode on; their warm-up is as long."""
     number = len(experiment.centres)
     start = {"log_k": mode[:number], "log_noise": mode[number:]}
-    story, data = story_of(experiment), data_of(experiment)
+    # Its first steps are long, to where some constant is 1e28 and there is no solution: points that it rejects.
+    story, data = story_of(experiment, on_failure="nan"), data_of(experiment)
     began = time.process_time()
     with counting_solutions() as solutions:
         found = [stacked(nuts(story, data, draws, draws, 1, start=start, seed=seed + chain)) for chain in range(chains)]
