@@ -12,6 +12,14 @@ from bdl.keras_internals.arrays import (
     training_batches,
     with_mask,
 )
+from bdl.keras_internals.devices import (
+    is_one_device,
+    keeping_state,
+    mean_over_replicas,
+    num_replicas,
+    putting_state_back,
+    rows_per_replica,
+)
 from bdl.keras_internals.execution import (
     assign_rows,
     build_metrics,
@@ -20,18 +28,12 @@ from bdl.keras_internals.execution import (
     current_value,
     innermost,
     is_concrete,
-    is_one_device,
     is_recorded,
     is_tracing,
-    keeping_state,
-    mean_over_replicas,
-    num_replicas,
     outermost_scope,
     own_buffers,
-    putting_state_back,
     rate_schedule,
     rows_of,
-    rows_per_replica,
     second_moments,
     standard_gamma,
     stored_value,

@@ -52,8 +52,8 @@ def solve_stiff(
     solves each row of parameters by itself, in float64, on the host. The gradient comes from forward sensitivities: the
     derivatives `S = dy/dp` follow `dS/dt = (df/dy) S + df/dp` and are solved together with the states, to the same
     tolerances. A value with its gradient costs one solution with sensitivities; on TensorFlow also one without where
-    no `tf.GradientTape` sees the call, as in NUTS. A model whose story calls this
-    is compiled without XLA on TensorFlow; there is nothing to set. `counting_solutions` tells what a fit has cost.
+    no `tf.GradientTape` sees the call, as in NUTS. A model whose story calls this is compiled without XLA on
+    TensorFlow; there is nothing to set. `counting_solutions` tells what a fit has cost.
 
     Further derivatives take the sensitivities as constants: the Hessian of `start="map"` and `"laplace"` is that of
     Gauss and Newton, which leaves out the curvature of the solution in the parameters.
@@ -171,6 +171,12 @@ def counting_solutions() -> Iterator[Solutions]:
         _counters.remove(counter)
 
 
+def _count(kind: str) -> None:
+    with _ONE_AT_A_TIME:
+        for counter in _counters:
+            setattr(counter, kind, getattr(counter, kind) + 1)
+
+
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """Equations and how they are solved, in NumPy.
@@ -240,9 +246,7 @@ class _Problem:
     def _solve(self, p: np.ndarray, start: np.ndarray, times: np.ndarray) -> np.ndarray:
         """The states at the times, `(times, states)`."""
         self.check_rates(start, p, times[0])
-        with _ONE_AT_A_TIME:
-            for counter in _counters:
-                counter.plain += 1
+        _count("plain")
         jacobian = None if self.jacobian is None else (lambda t, y: np.asarray(self._derivatives(t, y, p)[0]))
         return self._integrate(lambda t, y: np.asarray(self.rates(t, y, p)), start, times, p, self.atol, Dfun=jacobian)
 
@@ -257,9 +261,7 @@ class _Problem:
         the latter steps are smaller.
         """
         self._check_derivatives(p, start, times)
-        with _ONE_AT_A_TIME:
-            for counter in _counters:
-                counter.with_sensitivities += 1
+        _count("with_sensitivities")
         states, inputs = len(start), len(p)
         x = p if is_known else np.concatenate([p, start])
         scales = np.where(x == 0.0, 1.0, np.abs(x))

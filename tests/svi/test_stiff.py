@@ -279,6 +279,11 @@ def test_parameters_of_very_different_sizes_have_derivatives():
     def total(x):
         return ops.sum(solve_stiff(mixed_units, [1.0], [0.0, 1e-5, 200.0], x))
 
-    value_and_gradient(total, "float32")(
-        np.array([1e5, 0.03])
-    )  # a step of the first would be far too long for the second
+    x = np.array([1e5, 0.03])  # a step of the first would be far too long for the second
+    _, gradient = value_and_gradient(total, "float32")(x)
+
+    def closed(x):
+        return np.exp(-x[0] / x[1] * -np.expm1(-x[1] * np.array([1e-5, 200.0]))).sum()
+
+    expected = [(closed(x + h) - closed(x - h)) / (2e-4) for h in 1e-4 * np.diag(x)]  # of relative changes
+    np.testing.assert_allclose(gradient * x, expected, atol=1e-5)

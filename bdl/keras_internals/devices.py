@@ -1,0 +1,124 @@
+"""Several devices: replicas of a strategy, and the state that a step on JAX takes out of a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+
+def num_replicas() -> int:
+    """Replicas over which Keras sums the gradient of a loss: it expects each to return its share.
+
+    Keras divides what goes through `compile(loss=...)` itself, but not the result of an overridden `compute_loss` or of
+    a loss with its own `__call__`.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def rows_per_replica(rows: Any) -> Any:
+    """Rows of a batch by which each replica divides its sums, so that the replicas' results are together the mean.
+
+    A strategy deals a batch out to its replicas, the last of which may get fewer rows, or none: their own means would
+    count rows unequally, and that of no rows is not a number.
+
+    Args:
+        rows: Of this replica.
+
+    Returns:
+        Their mean over the replicas in a step of several; elsewhere `rows`.
+
+    Example:
+    >>> rows_per_replica(5)
+    5
+    """
+    context = _replica_context()
+    return rows if context is None else context.all_reduce("MEAN", keras.ops.cast(rows, "float32"))
+
+
+def mean_over_replicas(part: Any) -> Any:
+    """The mean of the replicas' parts in value, and the replica's own part in its gradient.
+
+    Keras adds up gradients, so that together they are those of the sum of the parts.
+
+    Args:
+        part: Scalar, the replica's.
+
+    Returns:
+        The mean in a step of several replicas; elsewhere `part`.
+
+    Example:
+    >>> mean_over_replicas(2.0)
+    2.0
+    """
+    context = _replica_context()
+    if context is None:
+        return part
+    held = keras.ops.stop_gradient(part)
+    return part + (context.all_reduce("MEAN", held) - held)
+
+
+def _replica_context() -> Any:
+    """TensorFlow's context of a replica; None outside of a step of several replicas."""
+    if num_replicas() == 1:
+        return None
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context()
+
+
+def is_one_device(model: keras.Model) -> bool:
+    """Whether Keras trains a model on one device: under no strategy of TensorFlow, and no `keras.distribution`.
+
+    Example:
+    >>> is_one_device(keras.Sequential([keras.layers.Dense(1)]))
+    True
+    """
+    if keras.distribution.distribution() is not None:
+        return False
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return getattr(model, "_distribute_strategy", None) is None and not tf.distribute.has_strategy()
+
+
+def keeping_state(step: Callable[..., Any], model: keras.Model, names: Sequence[str]) -> Callable[..., Any]:
+    """A compiled step that leaves a model its state where it fails.
+
+    Keras' JAX trainer takes the state out of the model's variables before a step, and puts it back after the last one.
+
+    Args:
+        step: From a state, a tuple of lists, and an iterator; not of JAX it is returned as it is.
+        model: The model.
+        names: What the lists of the state hold: `"trainable"`, `"non_trainable"`, `"optimizer"`, `"metrics"`.
+    """
+    if keras.backend.backend() != "jax":
+        return step
+
+    def run(state: Any, iterator: Any) -> Any:
+        try:
+            return step(state, iterator)
+        except BaseException:
+            if not any(leaf.is_deleted() for leaf in keras.tree.flatten(state)):
+                model._jax_state = {f"{name}_variables": part for name, part in zip(names, state, strict=True)}
+            raise
+
+    return run
+
+
+@contextlib.contextmanager
+def putting_state_back(model: keras.Model) -> Iterator[None]:
+    """Within this context a failure leaves a model's state in its variables, where Keras' JAX trainer took it out."""
+    try:
+        yield
+    except BaseException:
+        if keras.backend.backend() == "jax":
+            model.jax_state_sync()
+        raise
