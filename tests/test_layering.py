@@ -44,6 +44,7 @@ ROOMS = [
     "plots",
     "evaluation",
     "diagnostics",
+    "ensembles",
     "demo",
     "demo_page",
     "cli",

@@ -169,7 +169,8 @@ class TrainingHealth(keras.callbacks.Callback):
         is_story = isinstance(self.model, TellsStory)
         if is_story:
             refuse_for_story(data=self._data, validation_data=self._validation_data, likelihood=self._likelihood)
-        likelihood = None if is_story else likelihood_of(self.model, self._likelihood)
+        is_given_data = self._data is not None or self._validation_data is not None
+        likelihood = likelihood_of(self.model, self._likelihood) if is_given_data and not is_story else None
         train = self._probe(self._data, "data", likelihood)
         validation = self._probe(self._validation_data, "validation_data", likelihood)
         size = size_of(self.model.progress if is_story else self.model, self._given_size)

@@ -42,6 +42,7 @@ from bdl.keras_internals.execution import (
     without_gradients,
 )
 from bdl.keras_internals.precision import arcsinh, cumsum, matmul, maximum, minimum, tanh
+from bdl.keras_internals.session import fresh_session
 from bdl.keras_internals.structure import (
     adopt_signatures,
     direct_layers,
@@ -67,6 +68,7 @@ __all__ = [
     "cut_as",
     "direct_layers",
     "flatten_layers",
+    "fresh_session",
     "innermost",
     "input_signature_of",
     "input_structure",

@@ -5,7 +5,7 @@ looks.
 """
 
 from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Table, entry_names, printable
-from bdl.report.files import write_atomically
+from bdl.report.files import whole_file, write_atomically
 from bdl.report.html import fragment, render
 from bdl.report.reports import Report, Shown
 
@@ -23,5 +23,6 @@ __all__ = [
     "fragment",
     "printable",
     "render",
+    "whole_file",
     "write_atomically",
 ]
