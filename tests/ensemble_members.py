@@ -26,13 +26,13 @@ def variational(seed):
 
 
 def plain(seed):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(3)])
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
 
 
 def with_its_own_data(seed):
-    return variational(seed), {"x": X, "y": Y, "epochs": 2, "batch_size": 16}
+    return plain(seed), {"x": X, "y": Y, "epochs": 2, "batch_size": 24}
 
 
 def that_fails_for_seed_1(seed):

@@ -17,6 +17,7 @@ from bdl.arguments import check_positive_integer
 from bdl.diagnostics import Finding, HealthWarning
 from bdl.ensembles.member import Plan, changed_since, train_member
 from bdl.ensembles.settings import described, weights_of
+from bdl.keras_internals import fresh_session
 
 _UNREMARKABLE = ("healthy", "inconclusive", "still_training")
 
@@ -108,7 +109,8 @@ def fit(
             )
     findings = _run(train_member, plan, [i for i in range(n) if i not in trained], executor or _Loop())
     _tell(findings)
-    members = [keras.saving.load_model(plan.model_file(number)) for number in range(n)]
+    with fresh_session(plan.seed):  # to build layers takes names and random numbers
+        members = [keras.saving.load_model(plan.model_file(number)) for number in range(n)]
     _check_distinct(members)
     return members
 
