@@ -22,6 +22,7 @@ from bdl import (
     priors,
     random,
     recipes,
+    scoring,
     training,
 )
 from bdl.elbo import ELBO, kl_divergence
@@ -57,6 +58,7 @@ __all__ = [
     "priors",
     "random",
     "recipes",
+    "scoring",
     "sklearn",
     "training",
 ]

@@ -34,6 +34,7 @@ ROOMS = [
     "prediction",
     "export",
     "model",
+    "scoring",
     "svi",
     "convert",
     "recommendation",

@@ -16,7 +16,7 @@ from bdl.diagnostics.accounting import likelihood_of
 from bdl.ensembles.settings import described, described_model, difference, session_settings
 from bdl.keras_internals import fresh_session
 from bdl.protocols import TellsStory
-from bdl.report import whole_file, write_atomically
+from bdl.report import drafted, write_atomically
 from bdl.training.data import is_data_set
 
 _PROCESS = uuid.uuid4().hex
@@ -102,7 +102,7 @@ def train_member(plan: Plan, number: int) -> Finding | None:
         )
         callbacks = [*(arguments.pop("callbacks", None) or ()), health]
         model.fit(**{"verbose": 0, **arguments}, callbacks=callbacks)
-        with whole_file(plan.model_file(number)) as draft:
+        with drafted(plan.model_file(number)) as draft:
             model.save(draft)
     return health.finding
 
@@ -136,9 +136,10 @@ def _made(plan: Plan, number: int) -> tuple[keras.Model, dict[str, Any], dict[st
     made = plan.make(seed)
     model, own = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     if not isinstance(model, keras.Model) or not model.compiled or not isinstance(own, dict):
-        what = "a model that is not compiled" if isinstance(model, keras.Model) and isinstance(own, dict) else repr(made)
+        is_uncompiled = isinstance(model, keras.Model) and isinstance(own, dict)
         raise ValueError(
-            f"`make` must return a compiled keras.Model, or (model, arguments of its fit as a dict), not {what}."
+            "`make` must return a compiled keras.Model, or (model, arguments of its fit as a dict), not "
+            f"{'a model that is not compiled' if is_uncompiled else repr(made)}."
         )
     described_own = {name: described(value) for name, value in own.items()}
     settings = {"seed": seed, **plan.settings, **described_own, **described_model(model)}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A context for writing a file that appears at its end, whole, or not at all; one that is there stays until then.
+def drafted(path: Path) -> Iterator[Path]:
+    """A place to write a file, which takes the file's own at the end; where that fails, the file stays as it was.
 
     Threads and processes may write at once, to one file too: the last one to end stays.
 
@@ -18,36 +18,28 @@ def whole_file(path: Path) -> Iterator[Path]:
         path: The file. A symbolic link stays one: its target is replaced.
 
     Yields:
-        The path to write to, with the same name.
+        A path with the file's name, in a folder of its own beside it.
 
     Raises:
         OSError: if the folder does not exist or cannot be written.
-
-    Example:
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
-    >>> with whole_file(path) as draft:
-    ...     _ = draft.write_text("done")
-    >>> path.read_text()
-    'done'
     """
-    target = path.resolve()
+    path = path.resolve()
     # In the same folder, so that it can be renamed; a folder of its own, so that nobody else writes to the draft.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bdl-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".bdl-") as folder:
         draft = Path(folder) / path.name
         yield draft
-        draft.replace(target)
+        draft.replace(path)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file by `whole_file`.
+    """Writes a text file that appears whole or not at all; an existing file stays as it was until then.
 
     Args:
-        path: The file.
+        path: The file, as of `drafted`.
         text: The content, written as UTF-8.
 
     Raises:
         OSError: if the folder does not exist or cannot be written.
     """
-    with whole_file(path) as draft:
+    with drafted(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")

@@ -74,7 +74,7 @@ def test_a_larger_ensemble_keeps_the_members_of_a_smaller_one(tmp_path):
 
 def draws():
     """The next numbers of each global generator, and the next name of a layer."""
-    found = [random.random(), np.random.rand(), float(keras.random.uniform(())), keras.layers.Dense(1).name]
+    found = [random.random(), np.random.rand(), float(keras.random.uniform(())), keras.layers.Dense(1).name]  # noqa: NPY002
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -118,13 +118,13 @@ def test_members_of_other_settings_are_refused_and_stay(looped, make, changed, s
 
 def test_a_file_of_unknown_settings_is_refused(tmp_path):
     (tmp_path / "member-0.keras").write_text("mine")
-    with pytest.raises(ValueError, match="there is no member-0.json"):
+    with pytest.raises(ValueError, match=r"there is no member-0\.json"):
         bdl.ensembles.fit(ensemble_members.plain, 1, tmp_path, X, Y)
     assert (tmp_path / "member-0.keras").read_text() == "mine"
 
 
 def test_all_others_are_trained_before_an_error_names_those_that_failed(tmp_path):
-    with pytest.raises(RuntimeError, match="(?s)1 of 3 .*member 1: ArithmeticError: one is too many") as failure:
+    with pytest.raises(RuntimeError, match=r"(?s)1 of 3 .*member 1: ArithmeticError: one is too many") as failure:
         bdl.ensembles.fit(ensemble_members.that_fails_for_seed_1, 3, tmp_path, X, Y)
     assert isinstance(failure.value.__cause__, ArithmeticError)
     assert sorted(path.name for path in tmp_path.glob("*.keras")) == ["member-0.keras", "member-2.keras"]
@@ -166,7 +166,8 @@ def test_an_interruption_cancels_what_has_not_begun(tmp_path):
 
 
 def test_threads_are_refused(tmp_path):
-    with concurrent.futures.ThreadPoolExecutor(2) as executor, pytest.raises(RuntimeError, match="`executor` must train each member in a process"):
+    says = "`executor` must train each member in a process"
+    with concurrent.futures.ThreadPoolExecutor(2) as executor, pytest.raises(RuntimeError, match=says):
         bdl.ensembles.fit(ensemble_members.plain, 2, tmp_path, X, Y, executor=executor)
 
 
