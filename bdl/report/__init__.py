@@ -5,7 +5,7 @@ looks.
 """
 
 from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Table, entry_names, printable
-from bdl.report.files import write_atomically
+from bdl.report.files import drafted, write_atomically
 from bdl.report.html import fragment, render
 from bdl.report.reports import Report, Shown
 
@@ -19,6 +19,7 @@ __all__ = [
     "Section",
     "Shown",
     "Table",
+    "drafted",
     "entry_names",
     "fragment",
     "printable",
