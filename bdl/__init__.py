@@ -19,6 +19,7 @@ from bdl import (
     optimizers,
     plots,
     posteriors,
+    prediction,
     priors,
     random,
     recipes,
@@ -30,7 +31,7 @@ from bdl.evaluation import evaluate
 from bdl.export import export_distribution
 from bdl.layers import mean_weights
 from bdl.model import VariationalModel
-from bdl.prediction import predict_distribution
+from bdl.prediction import predict_distribution, predict_parts, write_predictions
 
 if TYPE_CHECKING:
     from bdl import sklearn
@@ -55,12 +56,15 @@ __all__ = [
     "plots",
     "posteriors",
     "predict_distribution",
+    "predict_parts",
+    "prediction",
     "priors",
     "random",
     "recipes",
     "scoring",
     "sklearn",
     "training",
+    "write_predictions",
 ]
 
 

@@ -20,7 +20,7 @@ from bdl.keras_internals import current_value, input_signature_of
 from bdl.likelihoods import Likelihood
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.random import Tensor, hashing
-from bdl.sampling import Sampler, add_probability, label_entropy
+from bdl.sampling import Sampler, label_entropy, with_sample
 
 CLASSIFICATION_OUTPUTS = ("probabilities", "total_uncertainty", "aleatoric", "epistemic")
 REGRESSION_OUTPUTS = ("mean", "variance", "aleatoric", "epistemic")
@@ -137,25 +137,25 @@ class _Predictive(keras.Model):
         seeds = self._seeds(sampler, number, values)
         before = number * self._share
 
-        def draw(seeds: dict[str, Tensor], results: Any, count: Any) -> tuple[dict[str, Tensor], Any]:
+        def draw(seeds: dict[str, Tensor], results: Any, number: Any) -> tuple[dict[str, Tensor], Any]:
             seeded = list(values)
             for place, seed in seeds.items():
                 seeded[int(place)] = seed
             outputs, after = sampler.evaluate(seeded, inputs, 0, self._consistent)
             recorded = {
-                str(head): _record(likelihood, results and results[str(head)], outputs[head], count)
+                str(head): with_sample(likelihood, results and results[str(head)], outputs[head], number)
                 for head, likelihood in sampler.heads.items()
             }
             return {place: after[int(place)] for place in seeds}, recorded
 
         first = 0
         if results is None:  # the first sample is drawn before the loop, and tells it all shapes
-            seeds, results = draw(seeds, None, 1.0)
+            seeds, results = draw(seeds, None, 0.0)
             first = 1
 
         def step(index: Any, carry: Any) -> Any:
             seeds, results = carry
-            return draw(seeds, results, ops.cast(before + index + 1, "float32"))
+            return draw(seeds, results, ops.cast(before + index, "float32"))
 
         return ops.fori_loop(first, self._share, step, (seeds, results))[1]
 
@@ -169,34 +169,16 @@ class _Predictive(keras.Model):
         return {str(place): ops.cast(random.fold_in(key, place), values[place].dtype) for place in places}
 
 
-def _record(likelihood: Likelihood, before: Any, outputs: Tensor, count: Any) -> dict[str, Tensor]:
-    """Running results of one head with one more sample in them, the `count`-th; before the first they are None."""
-    if likelihood.is_classifier:
-        log_p = likelihood.log_probabilities(outputs)
-        if before is None:
-            before = {"scale": ops.full_like(log_p, -float("inf")), "total": ops.zeros_like(log_p), "entropy": 0.0}
-        scale, total = add_probability(before["scale"], before["total"], log_p)
-        return {"scale": scale, "total": total, "entropy": before["entropy"] + label_entropy(log_p)}
-    mean, variance = likelihood.mean(outputs), likelihood.variance(outputs)
-    if len(outputs.shape) == 2 and mean.shape[-1] == 1:  # a single target has no axis
-        mean, variance = mean[..., 0], variance[..., 0]
-    if before is None:
-        before = {"mean": ops.zeros_like(mean), "deviation": 0.0, "noise": 0.0}
-    change = mean - before["mean"]
-    moved = before["mean"] + change / count  # Welford's recurrence
-    deviation = before["deviation"] + change * (mean - moved)
-    return {"mean": moved, "deviation": deviation, "noise": before["noise"] + variance}
-
-
 def _summary(likelihood: Likelihood, results: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """What the running results of one head say after so many samples."""
     if not likelihood.is_classifier:
-        aleatoric, epistemic = results["noise"] / count, results["deviation"] / count
-        found = (results["mean"], aleatoric + epistemic, aleatoric, epistemic)
-        return dict(zip(REGRESSION_OUTPUTS, found, strict=True))
-    log_p = results["scale"] + ops.log(results["total"] / count)
+        mean, aleatoric, epistemic = results["mean"], results["noise"] / count, results["deviation"] / count
+        if len(mean.shape) == 2 and mean.shape[-1] == 1:  # a single target has no axis
+            mean, aleatoric, epistemic = mean[..., 0], aleatoric[..., 0], epistemic[..., 0]
+        return dict(zip(REGRESSION_OUTPUTS, (mean, aleatoric + epistemic, aleatoric, epistemic), strict=True))
+    log_p = results["p_scale"] + ops.log(results["p_sum"] / count)
     p = ops.exp(log_p if likelihood.has_class_axis else log_p[..., 1])
-    total, aleatoric = label_entropy(log_p), results["entropy"] / count
+    total, aleatoric = label_entropy(log_p), results["entropy_sum"] / count
     if not likelihood.has_class_axis and len(total.shape) == 2 and total.shape[-1] == 1:  # nor has a single label
         total, aleatoric = total[..., 0], aleatoric[..., 0]
     found = (p, total, aleatoric, ops.maximum(total - aleatoric, 0.0))

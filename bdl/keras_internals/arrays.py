@@ -27,7 +27,9 @@ def row_picker(arrays: Any) -> Callable[[np.ndarray], Any]:
     {'a': array([[3],
            [1]]), 'b': None}
     """
-    tables = convert_to_sliceable(arrays, target_backend="numpy")
+    tables = keras.tree.map_structure(
+        lambda leaf: leaf if _is_plain(leaf) else convert_to_sliceable(leaf, target_backend="numpy"), arrays
+    )
 
     def pick(rows: np.ndarray) -> Any:
         return keras.tree.map_structure(lambda table: None if table is None else _rows(table, rows), tables)
@@ -35,7 +37,14 @@ def row_picker(arrays: Any) -> Callable[[np.ndarray], Any]:
     return pick
 
 
+def _is_plain(leaf: Any) -> bool:
+    """Whether this is an array of floating point numbers, which Keras would convert as a whole: it may lie on disk."""
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+
+
 def _rows(table: Any, rows: np.ndarray) -> Any:
+    if _is_plain(table):
+        return np.asarray(table[rows], dtype=keras.config.floatx())
     picked = table[rows]
     if is_ragged(picked) or is_text(picked):
         return picked

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
 from bdl.export import export_distribution
-from bdl.prediction import mean_of_prediction, predict_with
+from bdl.prediction import PART_SIZE, Request, check_count, mean_of_prediction, parts_with, predict_with, shown
 from bdl.sampling import Sampler
 from bdl.training import data as training_data
 
@@ -52,12 +53,13 @@ class Predicting:
         """
         if callbacks:
             raise ValueError("`callbacks` are not supported by predict: all samples of a batch are one compiled loop.")
-        return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, batch_size, steps=steps))
+        request = Request(num_samples, batch_size, steps=steps)
+        return mean_of_prediction(predict_with([self._own_sampler()], x, request))
 
     def predict_on_batch(self, x: Any, num_samples: int = 64) -> Any:
         """`predict` of inputs that are evaluated together: the predictive mean, not the outputs of one draw."""
         rows = training_data.check_lengths({"x": x})
-        return mean_of_prediction(predict_with([self._own_sampler()], x, num_samples, rows))
+        return mean_of_prediction(predict_with([self._own_sampler()], x, Request(num_samples, rows)))
 
     def predict_distribution(
         self,
@@ -67,10 +69,31 @@ class Predicting:
         consistent: bool = False,
         seed: int | None = None,
         keep_outputs: bool = False,
+        summary: bool | Sequence[float] = False,
+        first_row: int = 0,
     ) -> Any:
         """Predicts with uncertainty; arguments, result and errors as `bdl.predict_distribution`."""
-        sampler = self._own_sampler()
-        return predict_with([sampler], x, num_samples, batch_size, consistent, seed, keep_outputs)
+        request = Request(num_samples, batch_size, consistent, seed, keep_outputs, summary, first_row)
+        return predict_with([self._own_sampler()], x, request)
+
+    def predict_parts(
+        self,
+        x: Any,
+        num_samples: int = 64,
+        batch_size: int = 32,
+        consistent: bool = False,
+        seed: int | None = None,
+        keep_outputs: bool = False,
+        summary: bool | Sequence[float] = False,
+        first_row: int = 0,
+        part_size: int = PART_SIZE,
+        verbose: bool = False,
+    ) -> Iterator[Any]:
+        """Predicts one part of the data after the other; arguments, parts and errors as `bdl.predict_parts`."""
+        check_count("part_size", part_size)
+        request = Request(num_samples, batch_size, consistent, seed, keep_outputs, summary, first_row)
+        parts = parts_with([self._own_sampler()], x, request, part_size)
+        return shown(parts, x) if verbose else parts
 
     def _own_sampler(self) -> Sampler:
         network = self.drawn_network()

@@ -12,15 +12,39 @@ and for a real target with components `p(y | x, w_s)` of mean `m_s` and variance
 Sources: Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep learning", eq. 2-5; Kendall & Gal 2017.
 """
 
-from bdl.prediction.distributions import ClassificationPrediction, Prediction, RegressionPrediction
-from bdl.prediction.predict import entropy, mean_of_prediction, predict_distribution, predict_with
+from bdl.prediction.columns import columns_of
+from bdl.prediction.distributions import ClassificationPrediction, RegressionPrediction
+from bdl.prediction.predict import predict_distribution, predict_parts, shown
+from bdl.prediction.requests import (
+    PART_SIZE,
+    Prediction,
+    Request,
+    check_count,
+    entropy,
+    joined,
+    mean_of_prediction,
+    parts_with,
+    predict_with,
+)
+from bdl.prediction.summaries import RegressionSummary
+from bdl.prediction.writing import write_predictions
 
 __all__ = [
+    "PART_SIZE",
     "ClassificationPrediction",
     "Prediction",
     "RegressionPrediction",
+    "RegressionSummary",
+    "Request",
+    "check_count",
+    "columns_of",
     "entropy",
+    "joined",
     "mean_of_prediction",
+    "parts_with",
     "predict_distribution",
+    "predict_parts",
     "predict_with",
+    "shown",
+    "write_predictions",
 ]

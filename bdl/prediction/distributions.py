@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -14,9 +13,8 @@ from numpy.typing import ArrayLike
 from bdl.likelihoods import Categorical, Likelihood, Mixture
 from bdl.likelihoods.base import check_entries, check_numbers
 from bdl.likelihoods.frozen_mixture import FrozenDistribution, mixture_quantile
-from bdl.report import Paragraph, Row, Shown, Table
-
-_NUM_SHOWN = 5
+from bdl.prediction.glances import NUM_SHOWN, glance, glance_at_targets
+from bdl.report import Paragraph, Shown, Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,16 +63,29 @@ class ClassificationPrediction(Shown):
         """What it is, and the predicted class of the first events with its uncertainty."""
         p = self.probabilities
         if self.likelihood.has_class_axis:
-            p = p.reshape(-1, p.shape[-1])[:_NUM_SHOWN]
+            p = p.reshape(-1, p.shape[-1])[:NUM_SHOWN]
         else:
-            p = np.stack([1 - p.ravel()[:_NUM_SHOWN], p.ravel()[:_NUM_SHOWN]], axis=-1)
+            p = np.stack([1 - p.ravel()[:NUM_SHOWN], p.ravel()[:NUM_SHOWN]], axis=-1)
         said = p.argmax(axis=-1)
         uncertainty = {"total": self.total_uncertainty, "aleatoric": self.aleatoric, "epistemic": self.epistemic}
         columns = {"class": said, "probability": np.take_along_axis(p, said[:, None], axis=-1)}
         columns |= {f"{name} [nats]": values for name, values in uncertainty.items()}
         shape = self.total_uncertainty.shape
-        what = f"{math.prod(shape):,} events of {_name(self.likelihood)} with {p.shape[-1]} classes"
-        return _glance(self, what, shape, columns)
+        what = f"{math.prod(shape):,} events of {type(self.likelihood).__name__} with {p.shape[-1]} classes"
+        return glance(self, what, shape, columns)
+
+    def joined(self, others: Sequence[ClassificationPrediction]) -> ClassificationPrediction:
+        """This prediction and those for the inputs after it as one."""
+        parts = [self, *others]
+        return ClassificationPrediction(
+            self.likelihood,
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.total_uncertainty for part in parts]),
+            np.concatenate([part.aleatoric for part in parts]),
+            self.num_samples,
+            None if self.outputs is None else np.concatenate([part.outputs for part in parts], axis=1),
+            None if self.log_probabilities is None else np.concatenate([part.log_probabilities for part in parts]),
+        )
 
     def log_prob(self, y: ArrayLike) -> np.ndarray:
         """Log predictive probability of labels.
@@ -135,17 +146,8 @@ class RegressionPrediction(Shown):
 
     def glance(self) -> list[Paragraph | Table]:
         """What it is, and mean and standard deviations of the first events."""
-        examples = next(iter(self.parameters.values())).shape[1]
-        few = self._first(-(-_NUM_SHOWN // max(self._first(1).mean.size, 1)))  # not all: there may be millions
-        mean, noise, doubt = few.mean, few.aleatoric, few.epistemic
-        columns = {
-            "mean": mean,
-            "std": np.sqrt(noise + doubt),
-            "aleatoric std": np.sqrt(noise),
-            "epistemic std": np.sqrt(doubt),
-        }
-        shape = (examples, *mean.shape[1:])
-        return _glance(self, f"{examples:,} examples of {_name(self.likelihood)}", shape, columns)
+        few = self._first(-(-NUM_SHOWN // max(self._first(1).mean.size, 1)))
+        return glance_at_targets(self, few, next(iter(self.parameters.values())).shape[1])
 
     @property
     def num_samples(self) -> int:
@@ -252,6 +254,16 @@ class RegressionPrediction(Shown):
         found = np.stack([self._quantile(float(level)) for level in levels.ravel()])
         return found[0] if levels.ndim == 0 else found
 
+    def joined(self, others: Sequence[RegressionPrediction]) -> RegressionPrediction:
+        """This prediction and those for the inputs after it as one."""
+        parts = [self, *others]
+        names = self.parameters
+        return RegressionPrediction(
+            self.likelihood,
+            {name: np.concatenate([part.parameters[name] for part in parts], axis=1) for name in names},
+            None if self.outputs is None else np.concatenate([part.outputs for part in parts], axis=1),
+        )
+
     def rescaled(self, scale: ArrayLike, shift: ArrayLike = 0.0) -> RegressionPrediction:
         """The distribution of `shift + scale * y`: of targets in their own unit, where standardised ones were learned.
 
@@ -295,35 +307,13 @@ class RegressionPrediction(Shown):
     def _quantile(self, level: float) -> np.ndarray:
         components = self.components
         return mixture_quantile(
-            lambda y: components.cdf(y).mean(axis=0), components.ppf(level), level, axis=0, is_count=self.is_count
+            lambda y: components.cdf(y).mean(axis=0),
+            self.log_prob,
+            components.ppf(level),
+            level,
+            axis=0,
+            is_count=self.is_count,
         )
-
-
-Prediction = ClassificationPrediction | RegressionPrediction
-
-
-def _name(likelihood: Likelihood) -> str:
-    return type(likelihood).__name__
-
-
-def _glance(
-    prediction: Prediction, what: str, shape: tuple[int, ...], columns: Mapping[str, np.ndarray]
-) -> list[Paragraph | Table]:
-    """A heading, and the first events as rows."""
-    places = list(itertools.islice(np.ndindex(shape), _NUM_SHOWN))
-    cells = zip(*(np.ravel(values)[: len(places)] for values in columns.values()), strict=True)
-    rows = [
-        Row(f"event {place[0] if len(place) == 1 else place}", [_shown(value) for value in values])
-        for place, values in zip(places, cells, strict=True)
-    ]
-    left_out = math.prod(shape) - len(places)
-    caption = f"and {left_out:,} more events" if left_out else ""
-    heading = f"{type(prediction).__name__}: {what}, {prediction.num_samples} samples"
-    return [Paragraph(heading), Table(list(columns), rows, caption)]
-
-
-def _shown(value: np.number) -> str:
-    return f"{value:.4g}" if isinstance(value, np.floating) else f"{value}"
 
 
 def _expected(likelihood: Categorical, y: np.ndarray, log_p: np.ndarray) -> np.ndarray:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
-from bdl.likelihoods import Likelihood
 from bdl.likelihoods.heads import Likelihoods
-from bdl.prediction.distributions import ClassificationPrediction, Prediction, RegressionPrediction
-from bdl.sampling import Sampler, draw, label_entropy
+from bdl.prediction.requests import PART_SIZE, Request, check_count, parts_with, predict_with
+from bdl.sampling import Sampler
+from bdl.training.data import measure
 
 
 def predict_distribution(
@@ -23,6 +22,8 @@ def predict_distribution(
     consistent: bool = False,
     seed: int | None = None,
     keep_outputs: bool = False,
+    summary: bool | Sequence[float] = False,
+    first_row: int = 0,
 ) -> Any:
     """Predicts with uncertainty from any Keras model: variational, MC dropout, or a list of models (an ensemble).
 
@@ -41,10 +42,15 @@ def predict_distribution(
             be compared across inputs (`keep_outputs`). False draws afresh for each batch.
         seed: Integer to make the prediction repeatable; None goes on with the layers' own seeds.
         keep_outputs: True to keep the raw network outputs as well, `(num_samples, n, ...)`.
+        summary: True to keep of targets and counts the mean and both variances, and no samples, so that memory does
+            not grow with `num_samples`. Levels such as (0.05, 0.95) keep these quantiles as well, which take longer
+            than all else.
+        first_row: Place of the first input in the data that `x` is a part of. With one `seed`, parts predicted apart
+            are then those of a prediction for all the data.
 
     Returns:
-        `ClassificationPrediction` or `RegressionPrediction`; of several outputs a dict or list of them, as `likelihood`
-        is, or as the outputs are where one likelihood serves all.
+        `ClassificationPrediction` or `RegressionPrediction`, with `summary` `RegressionSummary`; of several outputs a
+        dict or list of them, as `likelihood` is, or as the outputs are where one likelihood serves all.
 
     Raises:
         ValueError: if an argument is out of range, an input is not finite, inputs differ in length, a data set never
@@ -57,6 +63,76 @@ def predict_distribution(
     >>> prediction.probabilities.shape, prediction.epistemic.shape
     ((5, 3), (5,))
     """
+    request = Request(num_samples, batch_size, consistent, seed, keep_outputs, summary, first_row)
+    return predict_with(_samplers(model, likelihood), x, request)
+
+
+def predict_parts(
+    model: keras.Model | Sequence[keras.Model],
+    x: Any,
+    likelihood: Likelihoods,
+    num_samples: int = 64,
+    batch_size: int = 32,
+    consistent: bool = False,
+    seed: int | None = None,
+    keep_outputs: bool = False,
+    summary: bool | Sequence[float] = False,
+    first_row: int = 0,
+    part_size: int = PART_SIZE,
+    verbose: bool = False,
+) -> Iterator[Any]:
+    """Predicts one part of the data after the other, so that memory does not grow with their number.
+
+    The weights are read when the first part is asked for. Memory maps (`np.load(path, mmap_mode="r")`) and data sets
+    stay where they are. `bdl.write_predictions` writes the parts to a file.
+
+    Args:
+        model: As of `bdl.predict_distribution`.
+        x: As of `bdl.predict_distribution`.
+        likelihood: As of `bdl.predict_distribution`.
+        num_samples: As of `bdl.predict_distribution`.
+        batch_size: As of `bdl.predict_distribution`.
+        consistent: As of `bdl.predict_distribution`.
+        seed: As of `bdl.predict_distribution`. With one, the parts together are its prediction.
+        keep_outputs: As of `bdl.predict_distribution`.
+        summary: As of `bdl.predict_distribution`.
+        first_row: As of `bdl.predict_distribution`.
+        part_size: Positive number of inputs of a part, rounded up to whole batches.
+        verbose: Whether to show on standard output how far it is.
+
+    Yields:
+        The prediction for the next inputs, as `bdl.predict_distribution` returns it.
+
+    Raises:
+        ValueError: as `bdl.predict_distribution`.
+        TypeError: if `model` is no Keras model.
+
+    Example:
+    >>> network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(2)])
+    >>> parts = predict_parts(network, np.ones((96, 4)), bdl.likelihoods.Normal(), summary=True, part_size=64)
+    >>> [part.mean.shape for part in parts]
+    [(64, 2), (32, 2)]
+    """
+    check_count("part_size", part_size)
+    request = Request(num_samples, batch_size, consistent, seed, keep_outputs, summary, first_row)
+    parts = parts_with(_samplers(model, likelihood), x, request, part_size)
+    return shown(parts, x) if verbose else parts
+
+
+def shown(parts: Iterator[Any], x: Any) -> Iterator[Any]:
+    """Parts of a prediction, with a progress bar on standard output."""
+    total = measure(x).num_examples
+    bar = keras.utils.Progbar(total, unit_name="row")
+    rows = 0
+    for part in parts:
+        first = next(leaf for leaf in keras.tree.flatten(part) if leaf is not None)
+        rows += len(first.total_uncertainty)
+        bar.update(rows, finalize=False)
+        yield part
+    bar.update(rows, finalize=True)
+
+
+def _samplers(model: keras.Model | Sequence[keras.Model], likelihood: Likelihoods) -> list[Sampler]:
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     if not models:
         raise ValueError("`model` must be a Keras model or a list of at least one, not an empty list.")
@@ -66,8 +142,7 @@ def predict_distribution(
                 f"`model` must be a Keras model or a list of them, not {type(member).__name__}. "
                 "keras.saving.load_model(path) loads one from a file."
             )
-    samplers = [_sampler(member, likelihood) for member in models]
-    return predict_with(samplers, x, num_samples, batch_size, consistent, seed, keep_outputs)
+    return [_sampler(member, likelihood) for member in models]
 
 
 def _sampler(model: keras.Model, likelihood: Likelihoods) -> Sampler:
@@ -77,69 +152,3 @@ def _sampler(model: keras.Model, likelihood: Likelihoods) -> Sampler:
         kept = Sampler(model, likelihood)
         object.__setattr__(model, "_bdl_sampler", kept)  # not through Keras, which would track and save it
     return kept
-
-
-def mean_of_prediction(prediction: Any) -> Any:
-    """The predictive mean: class probabilities or the mean of targets; of several outputs in their structure."""
-    return keras.tree.map_structure(lambda part: None if part is None else part.mean, prediction)
-
-
-def predict_with(
-    samplers: Sequence[Sampler],
-    x: Any,
-    num_samples: int,
-    batch_size: int | None,
-    consistent: bool = False,
-    seed: int | None = None,
-    keep_outputs: bool = False,
-    steps: int | None = None,
-) -> Any:
-    """`predict_distribution` with samplers that keep their compiled functions between calls.
-
-    Args:
-        samplers: Of the networks.
-        x: As of `predict_distribution`, as are the others.
-        num_samples: Of all networks together.
-        batch_size: None for that of `steps`, or Keras' 32.
-        consistent: Whether to draw whole functions.
-        seed: Of the first network.
-        keep_outputs: Whether to keep the raw outputs.
-        steps: Number of batches of the data; None takes all.
-    """
-    arguments: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size, "steps": steps}
-    for argument, value in arguments.items():
-        is_left_out = value is None and argument != "num_samples"
-        if not is_left_out and (not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < 1):
-            raise ValueError(f"`{argument}` must be an integer of at least 1, not {value!r}.")
-    share = -(-int(num_samples) // len(samplers))
-    draws = draw(samplers, x, share, batch_size, consistent, seed, keep_outputs, steps)
-    heads = samplers[0].heads
-    predictions = {
-        name: _prediction(head, [draw[name] for draw in draws], share * len(samplers)) for name, head in heads.items()
-    }
-    return samplers[0].pack(predictions)
-
-
-def _prediction(likelihood: Likelihood, draws: list[dict[str, np.ndarray]], num_samples: int) -> Prediction:
-    """Joins the draws of the members of an ensemble."""
-    outputs = np.concatenate([draw["outputs"] for draw in draws]) if "outputs" in draws[0] else None
-    if likelihood.is_classifier:
-        log_sums = [draw["p_scale"] + np.log(draw["p_sum"], dtype=np.float64) for draw in draws]
-        with np.errstate(invalid="ignore"):  # of outputs that are NaN
-            log_p = (np.logaddexp.reduce(log_sums) - np.log(num_samples)).astype(np.float32)
-        p = np.exp(log_p if likelihood.has_class_axis else log_p[..., 1])
-        total = entropy(likelihood, log_p)
-        aleatoric = (np.sum([draw["entropy_sum"] for draw in draws], axis=0) / num_samples).reshape(total.shape)
-        return ClassificationPrediction(likelihood, p, total, aleatoric, num_samples, outputs, log_p)
-    names = [name for name in draws[0] if name != "outputs"]
-    joined = {name: np.concatenate([draw[name] for draw in draws]) for name in names}
-    is_single_target = all(value.ndim == 3 and value.shape[-1] == 1 for value in joined.values())
-    parameters = {name: value[..., 0] if is_single_target else value for name, value in joined.items()}
-    return RegressionPrediction(likelihood, parameters, outputs)
-
-
-def entropy(likelihood: Likelihood, log_p: np.ndarray) -> np.ndarray:
-    """Entropy of log probabilities over their last axis, in nats; a single label has no axis."""
-    values = keras.ops.convert_to_numpy(label_entropy(log_p))
-    is_single_label = not likelihood.has_class_axis and values.ndim == 2 and values.shape[-1] == 1
-    return values[..., 0] if is_single_label else values

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 
 from bdl.keras_internals import without_gradients
-from bdl.sampling.sampler import SUMS, Sampler
+from bdl.sampling.running import PARAMETERS, SUMS, Kept
+from bdl.sampling.sampler import Sampler
 from bdl.training.batches import Batch, batches
+
+Drawn = dict[str | None, dict[str, np.ndarray]]
+"""What one network drew, by head. Of a classifier sums over samples: `entropy_sum`, and of probabilities
+`exp(p_scale) * p_sum`; of targets and counts what `Kept` says."""
 
 
 class Draws:
@@ -23,36 +28,36 @@ class Draws:
         num_samples: Draws of the network.
         consistent: Whether sample s has the same weights for all inputs.
         seed: Integer, or None to go on with the layers' own.
-        keep_outputs: Whether to keep all outputs.
+        kept: What is kept of the samples.
+        first_row: Place of the first example in the data.
     """
 
     def __init__(
-        self, sampler: Sampler, inputs: Any, num_samples: int, consistent: bool, seed: int | None, keep_outputs: bool
+        self,
+        sampler: Sampler,
+        inputs: Any,
+        num_samples: int,
+        consistent: bool,
+        seed: int | None,
+        kept: Kept,
+        first_row: int,
     ) -> None:
         self._sampler = sampler
-        prepared = sampler.prepare(inputs, num_samples, consistent, seed, keep_outputs)
-        self._run, self._values, self._seeds = prepared
-        self._results: list[dict[str | None, dict[str, np.ndarray]]] = []
-        self._start = 0
+        self._run, self._values, self._seeds = sampler.prepare(inputs, num_samples, consistent, seed, kept)
+        self._kept = kept
+        self._start = first_row
 
-    def add(self, batch: Batch) -> None:
-        """Evaluates a batch, which follows the one before in the data."""
+    def evaluate(self, batch: Batch) -> Drawn:
+        """What is drawn for a batch, which follows the one before in the data."""
         pairs = zip(self._values, self._seeds, strict=True)
         values = [value if new is None else new for value, new in pairs]
         self._values, filled = self._run(values, batch.inputs, ops.convert_to_tensor(self._start, dtype="int32"))
-        self._results.append(self._sampler.to_arrays(filled, batch.size))
         self._start += batch.size
+        return self._sampler.to_arrays(filled, batch.size, self._kept)
 
-    def end(self) -> dict[str | None, dict[str, np.ndarray]]:
-        """Leaves the state of stateful layers, and joins the batches.
-
-        Returns:
-            Of each head. For a classifier sums over samples: `entropy_sum`, and of probabilities
-            `exp(p_scale) * p_sum`; otherwise the likelihood's parameters, `(num_samples, n, ...)`. With `keep_outputs`
-            also `outputs`, `(num_samples, n, ...)`.
-        """
+    def end(self) -> None:
+        """Leaves the state of stateful layers."""
         self._sampler.keep_stateful(self._values)
-        return {head: _join([result[head] for result in self._results]) for head in self._sampler.heads}
 
 
 def draw(
@@ -62,9 +67,11 @@ def draw(
     batch_size: int | None = 32,
     consistent: bool = False,
     seed: int | None = None,
-    keep_outputs: bool = False,
+    kept: Kept = PARAMETERS,
     steps: int | None = None,
-) -> list[dict[str | None, dict[str, np.ndarray]]]:
+    first_row: int = 0,
+    part_size: int | None = None,
+) -> Iterator[list[Drawn]]:
     """Draws from the predictive distributions of several networks, which see each batch in turn: `x` is read once.
 
     Args:
@@ -74,27 +81,47 @@ def draw(
         batch_size: As of `bdl.training.batches.batches`.
         consistent: Whether sample s has the same weights for all inputs.
         seed: Integer, or None to go on with the layers' own.
-        keep_outputs: Whether to keep all outputs.
+        kept: What is kept of the samples.
         steps: As of `bdl.training.batches.batches`.
+        first_row: Place of the first example in the data that `x` is a part of.
+        part_size: Examples that are drawn for before they are given, rounded up to whole batches; None takes all.
 
-    Returns:
-        What `Draws.end` gives, of each network.
+    Yields:
+        What each network drew for the next examples.
     """
     stream = batches(x, batch_size, steps, samplers[0].network)
     first = next(stream)
     with without_gradients():
         draws = [
-            Draws(sampler, first.inputs, num_samples, consistent, None if seed is None else seed + number, keep_outputs)
+            Draws(
+                sampler, first.inputs, num_samples, consistent, None if seed is None else seed + number, kept, first_row
+            )
             for number, sampler in enumerate(samplers)
         ]
-        for batch in itertools.chain([first], stream):
-            for each in draws:
-                each.add(batch)
-        return [each.end() for each in draws]
+    part: list[list[Drawn]] = []
+    rows = 0
+    for batch in itertools.chain([first], stream):
+        with without_gradients():  # not while others work on a part
+            part.append([each.evaluate(batch) for each in draws])
+        rows += batch.size
+        if part_size is not None and rows >= part_size:
+            yield _joined(part)
+            part, rows = [], 0
+    for each in draws:
+        each.end()
+    if part:
+        yield _joined(part)
 
 
-def _join(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Batches put together: sums are `(n, ...)`, everything else `(num_samples, n, ...)`."""
+def _joined(part: list[list[Drawn]]) -> list[Drawn]:
+    """Batches put together, for each network: sums are `(n, ...)`, everything else `(num_samples, n, ...)`."""
+    return [
+        {head: _concatenated([batch[head] for batch in of_network]) for head in of_network[0]}
+        for of_network in zip(*part, strict=True)
+    ]
+
+
+def _concatenated(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {
         key: np.concatenate([result[key] for result in results], axis=0 if key in SUMS else 1) for key in results[0]
     }

@@ -30,14 +30,12 @@ from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.random import Tensor
+from bdl.sampling.running import SUMS, Kept, no_samples, with_sample
 from bdl.training.batches import num_rows, symbolic
 from bdl.training.checks import check_outputs
 
 _claims = threading.Lock()
 """Two predictions without a seed, also of one model by two samplers, must not begin at the same seeds."""
-
-SUMS = ("p_scale", "p_sum", "entropy_sum")
-"""Results that are sums over samples, without an axis of them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Sampler:
         self._heads = Heads(likelihood, network)
         self.heads: dict[str | None, Likelihood] = {}
         self._structure: Any = None
-        self._compiled: dict[tuple[int, bool, bool, bool], Callable[..., Any]] = {}
+        self._compiled: dict[tuple[int, bool, Kept, bool], Callable[..., Any]] = {}
 
     def serves(self, likelihood: Likelihoods) -> bool:
         """Whether it would sample the same with this likelihood: the same object, or one with equal settings only."""
@@ -97,7 +95,7 @@ class Sampler:
         return self._heads.pack(values, self._structure)
 
     def prepare(
-        self, inputs: Any, num_samples: int, consistent: bool, seed: int | None, keep_outputs: bool
+        self, inputs: Any, num_samples: int, consistent: bool, seed: int | None, kept: Kept
     ) -> tuple[Callable[..., Any], list[Any], list[Any]]:
         """What a prediction begins with, for batches like these inputs.
 
@@ -110,7 +108,7 @@ class Sampler:
             if not self.network.built:
                 self.network(keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[:1], inputs))
             self._look(inputs)
-            run = self._function(num_samples, consistent, keep_outputs, _is_numeric(inputs))
+            run = self._function(num_samples, consistent, kept, _is_numeric(inputs))
         with self._weights_lock:
             seeds = self.seeds(seed)
             return run, _values(self.network.variables), seeds
@@ -126,10 +124,10 @@ class Sampler:
         self.heads = self.heads or self._heads.by_name(outputs)
         self._structure = keras.tree.map_structure(lambda output: None, outputs)
 
-    def _function(self, num_samples: int, consistent: bool, keep_outputs: bool, is_numeric: bool) -> Callable[..., Any]:
-        key = (num_samples, consistent, keep_outputs, is_numeric)
+    def _function(self, num_samples: int, consistent: bool, kept: Kept, is_numeric: bool) -> Callable[..., Any]:
+        key = (num_samples, consistent, kept, is_numeric)
         if key not in self._compiled:
-            loop = self._loop(num_samples, consistent, keep_outputs)
+            loop = self._loop(num_samples, consistent, kept)
             self._compiled[key] = _compile(loop, self.network, is_numeric)
         return self._compiled[key]
 
@@ -162,7 +160,7 @@ class Sampler:
             after[place] = value
         return {head: ops.cast(flat[head], "float32") for head in self.heads}, after
 
-    def _loop(self, num_samples: int, consistent: bool, keep_outputs: bool) -> Callable[..., Any]:
+    def _loop(self, num_samples: int, consistent: bool, kept: Kept) -> Callable[..., Any]:
         def run(values: list[Any], x: Any, start: Any) -> tuple[list[Any], Any]:
             order = _Order.of(self.network)
 
@@ -173,10 +171,14 @@ class Sampler:
                 for place, value in zip(order.others, state, strict=True):
                     before[place] = value if place in order.seeds else before[place]
                 outputs, after = self.evaluate(before, x, start, consistent)
-                return [after[place] for place in order.others], self._record(results, outputs, number)
+                recorded = {
+                    str(name): with_sample(head, results[str(name)], outputs[name], number)
+                    for name, head in self.heads.items()
+                }
+                return [after[place] for place in order.others], recorded
 
             first = [ops.convert_to_tensor(values[place]) for place in order.others]
-            state, results = ops.fori_loop(0, num_samples, step, (first, self._empty(x, num_samples, keep_outputs)))
+            state, results = ops.fori_loop(0, num_samples, step, (first, self._empty(x, num_samples, kept)))
             after = list(values)
             for place, value in zip(order.others, state, strict=True):
                 after[place] = value
@@ -184,45 +186,23 @@ class Sampler:
 
         return run
 
-    def _empty(self, x: Any, num_samples: int, keep_outputs: bool) -> dict[str, dict[str, Tensor]]:
-        """What the loop fills: sums over samples for classifiers, and every sample's outputs where they are kept."""
+    def _empty(self, x: Any, num_samples: int, kept: Kept) -> dict[str, dict[str, Tensor]]:
+        """What the loop fills."""
         spec = self._heads.flat(output_spec(self.network, symbolic(x)))
-        empty: dict[str, dict[str, Tensor]] = {}
-        for name, head in self.heads.items():
-            shape = (num_rows(x), *spec[name].shape[1:])
-            found = empty.setdefault(str(name), {})
-            if head.is_classifier:
-                p_shape = head.mean_shape(shape)
-                events = p_shape[:-1] if head.has_class_axis else p_shape
-                found["p_sum"] = ops.zeros(p_shape if head.has_class_axis else (*p_shape, 2), dtype="float32")
-                found["p_scale"] = ops.full_like(found["p_sum"], -float("inf"))
-                found["entropy_sum"] = ops.zeros(events, dtype="float32")
-            if keep_outputs or not head.is_classifier:
-                found["outputs"] = ops.zeros((num_samples, *shape), dtype="float32")
-        return empty
+        return {
+            str(name): no_samples(head, (num_rows(x), *spec[name].shape[1:]), num_samples, kept)
+            for name, head in self.heads.items()
+        }
 
-    def _record(self, results: Any, outputs: dict[str | None, Tensor], number: Any) -> dict[str, dict[str, Tensor]]:
-        """The results with one more sample in them."""
-        updated: dict[str, dict[str, Tensor]] = {}
-        for name, head in self.heads.items():
-            before = results[str(name)]
-            after = updated.setdefault(str(name), {})
-            if head.is_classifier:
-                log_p = head.log_probabilities(outputs[name])
-                after["p_scale"], after["p_sum"] = add_probability(before["p_scale"], before["p_sum"], log_p)
-                after["entropy_sum"] = before["entropy_sum"] + label_entropy(log_p)
-            if "outputs" in before:
-                start = (number, *(0 for _ in outputs[name].shape))
-                after["outputs"] = ops.slice_update(before["outputs"], start, ops.expand_dims(outputs[name], 0))
-        return updated
-
-    def to_arrays(self, results: Any, size: int) -> dict[str | None, dict[str, np.ndarray]]:
-        """One batch's results as NumPy arrays, without the padding; parameters come from the kept outputs."""
+    def to_arrays(self, results: Any, size: int, kept: Kept) -> dict[str | None, dict[str, np.ndarray]]:
+        """One batch's results as NumPy arrays, without the padding; parameters come from the outputs."""
         arrays: dict[str | None, dict[str, np.ndarray]] = {}
         for name, head in self.heads.items():
             found = dict(results[str(name)])
-            if not head.is_classifier:
+            if kept.parameters and not head.is_classifier:
                 found.update(head.parameters(found["outputs"]))
+            if not kept.outputs:
+                found.pop("outputs", None)
             arrays[name] = {
                 key: ops.convert_to_numpy(value)[slice(size) if key in SUMS else (slice(None), slice(size))]
                 for key, value in found.items()
@@ -309,24 +289,6 @@ def _settings(likelihood: Likelihood) -> dict[str, Any]:
     if isinstance(likelihood, Mixture):
         settings["component"] = (type(likelihood.component), _settings(likelihood.component))
     return settings
-
-
-def label_entropy(log_p: Any) -> Tensor:
-    """Entropy in nats of log probabilities over their last axis; a class of probability 0 adds nothing."""
-    log_p = ops.convert_to_tensor(log_p)
-    finite = ops.maximum(log_p, float(np.finfo(np.float32).min))  # 0 * inf is nan
-    return -ops.sum(ops.exp(log_p) * finite, axis=-1)
-
-
-def add_probability(scale: Tensor, total: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """A sum of probabilities that may be too small for float32, with one more in it: the sum is `exp(scale) * total`.
-
-    `scale` is the greatest log probability so far, so that the sum's logarithm is `scale + log(total)` ("online
-    softmax", Milakov & Gimelshein 2018). It costs one exponential function; the first `scale` is -inf.
-    """
-    high = ops.maximum(scale, log_p)
-    gap = ops.exp(ops.where(high > -float("inf"), ops.minimum(scale, log_p) - high, 0.0))
-    return high, ops.where(log_p > scale, total * gap + 1.0, total + gap)
 
 
 def _compile(function: Callable[..., Any], network: keras.Model, is_numeric: bool) -> Callable[..., Any]:

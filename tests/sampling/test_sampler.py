@@ -10,7 +10,7 @@ from scipy import special, stats
 
 import bdl
 from bdl.likelihoods import Categorical, Normal
-from bdl.sampling import Sampler, add_probability, draw, label_entropy
+from bdl.sampling import Kept, Sampler, add_probability, draw, label_entropy
 
 pytestmark = pytest.mark.core
 
@@ -46,9 +46,9 @@ def test_functions_are_compiled_once_for_each_kind_of_call():
     network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
     sampler = Sampler(network, Categorical())
     for _ in range(2):
-        draw([sampler], X, 2, 3)
+        next(draw([sampler], X, 2, 3))
     assert len(sampler._compiled) == 1
-    draw([sampler], X, 2, 3, consistent=True)
+    next(draw([sampler], X, 2, 3, consistent=True))
     assert len(sampler._compiled) == 2
 
 
@@ -57,7 +57,7 @@ def test_prediction_leaves_everything_but_the_seeds_as_it_was():
         [keras.Input((4,)), bdl.layers.DenseFlipout(3), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     )
     before = {variable.path: keras.ops.convert_to_numpy(variable) for variable in network.variables}
-    draw([Sampler(network, Categorical())], X, 3, 3)
+    next(draw([Sampler(network, Categorical())], X, 3, 3))
     changed = {
         variable.path.rsplit("/", 1)[-1]
         for variable in network.variables
@@ -188,7 +188,7 @@ def test_what_is_frozen_changes_no_prediction_also_of_functions_that_were_compil
     sampler = Sampler(network, Normal(scale=1.0))
 
     def outputs():
-        (found,) = draw([sampler], X, 2, 7, seed=1, keep_outputs=True)
+        ((found,),) = draw([sampler], X, 2, 7, seed=1, kept=Kept(outputs=True))
         return found[None]["outputs"]
 
     expected = outputs()
