@@ -126,6 +126,7 @@ def test_importing_bdl_loads_no_heavy_module_that_keras_does_not():
         "numpyro",
         "arviz_base",
         "xarray",
+        "ray",
     }
     assert added & (heavy | {"torch", "pandas", "IPython"}) == set()
     assert "bdl" in added
