@@ -63,9 +63,9 @@ class Scorer:
     >>> list(scorer(batch))
     ['row', 'a', 'b', 'class', 'p_0', 'p_1', 'p_2', 'total_uncertainty', 'aleatoric', 'epistemic']
 
-    With Ray `table.map_batches(scorer)`, and with Spark, where `table` has a column of numbers::
+    A table of Ray Data is scored by `table.map_batches(scorer)`, one of Spark with the types of all columns::
 
-        table.mapInPandas(scorer, schema="row long, mean double, std double, aleatoric double, epistemic double")
+        table.mapInPandas(scorer, "row long, a float, b float, mean float, std float, aleatoric float, epistemic float")
     """
 
     def __init__(

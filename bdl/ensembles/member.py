@@ -124,7 +124,7 @@ def _session(plan: Plan, number: int) -> Any:
     found = difference(here, {name: plan.settings[name] for name in here})
     if found is not None:
         raise ValueError(
-            f"`executor` must have workers with the caller's settings, not {found}. Set KERAS_BACKEND in their "
+            f"`executor` must have workers with the caller's settings, but one has {found}. Set KERAS_BACKEND in their "
             "environment, and settings of keras.config in the module of `make`."
         )
     return fresh_session(plan.seed + number)

@@ -1,6 +1,7 @@
 """Members follow from their seeds alone, and what was trained is kept."""
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -169,6 +170,25 @@ def test_threads_are_refused(tmp_path):
     says = "`executor` must train each member in a process"
     with concurrent.futures.ThreadPoolExecutor(2) as executor, pytest.raises(RuntimeError, match=says):
         bdl.ensembles.fit(ensemble_members.plain, 2, tmp_path, X, Y, executor=executor)
+
+
+class OtherSettings(concurrent.futures.Executor):
+    """In the place of workers in another process, which has other settings."""
+
+    def submit(self, function, /, plan, number):
+        settings = {**plan.settings, "floatx": "float64"}
+        future = concurrent.futures.Future()
+        try:
+            function(dataclasses.replace(plan, process="another", settings=settings), number)
+        except ValueError as error:
+            future.set_exception(error)
+        return future
+
+
+def test_workers_with_other_settings_are_refused(tmp_path):
+    says = r"`executor` must have workers with the caller's settings, but one has floatx='float32', not 'float64'\."
+    with pytest.raises(RuntimeError, match=says):
+        bdl.ensembles.fit(ensemble_members.plain, 1, tmp_path, X, Y, executor=OtherSettings())
 
 
 def returns_nothing(seed):
