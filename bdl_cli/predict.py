@@ -78,7 +78,7 @@ def predict(
     """Predict with uncertainty: means, variances, probabilities and quantiles of every row of a file."""
     check_files([model, data, *(member or [])], {"--output": output}, overwrite, hint="MODEL, DATA")
     load_backend(backend, verbose)
-    from bdl.prediction import write_predictions
+    from bdl import write_predictions
     from bdl_cli.inputs import ModelInputs, read_inputs
 
     with errors_as_messages(context, {"path": "--output", "x": "DATA", "model": "MODEL", "summary": "--quantiles"}):
