@@ -14,6 +14,7 @@ from bdl_cli.convert import convert
 from bdl_cli.demo import demo
 from bdl_cli.diagnose import diagnose
 from bdl_cli.evaluate import evaluate
+from bdl_cli.predict import predict
 
 __all__ = ["app", "main"]
 
@@ -46,5 +47,5 @@ def _options(
     """Bayesian deep learning for Keras 3."""
 
 
-for command in (demo, convert, evaluate, diagnose):
+for command in (demo, convert, predict, evaluate, diagnose):
     app.command()(command)

@@ -2,7 +2,8 @@
 
 A network of eight columns, 8-64-64-1 with flipout layers, and the summary of a regression. Both score the same rows
 with the same seed, and the script says whether the results are equal to the last bit. In Ray's first run the workers
-import bdl and compile; in its second one they are warm.
+import bdl and compile; in its second one they are warm. Ray gives its workers a low priority, which
+RAY_worker_niceness=0 takes off on a machine that does other work.
 
     python benchmarks/scoring_workers.py --rows 1000000 --workers 2
 """

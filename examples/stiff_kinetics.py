@@ -8,6 +8,7 @@ adaptive Metropolis.
 
     python examples/stiff_kinetics.py --figure rates.png               # alpha-pinene: 40 published values
     python examples/stiff_kinetics.py --data DIR --steps 600 --walk 10000 --nuts-draws 0   # STAT5, ten minutes
+    KERAS_BACKEND=jax python examples/stiff_kinetics.py --data DIR --nuts-draws 150   # with NUTS: half an hour
 
 Concentrations y follow the law of mass action: the speed v of each reaction is its constant k times the concentrations
 of its reactants. What is measured of them, g(y), has Gaussian errors::
@@ -57,6 +58,11 @@ four. Full rank has the identified constants within 10 percent. The other two ha
 and steep on the other; no Gaussian fits them, but the flow does. Each fit costs as much as a ninth of Metropolis'
 steps, and takes a fifth to a quarter of its processor time. The search for the mode took 970 solutions more. A low
 k-hat is no proof: full rank has the lowest, 0.30, and misses the flat sides, which its draws do not reach.
+
+NUTS agrees (on JAX, two chains of 150 draws after as long a warm-up; R-hat 1.02, 109 effective draws, which tell its
+standard deviations to 7 percent). Its standard deviations of the identified constants and noises are within 7 percent
+of Metropolis'. Measured against it, those of full rank and of the flow are at most 12 percent too small and 8 percent
+too large, and those of mean-field up to 75 percent too small. It cost as much as 109,465 Metropolis steps.
 
 .. image:: /images/stiff_kinetics.png
    :alt: Data of STAT5 and fitted curves, the strongest correlation, all correlations, and intervals of the constants

@@ -10,7 +10,8 @@ from scipy import special, stats
 import bdl
 from bdl.likelihoods import Bernoulli, Categorical, Mixture, NegativeBinomial, Normal, Poisson, StudentT
 from bdl.likelihoods.mixture import MIXTURE, pack
-from bdl.prediction import ClassificationPrediction, RegressionPrediction, entropy, predict_distribution
+from bdl.prediction import ClassificationPrediction, RegressionPrediction, predict_distribution
+from bdl.prediction.requests import entropy
 from bdl.sampling import Sampler
 
 pytestmark = pytest.mark.core

@@ -85,6 +85,7 @@ def run(folder, *arguments):
         "KERAS_BACKEND": keras.backend.backend(),
         "PYTHONPATH": os.pathsep.join(paths),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray's workers give way to all else by default
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder), *arguments],

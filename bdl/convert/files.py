@@ -1,13 +1,14 @@
-"""Conversion of a saved model: what `bdl convert` does."""
+"""Saved models: loaded with errors that tell, and converted as `bdl convert` does."""
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
+
+from bdl.report import drafted
 
 
 def convert_file(source: Path, target: Path, convert: Callable[[keras.Model], keras.Model]) -> None:
@@ -22,28 +23,33 @@ def convert_file(source: Path, target: Path, convert: Callable[[keras.Model], ke
         ValueError: if a file is not of this kind, the source cannot be loaded, or the model cannot be converted.
             Nothing has been written then.
     """
+    model = load_file(source)
+    if target.suffix != ".keras":
+        raise ValueError(f"{target} must end in .keras.")
+    converted = convert(model)
+    with drafted(target) as draft:
+        converted.save(draft)
+
+
+def load_file(source: Path) -> keras.Model:
+    """The model in a `.keras` file, not compiled.
+
+    Args:
+        source: The file.
+
+    Raises:
+        ValueError: if the file is not of this kind, or its model cannot be loaded.
+    """
     if source.suffix != ".keras" or not zipfile.is_zipfile(source):
         raise ValueError(
             f"{source} is no .keras file, or a damaged one: a .keras file is a zip archive. Save the model again with "
             "model.save('name.keras')."
         )
-    if target.suffix != ".keras":
-        raise ValueError(f"{target} must end in .keras.")
-    converted = convert(_load(source))
-    target = target.resolve()
-    # In the same folder, so that it can be renamed into place; the suffix tells Keras the format.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bdl-") as folder:
-        draft = Path(folder) / "model.keras"
-        converted.save(draft)
-        draft.replace(target)
-
-
-def _load(source: Path) -> keras.Model:
     try:
         return keras.saving.load_model(source, compile=False)
     except Exception as error:  # Keras raises whatever the damaged part ran into
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{source} cannot be loaded as a Keras model: {first_line} If it has layers of your own, import the module "
-            "that registers them and convert in Python with bdl.convert."
+            "that registers them and work in Python."
         ) from error

@@ -43,12 +43,13 @@ def fit(
     """Trains the members of an ensemble, each with its own seed, and keeps them in a folder.
 
     Member i is `make(seed + i)`, fitted. Its initial weights, its noise and the order of its batches follow from that
-    seed alone: a loop, processes and Ray train equal members on the same kind of machine. The folder holds for each
-    member the model `member-i.keras`, the settings `member-i.json` and the record `member-i.jsonl` of
+    seed alone: a loop, processes and Ray train equal members, to the last bit on CPUs of one kind. The folder holds for
+    each member the model `member-i.keras`, the settings `member-i.json` and the record `member-i.jsonl` of
     `bdl.diagnostics.TrainingHealth`.
 
-    A call that was interrupted goes on where it was: members that are whole are compared with the arguments, and not
-    trained again. To train a larger ensemble later, call it with a larger `n`.
+    A call that was interrupted goes on where it was: members that are whole are made again, compared with how they were
+    made before, and not trained again. To train a larger ensemble later, call it with a larger `n`. On a machine of
+    another kind initial weights may be rounded differently; `keras.saving.load_model` loads members there.
 
     Args:
         make: Function from a seed, an integer, to a compiled Keras model; or to a pair of it and a dict with arguments

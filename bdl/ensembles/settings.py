@@ -28,8 +28,9 @@ def described(value: Any) -> Any:
     """A value in a form that a JSON file holds and that is equal where the value is.
 
     Args:
-        value: Numbers, strings and None are told as they are; arrays of any kind, functions and objects with a
-            configuration by a digest. Of other objects, such as data sets, only the class is told.
+        value: Numbers, strings and None are told as they are, all else by a digest: of what arrays hold, of the
+            configuration of Keras' objects, and of others, such as callbacks, of their class and of the numbers,
+            strings and arrays among their attributes. Of a function it is the name, not the code.
 
     Example:
     >>> described(30), described(np.zeros(2)) == described(np.zeros(2)), described(np.zeros(2)) == described(np.ones(2))
@@ -97,6 +98,12 @@ def _feed(update: Callable[[bytes], object], value: Any) -> None:
         _feed(update, value.get_config())
     else:
         update(getattr(value, "__qualname__", type(value).__qualname__).encode())
+        held = {name: each for name, each in getattr(value, "__dict__", {}).items() if _is_plain(each)}
+        _feed(update, held)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str)) or hasattr(value, "__array__")
 
 
 def _feed_array(update: Callable[[bytes], object], value: Any) -> None:

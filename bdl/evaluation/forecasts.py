@@ -21,7 +21,8 @@ from bdl.evaluation.samples import SampleForecast
 from bdl.likelihoods import Likelihood, Mixture
 from bdl.likelihoods.heads import Heads, Likelihoods, naming
 from bdl.model import VariationalModel
-from bdl.prediction import ClassificationPrediction, Prediction, RegressionPrediction, predict_distribution
+from bdl.prediction import ClassificationPrediction, RegressionPrediction, predict_distribution
+from bdl.prediction.requests import Prediction
 
 FIELDS = ("probabilities", "logits", "samples", "mean", "scale", "std", "classes")
 """Names of arrays that make a prediction; the last alone does not."""

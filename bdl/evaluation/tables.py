@@ -11,6 +11,7 @@ import itertools
 import numbers
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -129,6 +130,29 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"its columns must have different names, not {names}.")
     columns = [*(level.to_series() for level in levels.values()), *(column for _, column in frame.items())]
     return {name: _as_array(column) for name, column in zip(names, columns, strict=True)}
+
+
+def parquet_batches(path: Path, rows: int, columns: Sequence[str] | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+    """The rows of a .parquet file, some at a time: the rest stays on disk.
+
+    Args:
+        path: The file.
+        rows: At most so many at a time.
+        columns: Their names; None takes all.
+
+    Yields:
+        Columns by name, as of `read_table`.
+
+    Raises:
+        ImportError: if pyarrow is not installed.
+        Exception: whatever pyarrow raises at a damaged file, or at a column that is not there.
+    """
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=rows, columns=None if columns is None else list(columns)):
+            frame = batch.to_pandas(ignore_metadata=True)
+            yield {str(name): _as_array(column) for name, column in frame.items()}
 
 
 def _as_array(column: Any) -> NDArray[Any]:

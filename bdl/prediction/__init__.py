@@ -14,37 +14,18 @@ Sources: Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep lea
 
 from bdl.prediction.columns import columns_of
 from bdl.prediction.distributions import ClassificationPrediction, RegressionPrediction
-from bdl.prediction.predict import predict_distribution, predict_parts, shown
-from bdl.prediction.requests import (
-    PART_SIZE,
-    Prediction,
-    Request,
-    check_count,
-    entropy,
-    joined,
-    mean_of_prediction,
-    parts_with,
-    predict_with,
-)
+from bdl.prediction.predict import predict_distribution, predict_parts
+from bdl.prediction.requests import joined
 from bdl.prediction.summaries import RegressionSummary
 from bdl.prediction.writing import write_predictions
 
 __all__ = [
-    "PART_SIZE",
     "ClassificationPrediction",
-    "Prediction",
     "RegressionPrediction",
     "RegressionSummary",
-    "Request",
-    "check_count",
     "columns_of",
-    "entropy",
     "joined",
-    "mean_of_prediction",
-    "parts_with",
     "predict_distribution",
     "predict_parts",
-    "predict_with",
-    "shown",
     "write_predictions",
 ]

@@ -21,7 +21,8 @@ from bdl import recipes
 from bdl.keras_internals import flatten_layers, output_spec
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
-from bdl.prediction import Prediction, RegressionPrediction
+from bdl.prediction import RegressionPrediction
+from bdl.prediction.requests import Prediction
 from bdl.protocols import HasKL
 from bdl.recommendation import by_likelihood
 from bdl.sklearn.networks import build_network, default_network, own_torch_generator, seeded, with_seed
