@@ -10,10 +10,12 @@ import numpy as np
 
 from bdl.calibration._validation import check_num_bins, check_share, check_targets, real_array
 from bdl.evaluation.class_forecasts import ClassForecast, Labels, OfClasses
+from bdl.evaluation.class_scores import evaluate_classes
 from bdl.evaluation.evaluation import Evaluation
 from bdl.evaluation.forecasts import FIELDS, Forecast, forecasts_of, same_but_for_ones, told_by_labels
 from bdl.evaluation.outputs import OutputEvaluations, by_output
-from bdl.evaluation.scores import ModelEvaluation, Resampling, evaluate_classes, evaluate_targets
+from bdl.evaluation.scores import ModelEvaluation, Resampling
+from bdl.evaluation.target_scores import evaluate_targets
 from bdl.likelihoods.heads import Likelihoods, naming
 from bdl.training.batches import LabelledData
 from bdl.training.data import is_data_set

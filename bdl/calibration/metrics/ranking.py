@@ -5,7 +5,10 @@ Ranks need all scores in memory, sorted: n log n time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -122,15 +125,7 @@ def risk_coverage_curve(losses: ArrayLike, uncertainty: ArrayLike) -> RiskCovera
             "`losses` and `uncertainty` must describe the same predictions, "
             f"not {len(loss)} losses and {len(doubt)} uncertainties. Compute both from the same rows."
         )
-    kept = np.arange(1, len(loss) + 1)
-    order = np.argsort(doubt, kind="stable")
-    sorted_doubt, cumulative = doubt[order], np.concatenate([[0.0], np.cumsum(loss[order])])
-    # A tie of uncertainties from `first` to `last` adds its mean loss with each prediction that is kept of it.
-    first = np.searchsorted(sorted_doubt, sorted_doubt, side="left")
-    last = np.searchsorted(sorted_doubt, sorted_doubt, side="right")
-    tie_mean = (cumulative[last] - cumulative[first]) / (last - first)
-    risk = (cumulative[first] + (kept - first) * tie_mean) / kept
-    return RiskCoverageCurve(kept / len(loss), risk, np.cumsum(np.sort(loss)) / kept)
+    return Ranked.of(loss, doubt).curve()
 
 
 def area_under_risk_coverage(losses: ArrayLike, uncertainty: ArrayLike) -> float:
@@ -176,3 +171,112 @@ def excess_area_under_risk_coverage(losses: ArrayLike, uncertainty: ArrayLike) -
     0.0
     """
     return risk_coverage_curve(losses, uncertainty).excess_area
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Losses in the order of their uncertainty: one sort for every score of a ranking.
+
+    Attributes:
+        order: Index of each prediction, the most certain first, `(n,)`.
+        losses: Its loss, `(n,)`, in this order.
+        ends: Number of predictions up to the end of each tie of uncertainties, `(ties,)`.
+    """
+
+    order: NDArray[np.intp]
+    losses: NDArray[Any]
+    ends: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, losses: NDArray[Any], uncertainty: NDArray[Any]) -> Ranked:
+        """Sorts the losses by the uncertainty, both `(n,)`."""
+        order = np.argsort(uncertainty, kind="stable")
+        ordered = uncertainty[order]
+        ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
+        return cls(order, losses[order], ends)
+
+    def curve(self) -> RiskCoverageCurve:
+        """The risk among the first predictions; a tie adds its mean loss with each prediction that is kept of it."""
+        kept = np.arange(1.0, len(self.order) + 1)
+        start, size, before, added = self._ties()
+        risk = kept - np.repeat(start, size)
+        risk *= np.repeat(added / size, size)
+        risk += np.repeat(before, size)
+        risk /= kept
+        best = np.cumsum(np.sort(self.losses), dtype=np.float64)
+        best /= kept
+        return RiskCoverageCurve(kept / len(kept), risk, best)
+
+    def area(self, counts: NDArray[np.float64]) -> float:
+        """The area under risk and coverage of a resample, without sorting it.
+
+        In a tie of `m` predictions of mean loss `l` behind `k` predictions of total loss `c`, the risk of the j-th is
+        `(c + j l) / (k + j) = l + (c - k l) / (k + j)`; over the tie, `1 / (k + j)` sums to a difference of harmonic
+        numbers, `H(k + m) - H(k)`.
+
+        Args:
+            counts: How often each prediction was drawn, `(n,)`.
+        """
+        start, size, before, added = self._ties(counts)
+        mean = np.divide(added, size, out=np.zeros(len(size)), where=size > 0)
+        up_to = (start + size).astype(np.intp)
+        harmonic = self._harmonic if up_to[-1] < len(self._harmonic) else _harmonic_numbers(int(up_to[-1]))
+        fractions = np.diff(harmonic[up_to], prepend=0.0)
+        return float(np.sum(added + (before - start * mean) * fractions) / up_to[-1])
+
+    def auroc(self, counts: NDArray[np.float64] | None = None) -> float:
+        """How often a loss of 1 is less certain than a loss of 0, equal uncertainties counting one half.
+
+        That is `out_of_distribution_auroc` of the uncertainties of both, of which there must be some.
+
+        Args:
+            counts: How often each prediction was drawn, `(n,)`; None for once.
+        """
+        start, size, before, ones = self._ties(counts)
+        zeros_before, zeros = start - before, size - ones
+        num_ones, num_zeros = before[-1] + ones[-1], zeros_before[-1] + zeros[-1]
+        return float(np.sum(ones * (2 * zeros_before + zeros)) / (2 * num_ones * num_zeros))
+
+    def _ties(self, counts: NDArray[np.float64] | None = None) -> tuple[NDArray[np.float64], ...]:
+        """Of each tie: predictions before it, its size, the losses before it, and what it adds to these."""
+        up_to: NDArray[Any] = self.ends
+        losses = self.losses
+        if counts is not None:
+            drawn = counts[self.order]
+            up_to, losses = np.cumsum(drawn)[self.ends - 1], drawn * losses
+        total = np.cumsum(losses, dtype=np.float64)[self.ends - 1]
+        start, before = (np.concatenate([[0], each[:-1]]) for each in (up_to, total))
+        return start, up_to - start, before, total - before
+
+    @cached_property
+    def _harmonic(self) -> NDArray[np.float64]:
+        return _harmonic_numbers(len(self.order))
+
+
+def _harmonic_numbers(n: int) -> NDArray[np.float64]:
+    """Those of 0 to n."""
+    return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))])
+
+
+# Metrics of a resample, from how often each prediction was drawn.
+
+
+def resampled_area(losses: ArrayLike, uncertainty: ArrayLike) -> Callable[[NDArray[np.float64]], float]:
+    """The area under risk and coverage."""
+    return Ranked.of(check_scores("losses", losses), check_scores("uncertainty", uncertainty)).area
+
+
+def resampled_excess_area(losses: ArrayLike, uncertainty: ArrayLike) -> Callable[[NDArray[np.float64]], float]:
+    """That area above the one of a perfect ranking, which is by the losses."""
+    area, best = resampled_area(losses, uncertainty), resampled_area(losses, losses)
+    return lambda counts: area(counts) - best(counts)
+
+
+def resampled_auroc(
+    scores_in: ArrayLike, scores_out: ArrayLike
+) -> Callable[[NDArray[np.float64], NDArray[np.float64]], float]:
+    """The area under the ROC curve of two samples, each drawn on its own."""
+    familiar, unfamiliar = check_scores("scores_in", scores_in), check_scores("scores_out", scores_out)
+    is_out = np.repeat([0.0, 1.0], [len(familiar), len(unfamiliar)])
+    ranked = Ranked.of(is_out, np.concatenate([familiar, unfamiliar]))
+    return lambda of_in, of_out: ranked.auroc(np.concatenate([of_in, of_out]))
