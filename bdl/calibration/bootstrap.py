@@ -149,9 +149,10 @@ def _of_bins(
     mask: NDArray[np.bool_] | None = None,
 ) -> tuple[Statistic, list[int]]:
     """A metric of the reliability bins, of whose sums each event is a part as often as its example was drawn."""
+    y, probabilities = arrays
     edges = uniform_edges(check_num_bins(num_bins))
-    examples = Examples(arrays[0].shape, mask)
-    blocks = [(examples.of(events.place), *top_pairs(events)[1:]) for events in event_blocks(*arrays, mask)]
+    examples = Examples(y.shape, mask)
+    blocks = [(examples.of(events.place), *top_pairs(events)[1:]) for events in event_blocks(y, probabilities, mask)]
     row, confidence, is_right = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
 
     def of_counts(counts: NDArray[np.float64]) -> float:

@@ -293,10 +293,9 @@ def _sums(
     """Counts, and sums of forecasts, outcomes and squared residuals in each bin, in float64."""
     forecasts, outcomes = forecasts.astype(np.float64).ravel(), outcomes.astype(np.float64).ravel()
     index = index.ravel()
-    weights = (times, forecasts, outcomes, (outcomes - forecasts) ** 2)
-    if times is not None:
-        weights = (times, *(times * weight for weight in weights[1:]))
-    return np.stack([np.bincount(index, weights=weight, minlength=length) for weight in weights])
+    columns = (forecasts, outcomes, (outcomes - forecasts) ** 2)
+    weights = columns if times is None else tuple(times * column for column in columns)
+    return np.stack([np.bincount(index, weights=weight, minlength=length) for weight in (times, *weights)])
 
 
 def _bins(edges: NDArray[np.float64], sums: NDArray[np.float64]) -> ReliabilityBins:

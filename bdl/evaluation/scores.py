@@ -99,7 +99,7 @@ class Resampling:
         return intervals(statistics, [self.examples], self.level, self.num_resamples, random)
 
     def mean(self, terms: NDArray[Any]) -> Statistic:
-        """The mean of terms, those of each example in a row, of which nothing else is kept if they are not resampled."""
+        """The mean of terms, rows of those of each example, which are not kept where they are not resampled."""
         if self.refusal:
             return Statistic(float(np.mean(terms)))
         return Statistic.mean_of_rows(terms.reshape(self.examples, -1))

@@ -237,7 +237,7 @@ class Ranked:
         num_ones, num_zeros = before[-1] + ones[-1], zeros_before[-1] + zeros[-1]
         return float(np.sum(ones * (2 * zeros_before + zeros)) / (2 * num_ones * num_zeros))
 
-    def _ties(self, counts: NDArray[np.float64] | None = None) -> tuple[NDArray[np.float64], ...]:
+    def _ties(self, counts: NDArray[np.float64] | None = None) -> tuple[NDArray[Any], ...]:
         """Of each tie: predictions before it, its size, the losses before it, and what it adds to these."""
         up_to: NDArray[Any] = self.ends
         losses = self.losses
