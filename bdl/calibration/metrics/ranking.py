@@ -198,9 +198,11 @@ class Ranked:
     def curve(self) -> RiskCoverageCurve:
         """The risk among the first predictions; a tie adds its mean loss with each prediction that is kept of it."""
         kept = np.arange(1.0, len(self.order) + 1)
-        start, size, before, added = self._ties()
+        total = np.cumsum(self.losses, dtype=np.float64)[self.ends - 1]
+        start, before = (np.concatenate([[0], up_to[:-1]]) for up_to in (self.ends, total))
+        size = self.ends - start
         risk = kept - np.repeat(start, size)
-        risk *= np.repeat(added / size, size)
+        risk *= np.repeat((total - before) / size, size)
         risk += np.repeat(before, size)
         risk /= kept
         best = np.cumsum(np.sort(self.losses), dtype=np.float64)
@@ -210,19 +212,16 @@ class Ranked:
     def area(self, counts: NDArray[np.float64]) -> float:
         """The area under risk and coverage of a resample, without sorting it.
 
-        In a tie of `m` predictions of mean loss `l` behind `k` predictions of total loss `c`, the risk of the j-th is
-        `(c + j l) / (k + j) = l + (c - k l) / (k + j)`; over the tie, `1 / (k + j)` sums to a difference of harmonic
-        numbers, `H(k + m) - H(k)`.
+        The j-th of `n` predictions is among the first k for every k from j on, so its loss has the weight
+        `1/n sum_{k>=j} 1/k` in the mean of all risks. The predictions of a tie share the sum of their weights.
 
         Args:
-            counts: How often each prediction was drawn, `(n,)`.
+            counts: How often each prediction was drawn, `(n,)`; they sum to `n`.
         """
-        start, size, before, added = self._ties(counts)
-        mean = np.divide(added, size, out=np.zeros(len(size)), where=size > 0)
-        up_to = (start + size).astype(np.intp)
-        harmonic = self._harmonic if up_to[-1] < len(self._harmonic) else _harmonic_numbers(int(up_to[-1]))
-        fractions = np.diff(harmonic[up_to], prepend=0.0)
-        return float(np.sum(added + (before - start * mean) * fractions) / up_to[-1])
+        drawn = counts[self.order]
+        size, loss = self._by_tie(drawn), self._by_tie(drawn * self.losses)
+        weight = np.diff(self._weights[np.cumsum(size).astype(np.intp)], prepend=0.0)
+        return float(np.sum(weight * loss / np.maximum(size, 1))) / len(drawn)
 
     def auroc(self, counts: NDArray[np.float64] | None = None) -> float:
         """How often a loss of 1 is less certain than a loss of 0, equal uncertainties counting one half.
@@ -232,30 +231,23 @@ class Ranked:
         Args:
             counts: How often each prediction was drawn, `(n,)`; None for once.
         """
-        start, size, before, ones = self._ties(counts)
-        zeros_before, zeros = start - before, size - ones
-        num_ones, num_zeros = before[-1] + ones[-1], zeros_before[-1] + zeros[-1]
-        return float(np.sum(ones * (2 * zeros_before + zeros)) / (2 * num_ones * num_zeros))
+        drawn = np.ones(len(self.order)) if counts is None else counts[self.order]
+        ones = self._by_tie(drawn * self.losses)
+        zeros = self._by_tie(drawn) - ones
+        zeros_up_to = np.cumsum(zeros)
+        return float(np.sum(ones * (2 * zeros_up_to - zeros)) / (2 * np.sum(ones) * zeros_up_to[-1]))
 
-    def _ties(self, counts: NDArray[np.float64] | None = None) -> tuple[NDArray[Any], ...]:
-        """Of each tie: predictions before it, its size, the losses before it, and what it adds to these."""
-        up_to: NDArray[Any] = self.ends
-        losses = self.losses
-        if counts is not None:
-            drawn = counts[self.order]
-            up_to, losses = np.cumsum(drawn)[self.ends - 1], drawn * losses
-        total = np.cumsum(losses, dtype=np.float64)[self.ends - 1]
-        start, before = (np.concatenate([[0], each[:-1]]) for each in (up_to, total))
-        return start, up_to - start, before, total - before
+    def _by_tie(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of the values of each tie."""
+        if len(self.ends) == len(values):
+            return values
+        return np.add.reduceat(values, np.concatenate([[0], self.ends[:-1]]))
 
     @cached_property
-    def _harmonic(self) -> NDArray[np.float64]:
-        return _harmonic_numbers(len(self.order))
-
-
-def _harmonic_numbers(n: int) -> NDArray[np.float64]:
-    """Those of 0 to n."""
-    return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))])
+    def _weights(self) -> NDArray[np.float64]:
+        """`sum_{j<=m} sum_{k=j}^n 1/k` for m from 0 to n."""
+        fractions = 1 / np.arange(1, len(self.order) + 1)
+        return np.concatenate([[0.0], np.cumsum(np.cumsum(fractions[::-1])[::-1])])
 
 
 # Metrics of a resample, from how often each prediction was drawn.
