@@ -108,6 +108,10 @@ def _surprises(
     if mask is not None:
         place = np.flatnonzero(mask)[place]
     rows = probabilities.reshape(-1, *probabilities.shape[y.ndim :])
-    (events,) = event_blocks(y.ravel()[place], rows[place])
-    columns = zip(place, events.labels, events.predicted, events.confidence, strict=True)
-    return [Surprise(int(i), float(truth), float(said), float(p)) for i, truth, said, p in columns]
+    return [
+        Surprise(int(index), float(truth), float(said), float(confidence))
+        for events in event_blocks(y.ravel()[place], rows[place])
+        for index, truth, said, confidence in zip(
+            place[events.place], events.labels, events.predicted, events.confidence, strict=True
+        )
+    ]
