@@ -28,26 +28,15 @@ COVERAGES = (0.5, 0.9)
 def evaluate_targets(y: ArrayLike, forecast: TargetForecast, resampling: Resampling) -> ModelEvaluation:
     """Scores of predictive distributions of targets."""
     target = np.asarray(y, dtype=np.float64).reshape(forecast.mean.shape)
-    statistics: dict[str, Statistic] = {}
-    left_out: dict[str, str] = {}
-    log_losses = forecast.log_losses(target)
-    if log_losses is None:
-        left_out["nll"] = "samples have no density"
-    else:
-        statistics["nll"] = resampling.mean(log_losses)
-    statistics["crps"] = resampling.mean(forecast.crps(target))
-    statistics["rmse"] = resampling.mean(squared_error_terms(target, forecast.mean)).root()
-    for nominal in COVERAGES:
-        low, high = forecast.interval(nominal)
-        statistics[f"coverage_{nominal:.0%}"] = resampling.mean(covered(target, low, high))
-        statistics[f"width_{nominal:.0%}"] = Statistic(mean_interval_width(low, high))
-        score = interval_score_terms(target, low, high, nominal)
-        statistics[f"interval_score_{nominal:.0%}"] = resampling.mean(score)
+    statistics, left_out = _losses(target, forecast, resampling)
     below, up_to = forecast.transform(target)
     if forecast.is_count:
         left_out["qce"] = "quantiles of whole numbers hold more targets than their level says"
     else:
         statistics["qce"] = Statistic(quantile_calibration_error(below))
+    pit = pit_histogram(below, up_to, PIT_BINS)
+    coverage = None if forecast.is_count else observed_coverage(below)[0]
+    del below, up_to
     without_spread = int(np.sum(forecast.std == 0))
     if without_spread:
         left_out["ence"] = (
@@ -63,12 +52,34 @@ def evaluate_targets(y: ArrayLike, forecast: TargetForecast, resampling: Resampl
         resampling.intervals(statistics),
         _surprising_targets(target, forecast),
         risk_coverage_curve(np.abs(target - forecast.mean).ravel(), forecast.std.ravel()),
-        pit=pit_histogram(below, up_to, PIT_BINS),
-        coverage=None if forecast.is_count else observed_coverage(below)[0],
+        pit=pit,
+        coverage=coverage,
         parts=parts,
         left_out=left_out,
         not_resampled=resampling.refusal,
     )
+
+
+def _losses(
+    target: NDArray[np.float64], forecast: TargetForecast, resampling: Resampling
+) -> tuple[dict[str, Statistic], dict[str, str]]:
+    """The means of losses by name, whose terms are let go one after the other; and why one cannot be had."""
+    statistics: dict[str, Statistic] = {}
+    left_out: dict[str, str] = {}
+    log_losses = forecast.log_losses(target)
+    if log_losses is None:
+        left_out["nll"] = "samples have no density"
+    else:
+        statistics["nll"] = resampling.mean(log_losses)
+    del log_losses
+    statistics["crps"] = resampling.mean(forecast.crps(target))
+    statistics["rmse"] = resampling.mean(squared_error_terms(target, forecast.mean)).root()
+    for nominal in COVERAGES:
+        low, high = forecast.interval(nominal)
+        statistics[f"coverage_{nominal:.0%}"] = resampling.mean(covered(target, low, high))
+        statistics[f"width_{nominal:.0%}"] = Statistic(mean_interval_width(low, high))
+        statistics[f"interval_score_{nominal:.0%}"] = resampling.mean(interval_score_terms(target, low, high, nominal))
+    return statistics, left_out
 
 
 def _surprising_targets(y: NDArray[np.float64], forecast: TargetForecast) -> list[Surprise]:

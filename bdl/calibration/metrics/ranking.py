@@ -173,6 +173,10 @@ def excess_area_under_risk_coverage(losses: ArrayLike, uncertainty: ArrayLike) -
     return risk_coverage_curve(losses, uncertainty).excess_area
 
 
+_TIES_IN_A_BLOCK = 2**16
+"""A few of their temporary arrays fit into a processor's cache."""
+
+
 @dataclass(frozen=True, eq=False)
 class Ranked:
     """Losses in the order of their uncertainty: one sort for every score of a ranking.
@@ -197,17 +201,21 @@ class Ranked:
 
     def curve(self) -> RiskCoverageCurve:
         """The risk among the first predictions; a tie adds its mean loss with each prediction that is kept of it."""
-        kept = np.arange(1.0, len(self.order) + 1)
-        total = np.cumsum(self.losses, dtype=np.float64)[self.ends - 1]
-        start, before = (np.concatenate([[0], up_to[:-1]]) for up_to in (self.ends, total))
-        size = self.ends - start
-        risk = kept - np.repeat(start, size)
-        risk *= np.repeat((total - before) / size, size)
-        risk += np.repeat(before, size)
-        risk /= kept
-        best = np.cumsum(np.sort(self.losses), dtype=np.float64)
+        n = len(self.order)
+        bounds, total = np.concatenate([[0], self.ends]), np.concatenate([[0.0], np.cumsum(self.losses, dtype=float)])
+        risk = np.empty(n)
+        for first in range(0, len(self.ends), _TIES_IN_A_BLOCK):
+            start, end = bounds[:-1][first : first + _TIES_IN_A_BLOCK], bounds[1:][first : first + _TIES_IN_A_BLOCK]
+            before, mean = total[start], (total[end] - total[start]) / (end - start)
+            kept = np.arange(start[0] + 1, end[-1] + 1)
+            tie = np.repeat(np.arange(len(start)), end - start)
+            risk[start[0] : end[-1]] = (before[tie] + (kept - start[tie]) * mean[tie]) / kept
+        kept = np.arange(1.0, n + 1)
+        best = np.sort(self.losses).astype(np.float64)
+        np.cumsum(best, out=best)
         best /= kept
-        return RiskCoverageCurve(kept / len(kept), risk, best)
+        kept /= n
+        return RiskCoverageCurve(kept, risk, best)
 
     def area(self, counts: NDArray[np.float64]) -> float:
         """The area under risk and coverage of a resample, without sorting it.
