@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from bdl.calibration import metrics
 from bdl.calibration._classes import class_indices
-from bdl.calibration.bootstrap import Interval, bootstrap_interval
+from bdl.calibration._resampling import Interval
+from bdl.calibration.bootstrap import bootstrap_interval
 from bdl.calibration.metrics import *  # noqa: F403
 from bdl.calibration.reliability import ReliabilityBins, reliability_bins
 

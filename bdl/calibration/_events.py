@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,28 @@ class Events:
         labels: Class indices `(n,)`.
         probabilities: `(n, classes)`, of the dtype given; two columns for a binary problem.
         is_binary: Whether the probabilities were given as those of class 1 alone.
+        place: Where each stands among all events, `(n,)`; those that the mask leaves out are counted, too.
     """
 
     labels: NDArray[np.int64]
     probabilities: NDArray[Any]
     is_binary: bool
+    place: NDArray[np.intp]
 
     @property
     def of_label(self) -> NDArray[Any]:
         """Probability of the label, `(n,)`."""
         return self.probabilities.ravel()[self._flat(self.labels)]
 
-    @property
+    @cached_property
     def predicted(self) -> NDArray[np.intp]:
         """Most probable class, `(n,)`; the first among equals."""
         return self.probabilities.argmax(axis=1)
+
+    @cached_property
+    def confidence(self) -> NDArray[Any]:
+        """Probability of that class, `(n,)`."""
+        return self.of_class(self.predicted)
 
     def of_class(self, classes: NDArray[Any]) -> NDArray[Any]:
         """Probability of one class for each event, `(n,)`."""
@@ -81,11 +89,12 @@ def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None 
     for start in range(0, max(len(labels), 1), rows):
         part = slice(start, start + rows)
         block_labels, block = np.asarray(labels[part]), np.asarray(p[part])
+        place = np.arange(start, start + len(block_labels))
         if kept is not None:
-            block_labels, block = block_labels[kept[part]], block[kept[part]]
+            block_labels, block, place = block_labels[kept[part]], block[kept[part]], place[kept[part]]
             if not len(block):
                 continue
-        yield _checked(block_labels, block, is_binary, (labels, p, kept))
+        yield Events(*_checked(block_labels, block, is_binary, (labels, p, kept)), is_binary, place)
 
 
 def events_of(
@@ -133,19 +142,14 @@ def event_mean(
     return total / count
 
 
-def event_terms(
-    terms: Callable[[Events], NDArray[Any]], y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None = None
-) -> NDArray[Any]:
-    """What `terms` gives for every event, `(events,)`."""
-    return np.concatenate([terms(events) for events in event_blocks(y, probabilities, mask)])
-
-
-def _checked(labels: NDArray[Any], p: NDArray[Any], is_binary: bool, whole: tuple[Any, Any, Any]) -> Events:
+def _checked(
+    labels: NDArray[Any], p: NDArray[Any], is_binary: bool, whole: tuple[Any, Any, Any]
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """The block, if it is plainly valid by two fast tests; otherwise the slow checks say what and where."""
     if not is_binary and _is_valid(labels, p):
-        return Events(labels.astype(np.int64, copy=False), np.minimum(p, 1) if p.max() > 1 else p, is_binary)
+        return labels.astype(np.int64, copy=False), np.minimum(p, 1) if p.max() > 1 else p
     try:
-        return Events(*check_labels_and_probabilities(labels, p), is_binary)
+        return check_labels_and_probabilities(labels, p)
     except ValueError:
         all_labels, all_p, kept = whole
         if kept is None:

@@ -186,7 +186,7 @@ def check_targets(*names_and_values: tuple[str, ArrayLike]) -> list[NDArray[np.f
     """
     arrays: list[NDArray[np.float64]] = []
     for name, values in names_and_values:
-        array = real_array(name, values).astype(np.float64)
+        array = np.asarray(real_array(name, values), dtype=np.float64)
         check_not_empty(name, array)
         _check_finite(name, array)
         if arrays and array.ndim and array.shape != arrays[0].shape:

@@ -179,30 +179,68 @@ def grouped_bins(
     num_bins = check_num_bins(num_bins)
     if binning not in ("width", "mass"):
         raise ValueError(f"`binning` must be 'width' or 'mass', not {binning!r}. 'width' is the usual choice.")
-    edges = np.tile(np.arange(num_bins + 1) / num_bins, (num_groups, 1))
+    edges = uniform_edges(num_bins, num_groups)
     if binning == "mass":
         parts = [_by_group(pairs(events), num_groups) for events in event_blocks(y, probabilities, mask)]
         for group, forecasts in enumerate(map(np.concatenate, zip(*parts, strict=True))):
             if len(forecasts):
                 edges[group] = np.quantile(forecasts, np.linspace(0, 1, num_bins + 1))
-    sums = np.zeros((4, num_groups * num_bins))
+    sums = BinSums(edges, is_uniform=binning == "width")
     for events in event_blocks(y, probabilities, mask):
-        groups, forecasts, outcomes = pairs(events)
-        index = _bin_index(forecasts, groups, edges, is_uniform=binning == "width")
-        sums += _sums(index, forecasts, outcomes, num_groups * num_bins)
-    return [_bins(edges[group], part) for group, part in enumerate(np.split(sums, num_groups, axis=1))]
+        sums.add(*pairs(events))
+    return sums.bins()
+
+
+def uniform_edges(num_bins: int, num_groups: int = 1) -> NDArray[np.float64]:
+    """Edges of bins of equal width, `(groups, bins + 1)`."""
+    return np.tile(np.arange(num_bins + 1) / num_bins, (num_groups, 1))
+
+
+class BinSums:
+    """What the bins of each group hold: sums, to which blocks of events add.
+
+    Args:
+        edges: `(groups, bins + 1)`.
+        is_uniform: Whether they are those of `uniform_edges`.
+    """
+
+    def __init__(self, edges: NDArray[np.float64], is_uniform: bool = True) -> None:
+        self._edges = edges
+        self._is_uniform = is_uniform
+        self._sums = np.zeros((4, edges.shape[0] * (edges.shape[1] - 1)))
+
+    def add(
+        self,
+        groups: NDArray[Any],
+        forecasts: NDArray[Any],
+        outcomes: NDArray[Any],
+        times: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Adds the `Pairs` of a block.
+
+        Args:
+            groups: Group of each event, or of each column of the forecasts.
+            forecasts: What was said.
+            outcomes: What came true.
+            times: How often each counts; None for once.
+        """
+        index = _bin_index(forecasts, groups, self._edges, self._is_uniform)
+        self._sums += _sums(index, forecasts, outcomes, self._sums.shape[1], times)
+
+    def bins(self) -> list[ReliabilityBins]:
+        """Reliability bins of each group."""
+        parts = np.split(self._sums, len(self._edges), axis=1)
+        return [_bins(edges, part) for edges, part in zip(self._edges, parts, strict=True)]
 
 
 def top_pairs(events: Events) -> Pairs:
     """The predicted class's probability, and whether it came true; one group."""
-    predicted = events.predicted
-    return np.zeros(1, np.intp), events.of_class(predicted), predicted == events.labels
+    return np.zeros(1, np.intp), events.confidence, events.predicted == events.labels
 
 
 def top_label_pairs(events: Events) -> Pairs:
     """The same, grouped by the predicted class."""
-    predicted = events.predicted
-    return predicted, events.of_class(predicted), predicted == events.labels
+    return events.predicted, events.confidence, events.predicted == events.labels
 
 
 def class_pairs(events: Events) -> Pairs:
@@ -245,12 +283,19 @@ def _bin_index(
     return index
 
 
-def _sums(index: NDArray[np.intp], forecasts: NDArray[Any], outcomes: NDArray[Any], length: int) -> NDArray[np.float64]:
+def _sums(
+    index: NDArray[np.intp],
+    forecasts: NDArray[Any],
+    outcomes: NDArray[Any],
+    length: int,
+    times: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
     """Counts, and sums of forecasts, outcomes and squared residuals in each bin, in float64."""
     forecasts, outcomes = forecasts.astype(np.float64).ravel(), outcomes.astype(np.float64).ravel()
     index = index.ravel()
-    weights = (None, forecasts, outcomes, (outcomes - forecasts) ** 2)
-    return np.stack([np.bincount(index, weights=weight, minlength=length) for weight in weights])
+    columns = (forecasts, outcomes, (outcomes - forecasts) ** 2)
+    weights = columns if times is None else tuple(times * column for column in columns)
+    return np.stack([np.bincount(index, weights=weight, minlength=length) for weight in (times, *weights)])
 
 
 def _bins(edges: NDArray[np.float64], sums: NDArray[np.float64]) -> ReliabilityBins:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bdl.calibration._classes import column_names, label_array, label_columns
-from bdl.calibration._events import without_mask
+from bdl.calibration._events import BLOCK_SIZE, without_mask
 from bdl.calibration._validation import are_one_hot_labels, check_same_events
 
 _LOG_OF_ZERO = float(np.log(np.finfo(np.float64).smallest_subnormal))
@@ -103,12 +103,12 @@ class ClassForecast:
         """Negative log probability of each class index, `(...)`, in nats, or None without `scores`."""
         if self.scores is None:
             return None
-        with np.errstate(invalid="ignore"):  # of what a mask leaves out
-            scores = self.scores.astype(np.float64)
-            of_label = np.take_along_axis(scores, indices[..., None], axis=-1)[..., 0]
-            # Differences from the label's score, so that a loss near zero keeps its digits.
-            losses = np.logaddexp.reduce(scores - of_label[..., None], axis=-1)
-        return np.where(of_label == -np.inf, -_LOG_OF_ZERO, losses)
+        scores = self.scores.reshape(-1, self.scores.shape[-1])
+        labels = indices.ravel()
+        losses = np.empty(labels.shape)
+        for rows in _blocks(scores):
+            losses[rows] = _log_losses(scores[rows].astype(np.float64), labels[rows])
+        return losses.reshape(indices.shape)
 
     def labels(
         self, y: Labels, ignore_class: Any = None, classes: ArrayLike | None = None
@@ -209,8 +209,10 @@ class LogitForecast:
         if not has_class_axis and z.shape == (*shape, 1):
             z = z[..., 0]
         scores = z if has_class_axis else np.stack([np.zeros_like(z), z], axis=-1)
-        with np.errstate(invalid="ignore"):  # of what a mask leaves out
-            p = _softmax(scores.astype(np.float64))
+        p = np.empty(scores.shape)
+        flat_scores, flat = scores.reshape(-1, scores.shape[-1]), p.reshape(-1, scores.shape[-1])
+        for rows in _blocks(flat_scores):
+            flat[rows] = _softmax(flat_scores[rows].astype(np.float64))
         return ClassForecast(
             p if has_class_axis else p[..., 1],
             is_categorical=has_class_axis,
@@ -245,6 +247,21 @@ def _differ(values: NDArray[Any], label: Any) -> NDArray[np.bool_]:
     return np.asarray(values != label, dtype=bool)
 
 
+def _blocks(table: NDArray[Any]) -> Iterator[slice]:
+    """Rows of which temporary arrays are small."""
+    rows = max(1, BLOCK_SIZE // table.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(table), rows))
+
+
+@np.errstate(invalid="ignore")  # of what a mask leaves out
+def _log_losses(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    of_label = np.take_along_axis(scores, labels[:, None], axis=1)
+    # Differences from the label's score, so that a loss near zero keeps its digits.
+    losses = np.logaddexp.reduce(scores - of_label, axis=1)
+    return np.where(of_label[:, 0] == -np.inf, -_LOG_OF_ZERO, losses)
+
+
+@np.errstate(invalid="ignore")
 def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.special import softmax
 

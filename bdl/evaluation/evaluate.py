@@ -10,10 +10,12 @@ import numpy as np
 
 from bdl.calibration._validation import check_num_bins, check_share, check_targets, real_array
 from bdl.evaluation.class_forecasts import ClassForecast, Labels, OfClasses
+from bdl.evaluation.class_scores import evaluate_classes
 from bdl.evaluation.evaluation import Evaluation
 from bdl.evaluation.forecasts import FIELDS, Forecast, forecasts_of, same_but_for_ones, told_by_labels
 from bdl.evaluation.outputs import OutputEvaluations, by_output
-from bdl.evaluation.scores import ModelEvaluation, Resampling, evaluate_classes, evaluate_targets
+from bdl.evaluation.scores import ModelEvaluation, Resampling
+from bdl.evaluation.target_scores import evaluate_targets
 from bdl.likelihoods.heads import Likelihoods, naming
 from bdl.training.batches import LabelledData
 from bdl.training.data import is_data_set
@@ -39,6 +41,9 @@ def evaluate(
 ) -> Any:
     """Scores predictions and their uncertainty, from any program.
 
+    Class probabilities are read once, in blocks: a memory map (`np.load(path, mmap_mode="r")`) is never loaded whole.
+    Targets, and a few numbers for each label, are kept in memory.
+
     Args:
         y: Labels `(n,)` or `(...)`, or one-hot with the shape of the probabilities: class indices, or the classes
             themselves (see `classes`); targets or counts for predictive distributions of such. For several outputs a
@@ -54,7 +59,9 @@ def evaluate(
             classifier, all with `x`. For several outputs a model, what it predicted, or a dict of any of these
             predictions by the names in `y`.
         x: Inputs for models: whatever `predict_distribution` takes. A data set is read once, and for several models
-            kept in memory; its sample weights are ignored.
+            kept in memory; its sample weights are ignored. The predictions of all its inputs are kept while they are
+            scored: of classes their probabilities, of targets the parameters of all samples. Where these do not fit,
+            write them to a file with `write_predictions` and evaluate that.
         mask: True where a label counts, shape of `y`; for several outputs a dict. Nor do masked entries of `numpy.ma`
             count. What does not count may be anything, NaN included.
         likelihood: What the outputs of Keras models mean, and logits whose shape leaves it open.
@@ -64,7 +71,8 @@ def evaluate(
             is, labels are column numbers, or as many different ones as columns in sorted order (-1 and 1; names).
         num_bins: Bins of the calibration errors.
         level: Confidence level of the interval of each score. (Prediction intervals are judged at 50 % and 90 %.)
-        num_resamples: Bootstrap samples behind the intervals; 0 for none. Above 200,000 examples there are none.
+        num_resamples: Bootstrap samples behind the intervals; 0 for none. 1000 take some seconds for 200,000 examples;
+            above that number there are none, and the table says so.
         seed: Decides the bootstrap, and the prediction of models.
         **options: Further arguments of `predict_distribution` for models, such as `num_samples`.
 

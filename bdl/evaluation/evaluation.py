@@ -138,7 +138,7 @@ class Evaluation(Report):
         ]
         caption = (
             f"{self._events}; in brackets the {self.level:.0%} confidence interval of the score, where there is one."
-            f"{self._left_out()}"
+            f"{self._not_resampled()}{self._left_out()}"
         )
         return Table(list(self.models), rows, caption)
 
@@ -174,6 +174,11 @@ class Evaluation(Report):
     @property
     def _events(self) -> str:
         return f"{self.num_events:,} {'labels' if self.kind == 'classification' else 'targets'}"
+
+    def _not_resampled(self) -> str:
+        """Why most scores have no interval, in a sentence."""
+        reasons = dict.fromkeys(model.not_resampled for model in self.models.values() if model.not_resampled)
+        return "".join(f" Scores were not resampled for an interval, as {reason}." for reason in reasons)
 
     def _left_out(self) -> str:
         """Why scores are missing, in a sentence."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bdl.calibration._events import BLOCK_SIZE
 from bdl.calibration._validation import SUM_TOLERANCE
 from bdl.evaluation.forecasts import FIELDS
 from bdl.evaluation.tables import TABLE_SUFFIXES, UNNAMED_INDEX, is_number, read_table
@@ -49,8 +50,9 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Arrays or columns of a file by name; the one array of a .npy file by the file's name, without suffix.
 
     Args:
-        path: File to read: .npz, .npy, .csv, .tsv, .csv.gz, .tsv.gz or .parquet. Arrays of a .npy file stay on disk (a
-            memory map). Tables need pandas (`pip install 'keras-bdl[tables]'`).
+        path: File to read: .npz, .npy, .csv, .tsv, .csv.gz, .tsv.gz or .parquet. What a .npy file holds stays on disk
+            (a memory map): an array, or rows with named fields, each of them a column. Tables need pandas
+            (`pip install 'keras-bdl[tables]'`).
 
     Raises:
         ValueError: if the file is missing, damaged, empty or of another kind, or what reads it is not installed.
@@ -321,11 +323,16 @@ def _is_empty(column: NDArray[Any]) -> bool:
 
 
 def _are_probabilities(columns: list[NDArray[Any]]) -> bool:
+    rows = max(1, BLOCK_SIZE // len(columns))
+    parts = (slice(start, start + rows) for start in range(0, len(columns[0]), rows))
+    return all(_are_rows_of_probabilities([column[part] for column in columns]) for part in parts)
+
+
+def _are_rows_of_probabilities(columns: list[NDArray[Any]]) -> bool:
     table = np.stack(columns, axis=1).astype(np.float64)
     table = table[np.isfinite(table).all(axis=1)]
-    sums = table.sum(axis=1)
     in_range = bool(((table >= 0) & (table <= 1 + SUM_TOLERANCE)).all())
-    return in_range and (len(columns) == 1 or bool((np.abs(sums - 1) <= SUM_TOLERANCE).all()))
+    return in_range and (len(columns) == 1 or bool((np.abs(table.sum(axis=1) - 1) <= SUM_TOLERANCE).all()))
 
 
 def _check_readable(name: str, column: NDArray[Any], path: Path) -> None:
@@ -383,4 +390,5 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _read_npy(path: Path) -> dict[str, NDArray[Any]]:
-    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)}
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return {name: array[name] for name in array.dtype.names} if array.dtype.names else {path.stem: array}

@@ -21,7 +21,12 @@ from bdl.evaluation.samples import SampleForecast
 from bdl.likelihoods import Likelihood, Mixture
 from bdl.likelihoods.heads import Heads, Likelihoods, naming
 from bdl.model import VariationalModel
-from bdl.prediction import ClassificationPrediction, RegressionPrediction, predict_distribution
+from bdl.prediction import (
+    ClassificationPrediction,
+    RegressionPrediction,
+    RegressionSummary,
+    predict_distribution,
+)
 from bdl.prediction.requests import Prediction
 
 FIELDS = ("probabilities", "logits", "samples", "mean", "scale", "std", "classes")
@@ -204,6 +209,12 @@ def forecast_of(prediction: Any, likelihood: Any = None) -> Forecast:
         )
     if isinstance(prediction, RegressionPrediction):
         return MixtureForecast(prediction)
+    if isinstance(prediction, RegressionSummary):
+        raise ValueError(
+            "`prediction` must say how probable each target is, not be a RegressionSummary, which keeps no "
+            "distribution. Predict without `summary`, or pass {'mean': prediction.mean, 'std': prediction.std} to "
+            "judge it as a Normal."
+        )
     if isinstance(prediction, Mapping):
         return _of_arrays(prediction, likelihood)
     return ClassForecast(real_array("prediction", prediction), classes=_class_names(prediction))

@@ -13,7 +13,8 @@ import numpy as np
 
 from bdl import plots
 from bdl.calibration.metrics import observed_coverage
-from bdl.evaluation.scores import COVERAGES, ModelEvaluation, Surprise
+from bdl.evaluation.scores import ModelEvaluation, Surprise
+from bdl.evaluation.target_scores import COVERAGES
 from bdl.report import Block, Figure, Page, Paragraph, Row, Section, Table
 
 if TYPE_CHECKING:

@@ -2,20 +2,30 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats
 
 from bdl.calibration import (
     Interval,
     accuracy,
+    area_under_risk_coverage,
+    bootstrap,
     bootstrap_interval,
     brier_score,
     classwise_calibration_error,
+    debiased_calibration_error,
+    excess_area_under_risk_coverage,
+    expected_calibration_error,
     interval_coverage,
+    maximum_calibration_error,
     negative_log_likelihood,
     normal_crps,
     normal_negative_log_likelihood,
     out_of_distribution_auroc,
+    root_mean_square_calibration_error,
+    root_mean_square_error,
     sample_crps,
 )
 
@@ -137,3 +147,95 @@ def test_bad_arguments_are_refused(arguments, message):
         bootstrap_interval(accuracy, [0], [0.1])
     with pytest.raises(ValueError, match=r"`scores_in` must hold"):
         bootstrap_interval(out_of_distribution_auroc, [], [1.0])
+
+
+# Resamples by how often each example was drawn
+
+
+def drawn(seed, n):
+    """Rows of a resample in the order that they were drawn, and how often each was."""
+    rows = np.random.default_rng(seed).integers(0, n, size=n)
+    return rows, np.bincount(rows, minlength=n).astype(float)
+
+
+def statistic(metric, *arrays, **options):
+    return bootstrap._statistic(metric, *bootstrap._plain_events(metric, arrays, options))
+
+
+CALIBRATION_ERRORS = [
+    expected_calibration_error,
+    maximum_calibration_error,
+    root_mean_square_calibration_error,
+    debiased_calibration_error,
+]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.sampled_from(["float32", "float64"]), st.booleans())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_metric_of_counts_is_the_metric_of_the_rows_drawn(seed, n, dtype, is_binary):
+    y, p = classified(seed, n)
+    p = p.astype(dtype)
+    if is_binary:
+        y, p = (y > 1).astype(int), p[:, 2]
+    rows, counts = drawn(seed, n)
+    by_counts = [accuracy, negative_log_likelihood, brier_score, *CALIBRATION_ERRORS, classwise_calibration_error]
+    for metric in by_counts:
+        found, sizes = statistic(metric, y, p)
+        assert sizes == [n]
+        assert_allclose(found.value, metric(y, p), rtol=1e-12, atol=1e-12)
+        # The root that ends the debiased error doubles the digits that rounding takes near zero.
+        tolerance = 1e-7 if metric is debiased_calibration_error else 1e-12
+        assert_allclose(found.of_counts(counts), metric(y[rows], p[rows]), rtol=1e-12, atol=tolerance)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 60))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_ranking_of_counts_is_that_of_the_rows_drawn_with_ties(seed, n, num_values):
+    random = np.random.default_rng(seed)
+    losses, uncertainty = random.uniform(size=n), random.integers(0, num_values, n) / num_values
+    rows, counts = drawn(seed, n)
+    for metric in (area_under_risk_coverage, excess_area_under_risk_coverage):
+        found, _ = statistic(metric, losses, uncertainty)
+        assert_allclose(found.of_counts(counts), metric(losses[rows], uncertainty[rows]), rtol=1e-12, atol=1e-13)
+    others = random.integers(0, num_values, n + 3) / num_values
+    other_rows, other_counts = drawn(seed + 1, n + 3)
+    found, sizes = statistic(out_of_distribution_auroc, uncertainty, others)
+    assert sizes == [n, n + 3]
+    expected = out_of_distribution_auroc(uncertainty[rows], others[other_rows])
+    assert found.of_counts(counts, other_counts) == expected
+
+
+@pytest.mark.parametrize("metric", [accuracy, negative_log_likelihood, brier_score, *CALIBRATION_ERRORS])
+def test_sequences_are_drawn_whole(metric):
+    y, p = classified(6, 60)
+    y, p = y.reshape(12, 5), p.reshape(12, 5, 3)
+    mask = np.random.default_rng(7).random(y.shape) < 0.5
+    mask[3] = False  # padding alone is no example
+    found, sizes = statistic(metric, y, p, mask=mask)
+    assert sizes == [11]
+    kept = np.delete(np.arange(12), 3)
+    rows, counts = drawn(8, 11)
+    expected = metric(y[kept][rows], p[kept][rows], mask=mask[kept][rows])
+    assert_allclose(found.of_counts(counts), expected, rtol=1e-12)
+
+
+def test_targets_of_several_columns_are_drawn_by_rows():
+    random = np.random.default_rng(9)
+    y, mean, scale = random.normal(size=(30, 2)), random.normal(size=(30, 2)), random.uniform(1, 2, size=(30, 2))
+    rows, counts = drawn(10, 30)
+    for metric, arrays in ((normal_crps, (y, mean, scale)), (root_mean_square_error, (y, mean))):
+        found, _ = statistic(metric, *arrays)
+        assert_allclose(found.of_counts(counts), metric(*(array[rows] for array in arrays)), rtol=1e-12)
+
+
+def test_a_table_of_many_classes_is_read_once():
+    readings = []
+
+    class Table(np.ndarray):
+        def __getitem__(self, key):
+            readings.append(key)
+            return super().__getitem__(key)
+
+    p = np.full((3000, 400), 1 / 400, "float32").view(Table)
+    bootstrap_interval(expected_calibration_error, np.arange(3000) % 400, p, num_resamples=500)
+    assert 0 < len(readings) < 10

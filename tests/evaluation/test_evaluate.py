@@ -246,6 +246,17 @@ def test_bad_options_are_refused(options, message):
         bdl.evaluate(Y, P, **options)
 
 
+def test_a_summary_without_a_distribution_is_refused_and_judged_as_a_normal_if_asked():
+    quantiles = np.stack([MEAN - SCALE, MEAN + SCALE])
+    summary = bdl.prediction.RegressionSummary(
+        bdl.likelihoods.Normal(), MEAN, SCALE**2, np.zeros(150), 8, (0.1, 0.9), quantiles
+    )
+    with pytest.raises(ValueError, match=r"Predict without `summary`, or pass \{'mean': prediction.mean, 'std'"):
+        bdl.evaluate(TARGET, summary)
+    found = bdl.evaluate(TARGET, {"mean": summary.mean, "std": summary.std}, num_resamples=0)
+    assert_allclose(found["nll"], normal_negative_log_likelihood(TARGET, MEAN, SCALE))
+
+
 def test_a_mask_of_targets_is_refused():
     with pytest.raises(ValueError, match=r"`mask` must be of labels, not of targets"):
         bdl.evaluate(TARGET, {"mean": MEAN, "scale": SCALE}, mask=np.ones(150, bool))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+import bdl
 from bdl.evaluation.files import read_arrays, read_common_labels, read_labels, take_prediction
 
 P = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
@@ -25,6 +26,47 @@ def test_npy_holds_one_array_that_stays_on_disk(tmp_path):
     assert isinstance(content["p"], np.memmap)
     assert_array_equal(take_prediction(content, tmp_path / "p.npy", "labels.npy", "logits").arrays["logits"], P)
     assert_array_equal(read_labels(str(tmp_path / "labels.npy"), tmp_path / "p.npy", content), Y)
+
+
+def test_fields_of_npy_are_columns_that_stay_on_disk(tmp_path):
+    path = tmp_path / "p.npy"
+    rows = np.empty(2, [("y", int), ("mean", "float32"), ("std", float), ("aleatoric", float)])
+    for name, values in {"y": [3, 4], "mean": [1, 2], "std": [0.5, 0.25], "aleatoric": [0.1, 0.2]}.items():
+        rows[name] = values
+    np.save(path, rows)
+    content = read_arrays(path)
+    assert all(isinstance(column, np.memmap) for column in content.values())
+    assert_array_equal(read_labels("y", path, content), [3, 4])
+    prediction = take_prediction(content, path, "y")
+    assert set(prediction.arrays) == {"mean", "std"}
+    assert all(isinstance(column, np.memmap) for column in prediction.arrays.values())
+    assert_array_equal(prediction.arrays["mean"], [1, 2])
+
+
+def test_predictions_of_classes_that_were_written_are_evaluated_from_the_file(tmp_path):
+    random = np.random.default_rng(0)
+    p, y = random.dirichlet(np.ones(4), size=40), random.integers(0, 4, 40)
+    none = np.zeros(20)
+    parts = [
+        bdl.prediction.ClassificationPrediction(bdl.likelihoods.Categorical(), half, none, none, num_samples=2)
+        for half in (p[:20], p[20:])
+    ]
+    path = tmp_path / "predictions.npy"
+    assert bdl.write_predictions(path, parts) == 40
+    found = take_prediction(read_arrays(path), path, "labels.npy", y=y).arrays
+    assert bdl.evaluate(y, found, num_resamples=0)["nll"] == bdl.evaluate(y, p, num_resamples=0)["nll"]
+
+
+def test_predictions_of_targets_that_were_written_are_evaluated_from_the_file(tmp_path):
+    random = np.random.default_rng(1)
+    parameters = {"loc": random.normal(size=(3, 20)), "scale": np.ones((3, 20))}
+    prediction = bdl.prediction.RegressionPrediction(bdl.likelihoods.Normal(), parameters)
+    path = tmp_path / "predictions.npy"
+    bdl.write_predictions(path, [prediction])
+    found = take_prediction(read_arrays(path), path, "labels.npy").arrays
+    y = random.normal(size=20)
+    expected = bdl.evaluate(y, {"mean": prediction.mean, "std": prediction.std}, num_resamples=0)
+    assert bdl.evaluate(y, found, num_resamples=0)["nll"] == expected["nll"]
 
 
 def test_csv_columns_are_classes_in_the_order_of_their_numbers(tmp_path):

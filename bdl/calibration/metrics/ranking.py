@@ -5,7 +5,10 @@ Ranks need all scores in memory, sorted: n log n time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -122,15 +125,7 @@ def risk_coverage_curve(losses: ArrayLike, uncertainty: ArrayLike) -> RiskCovera
             "`losses` and `uncertainty` must describe the same predictions, "
             f"not {len(loss)} losses and {len(doubt)} uncertainties. Compute both from the same rows."
         )
-    kept = np.arange(1, len(loss) + 1)
-    order = np.argsort(doubt, kind="stable")
-    sorted_doubt, cumulative = doubt[order], np.concatenate([[0.0], np.cumsum(loss[order])])
-    # A tie of uncertainties from `first` to `last` adds its mean loss with each prediction that is kept of it.
-    first = np.searchsorted(sorted_doubt, sorted_doubt, side="left")
-    last = np.searchsorted(sorted_doubt, sorted_doubt, side="right")
-    tie_mean = (cumulative[last] - cumulative[first]) / (last - first)
-    risk = (cumulative[first] + (kept - first) * tie_mean) / kept
-    return RiskCoverageCurve(kept / len(loss), risk, np.cumsum(np.sort(loss)) / kept)
+    return Ranked.of(loss, doubt).curve()
 
 
 def area_under_risk_coverage(losses: ArrayLike, uncertainty: ArrayLike) -> float:
@@ -176,3 +171,112 @@ def excess_area_under_risk_coverage(losses: ArrayLike, uncertainty: ArrayLike) -
     0.0
     """
     return risk_coverage_curve(losses, uncertainty).excess_area
+
+
+_TIES_IN_A_BLOCK = 2**16
+"""A few of their temporary arrays fit into a processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Losses in the order of their uncertainty: one sort for every score of a ranking.
+
+    Attributes:
+        order: Index of each prediction, the most certain first, `(n,)`.
+        losses: Its loss, `(n,)`, in this order.
+        ends: Number of predictions up to the end of each tie of uncertainties, `(ties,)`.
+    """
+
+    order: NDArray[np.intp]
+    losses: NDArray[Any]
+    ends: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, losses: NDArray[Any], uncertainty: NDArray[Any]) -> Ranked:
+        """Sorts the losses by the uncertainty, both `(n,)`."""
+        order = np.argsort(uncertainty, kind="stable")
+        ordered = uncertainty[order]
+        ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
+        return cls(order, losses[order], ends)
+
+    def curve(self) -> RiskCoverageCurve:
+        """The risk among the first predictions; a tie adds its mean loss with each prediction that is kept of it."""
+        n = len(self.order)
+        bounds, total = np.concatenate([[0], self.ends]), np.concatenate([[0.0], np.cumsum(self.losses, dtype=float)])
+        risk = np.empty(n)
+        for first in range(0, len(self.ends), _TIES_IN_A_BLOCK):
+            start, end = bounds[:-1][first : first + _TIES_IN_A_BLOCK], bounds[1:][first : first + _TIES_IN_A_BLOCK]
+            before, mean = total[start], (total[end] - total[start]) / (end - start)
+            kept = np.arange(start[0] + 1, end[-1] + 1)
+            tie = np.repeat(np.arange(len(start)), end - start)
+            risk[start[0] : end[-1]] = (before[tie] + (kept - start[tie]) * mean[tie]) / kept
+        kept = np.arange(1.0, n + 1)
+        best = np.sort(self.losses).astype(np.float64)
+        np.cumsum(best, out=best)
+        best /= kept
+        kept /= n
+        return RiskCoverageCurve(kept, risk, best)
+
+    def area(self, counts: NDArray[np.float64]) -> float:
+        """The area under risk and coverage of a resample, without sorting it.
+
+        The j-th of `n` predictions is among the first k for every k from j on, so its loss has the weight
+        `1/n sum_{k>=j} 1/k` in the mean of all risks. The predictions of a tie share the sum of their weights.
+
+        Args:
+            counts: How often each prediction was drawn, `(n,)`; they sum to `n`.
+        """
+        drawn = counts[self.order]
+        size, loss = self._by_tie(drawn), self._by_tie(drawn * self.losses)
+        weight = np.diff(self._weights[np.cumsum(size).astype(np.intp)], prepend=0.0)
+        return float(np.sum(weight * loss / np.maximum(size, 1))) / len(drawn)
+
+    def auroc(self, counts: NDArray[np.float64] | None = None) -> float:
+        """How often a loss of 1 is less certain than a loss of 0, equal uncertainties counting one half.
+
+        That is `out_of_distribution_auroc` of the uncertainties of both, of which there must be some.
+
+        Args:
+            counts: How often each prediction was drawn, `(n,)`; None for once.
+        """
+        drawn = np.ones(len(self.order)) if counts is None else counts[self.order]
+        ones = self._by_tie(drawn * self.losses)
+        zeros = self._by_tie(drawn) - ones
+        zeros_up_to = np.cumsum(zeros)
+        return float(np.sum(ones * (2 * zeros_up_to - zeros)) / (2 * np.sum(ones) * zeros_up_to[-1]))
+
+    def _by_tie(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of the values of each tie."""
+        if len(self.ends) == len(values):
+            return values
+        return np.add.reduceat(values, np.concatenate([[0], self.ends[:-1]]))
+
+    @cached_property
+    def _weights(self) -> NDArray[np.float64]:
+        """`sum_{j<=m} sum_{k=j}^n 1/k` for m from 0 to n."""
+        fractions = 1 / np.arange(1, len(self.order) + 1)
+        return np.concatenate([[0.0], np.cumsum(np.cumsum(fractions[::-1])[::-1])])
+
+
+# Metrics of a resample, from how often each prediction was drawn.
+
+
+def resampled_area(losses: ArrayLike, uncertainty: ArrayLike) -> Callable[[NDArray[np.float64]], float]:
+    """The area under risk and coverage."""
+    return Ranked.of(check_scores("losses", losses), check_scores("uncertainty", uncertainty)).area
+
+
+def resampled_excess_area(losses: ArrayLike, uncertainty: ArrayLike) -> Callable[[NDArray[np.float64]], float]:
+    """That area above the one of a perfect ranking, which is by the losses."""
+    area, best = resampled_area(losses, uncertainty), resampled_area(losses, losses)
+    return lambda counts: area(counts) - best(counts)
+
+
+def resampled_auroc(
+    scores_in: ArrayLike, scores_out: ArrayLike
+) -> Callable[[NDArray[np.float64], NDArray[np.float64]], float]:
+    """The area under the ROC curve of two samples, each drawn on its own."""
+    familiar, unfamiliar = check_scores("scores_in", scores_in), check_scores("scores_out", scores_out)
+    is_out = np.repeat([0.0, 1.0], [len(familiar), len(unfamiliar)])
+    ranked = Ranked.of(is_out, np.concatenate([familiar, unfamiliar]))
+    return lambda of_in, of_out: ranked.auroc(np.concatenate([of_in, of_out]))

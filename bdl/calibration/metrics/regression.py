@@ -103,8 +103,7 @@ def root_mean_square_error(y: ArrayLike, mean: ArrayLike) -> float:
     >>> root_mean_square_error([0.0, 1.0], [0.0, 0.0])
     0.7071
     """
-    target, center = check_targets(("y", y), ("mean", mean))
-    return float(np.sqrt(np.mean((target - center) ** 2)))
+    return float(np.sqrt(np.mean(squared_error_terms(y, mean))))
 
 
 def sharpness(scale: ArrayLike) -> float:
@@ -234,6 +233,12 @@ def expected_normalized_calibration_error(
 
 
 # The terms whose mean is a metric.
+
+
+def squared_error_terms(y: ArrayLike, mean: ArrayLike) -> NDArray[np.float64]:
+    """Squared error of each target, whose mean's root is a metric."""
+    target, center = check_targets(("y", y), ("mean", mean))
+    return (target - center) ** 2
 
 
 def normal_log_losses(y: ArrayLike, mean: ArrayLike, scale: ArrayLike) -> NDArray[np.float64]:
