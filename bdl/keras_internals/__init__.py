@@ -13,10 +13,12 @@ from bdl.keras_internals.arrays import (
     with_mask,
 )
 from bdl.keras_internals.devices import (
+    dealt_out,
     is_one_device,
     keeping_state,
     mean_over_replicas,
     num_replicas,
+    num_shards,
     putting_state_back,
     rows_per_replica,
 )
@@ -65,6 +67,7 @@ __all__ = [
     "cumsum",
     "current_value",
     "cut_as",
+    "dealt_out",
     "direct_layers",
     "flatten_layers",
     "innermost",
@@ -84,6 +87,7 @@ __all__ = [
     "mean_over_replicas",
     "minimum",
     "num_replicas",
+    "num_shards",
     "outermost_scope",
     "output_spec",
     "output_structure",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 
 def num_replicas() -> int:
@@ -71,6 +72,52 @@ def _replica_context() -> Any:
     import tensorflow as tf
 
     return tf.distribute.get_replica_context()
+
+
+def num_shards() -> int:
+    """Parts into which `keras.distribution` deals out a batch.
+
+    Example:
+    >>> num_shards()
+    1
+    """
+    distribution = keras.distribution.distribution()
+    mesh = None if distribution is None else distribution.device_mesh
+    if mesh is None:
+        return 1
+    return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
+
+
+def dealt_out(batch: Any) -> Any:
+    """A batch spread over the devices of `keras.distribution`, on JAX; elsewhere the batch.
+
+    Several processes, each of which wants the whole result, keep it whole.
+
+    Args:
+        batch: NumPy arrays with the rows on their first axis, in any structure; None stays None.
+
+    Returns:
+        Tensors of as many rows, or of a multiple of the devices: the last row is then repeated.
+
+    Example:
+    >>> dealt_out({"x": np.ones((3, 2)), "left out": None})["x"].shape
+    (3, 2)
+    """
+    distribution, shards = keras.distribution.distribution(), num_shards()
+    if keras.backend.backend() != "jax" or distribution is None:
+        return batch
+    import jax
+
+    if jax.process_count() > 1:
+        return batch
+
+    def place(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        whole = np.pad(leaf, [(0, -len(leaf) % shards), *[(0, 0)] * (leaf.ndim - 1)], mode="edge")
+        return keras.distribution.distribute_tensor(whole, distribution.get_data_layout(whole.shape))
+
+    return keras.tree.map_structure(place, batch)
 
 
 def is_one_device(model: keras.Model) -> bool:
