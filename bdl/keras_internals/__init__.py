@@ -14,6 +14,8 @@ from bdl.keras_internals.arrays import (
 )
 from bdl.keras_internals.devices import (
     dealt_out,
+    even_batch,
+    even_rows,
     is_one_device,
     keeping_state,
     mean_over_replicas,
@@ -68,6 +70,8 @@ __all__ = [
     "current_value",
     "cut_as",
     "dealt_out",
+    "even_batch",
+    "even_rows",
     "direct_layers",
     "flatten_layers",
     "innermost",

@@ -88,6 +88,26 @@ def num_shards() -> int:
     return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
 
 
+def even_rows(rows: Any) -> Any:
+    """As many of the first rows as `keras.distribution` can deal out evenly, for trainings of bdl's own.
+
+    Example:
+    >>> even_rows(np.arange(3)).tolist()
+    [0, 1, 2]
+    """
+    return rows[: len(rows) - len(rows) % num_shards()]
+
+
+def even_batch(batch_size: int) -> int:
+    """The next batch size that `keras.distribution` can deal out evenly.
+
+    Example:
+    >>> even_batch(3)
+    3
+    """
+    return batch_size + -batch_size % num_shards()
+
+
 def dealt_out(batch: Any) -> Any:
     """A batch spread over the devices of `keras.distribution`, on JAX; elsewhere the batch.
 
@@ -103,7 +123,7 @@ def dealt_out(batch: Any) -> Any:
     >>> dealt_out({"x": np.ones((3, 2)), "left out": None})["x"].shape
     (3, 2)
     """
-    distribution, shards = keras.distribution.distribution(), num_shards()
+    distribution = keras.distribution.distribution()
     if keras.backend.backend() != "jax" or distribution is None:
         return batch
     import jax
@@ -114,7 +134,7 @@ def dealt_out(batch: Any) -> Any:
     def place(leaf: Any) -> Any:
         if leaf is None:
             return None
-        whole = np.pad(leaf, [(0, -len(leaf) % shards), *[(0, 0)] * (leaf.ndim - 1)], mode="edge")
+        whole = np.pad(leaf, [(0, even_batch(len(leaf)) - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)], mode="edge")
         return keras.distribution.distribute_tensor(whole, distribution.get_data_layout(whole.shape))
 
     return keras.tree.map_structure(place, batch)
