@@ -13,6 +13,7 @@ from bdl.keras_internals.arrays import (
     with_mask,
 )
 from bdl.keras_internals.devices import (
+    TakesUnevenBatches,
     dealt_out,
     even_batch,
     even_rows,
@@ -60,6 +61,7 @@ from bdl.keras_internals.structure import (
 )
 
 __all__ = [
+    "TakesUnevenBatches",
     "adopt_signatures",
     "arcsinh",
     "assign_rows",

@@ -88,6 +88,22 @@ def num_shards() -> int:
     return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
 
 
+class TakesUnevenBatches:
+    """Mixin of a Keras model that may begin a fit with a batch whose replicas' shares differ in size, on TensorFlow.
+
+    Keras learns the shapes of the data from the mean of the shares of the first batch, which fails where they differ.
+    """
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        model: Any = self
+        strategy = model._distribute_strategy
+        if strategy is not None and iterator is not None:
+            _, _, batches = next(iter(iterator))
+            first = keras.tree.map_structure(lambda leaf: strategy.experimental_local_results(leaf)[0], next(batches))
+            iterator, data_batch = None, first
+        super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
+
+
 def even_rows(rows: Any) -> Any:
     """As many of the first rows as `keras.distribution` can deal out evenly, for trainings of bdl's own.
 

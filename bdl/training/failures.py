@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from bdl.keras_internals import keeping_state, num_shards, putting_state_back
+from bdl.keras_internals import TakesUnevenBatches, keeping_state, num_shards, putting_state_back
 from bdl.training.data import DEFAULT_BATCH_SIZE
 
 TRAINED_STATE = ("trainable", "non_trainable", "optimizer", "metrics")
@@ -19,7 +19,7 @@ _STATES = {
 """What the compiled steps of Keras' JAX trainer take."""
 
 
-class SurvivesFailures:
+class SurvivesFailures(TakesUnevenBatches):
     """Mixin of a Keras model whose `fit` and `evaluate` leave it whole where they fail, on JAX, too."""
 
     def make_train_function(self, force: bool = False) -> Any:
