@@ -88,15 +88,29 @@ def num_shards() -> int:
     return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
 
 
+def _has_workers(strategy: Any) -> bool:
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
 class TakesUnevenBatches:
     """Mixin of a Keras model that may begin a fit with a batch whose replicas' shares differ in size, on TensorFlow.
 
     Keras learns the shapes of the data from the mean of the shares of the first batch, which fails where they differ.
+
+    Raises:
+        ValueError: under `MultiWorkerMirroredStrategy`, where Keras' own loops fail with what a step returns.
     """
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         model: Any = self
         strategy = model._distribute_strategy
+        if strategy is not None and _has_workers(strategy):
+            raise ValueError(
+                "`fit` and `evaluate` must not run under MultiWorkerMirroredStrategy, under which they fail in Keras "
+                "3.15. Call train_step and test_step in a loop of your own: docs/guides/distributed.md has one."
+            )
         if strategy is not None and iterator is not None:
             _, _, batches = next(iter(iterator))
             first = keras.tree.map_structure(lambda leaf: strategy.experimental_local_results(leaf)[0], next(batches))
