@@ -2,7 +2,7 @@
 ================================================
 
 `python examples/tensorflow_workers.py` is one process of several that train a model under
-`MultiWorkerMirroredStrategy`; the variable TF_CONFIG of its environment names them all. Without it the process is alone.
+`MultiWorkerMirroredStrategy`; TF_CONFIG in its environment names them all. Without it the process is alone.
 
 Keras' own `fit` does not run under this strategy. `train_step` does: it adds up the gradients of the workers' shares of
 a batch, with the KL in them once.

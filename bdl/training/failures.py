@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
 from bdl.keras_internals import TakesUnevenBatches, keeping_state, num_shards, putting_state_back
 from bdl.training.data import DEFAULT_BATCH_SIZE
 
