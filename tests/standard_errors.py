@@ -47,3 +47,9 @@ def assert_moments(samples: Any, mean: Any, variance: Any, k: float = 5) -> None
     """Compares mean and variance of independent samples, on the first axis, with their expectations."""
     assert_mean(samples, mean, k)
     assert_mean(np.square(np.asarray(samples, "float64") - mean), variance, k)
+
+
+def assert_uncorrelated(one: Any, other: Any, k: float = 4) -> None:
+    """Fails where the correlation of independent pairs is further than `k` standard errors from 0."""
+    assert np.std(one) > 0, "numbers that are all the same have no correlation"
+    assert_within_standard_errors(np.corrcoef(one, other)[0, 1], 0.0, 1 / np.sqrt(len(one)), k)

@@ -5,9 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+from standard_errors import assert_uncorrelated
+
+import bdl
 
 pytestmark = [
     pytest.mark.core,
@@ -20,6 +25,9 @@ import keras
 import numpy as np
 import torch
 import bdl
+sys.path.append(sys.argv[2])
+import torch_workers
+
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
 network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(3)])
@@ -57,22 +65,48 @@ with warnings.catch_warnings(record=True) as caught:
     given.fit(data.numpy()[half], labels.numpy()[half], verbose=0)
 told.extend(str(each.message) for each in caught if "num_examples" in str(each.message))
 weights = [weight.detach().numpy().tolist() for weight in network.parameters() if weight.requires_grad]
+
+# The loop of the documentation, with the noise switched off; and noise of each row under its strategy.
+keras.utils.set_random_seed(1)
+looped = torch_workers.build(4, 3, num_examples=8)
+with bdl.mean_weights(looped):
+    optimizer = torch.optim.SGD(looped.parameters(), 0.1)
+    torch_workers.train(looped, optimizer, data.numpy(), labels.numpy(), epochs=2, batch_size=8)
+if rank == 0:
+    looped.save(sys.argv[3])
+loop = {
+    "weights": [weight.numpy().ravel().tolist() for weight in looped.trainable_weights],
+    "temperature": looped.temperature,
+    "num_examples": looped.num_examples,
+    "prediction": looped.predict_distribution(data.numpy(), num_samples=4, seed=1).probabilities.tolist(),
+}
+noisy = keras.Sequential([keras.Input((4,)), bdl.layers.DenseLocalReparameterization(1, seed=1)])
+noise = torch.nn.parallel.DistributedDataParallel(noisy)(torch.ones((4000, 4)), training=True).detach().numpy()
 torch.distributed.destroy_process_group()
-found = {"steps": steps, "seeded": seeded, "unseeded": unseeded, "weights": weights}
+found = {"loop": loop, "noise": noise.ravel().tolist()}
+found |= {"steps": steps, "seeded": seeded, "unseeded": unseeded, "weights": weights}
 print(json.dumps({**found, "gradients": gradients, "told": told}))
 """
 
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
 @pytest.fixture(scope="module")
-def ranks():
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("saved") / "model.keras"
+
+
+@pytest.fixture(scope="module")
+def ranks(file):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+    processes = []
+    for rank in range(2):
+        command = [sys.executable, "-c", PROGRAM, str(rank), str(EXAMPLES), str(file)]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     return [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes]
 
 
@@ -101,3 +135,42 @@ def test_the_number_of_examples_in_all_processes_must_be_given(ranks):
     for rank in ranks:
         (told,) = rank["told"]
         assert "`num_examples` must be given where 2 processes train together" in told
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+
+
+def test_steps_of_the_loop_in_two_processes_equal_those_of_one(ranks, monkeypatch):
+    """Without noise: the NLL is that of the whole batch, the KL counts once, N is that of all, and T is 1."""
+    import torch
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from torch_workers import build
+
+    keras.utils.set_random_seed(1)
+    model, (x, y) = build(4, 3, num_examples=8), (torch.as_tensor(each) for each in data())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with bdl.mean_weights(model):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model.compute_loss(x, y, model(x, training=True)).backward()
+            optimizer.step()
+    expected = [weight.numpy().ravel() for weight in model.trainable_weights]
+    for rank in ranks:
+        assert (rank["loop"]["temperature"], rank["loop"]["num_examples"]) == (1.0, 8)
+        for ours, theirs in zip(rank["loop"]["weights"], expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_processes_draw_independent_noise(ranks):
+    one, two = (np.array(rank["noise"]) for rank in ranks)
+    assert_uncorrelated(one, two)
+
+
+def test_the_file_of_a_process_predicts_the_same_elsewhere(ranks, file):
+    prediction = keras.saving.load_model(file).predict_distribution(data()[0], num_samples=4, seed=1)
+    np.testing.assert_array_equal(
+        prediction.probabilities.astype("float32"), np.float32(ranks[0]["loop"]["prediction"])
+    )

@@ -24,6 +24,7 @@ from bdl.diagnostics.measure import ProbeData, measure, network_of
 from bdl.diagnostics.quantities import Refit
 from bdl.diagnostics.twin import drawn_families, own_family, own_optimizer, rebuilt
 from bdl.diagnostics.weights import has_fitted_means
+from bdl.keras_internals import even_batch
 from bdl.likelihoods import Likelihood
 from bdl.posteriors import LowRankNormal, MeanFieldNormal
 from bdl.priors import EmpiricalBayes, FanInNormal
@@ -102,7 +103,7 @@ def refit(
             objective="elbo",
             **options,
         )
-        variant.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0)
+        variant.fit(x, y, batch_size=even_batch(batch_size), epochs=epochs, verbose=0)
         measured = measure(variant, likelihood_of(variant), len(np.asarray(y)), data, num_samples=_SAMPLES)
         assert measured.train is not None
         error = (measured.train.disagreement or 0.0) / math.sqrt(_SAMPLES)

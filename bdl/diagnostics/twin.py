@@ -18,7 +18,7 @@ from bdl.diagnostics.probe import draw, fit_of
 from bdl.diagnostics.quantities import Fit
 from bdl.diagnostics.weights import drawn_weights, weight_posteriors
 from bdl.elbo import ELBO
-from bdl.keras_internals import flatten_layers
+from bdl.keras_internals import even_batch, even_rows, flatten_layers
 from bdl.layers import InputFactors
 from bdl.layers.variational import DEFAULT_POSTERIOR, DEFAULT_PRIOR
 from bdl.likelihoods import Likelihood
@@ -106,8 +106,9 @@ def train_twin(
     twin = compiled(plain_network(model), likelihood, None, "adam" if rate < _LEAST_RATE else optimizer)
     rows = np.random.default_rng(seed).permutation(sample_of(len(y), _TWIN_ROWS))
     num_held = int(held_out * len(rows))
-    chosen, rest = np.sort(rows[:num_held]), np.sort(rows[num_held:])
-    if not num_held:
+    chosen, rest = (np.sort(even_rows(part)) for part in (rows[:num_held], rows[num_held:]))
+    batch_size = even_batch(batch_size)
+    if not len(chosen):
         twin.fit(_part(x, rest), _part(y, rest), batch_size=batch_size, epochs=epochs, verbose=0)
         return twin
     best = keras.callbacks.EarlyStopping(

@@ -13,10 +13,15 @@ from bdl.keras_internals.arrays import (
     with_mask,
 )
 from bdl.keras_internals.devices import (
+    TakesUnevenBatches,
+    dealt_out,
+    even_batch,
+    even_rows,
     is_one_device,
     keeping_state,
     mean_over_replicas,
     num_replicas,
+    num_shards,
     putting_state_back,
     rows_per_replica,
 )
@@ -57,6 +62,7 @@ from bdl.keras_internals.structure import (
 )
 
 __all__ = [
+    "TakesUnevenBatches",
     "adopt_signatures",
     "arcsinh",
     "assign_rows",
@@ -66,7 +72,10 @@ __all__ = [
     "cumsum",
     "current_value",
     "cut_as",
+    "dealt_out",
     "direct_layers",
+    "even_batch",
+    "even_rows",
     "flatten_layers",
     "fresh_session",
     "innermost",
@@ -86,6 +95,7 @@ __all__ = [
     "mean_over_replicas",
     "minimum",
     "num_replicas",
+    "num_shards",
     "outermost_scope",
     "output_spec",
     "output_structure",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 
 def num_replicas() -> int:
@@ -71,6 +72,102 @@ def _replica_context() -> Any:
     import tensorflow as tf
 
     return tf.distribute.get_replica_context()
+
+
+def num_shards() -> int:
+    """Parts into which `keras.distribution` deals out a batch.
+
+    Example:
+    >>> num_shards()
+    1
+    """
+    distribution = keras.distribution.distribution()
+    mesh = None if distribution is None else distribution.device_mesh
+    if mesh is None:
+        return 1
+    return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
+
+
+def _has_workers(strategy: Any) -> bool:
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+class TakesUnevenBatches:
+    """Mixin of a Keras model that may begin a fit with a batch whose replicas' shares differ in size, on TensorFlow.
+
+    Keras learns the shapes of the data from the mean of the shares of the first batch, which fails where they differ.
+
+    Raises:
+        ValueError: under `MultiWorkerMirroredStrategy`, where Keras' own loops fail with what a step returns.
+    """
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        model: Any = self
+        strategy = model._distribute_strategy
+        if strategy is not None and _has_workers(strategy):
+            raise ValueError(
+                "`fit` and `evaluate` must not run under MultiWorkerMirroredStrategy, under which they fail in Keras "
+                "3.15. Call train_step and test_step in a loop of your own: docs/guides/distributed.md has one."
+            )
+        if strategy is not None and iterator is not None:
+            _, _, batches = next(iter(iterator))
+            first = keras.tree.map_structure(lambda leaf: strategy.experimental_local_results(leaf)[0], next(batches))
+            iterator, data_batch = None, first
+        super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
+
+
+def even_rows(rows: Any) -> Any:
+    """As many of the first rows as `keras.distribution` can deal out evenly, for trainings of bdl's own.
+
+    Example:
+    >>> even_rows(np.arange(3)).tolist()
+    [0, 1, 2]
+    """
+    return rows[: len(rows) - len(rows) % num_shards()]
+
+
+def even_batch(batch_size: int) -> int:
+    """The next batch size that `keras.distribution` can deal out evenly.
+
+    Example:
+    >>> even_batch(3)
+    3
+    """
+    return batch_size + -batch_size % num_shards()
+
+
+def dealt_out(batch: Any) -> Any:
+    """A batch spread over the devices of `keras.distribution`, on JAX; elsewhere the batch.
+
+    Several processes, each of which wants the whole result, keep it whole.
+
+    Args:
+        batch: NumPy arrays with the rows on their first axis, in any structure; None stays None.
+
+    Returns:
+        Tensors of as many rows, or of a multiple of the devices: the last row is then repeated.
+
+    Example:
+    >>> dealt_out({"x": np.ones((3, 2)), "left out": None})["x"].shape
+    (3, 2)
+    """
+    distribution = keras.distribution.distribution()
+    if keras.backend.backend() != "jax" or distribution is None:
+        return batch
+    import jax
+
+    if jax.process_count() > 1:
+        return batch
+
+    def place(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        whole = np.pad(leaf, [(0, even_batch(len(leaf)) - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)], mode="edge")
+        return keras.distribution.distribute_tensor(whole, distribution.get_data_layout(whole.shape))
+
+    return keras.tree.map_structure(place, batch)
 
 
 def is_one_device(model: keras.Model) -> bool:

@@ -24,7 +24,7 @@ from keras import ops
 
 from bdl import random
 from bdl.estimators.weights import whole_functions
-from bdl.keras_internals import current_value, flatten_layers, output_spec
+from bdl.keras_internals import current_value, dealt_out, flatten_layers, output_spec
 from bdl.latents import without_local_kl
 from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
@@ -296,7 +296,8 @@ def _compile(function: Callable[..., Any], network: keras.Model, is_numeric: boo
     if backend == "jax":
         import jax
 
-        return jax.jit(function)
+        compiled = jax.jit(function)
+        return lambda values, x, start: compiled(values, dealt_out(x), start)
     if backend == "tensorflow":
         import tensorflow as tf
 

@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
-from bdl.keras_internals import keeping_state, putting_state_back
+from bdl.keras_internals import TakesUnevenBatches, keeping_state, num_shards, putting_state_back
 from bdl.training.data import DEFAULT_BATCH_SIZE
 
 TRAINED_STATE = ("trainable", "non_trainable", "optimizer", "metrics")
@@ -19,7 +17,7 @@ _STATES = {
 """What the compiled steps of Keras' JAX trainer take."""
 
 
-class SurvivesFailures:
+class SurvivesFailures(TakesUnevenBatches):
     """Mixin of a Keras model whose `fit` and `evaluate` leave it whole where they fail, on JAX, too."""
 
     def make_train_function(self, force: bool = False) -> Any:
@@ -62,20 +60,6 @@ class SurvivesFailures:
                 f"`x` must give batches of a multiple of {num_shards()} rows, the last one, too, for the devices of "
                 f"`keras.distribution` to share them evenly: {error}. Choose such a size, and leave out the rest."
             ) from error
-
-
-def num_shards() -> int:
-    """Parts into which `keras.distribution` deals out a batch.
-
-    Example:
-    >>> num_shards()
-    1
-    """
-    distribution = keras.distribution.distribution()
-    mesh = None if distribution is None else distribution.device_mesh
-    if mesh is None:
-        return 1
-    return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
 
 
 def check_shares(num_examples: int | None, batch_size: int | None) -> None:
