@@ -41,6 +41,7 @@ from bdl.keras_internals.execution import (
     view,
     without_gradients,
 )
+from bdl.keras_internals.ordered import Order, endless, in_order
 from bdl.keras_internals.precision import arcsinh, cumsum, matmul, maximum, minimum, tanh
 from bdl.keras_internals.structure import (
     adopt_signatures,
@@ -56,6 +57,7 @@ from bdl.keras_internals.structure import (
 )
 
 __all__ = [
+    "Order",
     "adopt_signatures",
     "arcsinh",
     "assign_rows",
@@ -66,7 +68,9 @@ __all__ = [
     "current_value",
     "cut_as",
     "direct_layers",
+    "endless",
     "flatten_layers",
+    "in_order",
     "innermost",
     "input_signature_of",
     "input_structure",
