@@ -45,14 +45,14 @@ def endless(batches: keras.utils.PyDataset) -> Any:
     return _Endless(batches)
 
 
-class _Endless(PyDatasetAdapter):  # type: ignore[misc]
+class _Endless(PyDatasetAdapter):
     def on_epoch_begin(self) -> None:
         if self._within_epoch:
             self.on_epoch_end()
         super().on_epoch_begin()
 
 
-class _OrderedArrays(DataAdapter):  # type: ignore[misc]
+class _OrderedArrays(DataAdapter):
     """Rows of arrays in an order, batch by batch.
 
     Keras gets the order of an epoch from a generator that it starts with the first batch, after `on_epoch_begin`.

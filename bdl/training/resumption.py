@@ -7,6 +7,7 @@ of the steps done before it, and those are saved with the weights.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -56,7 +57,7 @@ class Resumes(SurvivesFailures):
         keys = list(store.keys())
         super().load_own_variables({key: store[key] for key in keys if key != _SEEDS_KEY})  # type: ignore[misc]
         generators = _unsaved_seeds(self)
-        seeds = np.asarray(store[_SEEDS_KEY]) if _SEEDS_KEY in keys else []
+        seeds = list(np.asarray(store[_SEEDS_KEY])) if _SEEDS_KEY in keys else []
         if len(seeds) == len(generators):
             for generator, seed in zip(generators, seeds, strict=True):
                 generator.state.assign(seed)
@@ -77,7 +78,6 @@ class Resumes(SurvivesFailures):
         epochs: int = 1,
         verbose: Any = "auto",
         callbacks: Any = None,
-        order: Follows | None = None,
         **settings: Any,
     ) -> Any:
         """As `keras.Model.fit`; arrays are shuffled by the seeds of the model's layers, and not by global ones.
@@ -89,12 +89,12 @@ class Resumes(SurvivesFailures):
             epochs: As in Keras.
             verbose: As in Keras.
             callbacks: As in Keras.
-            order: Where `x` comes from, if it can go on after any step.
-            **settings: As in Keras.
+            **settings: As in Keras, and `order` where `x` is in one that `Follows` the steps.
 
         Warns:
             UserWarning: if it goes on from a backup of the middle of an epoch, and cannot leave out what was trained.
         """
+        order: Follows | None = settings.pop("order", None)
         if order is None and not is_data_set(x):
             order, x, y, settings = _ordered(self, x, y, batch_size, settings)
         callbacks = _Resumption(self, order).among(callbacks)
@@ -136,15 +136,15 @@ class _Resumption(keras.callbacks.Callback):
         restored = steps - self._first if self._is_within else 0
         done = restored % in_epoch if in_epoch else restored
         if done and self._order is None:
-            part = f"{done} of the {in_epoch} batches" if in_epoch else "some batches"
+            part = f"{done} of its {in_epoch} batches" if in_epoch else "some of its batches"
             warnings.warn(
-                f"`save_freq` of BackupAndRestore must be 'epoch' for data of this kind. The backup is of the middle of "
-                f"an epoch, and Keras begins that epoch anew, so that {part} are trained twice: the result is not that "
-                "of a training without interruption. Pass arrays, or BackupAndRestore(save_freq='epoch').",
+                f"`save_freq` of BackupAndRestore must be 'epoch' for data of this kind: Keras begins the epoch of the "
+                f"backup anew, and trains {part} twice, so that the result is not that of a training without "
+                "interruption. Pass arrays, or BackupAndRestore(save_freq='epoch').",
                 stacklevel=2,
             )
             return
-        if done:
+        if done and in_epoch:
             self._ending.left = in_epoch - done
         if self._order is not None:
             self._order.begin_after(seeds_of(self._fitted), steps, done)
@@ -228,6 +228,18 @@ def _unsaved_seeds(model: Any) -> list[keras.random.SeedGenerator]:
     """Generators whose states neither their layers save nor the model itself."""
     pairs = seed_generators(model)
     return [generator for layer, generator in pairs if layer is not model and not isinstance(layer, SavesSeed)]
+
+
+def fingerprint_of_seeds(model: keras.Layer) -> str | None:
+    """A digest of what the generators of a model began with; None of a model without any.
+
+    Example:
+    >>> one, other = (fingerprint_of_seeds(keras.layers.Dropout(0.5, seed=seed)) for seed in (1, 2))
+    >>> one == other
+    False
+    """
+    seeds = [int(_state(generator)[0]) for _, generator in seed_generators(model)]
+    return hashlib.sha256(repr(seeds).encode()).hexdigest()[:16] if seeds else None
 
 
 def _state(generator: keras.random.SeedGenerator) -> np.ndarray:
