@@ -12,6 +12,7 @@ import pytest
 from stories import level
 
 import bdl
+from bdl.convert.files import convert_file
 from bdl.diagnostics import TrainingHealth, read_record
 from bdl.diagnostics.journal import interrupted_run
 from bdl.diagnostics.record import append
@@ -115,6 +116,20 @@ class Kept:
         self.rows = []
 
 
+def test_a_kill_between_the_two_files_of_a_backup_costs_nothing(tmp_path, whole):
+    """Keras writes the weights, and then the number of the epoch."""
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made(), backup(), At(2, 0, interrupt), validation_split=0.2)
+    (tmp_path / "backup" / "training_metadata.json").write_text('{"epoch": 1, "batch": 0}')
+    model = made()
+    train(model, backup(), validation_split=0.2)
+    assert_same(model, whole)
+
+
 def orders(seed, **settings):
     """Rows of two epochs in the order in which they are trained, and the sizes of the batches."""
     reads = Reads()
@@ -205,7 +220,7 @@ KILLED = """
 import os, sys
 import test_resume as t
 
-health = t.TrainingHealth((t.X, t.Y), record=sys.argv[2], on_verdict="record")
+health = t.TrainingHealth((t.X, t.Y), record=sys.argv[2], on_verdict="record", max_cost=1.0)
 backup = t.keras.callbacks.BackupAndRestore(sys.argv[1])
 kill = [t.At(2, 3, lambda: os.kill(os.getpid(), 9))] if sys.argv[3] == "kill" else []
 model = t.made()
@@ -232,6 +247,8 @@ def test_a_training_that_was_killed_is_one_run(tmp_path, whole):
             np.testing.assert_array_equal(found[name], wanted)
     (record,) = read_record(record)
     assert [each["epoch"] for each in record.epochs] == [1, 2, 3, 4, 5]
+    verdicts = [each for each, _, _ in record.verdicts]
+    assert verdicts == sorted(verdicts)
     assert record.is_complete
 
 
@@ -254,9 +271,12 @@ def test_a_kill_between_record_and_backup_leaves_one_run(tmp_path, first, epoch)
     path = tmp_path / "run.jsonl"
 
     def fit(*kills):
-        health = TrainingHealth((X, Y), record=path, on_verdict="record", max_cost=1.0)
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.3), keras.layers.Dense(3)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+        health = TrainingHealth(record=path, on_verdict="record")
         around = [health, *kills, keras.callbacks.BackupAndRestore(tmp_path / "backup")]
-        train(made(), *(around if first == "record" else reversed(around)), epochs=4)
+        train(model, *(around if first == "record" else reversed(around)), epochs=4)
         return health
 
     with pytest.raises(KeyboardInterrupt):
@@ -266,7 +286,6 @@ def test_a_kill_between_record_and_backup_leaves_one_run(tmp_path, first, epoch)
     known = [each for each in (1, 2, 3, 4) if first == "record" or each != epoch + 1]
     assert [each["epoch"] for each in run.epochs] == known
     assert [each["epoch"] for each in health.epochs] == known
-    assert [each for each, _, _ in run.verdicts] == sorted(each for each, _, _ in run.verdicts)
     assert run.is_complete
 
 
@@ -293,3 +312,63 @@ def test_a_record_cut_at_any_byte_is_read_and_goes_on(tmp_path):
         (run,) = read_record(path)
         assert [each["epoch"] for each in run.epochs] == list(range(1, num_epochs + 2))
         assert not run.is_cut
+
+
+class TornError(Exception):
+    """What interrupts a write."""
+
+
+def torn(*args, **kwargs):
+    raise TornError
+
+
+def torn_after(write):
+    def run(*args, **kwargs):
+        write(*args, **kwargs)
+        raise TornError
+
+    return run
+
+
+def save(model, path):
+    model.save(path / "model.keras")
+
+
+def save_weights(model, path):
+    model.save_weights(path / "model.weights.h5")
+
+
+def export(model, path):
+    bdl.export_distribution(model.network, model.likelihood, path / "served", num_samples=2, verbose=False)
+
+
+def convert(model, path):
+    source = path.parent / "source.keras"
+    model.network.save(source)
+    convert_file(source, path / "plain.keras", lambda loaded: loaded)
+
+
+@pytest.mark.parametrize("write", [save, save_weights, export, convert])
+def test_a_torn_file_never_replaces_a_good_one(tmp_path, monkeypatch, write):
+    """Whatever Keras has written when it is interrupted."""
+    if write is export and keras.backend.backend() == "torch":
+        pytest.skip("Torch exports to no format that holds the noise.")
+    model = made()
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write(model, folder)
+
+    def content():
+        return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    before = content()
+    last_layer = model.network.layers[-1]
+    with monkeypatch.context() as patched:
+        # In the middle: earlier layers are in the file.
+        patched.setattr(type(last_layer), "save_own_variables", torn)
+        patched.setattr(keras.Model, "export", torn_after(keras.Model.export))
+        with pytest.raises(TornError):
+            write(model, folder)
+    assert content() == before
+    write(model, folder)
+    assert set(content()) == set(before)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
+
+from bdl.report import replacing
 
 
 def convert_file(source: Path, target: Path, convert: Callable[[keras.Model], keras.Model]) -> None:
@@ -30,12 +31,8 @@ def convert_file(source: Path, target: Path, convert: Callable[[keras.Model], ke
     if target.suffix != ".keras":
         raise ValueError(f"{target} must end in .keras.")
     converted = convert(_load(source))
-    target = target.resolve()
-    # In the same folder, so that it can be renamed into place; the suffix tells Keras the format.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bdl-") as folder:
-        draft = Path(folder) / "model.keras"
+    with replacing(target) as draft:
         converted.save(draft)
-        draft.replace(target)
 
 
 def _load(source: Path) -> keras.Model:

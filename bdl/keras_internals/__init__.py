@@ -41,7 +41,7 @@ from bdl.keras_internals.execution import (
     view,
     without_gradients,
 )
-from bdl.keras_internals.ordered import Order, endless, in_order
+from bdl.keras_internals.ordered import Order, correct_epoch, endless, in_order
 from bdl.keras_internals.precision import arcsinh, cumsum, matmul, maximum, minimum, tanh
 from bdl.keras_internals.structure import (
     adopt_signatures,
@@ -64,6 +64,7 @@ __all__ = [
     "build_metrics",
     "call_context",
     "compiled",
+    "correct_epoch",
     "cumsum",
     "current_value",
     "cut_as",

@@ -45,6 +45,20 @@ def endless(batches: keras.utils.PyDataset) -> Any:
     return _Endless(batches)
 
 
+def correct_epoch(model: keras.Model, first: int, epochs: int) -> None:
+    """Makes a fit go on with the epoch of the weights, where a kill left the number of that before it in a backup.
+
+    `BackupAndRestore` writes the weights and then the number, in two files.
+
+    Args:
+        model: The model, after the callback restored it.
+        first: Number of the first epoch of the whole training.
+        epochs: Whole epochs that the weights have seen.
+    """
+    if first + epochs == (model._initial_epoch or first) + 1:
+        model._initial_epoch = first + epochs
+
+
 class _Endless(PyDatasetAdapter):
     def on_epoch_begin(self) -> None:
         if self._within_epoch:

@@ -5,7 +5,7 @@ looks.
 """
 
 from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Table, entry_names, printable
-from bdl.report.files import write_atomically
+from bdl.report.files import exporting, replacing, write_atomically
 from bdl.report.html import fragment, render
 from bdl.report.reports import Report, Shown
 
@@ -20,8 +20,10 @@ __all__ = [
     "Shown",
     "Table",
     "entry_names",
+    "exporting",
     "fragment",
     "printable",
     "render",
+    "replacing",
     "write_atomically",
 ]

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from bdl.keras_internals import flatten_layers, in_order, innermost, split_for_validation
+from bdl.keras_internals import correct_epoch, flatten_layers, in_order, innermost, split_for_validation
 from bdl.layers.noise_layers import SavesSeed
 from bdl.training.data import is_data_set
 from bdl.training.failures import SurvivesFailures
 from bdl.training.progress import Progress
+from bdl.training.saving import SavesWhole
 
 _SEEDS_KEY = "seeds_of_other_layers"
 _WORD = 0xFFFFFFFF
@@ -38,7 +39,7 @@ class Follows(Protocol):
         """
 
 
-class Resumes(SurvivesFailures):
+class Resumes(SavesWhole, SurvivesFailures):
     """Mixin of a Keras model that saves the seeds of all its layers, and shuffles arrays by them."""
 
     progress: Progress
@@ -97,7 +98,7 @@ class Resumes(SurvivesFailures):
         order: Follows | None = settings.pop("order", None)
         if order is None and not is_data_set(x):
             order, x, y, settings = _ordered(self, x, y, batch_size, settings)
-        callbacks = _Resumption(self, order).among(callbacks)
+        callbacks = _Resumption(self, order, settings.get("initial_epoch", 0)).among(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
 
 
@@ -110,18 +111,21 @@ class _Resumption(keras.callbacks.Callback):
     Args:
         model: The model, before callbacks may restore it.
         order: Of the rows; None where it is not known.
+        initial_epoch: As of `fit`.
     """
 
-    def __init__(self, model: Any, order: Follows | None) -> None:
+    def __init__(self, model: Any, order: Follows | None, initial_epoch: int) -> None:
         super().__init__()
+        self._initial_epoch = initial_epoch
         self._fitted, self._order, self._first = model, order, model.progress.step
         self._ending = _EndsEpoch(model)
-        self._is_within = False
+        self._has_backup = self._is_within = False
 
     def among(self, callbacks: Any) -> Any:
         """Callbacks of a fit, in any form that Keras takes, with this one and the one that ends the first epoch."""
         given = getattr(callbacks, "callbacks", None) or keras.tree.flatten(callbacks or [])
         backups = [each for each in given if isinstance(each, keras.callbacks.BackupAndRestore)]
+        self._has_backup = bool(backups)
         self._is_within = any(each.save_freq != "epoch" for each in backups)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.callbacks.insert(0, self._ending)
@@ -133,8 +137,11 @@ class _Resumption(keras.callbacks.Callback):
         """Compares the steps with those before the callbacks."""
         steps = self._fitted.progress.step
         in_epoch = (self.params or {}).get("steps")
-        restored = steps - self._first if self._is_within else 0
-        done = restored % in_epoch if in_epoch else restored
+        restored = steps - self._first if self._has_backup else 0
+        if restored and in_epoch:
+            correct_epoch(self._fitted, self._initial_epoch, restored // in_epoch)
+        within = restored if self._is_within else 0
+        done = within % in_epoch if in_epoch else within
         if done and self._order is None:
             part = f"{done} of its {in_epoch} batches" if in_epoch else "some of its batches"
             warnings.warn(
