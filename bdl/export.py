@@ -7,7 +7,6 @@ returns means and uncertainties, so that whoever serves it makes one call. With 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from bdl.keras_internals import current_value, input_signature_of
 from bdl.likelihoods import Likelihood
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.random import Tensor, hashing
+from bdl.report import exporting
 from bdl.sampling import Sampler, label_entropy, with_sample
 
 CLASSIFICATION_OUTPUTS = ("probabilities", "total_uncertainty", "aleatoric", "epistemic")
@@ -89,10 +89,11 @@ def export_distribution(
     )
     signature = input_signature_of(models[0]) if input_signature is None else input_signature
     settings = {"format": format, "verbose": verbose, "input_signature": signature, **kwargs}
-    if format == "onnx":
-        _export_onnx(predictive, filepath, settings)
-    else:
-        predictive.export(filepath, **settings)
+    with exporting(filepath) as draft:
+        if format == "onnx":
+            _export_onnx(predictive, draft, settings)
+        else:
+            predictive.export(draft, **settings)
 
 
 class _Predictive(keras.Model):
@@ -224,9 +225,8 @@ def _export_onnx(predictive: keras.Model, filepath: Any, settings: dict[str, Any
     import onnx
 
     try:
-        onnx.checker.check_model(os.fspath(filepath))
+        onnx.checker.check_model(str(filepath))
     except onnx.checker.ValidationError as error:
-        os.remove(filepath)
         raise ValueError(
             f"`format` must be another than 'onnx' for this network, which has an operation that ONNX lacks: {error} "
             "Use 'tf_saved_model'."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from bdl.report import drafted
+from bdl.report import replacing
 
 
 def convert_file(source: Path, target: Path, convert: Callable[[keras.Model], keras.Model]) -> None:
@@ -27,7 +27,7 @@ def convert_file(source: Path, target: Path, convert: Callable[[keras.Model], ke
     if target.suffix != ".keras":
         raise ValueError(f"{target} must end in .keras.")
     converted = convert(model)
-    with drafted(target) as draft:
+    with replacing(target) as draft:
         converted.save(draft)
 
 

@@ -24,6 +24,8 @@ from typing import Any
 import keras
 
 from bdl.keras_internals import flatten_layers, input_signature_of
+from bdl.report import exporting
+from bdl.training.saving import SavesWhole
 
 Calls = Mapping[keras.Layer, Callable[..., Any]]
 """Layers, and what evaluates each of them instead of its own `call`."""
@@ -98,7 +100,7 @@ def call_in_force(layer: keras.Layer) -> Callable[..., Any]:
     return _calls_in_force.get().get(layer, own)
 
 
-class ConvertedModel(keras.Model):
+class ConvertedModel(SavesWhole, keras.Model):
     """A network and what is done differently in it. Base of the conversions; called like the network.
 
     Args:
@@ -152,7 +154,8 @@ class ConvertedModel(keras.Model):
             )
         if kwargs.get("input_signature") is None and len(args) < 2:
             kwargs["input_signature"] = input_signature_of(self)
-        return super().export(filepath, format, *args, **kwargs)
+        with exporting(filepath) as draft:
+            return super().export(draft, format, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refused: Keras evaluates a quantized layer by another method, which no conversion reaches.

@@ -29,6 +29,7 @@ from bdl.diagnostics.verdict import judge
 from bdl.diagnostics.weights import start_scales
 from bdl.likelihoods import Likelihood
 from bdl.protocols import HasTemperature, TellsStory
+from bdl.training.resumption import fingerprint_of_seeds
 
 _SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
 _ACTIONS = ("warn", "stop", "record")
@@ -110,7 +111,7 @@ class TrainingHealth(keras.callbacks.Callback):
         self.epochs: list[dict[str, Any]] = []
         self.verdicts: list[tuple[int, str, str]] = []
         self._budget = Budget(max_cost)
-        self._is_broken = False
+        self._is_broken = self._is_begun = False
         self._said: set[str] = set()
         self._state: Run | None = None
 
@@ -129,13 +130,19 @@ class TrainingHealth(keras.callbacks.Callback):
         return self._budget.own_seconds
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Takes the probes, and reads what is known before the first step."""
+        """Begins to count the time."""
         self._budget = Budget(self._budget.share)
-        self._is_broken = False
-        self._watch(self._begin)
+        self._is_broken, self._is_begun = False, False
+
+    def _begin_once(self) -> None:
+        """Begins with the first epoch, for the model may be restored by a callback that comes after this one."""
+        if not self._is_begun:
+            self._is_begun = True
+            self._watch(self._begin)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Reads a network that was not built before."""
+        """Takes the probes, and reads what is known before the first step, or of a network that was not built."""
+        self._begin_once()
         if self._state is not None and not self._state.is_read:
             self._watch(self._read_model)
 
@@ -145,6 +152,7 @@ class TrainingHealth(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Measures the end, and closes the record."""
+        self._begin_once()
         self._watch(self._end)
 
     def _watch(self, action: Callable[[], None]) -> None:
@@ -180,6 +188,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run.steps = self.params.get("steps")
         run.gradient = GradientWatch(None if is_story else self._data, size, run.steps, self._warn)
         run.sites = kinds_of(self.model) if is_story else None
+        run.seeds = fingerprint_of_seeds(self.model)
         self._go_on_from(run, steps_of(self.model))
         self._state = run
         run.write_start(self.model, self._planned)
@@ -194,7 +203,7 @@ class TrainingHealth(keras.callbacks.Callback):
         self.finding, self.quantities, self.epochs, self.verdicts = None, None, [], []
         self._said.clear()
         run.model_id = id(self.model)
-        recorded = interrupted_run(self._path, step)
+        recorded = interrupted_run(self._path, step, run.seeds)
         if recorded is not None:  # of another process; where its scales began is not known any more
             run.go_on_from(recorded, recorded.epochs)
             self.epochs, self.verdicts = list(recorded.epochs), list(recorded.verdicts)

@@ -28,6 +28,7 @@ from bdl.model import VariationalModel
 from bdl.protocols import HasKL, TellsStory
 from bdl.random import examples
 from bdl.training.data import as_arrays, check_lengths, is_data_set
+from bdl.training.resumption import seed_generators
 from bdl.training.steps import learning_noise
 from bdl.uncounted import counted
 
@@ -288,11 +289,8 @@ def _counted(model: Any) -> list[tuple[int, keras.Variable]]:
 
 def _seeds(model: Any) -> Iterator[_Seed]:
     """The generators of a model: those that draw once for a batch have their noise for each row by its place."""
-    for layer in flatten_layers(model):
-        is_of_draw = isinstance(layer, (HasKL, TellsStory))
-        for value in vars(layer).values():
-            if isinstance(value, keras.random.SeedGenerator):
-                yield _Seed(value.state, is_of_draw)
+    for layer, generator in seed_generators(model):
+        yield _Seed(generator.state, isinstance(layer, (HasKL, TellsStory)))
 
 
 def _places(variable: keras.Variable, random: np.random.Generator) -> np.ndarray:

@@ -47,17 +47,42 @@ class Journal:
         self._board.flush()
 
 
-def interrupted_run(path: Path | None, step: int) -> RunRecord | None:
-    """The last run of a record file, if it had come to this very step when it ended: the one that goes on now.
+def interrupted_run(path: Path | None, step: int, seeds: str | None = None) -> RunRecord | None:
+    """The run of a record file that a training goes on with, as far as the training has come.
+
+    A run that was killed may have recorded more than its last backup holds, or less: its last epoch, or a part of it.
+    One that ended goes on if it is the last of the file, and the training stands where it ended.
 
     Args:
         path: The file, which may not exist.
-        step: Steps that the model's optimizer has done.
+        step: Steps that the model's optimizer has done. A training that stands at 0 goes on with a killed run of the
+            same seeds: it was killed before its first backup, and begins again.
+        seeds: What the seeds of the model began with; see `bdl.training.resumption.fingerprint_of_seeds`.
+
+    Returns:
+        The run, without epochs that come after the step; None if there is none.
     """
-    if path is None or step == 0 or not path.is_file():
+    if path is None or not path.is_file():
         return None
     try:
-        last = read_record(path)[-1]
+        runs = read_record(path)
     except ValueError:  # some other file, to which a record is added
         return None
-    return last if last.epochs and last.epochs[-1].get("step") == step else None
+    last = runs[-1]
+    if last.is_complete and step > 0 and last.epochs and last.epochs[-1].get("step") == step:
+        return last
+    killed = [run for run in reversed(runs) if not run.is_complete]
+    if step == 0:
+        found = next((run for run in killed if seeds is not None and run.start.get("seeds") == seeds), None)
+    else:
+        found = next((run for run in killed if _comes_to(run, step)), None)
+    if found is not None:
+        found.cut_after(max((each["epoch"] for each in found.epochs if each.get("step", step + 1) <= step), default=0))
+    return found
+
+
+def _comes_to(run: RunRecord, step: int) -> bool:
+    """Whether a run was at a step at the end of an epoch, or less than one epoch after it."""
+    known = [each["step"] for each in run.epochs if each.get("step") is not None]
+    since = step - max((each for each in known if each <= step), default=0)
+    return bool(since <= (run.start.get("steps") or 0))

@@ -31,6 +31,8 @@ class _Start:
     steps: int | None = None
     has_data: bool | None = None
     sites: dict[str, str] | None = None
+    seeds: str | None = None
+    resumed_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class RunRecord:
         probes: What was measured, in order.
         verdicts: `(epoch, verdict, confidence)` of each probe.
         is_complete: Whether training ended by itself.
-        is_cut: Whether the file ends in the middle of a line.
+        is_cut: Whether it ends in the middle of a line.
     """
 
     run: str
@@ -85,6 +87,13 @@ class RunRecord:
     def is_complete(self) -> bool:
         """Whether training ended by itself."""
         return bool(self.end)
+
+    def cut_after(self, epoch: int) -> None:
+        """Forgets what came after an epoch; after epoch 0 that is everything."""
+        self.epochs = [each for each in self.epochs if each["epoch"] <= epoch]
+        kept = [epoch > 0 and each <= epoch for each, _, _ in self.verdicts]
+        self.probes = [each for each, is_kept in zip(self.probes, kept, strict=True) if is_kept]
+        self.verdicts = [each for each, is_kept in zip(self.verdicts, kept, strict=True) if is_kept]
 
     def first(self, verdict: str) -> int | None:
         """The epoch at which a verdict was first given."""
@@ -119,17 +128,18 @@ def read_record(path: str | Path) -> list[RunRecord]:
         raise ValueError(f"`record` {str(path)!r} is no file. TrainingHealth(record=...) writes one.")
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a name may hold other ends of lines
     runs: list[RunRecord] = []
+    cut_line: int | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, braces in braces
-            if not runs:
-                raise ValueError(
-                    f"`record` {path.name!r}: line {number} is not JSON; this is no training record."
-                ) from None
-            runs[-1].is_cut = True
+            if runs:
+                runs[-1].is_cut = True
+            elif not line.startswith("{"):  # a run that was killed while it wrote its first line leaves a part of it
+                raise ValueError(_no_json(path, number)) from None
+            cut_line = cut_line or number
             continue
         kind = values.get("event") if isinstance(values, dict) else None
         if not isinstance(kind, str) or kind not in _EVENTS or not (runs or kind == "start"):
@@ -141,9 +151,15 @@ def read_record(path: str | Path) -> list[RunRecord]:
         if isinstance(event, _Start) and event.format > FORMAT:
             raise ValueError(f"`record` {path.name!r} has format {event.format}, newer than {FORMAT}. Upgrade bdl.")
         _take(runs, event, values)
+    if not runs and cut_line is not None:
+        raise ValueError(_no_json(path, cut_line))
     if not runs:
         raise ValueError(f"`record` {path.name!r} is empty: the run was killed before its first epoch, or never began.")
     return runs
+
+
+def _no_json(path: Path, number: int) -> str:
+    return f"`record` {path.name!r}: line {number} is not JSON; this is no training record."
 
 
 def _take(runs: list[RunRecord], event: Any, values: dict[str, Any]) -> None:
@@ -155,7 +171,9 @@ def _take(runs: list[RunRecord], event: Any, values: dict[str, Any]) -> None:
         if resumed is None:
             runs.append(RunRecord(str(event.run), start))
         else:  # it goes on: one training is one run
-            resumed.start, resumed.end = {**resumed.start, **start}, {}
+            resumed.start, resumed.end, resumed.is_cut = {**resumed.start, **start}, {}, False
+            if event.resumed_after is not None:
+                resumed.cut_after(event.resumed_after)
         return
     # Two runs may write to one file at a time: each line says whose it is.
     run = next((run for run in reversed(runs) if run.run == event.run), runs[-1])

@@ -47,7 +47,9 @@ class Run:
         last_step: Steps of the optimizer at the last epoch's end.
         offset: Epochs of earlier fits, where the present one counts from 1 again.
         seconds_before: Recorded seconds of those fits.
-        is_resumed: Whether the model was trained before.
+        is_resumed: Whether the run goes on with one before.
+        resumed_after: The last epoch of that one, in its count.
+        seeds: What the model's seeds began with.
         is_first: Whether no epoch of the present fit has ended yet.
         is_over: Whether the training has ended.
         sites: Kinds of the latent sites by name, of a model of a story; None of a network.
@@ -73,6 +75,8 @@ class Run:
     offset: int = 0
     seconds_before: float = 0.0
     is_resumed: bool = False
+    resumed_after: int | None = None
+    seeds: str | None = None
     is_first: bool = True
     is_over: bool = False
     sites: dict[str, str] | None = None
@@ -82,6 +86,7 @@ class Run:
     def go_on_from(self, before: Run | RunRecord, epochs: list[dict[str, Any]]) -> None:
         """Becomes the same run as one before, of which these epochs are known."""
         self.is_resumed = True
+        self.resumed_after = epochs[-1]["epoch"] if epochs else 0
         self.seconds_before = epochs[-1].get("seconds", 0.0) if epochs else 0.0
         if isinstance(before, RunRecord):
             self.journal.run = before.run
@@ -119,7 +124,8 @@ class Run:
         """What a record says of the run at its start."""
         has_data = self.train is not None or self.validation is not None
         known = {"num_examples": self.size, "planned_epochs": planned, "steps": self.steps, "has_data": has_data}
-        return known if self.sites is None else {**known, "sites": self.sites}
+        others = {"sites": self.sites, "seeds": self.seeds, "resumed_after": self.resumed_after}
+        return {**known, **{name: value for name, value in others.items() if value is not None}}
 
     def layers(self, model: keras.Model, start: dict[str, np.ndarray] | None) -> tuple[LayerHealth, ...]:
         """The layers as they stand, without what needs data, compared with the scales of a start."""

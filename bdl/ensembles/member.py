@@ -16,7 +16,7 @@ from bdl.diagnostics.accounting import likelihood_of
 from bdl.ensembles.settings import described, described_model, difference, session_settings
 from bdl.keras_internals import fresh_session
 from bdl.protocols import TellsStory
-from bdl.report import drafted, write_atomically
+from bdl.report import replacing, write_atomically
 from bdl.training.data import is_data_set
 
 _PROCESS = uuid.uuid4().hex
@@ -102,7 +102,7 @@ def train_member(plan: Plan, number: int) -> Finding | None:
         )
         callbacks = [*(arguments.pop("callbacks", None) or ()), health]
         model.fit(**{"verbose": 0, **arguments}, callbacks=callbacks)
-        with drafted(plan.model_file(number)) as draft:
+        with replacing(plan.model_file(number)) as draft:
             model.save(draft)
     return health.finding
 

@@ -46,6 +46,7 @@ from bdl.keras_internals.execution import (
     view,
     without_gradients,
 )
+from bdl.keras_internals.ordered import Order, correct_epoch, endless, in_order
 from bdl.keras_internals.precision import arcsinh, cumsum, matmul, maximum, minimum, tanh
 from bdl.keras_internals.session import fresh_session
 from bdl.keras_internals.structure import (
@@ -62,6 +63,7 @@ from bdl.keras_internals.structure import (
 )
 
 __all__ = [
+    "Order",
     "TakesUnevenBatches",
     "adopt_signatures",
     "arcsinh",
@@ -69,15 +71,18 @@ __all__ = [
     "build_metrics",
     "call_context",
     "compiled",
+    "correct_epoch",
     "cumsum",
     "current_value",
     "cut_as",
     "dealt_out",
     "direct_layers",
+    "endless",
     "even_batch",
     "even_rows",
     "flatten_layers",
     "fresh_session",
+    "in_order",
     "innermost",
     "input_signature_of",
     "input_structure",

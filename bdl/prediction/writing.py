@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from bdl.prediction.columns import columns_of
-from bdl.report import drafted
+from bdl.report import replacing
 
 Columns = dict[str, np.ndarray]
 
@@ -60,7 +60,7 @@ def write_predictions(
         raise ValueError(f"`path` must end in {' or '.join(_OPENED)}, not be {path.name!r}.")
     rows = 0
     names: list[str] = []
-    with drafted(path) as draft, opened(draft) as writer:
+    with replacing(path) as draft, opened(draft) as writer:
         for part in parts:
             columns = columns_of(part, quantiles, classes)
             names = names or list(columns)

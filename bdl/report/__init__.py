@@ -5,7 +5,7 @@ looks.
 """
 
 from bdl.report.blocks import Block, Figure, Page, Paragraph, Row, Section, Table, entry_names, printable
-from bdl.report.files import drafted, write_atomically
+from bdl.report.files import exporting, replacing, write_atomically
 from bdl.report.html import fragment, render
 from bdl.report.reports import Report, Shown
 
@@ -19,10 +19,11 @@ __all__ = [
     "Section",
     "Shown",
     "Table",
-    "drafted",
     "entry_names",
+    "exporting",
     "fragment",
     "printable",
     "render",
+    "replacing",
     "write_atomically",
 ]

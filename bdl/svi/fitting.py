@@ -14,7 +14,6 @@ from bdl.optimizers import NaturalGradient
 from bdl.svi.beginning import Beginning
 from bdl.svi.guides import Conjugate, PerRow
 from bdl.svi.rows import (
-    BeginRows,
     EndlessRows,
     all_rows,
     as_validation,
@@ -22,12 +21,12 @@ from bdl.svi.rows import (
     refuse_arguments_of_labels,
     repeated,
     steps_per_epoch,
-    with_callback,
 )
 from bdl.training import data as training_data
 from bdl.training.failures import check_shares
 from bdl.training.progress import Progress, begin_decay
 from bdl.training.resident import FitsOnDevice, Resident
+from bdl.training.resumption import Follows
 from bdl.training.steps import build_optimizer, inform_optimizer
 
 
@@ -119,7 +118,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         asked = steps_per_epoch(steps, epochs) or kwargs.pop("steps_per_epoch", None)
         per_epoch = asked or size.steps_per_epoch
         kwargs["steps_per_epoch"] = asked if training_data.is_data_set(x) else per_epoch
-        x, resident, callbacks, kwargs = self._batches(x, width, steps, callbacks, kwargs)
+        x, resident, order, kwargs = self._batches(x, width, steps, kwargs)
         self.progress.begin_fit(per_epoch, epochs - initial_epoch)
         if begin_decay(self.optimizer, per_epoch, epochs - initial_epoch):
             self.make_train_function(force=True)
@@ -130,7 +129,7 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
         self.check_trained()
         inform_optimizer(self)
         build_optimizer(self)
-        settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data}
+        settings = {**kwargs, "initial_epoch": initial_epoch, "validation_data": validation_data, "order": order}
         self.is_fitting, self.convergence = True, None
         try:
             with self._without_optimizer(), contextlib.nullcontext() if resident is None else self.fitting(resident):
@@ -207,18 +206,18 @@ class Fitting(Beginning, FitsOnDevice, keras.Model):
             )
 
     def _batches(
-        self, x: Any, batch_size: int | None, steps: int | None, callbacks: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, Resident | None, Any, dict[str, Any]]:
-        """The batches of a fit, the same on the device, its callbacks and other settings.
+        self, x: Any, batch_size: int | None, steps: int | None, kwargs: dict[str, Any]
+    ) -> tuple[Any, Resident | None, Follows | None, dict[str, Any]]:
+        """The batches of a fit, the same on the device, their order and other settings.
 
         Arrays are cut and shuffled from the model's seed.
         """
         kwargs = {**kwargs, "shuffle": False}  # Keras warns otherwise of what shuffles itself
         if training_data.is_data_set(x):
-            return (repeated(x) if steps else x), None, callbacks, kwargs
+            return (repeated(x) if steps else x), None, None, kwargs
         weights = as_weights(kwargs.pop("sample_weight", None), x, self.compute_dtype)
         size = batch_size or training_data.DEFAULT_BATCH_SIZE
         batches = EndlessRows(x, size, self.seed, weights)
         is_resident = self.is_fit_for_device((x, weights))
         resident = batches.on_device(self.steps_per_execution, kwargs["steps_per_epoch"]) if is_resident else None
-        return batches.for_fit(), resident, with_callback(callbacks, BeginRows(batches, self.progress)), kwargs
+        return batches.for_fit(), resident, batches, kwargs

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from bdl.keras_internals import endless
 from bdl.training.data import (
     DEFAULT_BATCH_SIZE,
     as_inputs,
@@ -20,7 +21,6 @@ from bdl.training.data import (
     is_endless,
     is_read_once,
 )
-from bdl.training.progress import Progress
 from bdl.training.resident import Resident, on_device
 
 
@@ -210,13 +210,13 @@ class EndlessRows(keras.utils.PyDataset):
         rows = int(keras.tree.flatten(data)[0].shape[0])
         self._data, self._weights, self._rows, self._seed = data, sample_weight, rows, seed
         self._batch_size = min(batch_size, rows)
-        self._first = 0
+        self._first = self._done = 0
         self._orders: dict[int, np.ndarray] = {}
 
     def for_fit(self) -> Any:
-        """This, or on TensorFlow a data set of the same batches: Keras would leave their size open there."""
+        """These as Keras reads them, on TensorFlow a data set of them: Keras would leave their size open there."""
         if keras.backend.backend() != "tensorflow":
-            return self
+            return endless(self)
         import tensorflow as tf
 
         def batches() -> Iterator[Any]:
@@ -234,9 +234,9 @@ class EndlessRows(keras.utils.PyDataset):
     def _row_numbers(self, steps_in_call: int, steps_per_epoch: int, is_whole: bool) -> Iterator[np.ndarray]:
         """Row numbers of one call after another, `(steps, batch)`; the last call of an epoch ends with it."""
         for epoch in itertools.count():
-            for done in range(0, steps_per_epoch, steps_in_call):
+            for done in range(0 if epoch else self._done, steps_per_epoch, steps_in_call):
                 steps = min(steps_in_call, steps_per_epoch - done)
-                begin = (self._first + epoch * steps_per_epoch + done) * self._batch_size
+                begin = (self._first - self._done + epoch * steps_per_epoch + done) * self._batch_size
                 width = 1 if is_whole else self._batch_size
                 yield (
                     np.zeros((steps, 1), "int32")
@@ -244,9 +244,9 @@ class EndlessRows(keras.utils.PyDataset):
                     else self._picked(begin, begin + steps * width).reshape(steps, width)
                 )
 
-    def begin_after(self, steps: int) -> None:
-        """Makes the next batch the one that comes after so many steps."""
-        self._first = steps
+    def begin_after(self, seeds: Sequence[int], steps: int, done: int) -> None:
+        """As of `bdl.training.resumption.Follows`: the model's own seed decides the orders."""
+        self._seed, self._first, self._done = seeds[0], steps, done
 
     def __getitem__(self, index: int) -> Any:
         if self._batch_size == self._rows:
@@ -276,36 +276,3 @@ class EndlessRows(keras.utils.PyDataset):
         if weights is not None:
             return data, np.zeros(len(weights), "float32"), weights  # Keras wants labels before weights
         return data if isinstance(data, dict) else (data,)
-
-
-class BeginRows(keras.callbacks.Callback):
-    """Tells the batches of a fit how many training steps were done when it begins.
-
-    It is the last callback, for one before it may have restored them. Data that are read while the first step runs
-    could find that step counted or not.
-
-    Args:
-        batches: The batches.
-        progress: Of the model.
-    """
-
-    def __init__(self, batches: EndlessRows, progress: Progress) -> None:
-        super().__init__()
-        self._batches, self._progress = batches, progress
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Tells them."""
-        self._batches.begin_after(self._progress.step)
-
-
-def with_callback(callbacks: Any, last: keras.callbacks.Callback) -> Any:
-    """Callbacks of a fit, in any form that Keras takes, and another one.
-
-    Example:
-    >>> len(with_callback(None, keras.callbacks.TerminateOnNaN()))
-    1
-    """
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(last)
-        return callbacks
-    return [*keras.tree.flatten(callbacks), last] if callbacks else [last]

@@ -29,7 +29,8 @@ from bdl.keras_internals import (
     training_batches,
 )
 from bdl.training.data import check_lengths, is_data_set
-from bdl.training.failures import TRAINED_STATE, SurvivesFailures
+from bdl.training.failures import TRAINED_STATE
+from bdl.training.resumption import Resumes
 from bdl.training.steps import build_optimizer
 
 MAX_BYTES = 2**32
@@ -73,7 +74,7 @@ class Resident:
         return [np.stack(list(part)) for _, part in itertools.groupby(batches, len)]
 
 
-class FitsOnDevice(SurvivesFailures):
+class FitsOnDevice(Resumes):
     """Mixin of a Keras model that can be fitted to `Resident` data.
 
     On Torch, which compiles no step, each step is a call of its own.
@@ -233,7 +234,7 @@ def _can_use_xla(model: Any) -> bool | str:
 def _labelled(model: Any, x: Any, y: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
     """The data of a fit to inputs and labels on the device, and what Keras' `fit` is to be called with then.
 
-    Keras shuffles and cuts the row numbers as it would the arrays.
+    The row numbers are shuffled and cut as the arrays would be.
 
     Args:
         model: The model that is fitted, built.
