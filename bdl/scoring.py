@@ -53,6 +53,9 @@ class Scorer:
         ValueError: if an argument is out of range or a file is missing; of a batch if a column is missing or already
             there, if numbers of rows are no such, or if the file has changed since the scorer was made.
 
+    A table of Ray Data is scored by `table.map_batches(scorer)`. Spark wants the types of all columns, old and new:
+    `table.mapInPandas(scorer, "row long, a float, b float, class long, p_0 float, ...")`.
+
     Example:
     >>> import tempfile
     >>> network = keras.Sequential([keras.Input((2,)), bdl.layers.DenseFlipout(3)])
@@ -62,10 +65,6 @@ class Scorer:
     >>> batch = {"row": np.array([7, 5, 6]), "a": np.ones(3), "b": np.arange(3.0)}
     >>> list(scorer(batch))
     ['row', 'a', 'b', 'class', 'p_0', 'p_1', 'p_2', 'total_uncertainty', 'aleatoric', 'epistemic']
-
-    A table of Ray Data is scored by `table.map_batches(scorer)`, one of Spark with the types of all columns::
-
-        table.mapInPandas(scorer, "row long, a float, b float, mean float, std float, aleatoric float, epistemic float")
     """
 
     def __init__(
