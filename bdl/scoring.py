@@ -35,13 +35,17 @@ class Scorer:
     `bdl.predict_distribution` for the whole table with the same `seed` and `batch_size`. Rows are put where they stand
     in the batches of that prediction, which are filled up where rows are missing: consecutive rows cost least.
 
+    A table of Ray Data is scored by `table.map_batches(scorer)`. Spark wants the types of all columns, old and new:
+    `table.mapInPandas(scorer, "row long, a float, b float, class long, p_0 float, ...")`.
+
     Args:
         path: A `.keras` file that every worker can read, or several, of the members of an ensemble.
         inputs: Columns that the model takes: a list of columns of numbers, which become the last axis of its input;
             the name of one column that holds whole inputs; or a dict of such by the names of several inputs.
         likelihood: As of `bdl.predict_distribution`; None takes that of the `VariationalModel` in the file.
         num_samples: Positive number of Monte Carlo samples.
-        batch_size: Positive number of rows that are evaluated together. The same one gives the same bits.
+        batch_size: Positive number of rows that are evaluated together. The same one gives the same bits, where the
+            table has as many rows.
         seed: Integer, the seed of the prediction.
         quantiles: Levels of the quantiles of targets and counts to add.
         consistent: True to draw whole functions; rows then need no number, and `row` may be None.
@@ -52,9 +56,6 @@ class Scorer:
     Raises:
         ValueError: if an argument is out of range or a file is missing; of a batch if a column is missing or already
             there, if numbers of rows are no such, or if the file has changed since the scorer was made.
-
-    A table of Ray Data is scored by `table.map_batches(scorer)`. Spark wants the types of all columns, old and new:
-    `table.mapInPandas(scorer, "row long, a float, b float, class long, p_0 float, ...")`.
 
     Example:
     >>> import tempfile
