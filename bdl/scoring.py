@@ -35,13 +35,17 @@ class Scorer:
     `bdl.predict_distribution` for the whole table with the same `seed` and `batch_size`. Rows are put where they stand
     in the batches of that prediction, which are filled up where rows are missing: consecutive rows cost least.
 
+    A table of Ray Data is scored by `table.map_batches(scorer)`. Spark wants the types of all columns, old and new:
+    `table.mapInPandas(scorer, "row long, a float, b float, class long, p_0 float, ...")`.
+
     Args:
         path: A `.keras` file that every worker can read, or several, of the members of an ensemble.
         inputs: Columns that the model takes: a list of columns of numbers, which become the last axis of its input;
             the name of one column that holds whole inputs; or a dict of such by the names of several inputs.
         likelihood: As of `bdl.predict_distribution`; None takes that of the `VariationalModel` in the file.
         num_samples: Positive number of Monte Carlo samples.
-        batch_size: Positive number of rows that are evaluated together. The same one gives the same bits.
+        batch_size: Positive number of rows that are evaluated together. The same one gives the same bits, where the
+            table has as many rows.
         seed: Integer, the seed of the prediction.
         quantiles: Levels of the quantiles of targets and counts to add.
         consistent: True to draw whole functions; rows then need no number, and `row` may be None.
@@ -62,10 +66,6 @@ class Scorer:
     >>> batch = {"row": np.array([7, 5, 6]), "a": np.ones(3), "b": np.arange(3.0)}
     >>> list(scorer(batch))
     ['row', 'a', 'b', 'class', 'p_0', 'p_1', 'p_2', 'total_uncertainty', 'aleatoric', 'epistemic']
-
-    A table of Ray Data is scored by `table.map_batches(scorer)`, one of Spark with the types of all columns::
-
-        table.mapInPandas(scorer, "row long, a float, b float, mean float, std float, aleatoric float, epistemic float")
     """
 
     def __init__(

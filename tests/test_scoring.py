@@ -55,10 +55,12 @@ def assert_same(frame, expected):
         np.testing.assert_array_equal(frame[name].to_numpy(), column)
 
 
-def of_classes(path):
+@pytest.fixture(scope="module")
+def of_classes(classifier):
+    """A scorer, and the columns of a prediction for the whole table."""
     likelihood = bdl.likelihoods.Categorical()
-    whole = columns_of(bdl.predict_distribution(keras.saving.load_model(path), X, likelihood, **SETTINGS))
-    return bdl.scoring.Scorer(path, NAMES, likelihood, **SETTINGS), whole
+    whole = columns_of(bdl.predict_distribution(keras.saving.load_model(classifier), X, likelihood, **SETTINGS))
+    return bdl.scoring.Scorer(classifier, NAMES, likelihood, **SETTINGS), whole
 
 
 CUTS = {
@@ -70,15 +72,15 @@ CUTS = {
 
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
-def test_the_cuts_do_not_matter(classifier, cuts):
-    scorer, whole = of_classes(classifier)
+def test_the_cuts_do_not_matter(of_classes, cuts):
+    scorer, whole = of_classes
     parts = np.split(np.arange(SIZE), cuts)[::-1]
     scorer = pickle.loads(pickle.dumps(scorer))
     assert_same(pd.concat([scorer(table(part)) for part in parts]), whole)
 
 
-def test_the_order_of_rows_does_not_matter(classifier):
-    scorer, whole = of_classes(classifier)
+def test_the_order_of_rows_does_not_matter(of_classes):
+    scorer, whole = of_classes
     parts = np.array_split(np.random.default_rng(0).permutation(SIZE), 2)
     assert_same(pd.concat(list(scorer(table(part) for part in parts))), whole)
 
@@ -102,8 +104,8 @@ def test_members_of_an_ensemble_score_together(classifier, tmp_path):
     assert_same(pd.concat([scorer(table(part)) for part in np.split(np.arange(SIZE), [70])]), whole)
 
 
-def test_a_dict_of_arrays_with_whole_inputs_in_a_column_gives_one(classifier):
-    _, whole = of_classes(classifier)
+def test_a_dict_of_arrays_with_whole_inputs_in_a_column_gives_one(classifier, of_classes):
+    _, whole = of_classes
     scorer = bdl.scoring.Scorer(
         classifier, "x", bdl.likelihoods.Categorical(), classes=["red", "green", "blue"], **SETTINGS
     )
@@ -135,8 +137,8 @@ def test_whole_functions_need_no_numbers_of_rows(classifier):
         np.testing.assert_array_equal(found[name], column)
 
 
-def test_a_batch_without_rows_stays_as_it_is(classifier):
-    scorer, _ = of_classes(classifier)
+def test_a_batch_without_rows_stays_as_it_is(of_classes):
+    scorer, _ = of_classes
     assert list(scorer(table()[:0]).columns) == [*NAMES, "row"]
     assert scorer({}) == {}
 
@@ -165,15 +167,15 @@ def test_a_plain_network_needs_a_likelihood(classifier):
         (None, "`batch` must have a column 'row'; it has"),
     ],
 )
-def test_numbers_of_rows_are_checked(classifier, row, says):
-    scorer, _ = of_classes(classifier)
+def test_numbers_of_rows_are_checked(of_classes, row, says):
+    scorer, _ = of_classes
     batch = {name: X[:2, place] for place, name in enumerate(NAMES)}
     with pytest.raises(ValueError, match=says):
         scorer(batch if row is None else {**batch, "row": row})
 
 
-def test_columns_are_checked(classifier):
-    scorer, _ = of_classes(classifier)
+def test_columns_are_checked(of_classes):
+    scorer, _ = of_classes
     with pytest.raises(ValueError, match="`batch` must have a column 'b'"):
         scorer(table().drop(columns="b"))
     with pytest.raises(ValueError, match=r"`batch` must not have columns \['p_1'\] already"):

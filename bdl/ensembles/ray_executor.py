@@ -14,10 +14,11 @@ class RayExecutor:
     Args:
         **options: Those of `ray.remote`, such as `num_cpus=4`, `num_gpus=1` or `max_retries=5`.
 
-    Example::
+    With it `bdl.ensembles.fit(make, 5, folder, x, y, executor=executor)` trains members on the cluster that `ray.init`
+    found, each with a GPU of its own in this example.
 
-        ray.init()
-        members = bdl.ensembles.fit(make, 5, "members", x, y, executor=bdl.ensembles.RayExecutor(num_gpus=1))
+    Example:
+    >>> executor = RayExecutor(num_gpus=1, max_retries=5)
     """
 
     def __init__(self, **options: Any) -> None:
