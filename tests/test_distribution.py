@@ -112,7 +112,7 @@ def beyond_steps(strategy, replicas):
     converged = bdl.training.Converged(every=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(x, labels, batch_size=4, epochs=3, verbose=0, callbacks=[health, converged])
+        model.fit(x, labels, batch_size=4, epochs=2, verbose=0, callbacks=[health, converged])
         report = bdl.diagnostics.diagnose(model, x, labels, batch_size=4)
     judged = numbers([health.quantities, report.quantities, converged.report.steps, converged.report.is_reached])
 
@@ -121,9 +121,10 @@ def beyond_steps(strategy, replicas):
 
     found = {"verdict": report.verdict, "judged": judged, "outside": outputs(model)}
     model.save(sys.argv[1] + f"{replicas}.keras")
-    with strategy.scope():
-        found["inside"] = outputs(model)
-        found["from elsewhere"] = outputs(keras.saving.load_model(sys.argv[1] + "1.keras"))
+    if replicas == 2:
+        with strategy.scope():
+            found["inside"] = outputs(model)
+            found["from elsewhere"] = outputs(keras.saving.load_model(sys.argv[1] + "1.keras"))
     scores = bdl.evaluate(labels, {"model": model.predict_distribution(x, seed=0)}, num_resamples=0)
     return {**found, "scores": [scores[name] for name in ("accuracy", "nll", "epistemic")]}
 
@@ -181,14 +182,14 @@ def test_each_replica_has_its_own_noise(runs):
 @pytest.mark.parametrize("where", ["outside", "inside", "from elsewhere"])
 def test_a_model_of_two_replicas_predicts_as_on_one(runs, where):
     one, two = (result["beyond"] for result in runs)
-    np.testing.assert_allclose(two[where], one["outside"], rtol=1e-5, atol=1e-6)
+    assert two[where] == one["outside"]
 
 
 def test_the_file_of_a_model_of_two_replicas_predicts_the_same_without_them(runs, files):
     x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
     model = keras.saving.load_model(files + "2.keras")
     found = model.predict_distribution(x, num_samples=8, batch_size=5, seed=3, keep_outputs=True).outputs
-    np.testing.assert_allclose(found, runs[0]["beyond"]["outside"], rtol=1e-5, atol=1e-6)
+    assert found.tolist() == runs[0]["beyond"]["outside"]
 
 
 def test_a_model_of_two_replicas_is_judged_as_on_one(runs):
@@ -279,7 +280,7 @@ def test_workers_draw_independent_noise(workers):
 def test_the_file_of_a_worker_predicts_the_same_elsewhere(workers, files):
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     prediction = keras.saving.load_model(files + "worker.keras").predict_distribution(x, num_samples=4, seed=1)
-    np.testing.assert_allclose(prediction.probabilities, workers[0]["prediction"], rtol=1e-5, atol=1e-6)
+    assert prediction.probabilities.tolist() == workers[0]["prediction"]
 
 
 def test_fit_under_the_strategy_of_several_workers_is_refused(workers):

@@ -64,6 +64,7 @@ def test_no_page_shows_code_that_runs_nowhere():
         "svi.md",
         "explain/diagnostics.md",
         "explain/sklearn.md",
+        "guides/distributed.md",
         "guides/image-pipelines.md",
         "guides/from-tfp-layers.md",
         "guides/from-pyro-and-numpyro.md",
@@ -87,6 +88,16 @@ def test_a_network_as_a_function_runs():
 
     network = run("explain/sklearn.md", keras=keras, BayesianClassifier=BayesianClassifier)["network"]
     assert network(4, 3).output_shape == (None, 3)
+
+
+@pytest.mark.core
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="devices of JAX")
+@pytest.mark.filterwarnings("default")  # of the schedule, in a fit of one epoch
+def test_a_model_in_the_scope_of_a_distribution_runs():
+    random = np.random.default_rng(0)
+    given = {"x": random.normal(size=(64, 4)).astype("float32"), "y": random.integers(0, 3, 64)}
+    found = run("guides/distributed.md", keras=keras, bdl=bdl, **given)
+    assert found["prediction"].probabilities.shape == (64, 3)
 
 
 @pytest.mark.tensorflow

@@ -302,6 +302,5 @@ def _compile(function: Callable[..., Any], network: keras.Model, is_numeric: boo
         import tensorflow as tf
 
         supported = all(layer.supports_jit for layer in flatten_layers(network))
-        one_device = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        return tf.function(function, jit_compile=supported and one_device and is_numeric, autograph=False)
+        return tf.function(function, jit_compile=supported and is_numeric, autograph=False)
     return function
