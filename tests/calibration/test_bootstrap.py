@@ -1,5 +1,7 @@
 """Bootstrap intervals against SciPy's, and how often they cover."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,7 @@ from bdl.calibration import (
     root_mean_square_error,
     sample_crps,
 )
+from bdl.calibration.metrics import ranking
 
 
 def classified(seed, n):
@@ -188,9 +191,14 @@ def test_a_metric_of_counts_is_the_metric_of_the_rows_drawn(seed, n, dtype, is_b
         assert_allclose(found.of_counts(counts), metric(y[rows], p[rows]), rtol=1e-12, atol=tolerance)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 60))
-@settings(max_examples=40, deadline=None, derandomize=True)
-def test_a_ranking_of_counts_is_that_of_the_rows_drawn_with_ties(seed, n, num_values):
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 60), st.sampled_from([1, 4, 2**14]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_ranking_of_counts_is_that_of_the_rows_drawn_with_ties(seed, n, num_values, block):
+    with mock.patch.object(ranking, "_TIES_IN_A_BLOCK", block):
+        check_rankings(seed, n, num_values)
+
+
+def check_rankings(seed, n, num_values):
     random = np.random.default_rng(seed)
     losses, uncertainty = random.uniform(size=n), random.integers(0, num_values, n) / num_values
     rows, counts = drawn(seed, n)
