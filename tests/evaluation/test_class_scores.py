@@ -118,8 +118,7 @@ def test_the_table_is_read_once():
 
     p = np.random.default_rng(0).dirichlet(np.ones(1000), size=3000)
     bdl.evaluate(np.arange(3000) % 1000, p.view(Table), num_resamples=10)
-    surprises = 10 * 1000
-    assert sum(read) == p.size + surprises
+    assert p.size <= sum(read) < 1.01 * p.size  # the ten most confident errors are looked up
 
 
 def test_the_temporary_memory_is_small(tmp_path):
