@@ -103,6 +103,13 @@ def test_the_same_seed_gives_the_same_interval_and_another_does_not():
     assert first != other
 
 
+def test_probabilities_and_masks_may_have_their_names():
+    y, p = classified(11, 30)
+    mask = np.arange(30) % 3 > 0
+    named = bootstrap_interval(accuracy, y.tolist(), probabilities=p.tolist(), mask=mask.tolist())
+    assert named == bootstrap_interval(accuracy, y[mask], p[mask])
+
+
 def test_a_constant_has_an_interval_of_no_width():
     assert bootstrap_interval(accuracy, [0, 1], [0.1, 0.9]).low == 1.0
 
