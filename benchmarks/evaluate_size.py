@@ -1,6 +1,7 @@
 """How long does `bdl.evaluate` take on large predictions, and how much memory?
 
-Predictions lie in memory-mapped files. For each size: seconds, and by how much the peak of the process's memory grew.
+Predictions lie in memory-mapped files. For each size: seconds, seconds of the processor (which tell more where the
+machine is busy: the load stands beside them), and by how much the peak of the process's memory grew.
 Above 200,000 examples `evaluate` makes no intervals by resampling; up to there it makes a thousand resamples.
 
     python benchmarks/evaluate_size.py --output benchmarks/results/evaluate_size.json
@@ -74,7 +75,7 @@ def main(
     num_resamples: Annotated[int, typer.Option(help="Resamples, where there are any.")] = 1000,
 ) -> None:
     """Measure and print the table."""
-    table = Table("predictions", "rows", "columns", "s", "peak MiB", "CPUs in use before")
+    table = Table("predictions", "rows", "columns", "s", "s of CPU", "peak MiB", "load before")
     results = []
     for kind, write, n, columns in SIZES:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,11 +83,13 @@ def main(
             bdl.evaluate([0, 1], [[0.9, 0.1], [0.2, 0.8]], num_resamples=2)  # what is loaded late is loaded
             load = os.getloadavg()[0]
             with PeakMemory() as memory:
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 bdl.evaluate(y, prediction, num_resamples=num_resamples)
-                seconds = time.perf_counter() - start
-        table.add_row(kind, f"{n:,}", f"{columns:,}", f"{seconds:.2f}", f"{memory.growth:.0f}", f"{load:.1f}")
-        found = {"rows": n, "columns": columns, "seconds": seconds, "mib": memory.growth, "load": load}
+                seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        figures = (f"{seconds:.1f}", f"{cpu_seconds:.1f}", f"{memory.growth:.0f}", f"{load:.1f}")
+        table.add_row(kind, f"{n:,}", f"{columns:,}", *figures)
+        found = {"rows": n, "columns": columns, "seconds": seconds, "cpu_seconds": cpu_seconds}
+        found |= {"mib": memory.growth, "load": load}
         results.append({"predictions": kind, **found})
     Console(width=100).print(table)
     if output is not None:
