@@ -125,7 +125,8 @@ def _statistic(
     """The metric as a function of how often each example is drawn; and the number of examples, of each sample."""
     has_rows = len(arrays) > 0 and np.ndim(arrays[0]) > 0
     if metric in _EVENT_TERMS and has_rows:
-        examples = Examples(arrays[0].shape, options.get("mask"))
+        mask = options.get("mask")
+        examples = Examples(np.shape(arrays[0]), None if mask is None else np.asarray(mask, dtype=bool))
         means = EventMeans({"": _EVENT_TERMS[metric]}, examples)
         for events in event_blocks(*arrays, **options):
             means.add(events)
@@ -135,7 +136,7 @@ def _statistic(
         return mean.root() if metric in _ROOTS else mean, [len(arrays[0])]
     if metric in _OF_BINS and has_rows and options.get("binning", "width") == "width" and len(arrays) == 2:
         return _of_bins(metric, arrays, **{name: value for name, value in options.items() if name != "binning"})
-    if metric in _OF_RANKS:
+    if metric in _OF_RANKS and len(arrays) == 2:
         value = metric(*arrays, **options)
         sizes = [len(array) for array in arrays]
         return Statistic(value, _OF_RANKS[metric](*arrays)), sizes if metric in _OF_TWO_SAMPLES else sizes[:1]

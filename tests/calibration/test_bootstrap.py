@@ -1,5 +1,7 @@
 """Bootstrap intervals against SciPy's, and how often they cover."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,7 @@ from bdl.calibration import (
     root_mean_square_error,
     sample_crps,
 )
+from bdl.calibration.metrics import ranking
 
 
 def classified(seed, n):
@@ -98,6 +101,13 @@ def test_the_same_seed_gives_the_same_interval_and_another_does_not():
     first, again, other = (bootstrap_interval(brier_score, y, p, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_probabilities_and_masks_may_have_their_names():
+    y, p = classified(11, 30)
+    mask = np.arange(30) % 3 > 0
+    named = bootstrap_interval(accuracy, y.tolist(), probabilities=p.tolist(), mask=mask.tolist())
+    assert named == bootstrap_interval(accuracy, y[mask], p[mask])
 
 
 def test_a_constant_has_an_interval_of_no_width():
@@ -188,9 +198,14 @@ def test_a_metric_of_counts_is_the_metric_of_the_rows_drawn(seed, n, dtype, is_b
         assert_allclose(found.of_counts(counts), metric(y[rows], p[rows]), rtol=1e-12, atol=tolerance)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 60))
-@settings(max_examples=40, deadline=None, derandomize=True)
-def test_a_ranking_of_counts_is_that_of_the_rows_drawn_with_ties(seed, n, num_values):
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 60), st.sampled_from([1, 4, 2**14]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_ranking_of_counts_is_that_of_the_rows_drawn_with_ties(seed, n, num_values, block):
+    with mock.patch.object(ranking, "_TIES_IN_A_BLOCK", block):
+        check_rankings(seed, n, num_values)
+
+
+def check_rankings(seed, n, num_values):
     random = np.random.default_rng(seed)
     losses, uncertainty = random.uniform(size=n), random.integers(0, num_values, n) / num_values
     rows, counts = drawn(seed, n)

@@ -1,5 +1,8 @@
 """One pass over the predictions gives the scores that each metric of `bdl.calibration` gives on its own."""
 
+import tracemalloc
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from numpy.testing import assert_allclose
 import bdl
 from bdl import calibration
 from bdl.calibration import _events
+from bdl.calibration.metrics import ranking
 
 METRICS = {
     "accuracy": calibration.accuracy,
@@ -33,7 +37,7 @@ def predictions(form, seed, n, dtype, grid=None):
     else:
         p = random.uniform(size=shape) if grid is None else random.integers(0, grid + 1, shape) / grid
         y = (random.uniform(size=shape) < p).astype(int)
-        y.flat[0] = 1 - y.flat[1]  # no set of one-hot labels by chance
+        y[0] = 1  # labels that are not one-hot by chance
     mask = random.random(shape) < 0.7
     mask.flat[:2] = True
     return y, p.astype(dtype), mask
@@ -52,14 +56,14 @@ def predictions(form, seed, n, dtype, grid=None):
 def test_scores_are_those_of_the_metrics(form, seed, n, dtype, grid, is_masked, block_size):
     y, p, mask = predictions(form, seed, n, dtype, grid)
     mask = mask if is_masked else None
-    usual, _events.BLOCK_SIZE = _events.BLOCK_SIZE, block_size
-    try:
+    with (
+        mock.patch.object(_events, "BLOCK_SIZE", block_size),
+        mock.patch.object(ranking, "_TIES_IN_A_BLOCK", block_size),
+    ):
         model = bdl.evaluate(y, p, mask=mask, num_resamples=0).models["model"]
         for name, metric in METRICS.items():
             assert model.scores[name].value == metric(y, p, mask=mask), name
         assert_allclose(model.bins.count, calibration.reliability_bins(y, p, mask=mask).count)
-    finally:
-        _events.BLOCK_SIZE = usual
     kept = np.ones(y.shape, bool) if mask is None else mask
     labels, kept_p = y[kept], p[kept].astype(float)
     confidence, said = kept_p.max(axis=-1), kept_p.argmax(axis=-1)
@@ -103,9 +107,21 @@ def test_arrays_on_disk_are_evaluated_as_those_in_memory(tmp_path):
     assert found.to_dict() == expected.to_dict()
 
 
-def test_the_predictions_are_read_once_and_the_temporary_memory_is_small(tmp_path):
-    import tracemalloc
+def test_the_table_is_read_once():
+    read = []
 
+    class Table(np.ndarray):
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            read.append(found.size)
+            return found
+
+    p = np.random.default_rng(0).dirichlet(np.ones(1000), size=3000)
+    bdl.evaluate(np.arange(3000) % 1000, p.view(Table), num_resamples=10)
+    assert p.size <= sum(read) < 1.01 * p.size  # the ten most confident errors are looked up
+
+
+def test_the_temporary_memory_is_small(tmp_path):
     n = 400_000
     p = np.lib.format.open_memmap(tmp_path / "p.npy", "w+", np.float32, (n, 20))
     p[:] = np.random.default_rng(0).dirichlet(np.ones(20), size=1000).astype("float32")[np.arange(n) % 1000]

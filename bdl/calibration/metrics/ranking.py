@@ -5,7 +5,7 @@ Ranks need all scores in memory, sorted: n log n time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -173,8 +173,8 @@ def excess_area_under_risk_coverage(losses: ArrayLike, uncertainty: ArrayLike) -
     return risk_coverage_curve(losses, uncertainty).excess_area
 
 
-_TIES_IN_A_BLOCK = 2**16
-"""A few of their temporary arrays fit into a processor's cache."""
+_TIES_IN_A_BLOCK = 2**14
+"""A few of their temporary arrays fit into a processor's cache; large ones cost more to allocate than to compute."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,32 +184,30 @@ class Ranked:
     Attributes:
         order: Index of each prediction, the most certain first, `(n,)`.
         losses: Its loss, `(n,)`, in this order.
-        ends: Number of predictions up to the end of each tie of uncertainties, `(ties,)`.
+        bounds: Where each tie of uncertainties starts in this order, and where the last ends, `(ties + 1,)`.
     """
 
     order: NDArray[np.intp]
     losses: NDArray[Any]
-    ends: NDArray[np.intp]
+    bounds: NDArray[np.intp]
 
     @classmethod
     def of(cls, losses: NDArray[Any], uncertainty: NDArray[Any]) -> Ranked:
         """Sorts the losses by the uncertainty, both `(n,)`."""
         order = np.argsort(uncertainty, kind="stable")
         ordered = uncertainty[order]
-        ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
-        return cls(order, losses[order], ends)
+        is_first = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
+        return cls(order, losses[order], np.flatnonzero(is_first))
 
     def curve(self) -> RiskCoverageCurve:
         """The risk among the first predictions; a tie adds its mean loss with each prediction that is kept of it."""
         n = len(self.order)
-        bounds, total = np.concatenate([[0], self.ends]), np.concatenate([[0.0], np.cumsum(self.losses, dtype=float)])
-        risk = np.empty(n)
-        for first in range(0, len(self.ends), _TIES_IN_A_BLOCK):
-            start, end = bounds[:-1][first : first + _TIES_IN_A_BLOCK], bounds[1:][first : first + _TIES_IN_A_BLOCK]
+        risk, total = np.empty(n), np.concatenate([[0.0], np.cumsum(self.losses, dtype=np.float64)])
+        for rows, start, end in self._blocks():
             before, mean = total[start], (total[end] - total[start]) / (end - start)
-            kept = np.arange(start[0] + 1, end[-1] + 1)
+            kept = np.arange(rows.start + 1, rows.stop + 1)
             tie = np.repeat(np.arange(len(start)), end - start)
-            risk[start[0] : end[-1]] = (before[tie] + (kept - start[tie]) * mean[tie]) / kept
+            risk[rows] = (before[tie] + (kept - start[tie]) * mean[tie]) / kept
         kept = np.arange(1.0, n + 1)
         best = np.sort(self.losses).astype(np.float64)
         np.cumsum(best, out=best)
@@ -226,10 +224,16 @@ class Ranked:
         Args:
             counts: How often each prediction was drawn, `(n,)`; they sum to `n`.
         """
-        drawn = counts[self.order]
-        size, loss = self._by_tie(drawn), self._by_tie(drawn * self.losses)
-        weight = np.diff(self._weights[np.cumsum(size).astype(np.intp)], prepend=0.0)
-        return float(np.sum(weight * loss / np.maximum(size, 1))) / len(drawn)
+        area, num_before = 0.0, 0
+        for rows, start, _ in self._blocks():
+            drawn = counts[self.order[rows]]
+            size = np.add.reduceat(drawn, start - rows.start)
+            loss = np.add.reduceat(drawn * self.losses[rows], start - rows.start)
+            up_to = num_before + np.cumsum(size).astype(np.intp)
+            weight = np.diff(self._weights[up_to], prepend=self._weights[num_before])
+            area += float(np.sum(weight * loss / np.maximum(size, 1)))
+            num_before = int(up_to[-1])
+        return area / num_before
 
     def auroc(self, counts: NDArray[np.float64] | None = None) -> float:
         """How often a loss of 1 is less certain than a loss of 0, equal uncertainties counting one half.
@@ -239,17 +243,21 @@ class Ranked:
         Args:
             counts: How often each prediction was drawn, `(n,)`; None for once.
         """
-        drawn = np.ones(len(self.order)) if counts is None else counts[self.order]
-        ones = self._by_tie(drawn * self.losses)
-        zeros = self._by_tie(drawn) - ones
-        zeros_up_to = np.cumsum(zeros)
-        return float(np.sum(ones * (2 * zeros_up_to - zeros)) / (2 * np.sum(ones) * zeros_up_to[-1]))
+        pairs, num_zeros, num_ones = 0.0, 0.0, 0.0
+        for rows, start, _ in self._blocks():
+            drawn = np.ones(rows.stop - rows.start) if counts is None else counts[self.order[rows]]
+            ones = np.add.reduceat(drawn * self.losses[rows], start - rows.start)
+            zeros = np.add.reduceat(drawn, start - rows.start) - ones
+            zeros_up_to = num_zeros + np.cumsum(zeros)
+            pairs += float(np.sum(ones * (2 * zeros_up_to - zeros)))
+            num_zeros, num_ones = float(zeros_up_to[-1]), num_ones + float(np.sum(ones))
+        return pairs / (2 * num_zeros * num_ones)
 
-    def _by_tie(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums of the values of each tie."""
-        if len(self.ends) == len(values):
-            return values
-        return np.add.reduceat(values, np.concatenate([[0], self.ends[:-1]]))
+    def _blocks(self) -> Iterator[tuple[slice, NDArray[np.intp], NDArray[np.intp]]]:
+        """The predictions of some ties, and where each of these starts and ends."""
+        for first in range(0, len(self.bounds) - 1, _TIES_IN_A_BLOCK):
+            bounds = self.bounds[first : first + _TIES_IN_A_BLOCK + 1]
+            yield slice(int(bounds[0]), int(bounds[-1])), bounds[:-1], bounds[1:]
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """Ranking metrics against scikit-learn, loops and closed forms."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bdl.calibration import (
     out_of_distribution_aupr,
     risk_coverage_curve,
 )
+from bdl.calibration.metrics import ranking
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 tied_scores = st.lists(st.integers(0, 3), min_size=1, max_size=6)
@@ -29,9 +31,9 @@ def test_aupr_equals_that_of_scikit_learn(seed, n, m):
     assert_allclose(out_of_distribution_aupr(inside, outside), expected, rtol=1e-12)
 
 
-@given(tied_scores, st.integers(0, 2**32 - 1))
+@given(tied_scores, st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 2**14]))
 @quick
-def test_risk_is_its_mean_over_all_orders_of_ties(uncertainty, seed):
+def test_risk_is_its_mean_over_all_orders_of_ties(uncertainty, seed, block):
     losses = np.random.default_rng(seed).uniform(size=len(uncertainty))
     kept = np.arange(1, len(losses) + 1)
     orders = [
@@ -40,7 +42,8 @@ def test_risk_is_its_mean_over_all_orders_of_ties(uncertainty, seed):
         if all(uncertainty[i] <= uncertainty[j] for i, j in itertools.pairwise(order))
     ]
     expected = np.mean([np.cumsum(losses[list(order)]) / kept for order in orders], axis=0)
-    curve = risk_coverage_curve(losses, uncertainty)
+    with mock.patch.object(ranking, "_TIES_IN_A_BLOCK", block):
+        curve = risk_coverage_curve(losses, uncertainty)
     assert_allclose(curve.risk, expected, rtol=1e-10)
     assert_allclose(curve.area, expected.mean(), rtol=1e-10)
     assert curve.excess_area >= -1e-12
