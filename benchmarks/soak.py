@@ -5,8 +5,8 @@ variational one, predicts with each, saves the model, loads it and predicts with
 
     KERAS_BACKEND=jax python benchmarks/soak.py --cycles 500 --output benchmarks/results/soak.jsonl
 
-TensorFlow never frees what it compiled: each new model that predicts adds to it. With `--call-new` the converted and loaded
-models are called, which compiles nothing.
+TensorFlow never frees what it compiled: each new model that predicts adds to it. With `--call-new` the converted and
+loaded models are called, which compiles nothing.
 """
 
 from __future__ import annotations
