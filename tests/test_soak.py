@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.core
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux tells it")
 def test_memory_stays_within_five_per_cent():
-    """Models that are new in a cycle are called only, for TensorFlow frees nothing that it compiled. In a process of its
+    """New models are only called, for TensorFlow frees nothing that it compiled. In a process of its
     own, which holds no other test's memory.
     """
     options = ["--cycles", "20", "--warm-up", "4", "--every", "5", "--call-new"]
