@@ -4,10 +4,14 @@ A cycle fits one model further, predicts with it, converts its network to a plai
 variational one, predicts with each, saves the model, loads it and predicts with the copy.
 
     KERAS_BACKEND=jax python benchmarks/soak.py --cycles 500 --output benchmarks/results/soak.jsonl
+
+TensorFlow never frees what it compiled: each new model that predicts adds to it. With `--call-new` the converted and
+loaded models are called, which compiles nothing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -27,9 +31,10 @@ class Soak:
 
     Args:
         folder: Where it is saved.
+        calls_new: Whether new models are called in place of predicting.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, calls_new: bool = False) -> None:
         import keras
 
         import bdl
@@ -42,7 +47,7 @@ class Soak:
         network = keras.Sequential([keras.Input((8,)), *hidden, bdl.layers.DenseReparameterization(3)])
         self.model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), kl_weight=1.0)
         self.model.compile("adam")
-        self.file = folder / "model.keras"
+        self.file, self.calls_new = folder / "model.keras", calls_new
 
     def cycle(self) -> None:
         """One round of all."""
@@ -61,21 +66,25 @@ class Soak:
     def _predict(self, model: Any) -> None:
         import bdl
 
-        if isinstance(model, bdl.VariationalModel):
+        if self.calls_new and model is not self.model:
+            model(self.x)
+        elif isinstance(model, bdl.VariationalModel):
             model.predict_distribution(self.x, num_samples=4)
         else:
             bdl.predict_distribution(model, self.x, bdl.likelihoods.Categorical(), num_samples=4)
 
 
 def resident_mebibytes() -> float:
-    """Memory of this process that is in use, on Linux, after what nobody refers to is freed."""
+    """Memory of this process, on Linux, after what nobody refers to is freed and the C library gave it back."""
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # it keeps freed pieces otherwise, and memory seems to grow
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
 
 
 def main(
     cycles: Annotated[int, typer.Option(help="Cycles that are measured.")] = 500,
     warm_up: Annotated[int, typer.Option(help="Cycles before them.")] = 10,
+    call_new: Annotated[bool, typer.Option(help="Call new models, and compile nothing of them.")] = False,
     every: Annotated[int, typer.Option(help="Cycles between two lines.")] = 25,
     output: Annotated[Path | None, typer.Option(help="File to which a line of JSON is added.")] = None,
 ) -> None:
@@ -85,7 +94,7 @@ def main(
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder))
+        soak = Soak(Path(folder), call_new)
         for _ in range(warm_up):
             soak.cycle()
         levels = {0: resident_mebibytes()}
@@ -99,6 +108,7 @@ def main(
         "keras": keras.__version__,
         "cycles": cycles,
         "warm_up": warm_up,
+        "call_new": call_new,
         "mebibytes": {str(number): round(level, 1) for number, level in levels.items()},
         "growth_percent": round(growth(levels), 2),
         "seconds": round(time.perf_counter() - start),
