@@ -54,7 +54,7 @@ class ClosedForm(bdl.VariationalModel):
         if self.likelihood.is_classifier:
             log_p = keras.ops.convert_to_numpy(self.likelihood.log_probabilities(outputs))
             p = np.exp(log_p) if self.likelihood.has_class_axis else np.exp(log_p[..., 1])
-            entropy = bdl.prediction.entropy(self.likelihood, log_p)
+            entropy = bdl.prediction.requests.entropy(self.likelihood, log_p)
             return ClassificationPrediction(self.likelihood, p, entropy, entropy, 1, log_probabilities=log_p)
         location = outputs[None, :, 0] if outputs.shape[1] == 1 else outputs[None]
         return RegressionPrediction(self.likelihood, {"loc": location, "scale": np.ones_like(location)})

@@ -148,6 +148,7 @@ class TrainingHealth(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Records the epoch; measures where that is within the budget."""
+        self._begin_once()  # in a loop that tells of the ends of epochs alone
         self._watch(lambda: self._end_epoch(epoch + 1, dict(logs or {})))
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -289,6 +289,6 @@ def test_remedies_of_a_code_that_the_outputs_can_do_without():
     free.compile(keras.optimizers.Adam(0.03))
     free.fit(x, y, epochs=40, verbose=0)
     mended = diagnose(free, x, y)
-    # The loss does not see the divergence below 0.5 nats, and has no reason to stay above.
-    assert mended.quantities.local.kl == pytest.approx(0.5, abs=0.1)
+    # The loss does not see the divergence below 0.5 nats, where noise moves it, and has no reason to stay above.
+    assert 3 * report.quantities.local.kl < mended.quantities.local.kl < 0.6
     assert mended.verdict != "collapsed"

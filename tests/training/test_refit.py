@@ -202,6 +202,7 @@ def test_a_data_set_that_repeats_is_read_once_through():
     assert_allclose(scale_of(likelihood), np.sqrt(np.mean((y - x @ SLOPES) ** 2)), rtol=PRECISION)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
 def test_what_can_be_read_once_is_named():
     likelihood = Normal()
     model = bdl.VariationalModel(frozen_model(Normal()).network, likelihood, num_examples=N, kl_weight=1.0)
