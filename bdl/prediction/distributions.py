@@ -14,6 +14,7 @@ from bdl.likelihoods import Categorical, Likelihood, Mixture
 from bdl.likelihoods.base import check_entries, check_numbers
 from bdl.likelihoods.frozen_mixture import FrozenDistribution, mixture_quantile
 from bdl.prediction.glances import NUM_SHOWN, glance, glance_at_targets
+from bdl.prediction.variances import SplitVariance
 from bdl.report import Paragraph, Shown, Table
 
 
@@ -121,7 +122,7 @@ class ClassificationPrediction(Shown):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RegressionPrediction(Shown):
+class RegressionPrediction(SplitVariance, Shown):
     """Predictive distribution of a real target or a count: an equal mixture of the samples' distributions.
 
     It shows its first events.
@@ -173,21 +174,6 @@ class RegressionPrediction(Shown):
     def epistemic(self) -> np.ndarray:
         """Variance of the components' means, `(n, ...)`: what more data could remove."""
         return self.components.mean().var(axis=0)
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Predictive variance, `(n, ...)`, the sum of both."""
-        return self.aleatoric + self.epistemic
-
-    @property
-    def total_uncertainty(self) -> np.ndarray:
-        """The predictive variance."""
-        return self.variance
-
-    @property
-    def std(self) -> np.ndarray:
-        """Predictive standard deviation, `(n, ...)`."""
-        return np.sqrt(self.variance)
 
     def log_prob(self, y: ArrayLike) -> np.ndarray:
         """Log density (of counts: log probability) of targets under the mixture.

@@ -9,11 +9,12 @@ import numpy as np
 
 from bdl.likelihoods import Likelihood
 from bdl.prediction.glances import glance_at_targets
+from bdl.prediction.variances import SplitVariance
 from bdl.report import Paragraph, Shown, Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RegressionSummary(Shown):
+class RegressionSummary(SplitVariance, Shown):
     """Mean, variances and some quantiles of a predictive distribution; it shows its first events.
 
     It has no density and no other quantiles, which need the samples: `predict_distribution` without `summary` keeps
@@ -48,21 +49,6 @@ class RegressionSummary(Shown):
     def glance(self) -> list[Paragraph | Table]:
         """What it is, and mean and standard deviations of the first events."""
         return glance_at_targets(self, self, len(self.mean))
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Predictive variance, `(n, ...)`, the sum of both."""
-        return self.aleatoric + self.epistemic
-
-    @property
-    def total_uncertainty(self) -> np.ndarray:
-        """The predictive variance."""
-        return self.variance
-
-    @property
-    def std(self) -> np.ndarray:
-        """Predictive standard deviation, `(n, ...)`."""
-        return np.sqrt(self.variance)
 
     def joined(self, others: Sequence[RegressionSummary]) -> RegressionSummary:
         """This summary and those of the inputs after it as one."""
