@@ -15,9 +15,7 @@ from bdl.arguments import check_positive_integer
 from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
 from bdl.prediction import columns_of, predict_distribution
-
-MAX_ROW = 2**31 - 1
-"""The place of an example is a 32-bit integer in compiled code."""
+from bdl.prediction.requests import MAX_ROW, check_count
 
 Columns = str | Sequence[str]
 
@@ -84,8 +82,7 @@ class Scorer:
     ) -> None:
         self.num_samples = check_positive_integer(num_samples, "num_samples")
         self.batch_size = check_positive_integer(batch_size, "batch_size")
-        if not hasattr(seed, "__index__"):
-            raise ValueError(f"`seed` must be an integer, by which all workers draw the same, not {seed!r}.")
+        check_count("seed", seed, 0)
         if row is None and not consistent:
             raise ValueError(
                 "`row` must name the column with the number of each row in the data, which its noise follows, not be "

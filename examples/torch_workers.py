@@ -32,11 +32,13 @@ def train(model: bdl.VariationalModel, optimizer: Any, x: Any, y: Any, epochs: i
 
     parallel = torch.nn.parallel.DistributedDataParallel(model)  # begins with the weights of process 0
     process, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if batch_size % processes:  # gradients are averaged, as if all shares were equal
+        raise ValueError(f"`batch_size` must be a multiple of the {processes} processes, not {batch_size}.")
     for epoch in range(epochs):
         model.reset_metrics()
         order = np.random.default_rng(epoch).permutation(len(x))  # the same in all processes
         for start in range(0, len(x) - batch_size + 1, batch_size):
-            rows = order[start : start + batch_size][process::processes]  # equally many, or the average is another
+            rows = order[start : start + batch_size][process::processes]
             inputs, labels = torch.as_tensor(x[rows]), torch.as_tensor(y[rows])
             optimizer.zero_grad()
             model.compute_loss(inputs, labels, parallel(inputs, training=True)).backward()

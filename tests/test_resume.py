@@ -130,6 +130,60 @@ def test_a_kill_between_the_two_files_of_a_backup_costs_nothing(tmp_path, whole)
     assert_same(model, whole)
 
 
+def test_an_earlier_fit_does_not_move_the_epoch_of_a_backup(tmp_path, whole):
+    """The steps of the model alone do not say how far a fit is."""
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    expected = made()
+    train(expected, epochs=1)
+    train(expected, epochs=3)
+    before = made()
+    train(before, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(before, backup(), At(2, 0, interrupt), epochs=3)
+    model = made()
+    train(model, backup(), epochs=3)
+    assert_same(model, state(expected))
+
+
+def test_a_torn_number_of_the_epoch_costs_nothing(tmp_path, whole):
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made(), backup(), At(2, 0, interrupt), validation_split=0.2)
+    (tmp_path / "backup" / "training_metadata.json").write_text("")
+    model = made()
+    train(model, backup(), validation_split=0.2)
+    assert_same(model, whole)
+
+
+def test_another_callback_stops_a_resumed_epoch(tmp_path):
+    """Where the epoch would have ended, and before."""
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=1, delete_checkpoint=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made(), backup(), At(1, 2, interrupt))
+    model = made()
+    stop = At(1, 1, lambda: setattr(model, "stop_training", True))
+    train(model, backup(), stop)
+    assert model.progress.step < 2 * -(-len(X) // 8)
+
+
+def test_epochs_that_are_parts_of_a_pass_say_that_they_are_not_resumed_exactly(tmp_path):
+    def fit(*callbacks):
+        train(made(), keras.callbacks.BackupAndRestore(tmp_path), *callbacks, epochs=2, steps_per_epoch=2)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(At(1, 1, interrupt))
+    with pytest.warns(UserWarning, match="`steps_per_epoch` must be left out, or be all batches of the arrays"):
+        fit()
+
+
 def orders(seed, **settings):
     """Rows of two epochs in the order in which they are trained, and the sizes of the batches."""
     reads = Reads()

@@ -29,7 +29,7 @@ from bdl.diagnostics.verdict import judge
 from bdl.diagnostics.weights import start_scales
 from bdl.likelihoods import Likelihood
 from bdl.protocols import HasTemperature, TellsStory
-from bdl.training.resumption import fingerprint_of_seeds
+from bdl.training.resumption import fingerprint_of_optimizer, fingerprint_of_seeds
 
 _SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
 _ACTIONS = ("warn", "stop", "record")
@@ -189,7 +189,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run.steps = self.params.get("steps")
         run.gradient = GradientWatch(None if is_story else self._data, size, run.steps, self._warn)
         run.sites = kinds_of(self.model) if is_story else None
-        run.seeds = fingerprint_of_seeds(self.model)
+        run.seeds, run.optimizer = fingerprint_of_seeds(self.model), fingerprint_of_optimizer(self.model)
         self._go_on_from(run, steps_of(self.model))
         self._state = run
         run.write_start(self.model, self._planned)
@@ -204,7 +204,7 @@ class TrainingHealth(keras.callbacks.Callback):
         self.finding, self.quantities, self.epochs, self.verdicts = None, None, [], []
         self._said.clear()
         run.model_id = id(self.model)
-        recorded = interrupted_run(self._path, step, run.seeds)
+        recorded = interrupted_run(self._path, step, run.start_event(None))
         if recorded is not None:  # of another process; where its scales began is not known any more
             run.go_on_from(recorded, recorded.epochs)
             self.epochs, self.verdicts = list(recorded.epochs), list(recorded.verdicts)

@@ -47,17 +47,18 @@ class Journal:
         self._board.flush()
 
 
-def interrupted_run(path: Path | None, step: int, seeds: str | None = None) -> RunRecord | None:
+def interrupted_run(path: Path | None, step: int, start: Mapping[str, Any] | None = None) -> RunRecord | None:
     """The run of a record file that a training goes on with, as far as the training has come.
 
     A run that was killed may have recorded more than its last backup holds, or less: its last epoch, or a part of it.
-    One that ended goes on if it is the last of the file, and the training stands where it ended.
+    One that ended goes on if it is the last of the file, and the training stands where it ended. Two trainings of the
+    same seeds are told apart by the number of examples and of steps in an epoch, and by the optimizer.
 
     Args:
         path: The file, which may not exist.
         step: Steps that the model's optimizer has done. A training that stands at 0 goes on with a killed run of the
             same seeds: it was killed before its first backup, and begins again.
-        seeds: What the seeds of the model began with; see `bdl.training.resumption.fingerprint_of_seeds`.
+        start: What the record says of the training at its start.
 
     Returns:
         The run, without epochs that come after the step; None if there is none.
@@ -71,14 +72,20 @@ def interrupted_run(path: Path | None, step: int, seeds: str | None = None) -> R
     last = runs[-1]
     if last.is_complete and step > 0 and last.epochs and last.epochs[-1].get("step") == step:
         return last
-    killed = [run for run in reversed(runs) if not run.is_complete]
+    killed = [run for run in reversed(runs) if not run.is_complete and _is_same(run.start, start or {})]
     if step == 0:
-        found = next((run for run in killed if seeds is not None and run.start.get("seeds") == seeds), None)
+        found = next((run for run in killed if run.start.get("seeds") is not None), None)
     else:
         found = next((run for run in killed if _comes_to(run, step)), None)
     if found is not None:
         found.cut_after(max((each["epoch"] for each in found.epochs if each.get("step", step + 1) <= step), default=0))
     return found
+
+
+def _is_same(start: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two starts agree in all that is known of both."""
+    known = ((start.get(key), other.get(key)) for key in ("seeds", "optimizer", "num_examples", "steps"))
+    return all(one == two for one, two in known if one is not None and two is not None)
 
 
 def _comes_to(run: RunRecord, step: int) -> bool:

@@ -32,6 +32,7 @@ class _Start:
     has_data: bool | None = None
     sites: dict[str, str] | None = None
     seeds: str | None = None
+    optimizer: str | None = None
     resumed_after: int | None = None
 
 

@@ -49,7 +49,8 @@ class Run:
         seconds_before: Recorded seconds of those fits.
         is_resumed: Whether the run goes on with one before.
         resumed_after: The last epoch of that one, in its count.
-        seeds: What the model's seeds began with.
+        seeds: A digest of what the model's seeds began with.
+        optimizer: A digest of the settings that the optimizer began with.
         is_first: Whether no epoch of the present fit has ended yet.
         is_over: Whether the training has ended.
         sites: Kinds of the latent sites by name, of a model of a story; None of a network.
@@ -77,6 +78,7 @@ class Run:
     is_resumed: bool = False
     resumed_after: int | None = None
     seeds: str | None = None
+    optimizer: str | None = None
     is_first: bool = True
     is_over: bool = False
     sites: dict[str, str] | None = None
@@ -124,7 +126,12 @@ class Run:
         """What a record says of the run at its start."""
         has_data = self.train is not None or self.validation is not None
         known = {"num_examples": self.size, "planned_epochs": planned, "steps": self.steps, "has_data": has_data}
-        others = {"sites": self.sites, "seeds": self.seeds, "resumed_after": self.resumed_after}
+        others = {
+            "sites": self.sites,
+            "seeds": self.seeds,
+            "optimizer": self.optimizer,
+            "resumed_after": self.resumed_after,
+        }
         return {**known, **{name: value for name, value in others.items() if value is not None}}
 
     def layers(self, model: keras.Model, start: dict[str, np.ndarray] | None) -> tuple[LayerHealth, ...]:

@@ -60,8 +60,9 @@ def evaluate(
             predictions by the names in `y`.
         x: Inputs for models: whatever `predict_distribution` takes. A data set is read once, and for several models
             kept in memory; its sample weights are ignored. The predictions of all its inputs are kept while they are
-            scored: of classes their probabilities, of targets the parameters of all samples. Where these do not fit,
-            write them to a file with `write_predictions` and evaluate that.
+            scored: of classes their probabilities, of targets the parameters of all samples. Those of
+            classes that do not fit may be written to a file with `write_predictions`, which is read as it lies there. A
+            file of targets holds mean and standard deviation, and is judged as Normal distributions.
         mask: True where a label counts, shape of `y`; for several outputs a dict. Nor do masked entries of `numpy.ma`
             count. What does not count may be anything, NaN included.
         likelihood: What the outputs of Keras models mean, and logits whose shape leaves it open.

@@ -46,7 +46,7 @@ from bdl.keras_internals.execution import (
     view,
     without_gradients,
 )
-from bdl.keras_internals.ordered import Order, correct_epoch, endless, in_order
+from bdl.keras_internals.ordered import Order, begin_at_epoch, endless, in_order
 from bdl.keras_internals.precision import arcsinh, cumsum, matmul, maximum, minimum, tanh
 from bdl.keras_internals.session import fresh_session
 from bdl.keras_internals.structure import (
@@ -68,10 +68,10 @@ __all__ = [
     "adopt_signatures",
     "arcsinh",
     "assign_rows",
+    "begin_at_epoch",
     "build_metrics",
     "call_context",
     "compiled",
-    "correct_epoch",
     "cumsum",
     "current_value",
     "cut_as",

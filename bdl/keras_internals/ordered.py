@@ -29,6 +29,8 @@ class Order(Protocol):
 def in_order(order: Order, x: Any, y: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
     """What `keras.Model.fit` takes as `x` to train on arrays in an order; None for data that are no arrays.
 
+    None, too, for epochs that are parts of a pass over them: Keras goes on in the pass with the next epoch.
+
     Args:
         order: The order.
         x: Inputs.
@@ -37,7 +39,9 @@ def in_order(order: Order, x: Any, y: Any, batch_size: int | None, settings: dic
         settings: `sample_weight`, `class_weight` and `steps_per_epoch`, as of `fit`.
     """
     given = get_data_adapter(x, y, batch_size=batch_size, **settings)
-    return _OrderedArrays(given, order) if type(given) is ArrayDataAdapter else None
+    if type(given) is not ArrayDataAdapter or settings.get("steps_per_epoch") not in (None, given.num_batches):
+        return None
+    return _OrderedArrays(given, order)
 
 
 def endless(batches: keras.utils.PyDataset) -> Any:
@@ -45,18 +49,9 @@ def endless(batches: keras.utils.PyDataset) -> Any:
     return _Endless(batches)
 
 
-def correct_epoch(model: keras.Model, first: int, epochs: int) -> None:
-    """Makes a fit go on with the epoch of the weights, where a kill left the number of that before it in a backup.
-
-    `BackupAndRestore` writes the weights and then the number, in two files.
-
-    Args:
-        model: The model, after the callback restored it.
-        first: Number of the first epoch of the whole training.
-        epochs: Whole epochs that the weights have seen.
-    """
-    if first + epochs == (model._initial_epoch or first) + 1:
-        model._initial_epoch = first + epochs
+def begin_at_epoch(model: keras.Model, epoch: int) -> None:
+    """Makes a fit that has called its callbacks' `on_train_begin` go on with an epoch, whatever they restored."""
+    model._initial_epoch = epoch
 
 
 class _Endless(PyDatasetAdapter):

@@ -57,7 +57,8 @@ def _generators_of_backends() -> Iterator[None]:
         if keras.backend.backend() == "torch":
             import torch
 
-            stack.enter_context(torch.random.fork_rng())
+            devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+            stack.enter_context(torch.random.fork_rng(devices))
         if optional_tensorflow.available:
             stack.callback(_restore_tensorflow, *_state_of_tensorflow())
         yield

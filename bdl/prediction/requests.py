@@ -20,6 +20,10 @@ PART_SIZE = 16_384
 """Inputs whose samples are in memory at a time, where they are not kept."""
 
 
+MAX_ROW = 2**31 - 1
+"""The place of an example is a 32-bit integer in compiled code."""
+
+
 @dataclass(frozen=True)
 class Request:
     """Arguments of `predict_distribution`, checked.
@@ -52,6 +56,12 @@ class Request:
             value = getattr(self, name)
             if not (value is None and name in ("batch_size", "steps")):
                 check_count(name, value, least)
+        if self.seed is not None:
+            check_count("seed", self.seed, 0)
+        if self.first_row > MAX_ROW:
+            raise ValueError(f"`first_row` must be at most {MAX_ROW:,}, not {self.first_row!r}.")
+        if not isinstance(self.summary, (bool, Sequence)) or isinstance(self.summary, str):
+            raise ValueError(f"`summary` must be True, False, or levels such as (0.05, 0.95), not {self.summary!r}.")
         if self.keep_outputs and self.is_summary:
             raise ValueError(
                 "`keep_outputs` must be False with `summary`, which keeps no samples. Leave one of them out."

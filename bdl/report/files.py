@@ -13,7 +13,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a draft to write; where that succeeds, it takes the place of a file, which stays as it was until then.
 
-    Threads and processes may write at once, to one file too: the last one to end stays.
+    Threads and processes may write at once, to one file too: the last one to end stays. A process that is killed leaves
+    the draft, in a folder whose name begins with `.bdl-`.
 
     Args:
         path: The file, or a folder. A symbolic link stays one: its target is replaced.
@@ -32,6 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
     'whole'
     """
     path = path.resolve()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {path.parent} does not exist. Make it first.")
     # In the same folder, so that it can be renamed; a folder of its own, so that nobody else writes to the draft.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".bdl-") as folder:
         draft = Path(folder) / path.name

@@ -19,6 +19,9 @@ Drawn = dict[str | None, dict[str, np.ndarray]]
 `exp(p_scale) * p_sum`; of targets and counts what `Kept` says."""
 
 
+_MAX_ROWS = 2**31
+
+
 class Draws:
     """One prediction of one network, batch by batch.
 
@@ -49,6 +52,11 @@ class Draws:
 
     def evaluate(self, batch: Batch) -> Drawn:
         """What is drawn for a batch, which follows the one before in the data."""
+        if self._start + batch.size > _MAX_ROWS:
+            raise ValueError(
+                f"`x` must end before row {_MAX_ROWS:,} of the data, for the place of an example is a 32-bit integer. "
+                "Predict the rest apart, with another seed."
+            )
         pairs = zip(self._values, self._seeds, strict=True)
         values = [value if new is None else new for value, new in pairs]
         self._values, filled = self._run(values, batch.inputs, ops.convert_to_tensor(self._start, dtype="int32"))

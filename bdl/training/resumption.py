@@ -8,14 +8,16 @@ of the steps done before it, and those are saved with the weights.
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
-from bdl.keras_internals import correct_epoch, flatten_layers, in_order, innermost, split_for_validation
+from bdl.keras_internals import begin_at_epoch, flatten_layers, in_order, innermost, split_for_validation
 from bdl.layers.noise_layers import SavesSeed
 from bdl.training.data import is_data_set
 from bdl.training.failures import SurvivesFailures
@@ -23,6 +25,7 @@ from bdl.training.progress import Progress
 from bdl.training.saving import SavesWhole
 
 _SEEDS_KEY = "seeds_of_other_layers"
+_PLACE_KEY = "place_in_fit"
 _WORD = 0xFFFFFFFF
 
 
@@ -52,11 +55,19 @@ class Resumes(SavesWhole, SurvivesFailures):
         seeds = [_state(generator) for generator in _unsaved_seeds(self)]
         if seeds:
             store[_SEEDS_KEY] = np.stack(seeds)
+        resumption = vars(self).get("_resumption")
+        if resumption is not None:
+            store[_PLACE_KEY] = np.array(resumption.place())
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the variables, and such seeds where the file has them and is of the same layers."""
         keys = list(store.keys())
-        super().load_own_variables({key: store[key] for key in keys if key != _SEEDS_KEY})  # type: ignore[misc]
+        others = [key for key in keys if key not in (_SEEDS_KEY, _PLACE_KEY)]
+        super().load_own_variables({key: store[key] for key in others})  # type: ignore[misc]
+        resumption = vars(self).get("_resumption")
+        if resumption is not None and _PLACE_KEY in keys:
+            epoch, done = np.asarray(store[_PLACE_KEY])
+            resumption.restored = int(epoch), int(done)
         generators = _unsaved_seeds(self)
         seeds = list(np.asarray(store[_SEEDS_KEY])) if _SEEDS_KEY in keys else []
         if len(seeds) == len(generators):
@@ -93,94 +104,138 @@ class Resumes(SavesWhole, SurvivesFailures):
             **settings: As in Keras, and `order` where `x` is in one that `Follows` the steps.
 
         Warns:
-            UserWarning: if it goes on from a backup of the middle of an epoch, and cannot leave out what was trained.
+            UserWarning: if it goes on from a backup, and the result is not that of a fit without interruption.
         """
         order: Follows | None = settings.pop("order", None)
         if order is None and not is_data_set(x):
             order, x, y, settings = _ordered(self, x, y, batch_size, settings)
-        callbacks = _Resumption(self, order, settings.get("initial_epoch", 0)).among(callbacks)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
+        is_cut = order is None and not is_data_set(x) and settings.get("steps_per_epoch") is not None
+        resumption = _Resumption(self, order, settings.get("initial_epoch", 0), is_cut)
+        callbacks = resumption.among(callbacks)
+        object.__setattr__(self, "_resumption", resumption)  # not through Keras, which would track it
+        try:
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **settings)
+        finally:
+            object.__delattr__(self, "_resumption")
 
 
 class _Resumption(keras.callbacks.Callback):
-    """Lets a fit go on after the step that a callback before it restored. It is the last callback.
+    """Lets a fit go on after the step that a backup restored. It is the last callback.
 
-    Keras begins each epoch with its first batch, after a backup of the middle of one, too
-    (`BackupAndRestore(save_freq=100)`). The order of the rows leaves out what was trained, and the epoch ends early.
+    A file of weights that is written during a fit says how far the fit is. Keras keeps the number of the epoch in a
+    second file, which a kill may leave behind the first, and begins each epoch with its first batch, after a backup of
+    the middle of one, too (`BackupAndRestore(save_freq=100)`). The order of the rows leaves out what was trained, and
+    the epoch ends early.
 
     Args:
         model: The model, before callbacks may restore it.
         order: Of the rows; None where it is not known.
         initial_epoch: As of `fit`.
+        is_cut: Whether epochs are parts of a pass over arrays (`steps_per_epoch`).
+
+    Attributes:
+        restored: Place in a fit, as of `place`, that a file of weights has told; None before.
     """
 
-    def __init__(self, model: Any, order: Follows | None, initial_epoch: int) -> None:
+    def __init__(self, model: Any, order: Follows | None, initial_epoch: int, is_cut: bool) -> None:
         super().__init__()
-        self._initial_epoch = initial_epoch
-        self._fitted, self._order, self._first = model, order, model.progress.step
-        self._ending = _EndsEpoch(model)
-        self._has_backup = self._is_within = False
+        self._fitted, self._order, self._is_cut = model, order, is_cut
+        self._epoch, self._before = initial_epoch, model.progress.step
+        self._done = 0
+        self._left: int | None = None
+        self._has_backup = self._has_ended_epoch = False
+        self.restored: tuple[int, int] | None = None
 
     def among(self, callbacks: Any) -> Any:
-        """Callbacks of a fit, in any form that Keras takes, with this one and the one that ends the first epoch."""
+        """Callbacks of a fit, in any form that Keras takes, with this one and another as the first."""
         given = getattr(callbacks, "callbacks", None) or keras.tree.flatten(callbacks or [])
         backups = [each for each in given if isinstance(each, keras.callbacks.BackupAndRestore)]
         self._has_backup = bool(backups)
-        self._is_within = any(each.save_freq != "epoch" for each in backups)
+        for backup in backups:
+            _remove_torn(Path(backup.backup_dir) / "training_metadata.json")
+        first = _Epochs(self)
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks.insert(0, self._ending)
+            callbacks.callbacks.insert(0, first)
             callbacks.append(self)
             return callbacks
-        return [self._ending, *given, self]
+        return [first, *given, self]
+
+    def place(self) -> tuple[int, int]:
+        """The epoch, and how many of its steps are done."""
+        return self._epoch, self._fitted.progress.step - self._before
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Compares the steps with those before the callbacks."""
-        steps = self._fitted.progress.step
+        """Goes to where the backup was made."""
         in_epoch = (self.params or {}).get("steps")
-        restored = steps - self._first if self._has_backup else 0
-        if restored and in_epoch:
-            correct_epoch(self._fitted, self._initial_epoch, restored // in_epoch)
-        within = restored if self._is_within else 0
-        done = within % in_epoch if in_epoch else within
-        if done and self._order is None:
-            part = f"{done} of its {in_epoch} batches" if in_epoch else "some of its batches"
-            warnings.warn(
-                f"`save_freq` of BackupAndRestore must be 'epoch' for data of this kind: Keras begins the epoch of the "
-                f"backup anew, and trains {part} twice, so that the result is not that of a training without "
-                "interruption. Pass arrays, or BackupAndRestore(save_freq='epoch').",
-                stacklevel=2,
-            )
-            return
-        if done and in_epoch:
-            self._ending.left = in_epoch - done
+        if self._has_backup and self.restored is not None:
+            self._epoch, self._done = self.restored
+            if in_epoch and self._done >= in_epoch:
+                self._epoch, self._done = self._epoch + 1, 0
+            begin_at_epoch(self._fitted, self._epoch)
+            if self._order is None and (self._done or self._is_cut):
+                warnings.warn(_told(self._done, in_epoch, self._is_cut), stacklevel=2)
+                self._done = 0
+        if self._done and in_epoch:
+            self._left = in_epoch - self._done
         if self._order is not None:
-            self._order.begin_after(seeds_of(self._fitted), steps, done)
+            self._order.begin_after(seeds_of(self._fitted), self._fitted.progress.step, self._done)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Notes where an epoch begins."""
+        self._epoch, self._before, self._done = epoch, self._fitted.progress.step - self._done, 0
 
-class _EndsEpoch(keras.callbacks.Callback):
-    """Ends the first epoch of a fit after some batches. It is the first callback: others may stop the fit after it.
-
-    Args:
-        model: The model.
-
-    Attributes:
-        left: How many batches; None where the epoch is a whole one.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self._fitted = model
-        self.left: int | None = None
+    def end_epoch(self, epoch: int) -> None:
+        """Goes on with the next epoch, unless another callback stopped the fit."""
+        self._epoch, self._before = epoch + 1, self._fitted.progress.step
+        if self._has_ended_epoch:
+            self._fitted.stop_training = self._has_ended_epoch = False
+        self._left = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Leaves the loop over the batches."""
-        if self.left is not None and batch + 1 >= self.left:
-            self._fitted.stop_training = True
+        """Leaves the loop over the batches of the epoch that the fit goes on with, where it is done."""
+        if self._left is not None and batch + 1 >= self._left and not self._fitted.stop_training:
+            self._fitted.stop_training = self._has_ended_epoch = True
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Tells a resumption of epochs, as the first callback: others may save the model, or stop the fit, after it."""
+
+    def __init__(self, resumption: _Resumption) -> None:
+        super().__init__()
+        self._resumption = resumption
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Tells it."""
+        self._resumption.begin_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Goes on with the next epoch."""
-        if self.left is not None:
-            self.left, self._fitted.stop_training = None, False
+        """Tells it."""
+        self._resumption.end_epoch(epoch)
+
+
+def _told(done: int, in_epoch: int | None, is_cut: bool) -> str:
+    """Why a fit that goes on is not what it would have been."""
+    if is_cut:
+        return (
+            "`steps_per_epoch` must be left out, or be all batches of the arrays, for a resumed training to be that "
+            "without interruption: Keras goes through the rows in an order that is lost. Leave it out."
+        )
+    part = f"{done} of its {in_epoch} batches" if in_epoch else "some of its batches"
+    return (
+        f"`save_freq` of BackupAndRestore must be 'epoch' for data of this kind: Keras begins the epoch of the backup "
+        f"anew, and trains {part} twice, so that the result is not that of a training without interruption. Pass "
+        "arrays, or BackupAndRestore(save_freq='epoch')."
+    )
+
+
+def _remove_torn(path: Path) -> None:
+    """Removes a file of JSON that a kill has torn; the weights beside it say what it said."""
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        path.unlink()
+    except OSError:  # there is none, or it lies where only Keras reads it
+        return
 
 
 class _SeededOrder:
@@ -247,6 +302,27 @@ def fingerprint_of_seeds(model: keras.Layer) -> str | None:
     """
     seeds = [int(_state(generator)[0]) for _, generator in seed_generators(model)]
     return hashlib.sha256(repr(seeds).encode()).hexdigest()[:16] if seeds else None
+
+
+def fingerprint_of_optimizer(model: Any) -> str | None:
+    """A digest of the optimizer's settings, but for the rate, which callbacks change; None without an optimizer.
+
+    Example:
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile("adam")
+    >>> adam = fingerprint_of_optimizer(model)
+    >>> model.compile("sgd")
+    >>> fingerprint_of_optimizer(model) == adam
+    False
+    """
+    optimizer = innermost(getattr(model, "optimizer", None))
+    if optimizer is None:
+        return None
+    plain = (bool, int, float, str, type(None))
+    kept = {name: value for name, value in optimizer.get_config().items() if isinstance(value, plain)}
+    kept.pop("learning_rate", None)
+    settings = (type(optimizer).__name__, sorted(kept.items()))
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
 def _state(generator: keras.random.SeedGenerator) -> np.ndarray:

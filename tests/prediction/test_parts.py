@@ -154,6 +154,9 @@ def test_a_memory_map_is_read_batch_by_batch(tmp_path, dtype):
         ({"first_row": -1}, "`first_row` must be an integer of at least 0, not -1"),
         ({"summary": (0.5, 1.0)}, r"`summary` must hold levels between 0 and 1, both excluded, not \(0.5, 1.0\)"),
         ({"summary": True, "keep_outputs": True}, "`keep_outputs` must be False with `summary`"),
+        ({"first_row": 2**31}, "`first_row` must be at most 2,147,483,647, not 2147483648"),
+        ({"summary": 0.05}, r"`summary` must be True, False, or levels such as \(0.05, 0.95\), not 0.05"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, not -1"),
         ({"num_samples": 1.5}, "`num_samples` must be an integer of at least 1, not 1.5"),
     ],
 )
