@@ -44,8 +44,8 @@ def predict(
     likelihood: Annotated[
         Kind | None,
         typer.Option(
-            help="What the model's outputs mean; normal and student-t (of 4 degrees of freedom): of a mean and a raw scale "
-            "for each target.",
+            help="What the model's outputs mean; normal and student-t (of 4 degrees of freedom): of a mean and a raw "
+            "scale for each target.",
             show_default="that of the file, if it holds a VariationalModel",
         ),
     ] = None,

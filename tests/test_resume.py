@@ -357,10 +357,10 @@ def test_a_record_cut_at_any_byte_is_read_and_goes_on(tmp_path):
         if size < lines[0]:
             with pytest.raises(ValueError, match="`record`"):
                 read_record(path)
-            assert interrupted_run(path, 6 * num_epochs, "s") is None
+            assert interrupted_run(path, 6 * num_epochs, {"seeds": "s"}) is None
         else:
             assert len(read_record(path)[0].epochs) == num_epochs
-            assert interrupted_run(path, 6 * num_epochs, "s").run == "a"
+            assert interrupted_run(path, 6 * num_epochs, {"seeds": "s"}).run == "a"
         append(path, {"event": "start", "format": 1, "run": "a", "resumed_after": num_epochs})
         append(path, {"event": "epoch", "epoch": num_epochs + 1, "logs": {}, "run": "a"})
         (run,) = read_record(path)

@@ -19,10 +19,11 @@ def columns_of(
 ) -> dict[str, np.ndarray]:
     """The figures of a prediction by name, one number for each input: columns of a table.
 
-    `bdl evaluate` reads a file of them; it judges targets as Normal distributions of that mean and `std`. Of classes: `class` (the most probable), `p_<class>`, `total_uncertainty`,
-    `aleatoric` and `epistemic` (nats); of labels of 0 or 1 `probabilities` in the place of the first two. Of targets
-    and counts: `mean`, `std` and the variances `aleatoric` and `epistemic`, then `quantile_<level>`. Where an input has
-    several events their number follows (`mean_0`); of several outputs the output's name comes first (`kind/mean`).
+    `bdl evaluate` reads a file of them; it judges targets as Normal distributions of that mean and `std`. Of classes:
+    `class` (the most probable), `p_<class>`, `total_uncertainty`, `aleatoric` and `epistemic` (nats); of labels of 0 or
+    1 `probabilities` in the place of the first two. Of targets and counts: `mean`, `std` and the variances `aleatoric`
+    and `epistemic`, then `quantile_<level>`. Where an input has several events their number follows (`mean_0`); of
+    several outputs the output's name comes first (`kind/mean`).
 
     Args:
         prediction: What `predict_distribution` returned, or a dict or list of such.
