@@ -15,7 +15,8 @@ from bdl.arguments import check_positive_integer
 from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
 from bdl.prediction import columns_of, predict_distribution
-from bdl.prediction.requests import MAX_ROW, check_count
+from bdl.prediction.requests import check_count
+from bdl.sampling import MAX_ROW
 
 Columns = str | Sequence[str]
 

@@ -343,6 +343,16 @@ def test_a_kill_between_record_and_backup_leaves_one_run(tmp_path, first, epoch)
     assert run.is_complete
 
 
+@pytest.mark.parametrize("other", [{"seeds": "t"}, {"optimizer": "sgd"}, {"num_examples": 30}, {"steps": 4}])
+@pytest.mark.parametrize("step", [0, 6])
+def test_another_training_does_not_go_on_with_the_record_of_a_killed_one(tmp_path, other, step):
+    start = {"num_examples": 45, "steps": 6, "seeds": "s", "optimizer": "adam"}
+    append(tmp_path / "record", {"event": "start", "format": 1, "run": "a", **start})
+    append(tmp_path / "record", {"event": "epoch", "epoch": 1, "logs": {"step": 6}, "run": "a"})
+    assert interrupted_run(tmp_path / "record", step, start).run == "a"
+    assert interrupted_run(tmp_path / "record", step, {**start, **other}) is None
+
+
 def test_a_record_cut_at_any_byte_is_read_and_goes_on(tmp_path):
     whole = tmp_path / "whole.jsonl"
     append(whole, {"event": "start", "format": 1, "run": "a", "num_examples": 45, "steps": 6, "seeds": "s"})

@@ -12,16 +12,12 @@ import numpy as np
 from bdl.likelihoods import Likelihood
 from bdl.prediction.distributions import ClassificationPrediction, RegressionPrediction
 from bdl.prediction.summaries import RegressionSummary
-from bdl.sampling import Kept, Sampler, draw, label_entropy
+from bdl.sampling import MAX_ROW, Kept, Sampler, draw, label_entropy
 
 Prediction = ClassificationPrediction | RegressionPrediction | RegressionSummary
 
 PART_SIZE = 16_384
 """Inputs whose samples are in memory at a time, where they are not kept."""
-
-
-MAX_ROW = 2**31 - 1
-"""The place of an example is a 32-bit integer in compiled code."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ Drawn = dict[str | None, dict[str, np.ndarray]]
 `exp(p_scale) * p_sum`; of targets and counts what `Kept` says."""
 
 
-_MAX_ROWS = 2**31
+MAX_ROW = 2**31 - 1
+"""The place of an example is a 32-bit integer in compiled code."""
 
 
 class Draws:
@@ -52,9 +53,9 @@ class Draws:
 
     def evaluate(self, batch: Batch) -> Drawn:
         """What is drawn for a batch, which follows the one before in the data."""
-        if self._start + batch.size > _MAX_ROWS:
+        if self._start + batch.size > MAX_ROW + 1:
             raise ValueError(
-                f"`x` must end before row {_MAX_ROWS:,} of the data, for the place of an example is a 32-bit integer. "
+                f"`x` must end with row {MAX_ROW:,} of the data, for the place of an example is a 32-bit integer. "
                 "Predict the rest apart, with another seed."
             )
         pairs = zip(self._values, self._seeds, strict=True)

@@ -164,3 +164,9 @@ def test_wrong_arguments_are_named_before_the_first_part(change, message):
     network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(1)])
     with pytest.raises(ValueError, match=message):
         bdl.predict_parts(network, X, Normal(), **change)
+
+
+def test_a_stream_ends_before_its_places_overflow():
+    network = keras.Sequential([keras.Input((4,)), bdl.layers.DenseFlipout(1)])
+    with pytest.raises(ValueError, match="`x` must end with row 2,147,483,647 of the data"):
+        bdl.predict_distribution(network, X, Normal(), 2, first_row=2**31 - 40)
