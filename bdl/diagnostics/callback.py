@@ -21,7 +21,7 @@ from bdl.diagnostics.pacing import Budget, is_due, looks_wrong
 from bdl.diagnostics.quantities import Quantities
 from bdl.diagnostics.reading import read_foreign
 from bdl.diagnostics.record import RunRecord
-from bdl.diagnostics.run import Run, as_number, complete, steps_of
+from bdl.diagnostics.run import Run, as_number, complete, rate_of, steps_of
 from bdl.diagnostics.story import kinds_of, refuse_for_story, story_quantities
 from bdl.diagnostics.story_rules import tell_convergence
 from bdl.diagnostics.trends import measure_trends
@@ -190,6 +190,7 @@ class TrainingHealth(keras.callbacks.Callback):
         run.gradient = GradientWatch(None if is_story else self._data, size, run.steps, self._warn)
         run.sites = kinds_of(self.model) if is_story else None
         run.seeds, run.optimizer = fingerprint_of_seeds(self.model), fingerprint_of_optimizer(self.model)
+        run.learning_rate = rate_of(self.model)
         self._go_on_from(run, steps_of(self.model))
         self._state = run
         run.write_start(self.model, self._planned)

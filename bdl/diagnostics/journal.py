@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def interrupted_run(path: Path | None, step: int, start: Mapping[str, Any] | Non
 
     A run that was killed may have recorded more than its last backup holds, or less: its last epoch, or a part of it.
     One that ended goes on if it is the last of the file, and the training stands where it ended. Two trainings of the
-    same seeds are told apart by the number of examples and of steps in an epoch, and by the optimizer.
+    same seeds are told apart by the number of examples and of steps in an epoch, and by the optimizer and its rate.
 
     Args:
         path: The file, which may not exist.
@@ -72,7 +72,9 @@ def interrupted_run(path: Path | None, step: int, start: Mapping[str, Any] | Non
     last = runs[-1]
     if last.is_complete and step > 0 and last.epochs and last.epochs[-1].get("step") == step:
         return last
-    killed = [run for run in reversed(runs) if not run.is_complete and _is_same(run.start, start or {})]
+    fixed = ["seeds", "optimizer", "num_examples", "steps"]
+    told = fixed if step else [*fixed, "learning_rate"]  # which callbacks change
+    killed = [run for run in reversed(runs) if not run.is_complete and _is_same(run.start, start or {}, told)]
     if step == 0:
         found = next((run for run in killed if run.start.get("seeds") is not None), None)
     else:
@@ -82,9 +84,9 @@ def interrupted_run(path: Path | None, step: int, start: Mapping[str, Any] | Non
     return found
 
 
-def _is_same(start: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two starts agree in all that is known of both."""
-    known = ((start.get(key), other.get(key)) for key in ("seeds", "optimizer", "num_examples", "steps"))
+def _is_same(start: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    """Whether two starts agree in all of these that is known of both."""
+    known = ((start.get(key), other.get(key)) for key in keys)
     return all(one == two for one, two in known if one is not None and two is not None)
 
 

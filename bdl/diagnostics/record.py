@@ -33,6 +33,7 @@ class _Start:
     sites: dict[str, str] | None = None
     seeds: str | None = None
     optimizer: str | None = None
+    learning_rate: float | None = None
     resumed_after: int | None = None
 
 

@@ -50,7 +50,8 @@ class Run:
         is_resumed: Whether the run goes on with one before.
         resumed_after: The last epoch of that one, in its count.
         seeds: A digest of what the model's seeds began with.
-        optimizer: A digest of the settings that the optimizer began with.
+        optimizer: A digest of the settings that the optimizer began with, but for its rate.
+        learning_rate: That rate.
         is_first: Whether no epoch of the present fit has ended yet.
         is_over: Whether the training has ended.
         sites: Kinds of the latent sites by name, of a model of a story; None of a network.
@@ -79,6 +80,7 @@ class Run:
     resumed_after: int | None = None
     seeds: str | None = None
     optimizer: str | None = None
+    learning_rate: float | None = None
     is_first: bool = True
     is_over: bool = False
     sites: dict[str, str] | None = None
@@ -130,6 +132,7 @@ class Run:
             "sites": self.sites,
             "seeds": self.seeds,
             "optimizer": self.optimizer,
+            "learning_rate": self.learning_rate,
             "resumed_after": self.resumed_after,
         }
         return {**known, **{name: value for name, value in others.items() if value is not None}}
@@ -181,6 +184,14 @@ def steps_of(model: keras.Model) -> int:
     optimizer = getattr(model, "optimizer", None)
     # By way of a tensor, for a variable mirrored over replicas is no number.
     return 0 if optimizer is None else int(ops.convert_to_numpy(ops.convert_to_tensor(optimizer.iterations)))
+
+
+def rate_of(model: keras.Model) -> float | None:
+    """The present learning rate of a model's optimizer, to seven digits; None without one."""
+    rate = getattr(getattr(model, "optimizer", None), "learning_rate", None)
+    if rate is None:
+        return None
+    return float(f"{float(ops.convert_to_numpy(ops.convert_to_tensor(rate))):.7g}")
 
 
 def as_number(value: Any) -> Any:

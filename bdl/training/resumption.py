@@ -320,7 +320,7 @@ def fingerprint_of_optimizer(model: Any) -> str | None:
         return None
     plain = (bool, int, float, str, type(None))
     kept = {name: value for name, value in optimizer.get_config().items() if isinstance(value, plain)}
-    kept.pop("learning_rate", None)
+    kept = {name: value for name, value in kept.items() if name not in ("learning_rate", "name")}
     settings = (type(optimizer).__name__, sorted(kept.items()))
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
