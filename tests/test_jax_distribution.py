@@ -118,12 +118,12 @@ def watched(twin):
     health = bdl.diagnostics.TrainingHealth((rows, labels), on_verdict="record", max_cost=1)
     converged = bdl.training.Converged(every=1)
     model.fit(rows, labels, batch_size=22, epochs=10, verbose=0, callbacks=[health, converged])
-    report = bdl.diagnostics.diagnose(model, rows, labels, record=health, twin=twin, batch_size=11)
-    judged = dataclasses.replace(report.quantities, twin=None)
-    found = numbers([health.verdicts, health.quantities, converged.report, judged])
+    report = bdl.diagnostics.diagnose(model, rows, labels, record=health, batch_size=11)
+    trained = twin and bdl.diagnostics.diagnose(model, rows, labels, twin=twin, batch_size=11).quantities.twin
+    found = numbers([health.verdicts, health.quantities, converged.report, report.quantities])
     scores = bdl.evaluate(labels, {"model": model.predict_distribution(rows, seed=0)}, num_resamples=0)
     values = [scores[name] for name in ("accuracy", "nll", "epistemic")]
-    return {"verdict": report.verdict, "figures": found, "scores": values, "twin": numbers(report.quantities.twin)}
+    return {"verdict": report.verdict, "figures": found, "scores": values, "twin": numbers(trained)}
 
 
 def story():
