@@ -153,12 +153,14 @@ class _Resumption(keras.callbacks.Callback):
         self._has_backup = bool(backups)
         for backup in backups:
             _remove_torn(Path(backup.backup_dir) / "training_metadata.json")
-        first = _Epochs(self)
+        # Keras waits for each batch's logs where a callback looks at batches, as backups do anyway.
+        first, last = _Epochs(self), [_Batches(self), self] if backups else [self]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.callbacks.insert(0, first)
-            callbacks.append(self)
+            for each in last:
+                callbacks.append(each)
             return callbacks
-        return [first, *given, self]
+        return [first, *given, *last]
 
     def place(self) -> tuple[int, int]:
         """The epoch, and how many of its steps are done."""
@@ -191,7 +193,7 @@ class _Resumption(keras.callbacks.Callback):
             self._fitted.stop_training = self._has_ended_epoch = False
         self._left = None
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def end_batch(self, batch: int) -> None:
         """Leaves the loop over the batches of the epoch that the fit goes on with, where it is done."""
         if self._left is not None and batch + 1 >= self._left and not self._fitted.stop_training:
             self._fitted.stop_training = self._has_ended_epoch = True
@@ -211,6 +213,18 @@ class _Epochs(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Tells it."""
         self._resumption.end_epoch(epoch)
+
+
+class _Batches(keras.callbacks.Callback):
+    """Tells a resumption of batches, after the user's callbacks."""
+
+    def __init__(self, resumption: _Resumption) -> None:
+        super().__init__()
+        self._resumption = resumption
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Tells it."""
+        self._resumption.end_batch(batch)
 
 
 def _told(done: int, in_epoch: int | None, is_cut: bool) -> str:
