@@ -61,6 +61,22 @@ def check_positive_integer(value: Any, name: str) -> int:
     return int(value)
 
 
+def check_count(name: str, value: Any, least: int = 1, others: str = "") -> None:
+    """Checks a whole number.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+        least: That it may be.
+        others: What else it may be, in words, as in `"None or "`.
+
+    Raises:
+        ValueError: if it is none, or less.
+    """
+    if not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < least:
+        raise ValueError(f"`{name}` must be {others}an integer of at least {least}, not {value!r}.")
+
+
 def check_objective(objective: Any, free_bits: float) -> str:
     """Checks the name of an objective, and that it goes with free bits."""
     if objective not in OBJECTIVES:

@@ -11,11 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.arguments import check_positive_integer
+from bdl.arguments import check_count, check_positive_integer
 from bdl.likelihoods.heads import Likelihoods
 from bdl.model import VariationalModel
 from bdl.prediction import columns_of, predict_distribution
-from bdl.prediction.requests import check_count
 from bdl.sampling import MAX_ROW
 
 Columns = str | Sequence[str]

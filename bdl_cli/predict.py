@@ -155,8 +155,9 @@ def _likelihood(kind: Kind) -> Any:
 @contextlib.contextmanager
 def _shown(parts: Iterator[Any], total: int) -> Iterator[Iterator[Any]]:
     """The parts, and on the terminal how many rows are done."""
-    import keras
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from bdl.prediction.requests import num_inputs
 
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console()) as progress:
@@ -165,7 +166,6 @@ def _shown(parts: Iterator[Any], total: int) -> Iterator[Iterator[Any]]:
         def counted() -> Iterator[Any]:
             for part in parts:
                 yield part
-                first = next(leaf for leaf in keras.tree.flatten(part) if leaf is not None)
-                progress.advance(task, len(first.total_uncertainty))
+                progress.advance(task, num_inputs(part))
 
         yield counted()

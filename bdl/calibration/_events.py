@@ -68,6 +68,12 @@ class Events:
         return np.arange(n) * num_classes + classes
 
 
+def blocks_of_rows(num_rows: int, width: int) -> Iterator[slice]:
+    """Rows of a table with so many columns, some at a time."""
+    rows = max(1, BLOCK_SIZE // width)
+    return (slice(start, start + rows) for start in range(0, num_rows, rows))
+
+
 def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None = None) -> Iterator[Events]:
     """Yields checked blocks of the events that the mask keeps.
 
@@ -85,11 +91,9 @@ def event_blocks(y: ArrayLike, probabilities: ArrayLike, mask: ArrayLike | None 
     labels = labels.reshape(-1)
     kept = None if kept is None else kept.reshape(-1)
     p = p.reshape(-1) if is_binary else p.reshape(-1, num_classes)
-    rows = max(1, BLOCK_SIZE // num_classes)
-    for start in range(0, max(len(labels), 1), rows):
-        part = slice(start, start + rows)
+    for part in blocks_of_rows(max(len(labels), 1), num_classes):
         block_labels, block = np.asarray(labels[part]), np.asarray(p[part])
-        place = np.arange(start, start + len(block_labels))
+        place = np.arange(part.start, part.start + len(block_labels))
         if kept is not None:
             block_labels, block, place = block_labels[kept[part]], block[kept[part]], place[kept[part]]
             if not len(block):

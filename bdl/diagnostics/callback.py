@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from bdl.diagnostics.accounting import Accounting, likelihood_of, measure_accounting, size_of
-from bdl.diagnostics.finding import HOPELESS, Finding
+from bdl.diagnostics.finding import HOPELESS, UNREMARKABLE, Finding
 from bdl.diagnostics.gradient_watch import GradientWatch
 from bdl.diagnostics.journal import Journal, interrupted_run
 from bdl.diagnostics.measure import ProbeData, measure, network_of, posteriors_of, take_probe
@@ -31,7 +31,6 @@ from bdl.likelihoods import Likelihood
 from bdl.protocols import HasTemperature, TellsStory
 from bdl.training.resumption import fingerprint_of_optimizer, fingerprint_of_seeds
 
-_SILENT = ("healthy", "inconclusive", "still_training")  # nothing to interrupt a progress display for
 _ACTIONS = ("warn", "stop", "record")
 
 
@@ -370,7 +369,7 @@ class TrainingHealth(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _say(self, finding: Finding, epoch: int) -> None:
-        if self.on_verdict == "record" or finding.verdict in _SILENT or finding.verdict in self._said:
+        if self.on_verdict == "record" or finding.verdict in UNREMARKABLE or finding.verdict in self._said:
             return
         self._said.add(finding.verdict)
         message = f"epoch {epoch}: {finding.verdict} ({finding.confidence}). {finding.evidence[0]}"

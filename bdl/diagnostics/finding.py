@@ -21,6 +21,8 @@ VERDICTS = (
     "inconclusive",
 )
 """Names of the verdicts, in the order in which they are asked, and `healthy`, where none fires."""
+UNREMARKABLE = ("healthy", "inconclusive", "still_training")
+"""Verdicts that nobody need be told of while there is something else to do."""
 HOPELESS = ("diverged", "accounting_error", "mis_scaled_kl", "collapsed")
 """Verdicts on which going on with the same run is a waste."""
 

@@ -15,11 +15,10 @@ import keras
 
 from bdl.arguments import check_positive_integer
 from bdl.diagnostics import Finding, HealthWarning
+from bdl.diagnostics.finding import UNREMARKABLE
 from bdl.ensembles.member import Plan, changed_since, train_member
 from bdl.ensembles.settings import described, weights_of
 from bdl.keras_internals import fresh_session
-
-_UNREMARKABLE = ("healthy", "inconclusive", "still_training")
 
 
 class Submits(Protocol):
@@ -201,7 +200,7 @@ def _tell(findings: dict[int, Finding | None]) -> None:
     told = [
         f"member {number}: {finding.verdict} ({finding.confidence}). {finding.evidence[0]}"
         for number, finding in findings.items()
-        if finding is not None and finding.verdict not in _UNREMARKABLE
+        if finding is not None and finding.verdict not in UNREMARKABLE
     ]
     if told:
         warnings.warn("\n".join(["Not all members are healthy:", *told]), HealthWarning, stacklevel=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bdl.calibration._classes import column_names, label_array, label_columns
-from bdl.calibration._events import BLOCK_SIZE, without_mask
+from bdl.calibration._events import blocks_of_rows, without_mask
 from bdl.calibration._validation import are_one_hot_labels, check_same_events
 
 _LOG_OF_ZERO = float(np.log(np.finfo(np.float64).smallest_subnormal))
@@ -106,7 +106,7 @@ class ClassForecast:
         scores = self.scores.reshape(-1, self.scores.shape[-1])
         labels = indices.ravel()
         losses = np.empty(labels.shape)
-        for rows in _blocks(scores):
+        for rows in blocks_of_rows(*scores.shape):
             losses[rows] = _log_losses(scores[rows].astype(np.float64), labels[rows])
         return losses.reshape(indices.shape)
 
@@ -211,7 +211,7 @@ class LogitForecast:
         scores = z if has_class_axis else np.stack([np.zeros_like(z), z], axis=-1)
         p = np.empty(scores.shape)
         flat_scores, flat = scores.reshape(-1, scores.shape[-1]), p.reshape(-1, scores.shape[-1])
-        for rows in _blocks(flat_scores):
+        for rows in blocks_of_rows(*flat_scores.shape):
             flat[rows] = _softmax(flat_scores[rows].astype(np.float64))
         return ClassForecast(
             p if has_class_axis else p[..., 1],
@@ -245,12 +245,6 @@ def _differ(values: NDArray[Any], label: Any) -> NDArray[np.bool_]:
     if values.dtype.kind in "buif" and isinstance(label, str):
         values = values.astype(str)
     return np.asarray(values != label, dtype=bool)
-
-
-def _blocks(table: NDArray[Any]) -> Iterator[slice]:
-    """Rows of which temporary arrays are small."""
-    rows = max(1, BLOCK_SIZE // table.shape[1])
-    return (slice(start, start + rows) for start in range(0, len(table), rows))
 
 
 @np.errstate(invalid="ignore")  # of what a mask leaves out

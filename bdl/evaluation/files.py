@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl.calibration._events import BLOCK_SIZE
+from bdl.calibration._events import blocks_of_rows
 from bdl.calibration._validation import SUM_TOLERANCE
 from bdl.evaluation.forecasts import FIELDS
 from bdl.evaluation.tables import TABLE_SUFFIXES, UNNAMED_INDEX, is_number, read_table
@@ -323,8 +323,7 @@ def _is_empty(column: NDArray[Any]) -> bool:
 
 
 def _are_probabilities(columns: list[NDArray[Any]]) -> bool:
-    rows = max(1, BLOCK_SIZE // len(columns))
-    parts = (slice(start, start + rows) for start in range(0, len(columns[0]), rows))
+    parts = blocks_of_rows(len(columns[0]), len(columns))
     return all(_are_rows_of_probabilities([column[part] for column in columns]) for part in parts)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import keras
 
+from bdl.arguments import check_count
 from bdl.export import export_distribution
 from bdl.prediction.predict import shown
-from bdl.prediction.requests import PART_SIZE, Request, check_count, mean_of_prediction, parts_with, predict_with
+from bdl.prediction.requests import PART_SIZE, Request, mean_of_prediction, parts_with, predict_with
 from bdl.sampling import Sampler
 from bdl.training import data as training_data
 

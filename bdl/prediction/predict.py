@@ -7,8 +7,9 @@ from typing import Any
 
 import keras
 
+from bdl.arguments import check_count
 from bdl.likelihoods.heads import Likelihoods
-from bdl.prediction.requests import PART_SIZE, Request, check_count, parts_with, predict_with
+from bdl.prediction.requests import PART_SIZE, Request, num_inputs, parts_with, predict_with
 from bdl.sampling import Sampler
 from bdl.training.data import measure
 
@@ -125,8 +126,7 @@ def shown(parts: Iterator[Any], x: Any) -> Iterator[Any]:
     bar = keras.utils.Progbar(total, unit_name="row")
     rows = 0
     for part in parts:
-        first = next(leaf for leaf in keras.tree.flatten(part) if leaf is not None)
-        rows += len(first.total_uncertainty)
+        rows += num_inputs(part)
         bar.update(rows, finalize=False)
         yield part
     bar.update(rows, finalize=True)

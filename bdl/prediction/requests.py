@@ -9,10 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from bdl.arguments import check_count
 from bdl.likelihoods import Likelihood
 from bdl.prediction.distributions import ClassificationPrediction, RegressionPrediction
 from bdl.prediction.summaries import RegressionSummary
-from bdl.sampling import MAX_ROW, Kept, Sampler, draw, label_entropy
+from bdl.sampling import MAX_ROW, MOMENTS, Kept, Sampler, draw, label_entropy
 
 Prediction = ClassificationPrediction | RegressionPrediction | RegressionSummary
 
@@ -82,21 +83,6 @@ class Request:
         return Kept(self.keep_outputs, not self.is_summary or bool(self.levels), self.is_summary)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Refuses what is no whole number.
-
-    Args:
-        name: Of the argument.
-        value: Its value.
-        least: That it may have.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, not {value!r}.")
-
-
 def predict_with(samplers: Sequence[Sampler], x: Any, request: Request) -> Any:
     """`predict_distribution` with samplers that keep their compiled functions between calls.
 
@@ -154,6 +140,12 @@ def joined(parts: Sequence[Any]) -> Any:
     return keras.tree.map_structure(lambda first, *others: None if first is None else first.joined(others), *parts)
 
 
+def num_inputs(prediction: Any) -> int:
+    """How many inputs a prediction is for; of several outputs of any."""
+    first = next(leaf for leaf in keras.tree.flatten(prediction) if leaf is not None)
+    return len(first.total_uncertainty)
+
+
 def mean_of_prediction(prediction: Any) -> Any:
     """The predictive mean: class probabilities or the mean of targets; of several outputs in their structure."""
     return keras.tree.map_structure(lambda part: None if part is None else part.mean, prediction)
@@ -188,9 +180,6 @@ def _parameters(draws: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     joined = {name: np.concatenate([draw[name] for draw in draws]) for name in names}
     is_single_target = all(value.ndim == 3 and value.shape[-1] == 1 for value in joined.values())
     return {name: value[..., 0] if is_single_target else value for name, value in joined.items()}
-
-
-MOMENTS = ("mean", "deviation", "noise")
 
 
 def _moments(draws: list[dict[str, np.ndarray]], share: int) -> Iterator[np.ndarray]:

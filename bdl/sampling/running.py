@@ -11,7 +11,10 @@ from keras import ops
 from bdl.likelihoods import Likelihood
 from bdl.random import Tensor
 
-SUMS = ("p_scale", "p_sum", "entropy_sum", "mean", "deviation", "noise")
+MOMENTS = ("mean", "deviation", "noise")
+"""Those of targets and counts; see `Kept`."""
+
+SUMS = ("p_scale", "p_sum", "entropy_sum", *MOMENTS)
 """Results that are sums over samples, without an axis of them."""
 
 

@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bdl import recipes
+from bdl.arguments import check_count
 from bdl.keras_internals import flatten_layers, output_spec
 from bdl.likelihoods import Likelihood
 from bdl.model import VariationalModel
@@ -59,7 +60,7 @@ class BayesianEstimator(BaseEstimator):
         for name in ("batch_size", "num_samples"):
             check_count(name, getattr(self, name))
         if self.epochs is not None:
-            check_count("epochs", self.epochs, "None or ")
+            check_count("epochs", self.epochs, others="None or ")
         array, targets = validate_data(self, X, y, dtype=self._dtype, **of_y)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, array, dtype=np.float32, ensure_non_negative=True)
@@ -154,16 +155,6 @@ def _first_rows(prediction: Prediction, size: int) -> Prediction:
         name: value[:size] for name, value in vars(prediction).items() if isinstance(value, np.ndarray)
     }
     return replace(prediction, **arrays)
-
-
-def check_count(name: str, value: Any, others: str = "") -> None:
-    """Checks a positive whole number.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if not hasattr(value, "__index__") or isinstance(value, bool) or int(value) < 1:
-        raise ValueError(f"`{name}` must be {others}an integer of at least 1, not {value!r}.")
 
 
 def output_shape(model: VariationalModel, inputs: np.ndarray) -> tuple[int | None, ...]:
