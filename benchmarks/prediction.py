@@ -5,7 +5,12 @@
 measured in turn, in one process, after a first run each that compiles. Memory is the growth of the process's peak
 resident size while predicting, compilation apart, each number of samples in a fresh process (Linux).
 
-    python benchmarks/prediction.py --backend tensorflow
+    python benchmarks/prediction.py main --backend tensorflow
+
+`first` has the first prediction of a new network on TensorFlow, where one with an equal graph came before and where
+none did, in turn.
+
+    python benchmarks/prediction.py first
 """
 
 from __future__ import annotations
@@ -71,6 +76,38 @@ def peak_mebibytes() -> float:
     """Peak resident size of this process since it was last reset."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
+
+
+def convolutional() -> Any:
+    """A small flipout network of 28 x 28 images."""
+    import keras
+
+    import bdl
+
+    layer, pooled = bdl.layers.Conv2DFlipout, keras.layers.MaxPooling2D
+    blocks = [layer(32, 3, activation="relu"), pooled(), layer(64, 3, activation="relu"), pooled()]
+    return keras.Sequential([keras.Input((28, 28, 1)), *blocks, keras.layers.Flatten(), bdl.layers.DenseFlipout(10)])
+
+
+@app.command()
+def first(members: Annotated[int, typer.Option(help="New networks of each kind, for each of the two.")] = 10) -> None:
+    """Prints seconds of first predictions: 64 rows, 10 samples; median and range."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import bdl
+    from bdl.sampling import programs
+
+    for name, make in [("MLP", lambda: build()[0]), ("conv", convolutional)]:
+        times: dict[bool, list[float]] = {True: [], False: []}
+        x = np.random.default_rng(0).normal(size=(64, *make().input_shape[1:])).astype("float32")
+        for number in range(2 * members + 1):
+            network, is_shared = make(), number % 2 == 0
+            if not is_shared:
+                programs.forget()
+            taken = seconds(lambda: bdl.predict_distribution(network, x, bdl.likelihoods.Categorical(), num_samples=10))  # noqa: B023
+            if number:  # the first compiles noise, too
+                times[is_shared].append(taken)
+        shared, alone = (f"{np.median(each):.2f} ({min(each):.2f} to {max(each):.2f})" for each in times.values())
+        print(f"{name}: {shared} s with a program that is there, {alone} s without")
 
 
 @app.command()

@@ -5,8 +5,8 @@ variational one, predicts with each, saves the model, loads it and predicts with
 
     KERAS_BACKEND=jax python benchmarks/soak.py --cycles 500 --output benchmarks/results/soak.jsonl
 
-TensorFlow never frees what it compiled: each new model that predicts adds to it. With `--call-new` the converted and
-loaded models are called, which compiles nothing.
+TensorFlow keeps a little of each variable that there ever was, until `keras.utils.clear_session()`, which Keras
+recommends where many models are made; `--clear-every` calls it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ class Soak:
 
     Args:
         folder: Where it is saved.
-        calls_new: Whether new models are called in place of predicting.
     """
 
-    def __init__(self, folder: Path, calls_new: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         import keras
 
         import bdl
@@ -47,7 +46,7 @@ class Soak:
         network = keras.Sequential([keras.Input((8,)), *hidden, bdl.layers.DenseReparameterization(3)])
         self.model = bdl.VariationalModel(network, bdl.likelihoods.Categorical(), kl_weight=1.0)
         self.model.compile("adam")
-        self.file, self.calls_new = folder / "model.keras", calls_new
+        self.file = folder / "model.keras"
 
     def cycle(self) -> None:
         """One round of all."""
@@ -66,9 +65,7 @@ class Soak:
     def _predict(self, model: Any) -> None:
         import bdl
 
-        if self.calls_new and model is not self.model:
-            model(self.x)
-        elif isinstance(model, bdl.VariationalModel):
+        if isinstance(model, bdl.VariationalModel):
             model.predict_distribution(self.x, num_samples=4)
         else:
             bdl.predict_distribution(model, self.x, bdl.likelihoods.Categorical(), num_samples=4)
@@ -84,7 +81,7 @@ def resident_mebibytes() -> float:
 def main(
     cycles: Annotated[int, typer.Option(help="Cycles that are measured.")] = 500,
     warm_up: Annotated[int, typer.Option(help="Cycles before them.")] = 10,
-    call_new: Annotated[bool, typer.Option(help="Call new models, and compile nothing of them.")] = False,
+    clear_every: Annotated[int, typer.Option(help="Cycles between two `clear_session()`; 0 for none.")] = 0,
     every: Annotated[int, typer.Option(help="Cycles between two lines.")] = 25,
     output: Annotated[Path | None, typer.Option(help="File to which a line of JSON is added.")] = None,
 ) -> None:
@@ -94,12 +91,14 @@ def main(
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder), call_new)
+        soak = Soak(Path(folder))
         for _ in range(warm_up):
             soak.cycle()
         levels = {0: resident_mebibytes()}
         for number in range(1, cycles + 1):
             soak.cycle()
+            if clear_every and number % clear_every == 0:
+                keras.utils.clear_session()
             if number % every == 0 or number == cycles:
                 levels[number] = resident_mebibytes()
                 print(f"{number} cycles: {levels[number]:.0f} MiB, {growth(levels):+.1f} %", flush=True)
@@ -108,7 +107,7 @@ def main(
         "keras": keras.__version__,
         "cycles": cycles,
         "warm_up": warm_up,
-        "call_new": call_new,
+        "clear_every": clear_every,
         "mebibytes": {str(number): round(level, 1) for number, level in levels.items()},
         "growth_percent": round(growth(levels), 2),
         "seconds": round(time.perf_counter() - start),

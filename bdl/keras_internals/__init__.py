@@ -46,7 +46,7 @@ from bdl.keras_internals.execution import (
     view,
     without_gradients,
 )
-from bdl.keras_internals.ordered import Order, begin_at_epoch, endless, in_order
+from bdl.keras_internals.ordered import Order, begin_at_epoch, endless, generated, in_order
 from bdl.keras_internals.precision import arcsinh, cumsum, matmul, maximum, minimum, tanh
 from bdl.keras_internals.session import fresh_session
 from bdl.keras_internals.structure import (
@@ -82,6 +82,7 @@ __all__ = [
     "even_rows",
     "flatten_layers",
     "fresh_session",
+    "generated",
     "in_order",
     "innermost",
     "input_signature_of",

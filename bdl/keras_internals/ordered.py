@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import keras
@@ -47,6 +48,29 @@ def in_order(order: Order, x: Any, y: Any, batch_size: int | None, settings: dic
 def endless(batches: keras.utils.PyDataset) -> Any:
     """What `keras.Model.fit` takes as `x` to read a data set without an end, whose epochs may be left early."""
     return _Endless(batches)
+
+
+def generated(elements: Callable[[], Iterator[Any]], signature: Any) -> Any:
+    """A `tf.data.Dataset` of what a method yields, that lets go of the method's object when it goes itself.
+
+    TensorFlow keeps the function of each `from_generator` until the process ends, and so all that the function holds.
+
+    Args:
+        elements: A bound method.
+        signature: The `output_signature` of `from_generator`.
+    """
+    import tensorflow as tf
+
+    method = weakref.WeakMethod(elements)
+
+    def begin() -> Iterator[Any]:
+        bound = method()
+        assert bound is not None  # the data set holds the object
+        return bound()
+
+    data_set = tf.data.Dataset.from_generator(begin, output_signature=signature)
+    data_set.generated_by = elements
+    return data_set
 
 
 def begin_at_epoch(model: keras.Model, epoch: int) -> None:
@@ -121,7 +145,7 @@ class _OrderedArrays(DataAdapter):
             return keras.tree.traverse(part, tables)
 
         spec = tf.TensorSpec((None,), tf.int64)
-        orders = tf.data.Dataset.from_generator(lambda: iter([self._rows()]), output_signature=spec)
+        orders = generated(self._order_of_epoch, spec)
         tables = tf.data.Dataset.from_tensors(keras.tree.lists_to_tuples(self._tables("tensorflow"))).repeat()
         pairs = tf.data.Dataset.zip((orders.flat_map(batches), tables))
         options = tf.data.Options()
@@ -135,6 +159,9 @@ class _OrderedArrays(DataAdapter):
 
     def _rows(self) -> np.ndarray:
         return self._order.rows(self._arrays._num_samples, self.batch_size)
+
+    def _order_of_epoch(self) -> Iterator[np.ndarray]:
+        yield self._rows()
 
     def _batches_of_rows(self) -> Iterator[np.ndarray]:
         rows = self._rows()

@@ -30,6 +30,7 @@ from bdl.layers.noise_layers import SEED_KEY
 from bdl.likelihoods import Likelihood, Mixture
 from bdl.likelihoods.heads import Heads, Likelihoods
 from bdl.random import Tensor
+from bdl.sampling.programs import shared_program
 from bdl.sampling.running import SUMS, Kept, no_samples, with_sample
 from bdl.training.batches import num_rows, symbolic
 from bdl.training.checks import check_outputs
@@ -302,5 +303,5 @@ def _compile(function: Callable[..., Any], network: keras.Model, is_numeric: boo
         import tensorflow as tf
 
         supported = all(layer.supports_jit for layer in flatten_layers(network))
-        return tf.function(function, jit_compile=supported and is_numeric, autograph=False)
+        return shared_program(function) if supported and is_numeric else tf.function(function, autograph=False)
     return function

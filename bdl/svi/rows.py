@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from bdl.keras_internals import endless
+from bdl.keras_internals import endless, generated
 from bdl.training.data import (
     DEFAULT_BATCH_SIZE,
     as_inputs,
@@ -219,11 +219,11 @@ class EndlessRows(keras.utils.PyDataset):
             return endless(self)
         import tensorflow as tf
 
-        def batches() -> Iterator[Any]:
-            return (self[index] for index in itertools.count())
-
         spec = keras.tree.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), self[0])
-        return tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(2)
+        return generated(self._for_ever, spec).prefetch(2)
+
+    def _for_ever(self) -> Iterator[Any]:
+        return (self[index] for index in itertools.count())
 
     def on_device(self, steps_in_call: int, steps_per_epoch: int) -> Resident:
         """The same batches as rows of data on the device."""

@@ -1,0 +1,148 @@
+"""Programs that XLA compiles on TensorFlow: one for all networks whose graphs are equal.
+
+TensorFlow keeps what XLA compiled for as long as the process lives, also when the function is gone: megabytes for each
+network that predicts. A sampler's function is pure, the values of the variables are arguments of it. So members of an
+ensemble, folds of a cross-validation and models that a service loads again have one graph, and need one program.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_PROGRAMS = 128
+"""Graphs that are kept, the last ones used. What XLA compiled for others stays in TensorFlow, and is compiled again."""
+
+_LABELS = frozenset({"_gradient_op_type", "_user_specified_name"})
+"""Attributes of nodes and arguments that are names for people and for gradients: a prediction takes none."""
+
+
+def shared_program(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A pure function of tensors, compiled by XLA once for all such functions with equal graphs.
+
+    A function that reads more than its arguments, as a variable or a table, is compiled for itself.
+
+    Args:
+        function: From nested tensors to nested tensors. It is traced for each signature.
+
+    Example:
+    >>> import tensorflow as tf
+    >>> one, other = (shared_program(lambda x: 2.0 * x + 1.0) for _ in range(2))
+    >>> float(one(tf.constant(1.0))), float(other(tf.constant(2.0)))
+    (3.0, 5.0)
+    """
+    import tensorflow as tf
+
+    traced = tf.function(function, autograph=False)
+    programs: dict[int, Callable[..., Any]] = {}
+
+    def run(*args: Any) -> Any:
+        concrete = traced.get_concrete_function(*args)  # one object for each signature, kept by `traced`
+        program = programs.get(id(concrete))
+        if program is None:
+            program = programs[id(concrete)] = _program(_Trace(_identity(concrete), concrete))
+        return program(*args)
+
+    return run
+
+
+def forget() -> None:
+    """Compiles anew from here on."""
+    _program.cache_clear()
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A traced function, equal to others that compute the same in the same way.
+
+    Args:
+        identity: Of what it computes.
+        concrete: TensorFlow's `ConcreteFunction`.
+    """
+
+    identity: str
+    concrete: Any = field(compare=False)
+
+
+@functools.lru_cache(maxsize=_PROGRAMS)
+def _program(trace: _Trace) -> Callable[..., Any]:
+    import tensorflow as tf
+
+    return tf.function(lambda *args: trace.concrete(*args), jit_compile=True, autograph=False)
+
+
+def _identity(concrete: Any) -> str:
+    """Equal for two traced functions if one may take the other's place, with its arguments and its results."""
+    import tensorflow as tf
+
+    if concrete.captured_inputs:
+        return f"its own: {id(concrete)}"
+    graph = concrete.graph.as_graph_def()
+    functions = _Functions(graph.library.function)
+    places = _places([], graph.node)
+    arguments = [places[tensor.op.name] for tensor in concrete.inputs]
+    results = tf.nest.map_structure(lambda x: (places[x.op.name], x.value_index), concrete.structured_outputs)
+    signature = concrete.structured_input_signature
+    return _digest(repr(signature), arguments, repr(results), functions.of_nodes(graph.node, places))
+
+
+class _Functions:
+    """What the functions that a graph calls compute, whatever they are called.
+
+    Args:
+        definitions: The graph's library.
+    """
+
+    def __init__(self, definitions: Iterable[Any]) -> None:
+        self._definitions = {definition.signature.name: definition for definition in definitions}
+        self._found: dict[str, str] = {}
+
+    def of_nodes(self, nodes: Sequence[Any], places: dict[str, int]) -> str:
+        """What nodes compute, with their places instead of their names, which count the traces of a process."""
+        inputs = ([_input(name, places) for name in node.input] for node in nodes)
+        kinds = ((node.op, node.device, self._attributes(node.attr)) for node in nodes)
+        return _digest(*zip(kinds, inputs, strict=True))
+
+    def _of(self, name: str) -> str:
+        if name not in self._found:
+            function = self._definitions[name]
+            arguments = [argument.name for argument in function.signature.input_arg]
+            places = _places(arguments, function.node_def)
+            results = [_input(function.ret[result.name], places) for result in function.signature.output_arg]
+            controls = sorted(places[node] for node in function.control_ret.values())
+            of_arguments = sorted((place, self._attributes(each.attr)) for place, each in function.arg_attr.items())
+            types = [argument.type for argument in function.signature.input_arg]
+            attributes = self._attributes(function.attr)
+            nodes = self.of_nodes(function.node_def, places)
+            self._found[name] = _digest(types, of_arguments, results, controls, attributes, nodes)
+        return self._found[name]
+
+    def _attributes(self, attributes: Any) -> list[tuple[str, Any]]:
+        return [(key, self._value(attributes[key])) for key in sorted(attributes) if key not in _LABELS]
+
+    def _value(self, value: Any) -> Any:
+        called = [value.func] if value.HasField("func") else value.list.func
+        if called:
+            return [(self._of(each.name), self._attributes(each.attr)) for each in called]
+        return value.SerializeToString(deterministic=True)
+
+
+def _places(arguments: Sequence[str], nodes: Iterable[Any]) -> dict[str, int]:
+    return {name: place for place, name in enumerate([*arguments, *(node.name for node in nodes)])}
+
+
+def _input(name: str, places: dict[str, int]) -> tuple[bool, int, list[str]]:
+    """`^node`, which only comes before; `node`; `node:1`; or in a function `node:output:1`."""
+    node, *output = name.removeprefix("^").split(":")
+    return name.startswith("^"), places[node], output
+
+
+def _digest(*parts: Any) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(repr(part).encode())
+        found.update(b"\0")
+    return found.hexdigest()
