@@ -43,7 +43,9 @@ def shared_program(function: Callable[..., Any]) -> Callable[..., Any]:
         concrete = traced.get_concrete_function(*args)  # one object for each signature, kept by `traced`
         program = programs.get(id(concrete))
         if program is None:
-            program = programs[id(concrete)] = _program(_Trace(_identity(concrete), concrete))
+            is_pure = not concrete.captured_inputs
+            program = _program(_Trace(_identity(concrete), concrete)) if is_pure else _compiled(concrete)
+            programs[id(concrete)] = program
         return program(*args)
 
     return run
@@ -69,17 +71,19 @@ class _Trace:
 
 @functools.lru_cache(maxsize=_PROGRAMS)
 def _program(trace: _Trace) -> Callable[..., Any]:
+    return _compiled(trace.concrete)
+
+
+def _compiled(concrete: Any) -> Callable[..., Any]:
     import tensorflow as tf
 
-    return tf.function(lambda *args: trace.concrete(*args), jit_compile=True, autograph=False)
+    return tf.function(lambda *args: concrete(*args), jit_compile=True, autograph=False)
 
 
 def _identity(concrete: Any) -> str:
     """Equal for two traced functions if one may take the other's place, with its arguments and its results."""
     import tensorflow as tf
 
-    if concrete.captured_inputs:
-        return f"its own: {id(concrete)}"
     graph = concrete.graph.as_graph_def()
     functions = _Functions(graph.library.function)
     places = _places([], graph.node)

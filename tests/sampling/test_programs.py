@@ -130,6 +130,11 @@ def test_a_function_that_reads_a_variable_keeps_its_own_program():
     variables[0].assign(5.0)
     assert float(functions[0](tf.constant(3.0))) == 15.0
 
+    kept = [weakref.ref(variable) for variable in variables]
+    del variables, functions
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
+
 
 def test_the_program_lets_go_of_the_network():
     model = network()
