@@ -53,7 +53,8 @@ def endless(batches: keras.utils.PyDataset) -> Any:
 def generated(elements: Callable[[], Iterator[Any]], signature: Any) -> Any:
     """A `tf.data.Dataset` of what a method yields, that lets go of the method's object when it goes itself.
 
-    TensorFlow keeps the function of each `from_generator` until the process ends, and so all that the function holds.
+    TensorFlow keeps the function of each `from_generator` until the process ends or Keras' session is cleared, and so
+    all that the function holds. Keep the data set, one made of it or an iterator while it is read.
 
     Args:
         elements: A bound method.
@@ -65,7 +66,8 @@ def generated(elements: Callable[[], Iterator[Any]], signature: Any) -> Any:
 
     def begin() -> Iterator[Any]:
         bound = method()
-        assert bound is not None  # the data set holds the object
+        if bound is None:
+            raise RuntimeError("The data set is gone that this iterator reads. Keep a reference to it.")
         return bound()
 
     data_set = tf.data.Dataset.from_generator(begin, output_signature=signature)

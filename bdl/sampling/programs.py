@@ -23,10 +23,10 @@ _LABELS = frozenset({"_gradient_op_type", "_user_specified_name"})
 def shared_program(function: Callable[..., Any]) -> Callable[..., Any]:
     """A pure function of tensors, compiled by XLA once for all such functions with equal graphs.
 
-    A function that reads more than its arguments, as a variable or a table, is compiled for itself.
+    A function that reads a resource, as a variable or a table, is compiled for itself. None has a gradient.
 
     Args:
-        function: From nested tensors to nested tensors. It is traced for each signature.
+        function: From tensors in dicts, lists and tuples, and None, to such tensors. It is traced for each signature.
 
     Example:
     >>> import tensorflow as tf
@@ -39,11 +39,11 @@ def shared_program(function: Callable[..., Any]) -> Callable[..., Any]:
     traced = tf.function(function, autograph=False)
     programs: dict[int, Callable[..., Any]] = {}
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any) -> Any:  # as a graph that calls the program it would leave almost a MiB behind
         concrete = traced.get_concrete_function(*args)  # one object for each signature, kept by `traced`
         program = programs.get(id(concrete))
         if program is None:
-            is_pure = not concrete.captured_inputs
+            is_pure = not any(tensor.dtype in (tf.resource, tf.variant) for tensor in concrete.captured_inputs)
             program = _program(_Trace(_identity(concrete), concrete)) if is_pure else _compiled(concrete)
             programs[id(concrete)] = program
         return program(*args)
@@ -52,7 +52,10 @@ def shared_program(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def forget() -> None:
-    """Compiles anew from here on."""
+    """Compiles anew from here on, for functions that are made later.
+
+    For what TensorFlow looks at when it compiles, as `tf.config.experimental.enable_op_determinism`.
+    """
     _program.cache_clear()
 
 
@@ -88,9 +91,12 @@ def _identity(concrete: Any) -> str:
     functions = _Functions(graph.library.function)
     places = _places([], graph.node)
     arguments = [places[tensor.op.name] for tensor in concrete.inputs]
+    constants = [(tensor.dtype.name, tensor.shape, tensor.numpy().tobytes()) for tensor in concrete.captured_inputs]
     results = tf.nest.map_structure(lambda x: (places[x.op.name], x.value_index), concrete.structured_outputs)
+    controls = sorted(places[operation.name] for operation in concrete.graph.control_outputs)
     signature = concrete.structured_input_signature
-    return _digest(repr(signature), arguments, repr(results), functions.of_nodes(graph.node, places))
+    nodes = functions.of_nodes(graph.node, places)
+    return _digest(signature, arguments, constants, results, controls, nodes)
 
 
 class _Functions:
@@ -107,8 +113,11 @@ class _Functions:
     def of_nodes(self, nodes: Sequence[Any], places: dict[str, int]) -> str:
         """What nodes compute, with their places instead of their names, which count the traces of a process."""
         inputs = ([_input(name, places) for name in node.input] for node in nodes)
-        kinds = ((node.op, node.device, self._attributes(node.attr)) for node in nodes)
+        kinds = ((self._operation(node.op), node.device, self._attributes(node.attr)) for node in nodes)
         return _digest(*zip(kinds, inputs, strict=True))
+
+    def _operation(self, name: str) -> str:
+        return self._of(name) if name in self._definitions else name
 
     def _of(self, name: str) -> str:
         if name not in self._found:

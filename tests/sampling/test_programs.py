@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -44,12 +45,32 @@ def test_one_program_serves_members_and_each_gives_its_own_numbers(monkeypatch):
 
     import tensorflow as tf
 
-    monkeypatch.setattr("bdl.sampling.sampler.shared_program", lambda f: tf.function(f, jit_compile=True))
+    apart = []
+
+    def own_program(function):
+        apart.append(tf.function(function, jit_compile=True, autograph=False))
+        return apart[-1]
+
+    monkeypatch.setattr("bdl.sampling.sampler.shared_program", own_program)
     for member, shared in zip(members, found, strict=True):
         alone = keras.models.clone_model(member)  # whose sampler is new
         alone.set_weights(member.get_weights())
         np.testing.assert_array_equal(shared, predicted(alone))
+    assert len(apart) == 3
     assert not np.array_equal(found[0], found[1])
+
+
+def test_threads_get_the_numbers_of_their_networks():
+    members = [network(seed) for seed in range(2)]
+    expected = [predicted(member) for member in members]
+    programs.forget()
+    fresh = [keras.models.clone_model(member) for member in members]
+    for copy, member in zip(fresh, members, strict=True):
+        copy.set_weights(member.get_weights())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predicted, 4 * fresh))
+    for number, probabilities in enumerate(found):
+        np.testing.assert_array_equal(probabilities, expected[number % 2])
 
 
 def test_a_copy_from_a_file_and_one_with_other_names_have_the_same_program(tmp_path):
@@ -78,7 +99,7 @@ def test_another_call_has_another_program(settings):
 
 
 def test_a_constant_in_the_graph_tells_networks_apart():
-    """These two have equal configurations of layers with equal weights."""
+    """These two have equal layers, without weights."""
 
     def scaled(factor):
         inputs = keras.Input((4,))
@@ -88,6 +109,22 @@ def test_a_constant_in_the_graph_tells_networks_apart():
         logits = factor * X.astype("float64")
         expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         np.testing.assert_allclose(predicted(scaled(factor)), expected, rtol=1e-5)
+
+
+def test_statistics_that_a_layer_was_adapted_to_tell_networks_apart():
+    """Keras holds them as tensors, which graphs refer to and do not contain."""
+
+    def normalized(mean):
+        layer = keras.layers.Normalization()
+        layer.adapt(np.linspace(mean - 1.0, mean + 1.0, 12, dtype="float32").reshape(3, 4))
+        return keras.Sequential([keras.Input((4,)), layer])
+
+    found = []
+    assert compiled_by(lambda: found.extend(predicted(normalized(mean)) for mean in (0.0, 0.0, 3.0))) == 2
+    np.testing.assert_array_equal(found[0], found[1])
+    layer = normalized(3.0).layers[0]
+    logits = (X - np.asarray(layer.mean)) / np.sqrt(np.asarray(layer.variance))
+    np.testing.assert_allclose(found[2], np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), rtol=1e-5)
 
 
 def test_functions_inside_of_loops_and_branches_tell_graphs_apart():
