@@ -37,16 +37,14 @@ def shared_program(function: Callable[..., Any]) -> Callable[..., Any]:
     import tensorflow as tf
 
     traced = tf.function(function, autograph=False)
-    programs: dict[int, Callable[..., Any]] = {}
+
+    @functools.cache
+    def program_of(concrete: Any) -> Callable[..., Any]:
+        is_pure = not any(tensor.dtype in (tf.resource, tf.variant) for tensor in concrete.captured_inputs)
+        return _program(_Trace(_identity(concrete), concrete)) if is_pure else _compiled(concrete)
 
     def run(*args: Any) -> Any:  # as a graph that calls the program it would leave almost a MiB behind
-        concrete = traced.get_concrete_function(*args)  # one object for each signature, kept by `traced`
-        program = programs.get(id(concrete))
-        if program is None:
-            is_pure = not any(tensor.dtype in (tf.resource, tf.variant) for tensor in concrete.captured_inputs)
-            program = _program(_Trace(_identity(concrete), concrete)) if is_pure else _compiled(concrete)
-            programs[id(concrete)] = program
-        return program(*args)
+        return program_of(traced.get_concrete_function(*args))(*args)
 
     return run
 
